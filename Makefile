@@ -1,0 +1,86 @@
+# Everything that is done with this project is a target here. `make help` lists them.
+# On a machine with only Python 3.11+ and make, each installs what it needs into .venv first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PORT ?= 8089
+IMAGE ?= generation-service
+
+# What `make test` runs with: in parallel, in a random order.
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev run test check demo proto proto-check simulator image lock lint clean
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# The stamps stand for an installed lock file; a changed lock installs again.
+.venv/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+.venv/installed-dev: requirements-dev.lock .venv/installed
+	@echo "installing the development tools into .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+install: .venv/installed  ## Install what the service needs into .venv
+
+install-dev: .venv/installed-dev  ## Install what its development needs, too
+
+run: install  ## Serve on 127.0.0.1:50051; without KIE_API_KEY with the bundled simulator
+	@exec $(BIN)/python -m service
+
+simulator: install  ## Run only the Kie look-alike, on PORT (8089)
+	@exec $(BIN)/python -m providers.kie.simulator --port $(PORT)
+
+demo: install  ## Simulator, server and one task of each model, live; results in demo-results/
+	@$(BIN)/python -m client.demo
+
+test: install-dev  ## Run the tests
+	@$(PYTEST)
+
+check: install-dev lint proto-check  ## All that CI runs
+	@$(PYTEST)
+
+lint: install-dev
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+PROTO := generated/generation/v1/generation.proto
+OUT ?= .
+
+proto: install-dev  ## Generate generated/ from protos/
+	@$(BIN)/buf format -w protos
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Igenerated=protos \
+		--python_out=$(OUT) --mypy_out=quiet:$(OUT) \
+		--grpc_python_out=$(OUT) --mypy_grpc_out=quiet:$(OUT) $(PROTO)
+	@touch $(OUT)/generated/__init__.py $(OUT)/generated/generation/__init__.py \
+		$(OUT)/generated/generation/v1/__init__.py
+
+# The contract keeps its own rules, breaks nobody who uses what was published, and generated/ is its output.
+proto-check: install-dev
+	@$(BIN)/buf lint protos
+	@$(BIN)/buf format --diff --exit-code protos
+	@$(BIN)/buf breaking protos --against protos/published.binpb
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && mkdir "$$tmp/out" \
+		&& $(MAKE) --no-print-directory proto OUT="$$tmp/out" \
+		&& diff -r --exclude=__pycache__ generated "$$tmp/out/generated"
+
+image:  ## Build the container image
+	docker build --tag $(IMAGE) .
+
+lock: install-dev  ## Pin the dependencies of pyproject.toml again
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --constraint requirements.lock --group dev -o requirements-dev.lock
+
+clean:  ## Remove what the targets made, but for databases
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-results
