@@ -1,0 +1,1 @@
+"""Tasks and where they are kept. Knows neither providers nor gRPC."""

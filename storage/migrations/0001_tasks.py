@@ -1,0 +1,64 @@
+"""The table of tasks."""
+
+from peewee import (
+    SQL,
+    BigIntegerField,
+    BlobField,
+    DoubleField,
+    IntegerField,
+    Model,
+    TextField,
+)
+
+
+class TaskRow(Model):
+    id = TextField(primary_key=True)
+    caller = TextField()
+    request_id = TextField(null=True)
+    prompt_id = TextField()
+    model = TextField()
+    params = BlobField()
+    create_time = DoubleField()
+    update_time = DoubleField()
+    lane = TextField(null=True)
+    due_time = DoubleField(null=True)
+    status = TextField()
+    stage = TextField(null=True)
+    revision = BigIntegerField()
+    progress_percent = IntegerField(null=True)
+    artifacts = TextField()
+    result_json = TextField()
+    failure_reason = TextField(null=True)
+    failure_message = TextField(null=True)
+    failure_code = TextField(null=True)
+    provider_task_id = TextField()
+    credits_consumed = DoubleField(null=True)
+    complete_time = DoubleField(null=True)
+    submit_time = DoubleField(null=True)
+    accept_time = DoubleField(null=True)
+    unknown_time = DoubleField(null=True)
+    setbacks = IntegerField()
+
+    class Meta:
+        table_name = "tasks"
+        legacy_table_names = False
+        indexes = (
+            (("caller", "request_id"), True),
+            (("caller", "create_time", "id"), False),
+            (("caller", "prompt_id", "create_time", "id"), False),
+            (("caller", "status", "create_time", "id"), False),
+            (("submit_time",), False),
+        )
+
+
+TaskRow.add_index(TaskRow.lane, TaskRow.due_time, where=SQL("lane IS NOT NULL"), name="tasks_due")
+
+
+def up(migrator, db):
+    with db.bind_ctx([TaskRow]):
+        db.create_tables([TaskRow])
+
+
+def down(migrator, db):
+    with db.bind_ctx([TaskRow]):
+        db.drop_tables([TaskRow])

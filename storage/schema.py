@@ -1,0 +1,56 @@
+"""The table as Peewee knows it. The migrations hold frozen copies; a test compares the two."""
+
+from typing import Any, cast
+
+from peewee import SQL, BigIntegerField, BlobField, DoubleField, IntegerField, Model, TextField
+
+
+class TaskRow(Model):
+    """A task as it is stored; storage/task.py says what the columns mean.
+
+    Times are unix seconds.
+    """
+
+    id = TextField(primary_key=True)
+    caller = TextField()
+    request_id = TextField(null=True)
+    prompt_id = TextField()
+    model = TextField()
+    params = BlobField()
+    create_time = DoubleField()
+    update_time = DoubleField()
+    lane = TextField(null=True)
+    due_time = DoubleField(null=True)
+    status = TextField()
+    stage = TextField(null=True)
+    revision = BigIntegerField()
+    progress_percent = IntegerField(null=True)
+    artifacts = TextField()
+    result_json = TextField()
+    failure_reason = TextField(null=True)
+    failure_message = TextField(null=True)
+    failure_code = TextField(null=True)
+    provider_task_id = TextField()
+    credits_consumed = DoubleField(null=True)
+    complete_time = DoubleField(null=True)
+    submit_time = DoubleField(null=True)
+    accept_time = DoubleField(null=True)
+    unknown_time = DoubleField(null=True)
+    setbacks = IntegerField()
+
+    class Meta:
+        table_name = "tasks"
+        legacy_table_names = False
+        indexes = (
+            (("caller", "request_id"), True),
+            (("caller", "create_time", "id"), False),
+            (("caller", "prompt_id", "create_time", "id"), False),
+            (("caller", "status", "create_time", "id"), False),
+            (("submit_time",), False),
+        )
+
+
+# Only what waits stands in this index, however many tasks have ended.
+TaskRow.add_index(
+    TaskRow.lane, TaskRow.due_time, where=cast("Any", SQL("lane IS NOT NULL")), name="tasks_due"
+)

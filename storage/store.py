@@ -1,0 +1,400 @@
+"""Where tasks are kept: SQLite through Peewee.
+
+Writes go through one thread that commits them in groups; an acknowledged write is on the disk. A
+read of one row is done on the event loop, where it costs a tenth of a thread hop; reads of many
+rows have a thread of their own.
+
+The hot statements are printed by Peewee once, and then run as text: building one costs more than
+running it.
+
+    StorageError                 (base)
+      StorageUnavailableError    the database is away: nothing was written, and the same call may
+      work later StorageConfigError         the database cannot be opened as it is configured
+"""
+
+import asyncio
+import fcntl
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from peewee import SQL, DatabaseError, Expression, InterfaceError, SqliteDatabase, Tuple, fn
+from playhouse.migrations import Runner
+
+from storage.schema import TaskRow
+from storage.task import Artifact, Failure, Lane, Stage, Status, Task
+from storage.writer import GroupWriter
+
+SQLITE_PREFIX = "sqlite:///"
+BUSY_TIMEOUT_SECONDS = 5
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class StorageError(Exception):
+    """Base of what goes wrong with the store."""
+
+
+class StorageUnavailableError(StorageError):
+    """The database is away, full or locked. Nothing was written."""
+
+
+class StorageConfigError(StorageError):
+    """The database cannot be opened as it is configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The task was stored."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """The caller's request_id was there already, with this task."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFull:
+    """Too many tasks wait to be sent; nothing was stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListFilter:
+    """Which tasks of a caller to list; an unset filter takes any."""
+
+    caller: str
+    prompt_id: str = ""
+    status: Status | None = None
+
+
+class Store:
+    """The tasks of one database. Open it inside the event loop that uses it."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = _lock_file(path)
+        self._reads = _sqlite(path, query_only=1)
+        self._writes = _sqlite(path)
+        with _storage_errors():
+            Runner(self._writes, str(MIGRATIONS)).up()
+            self._writes.close()
+            self._reads.connect()
+        self._sql = _Statements(self._writes)
+        self._writer = GroupWriter(self._writes)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-reader")
+
+    @classmethod
+    def open(cls, database_url: str) -> "Store":
+        """Open a database, bring its tables up to date, and keep other processes out.
+
+        Raises:
+            StorageConfigError: The URL is of no kind that is served, or another process has the
+                database.
+            StorageUnavailableError: The file cannot be opened.
+        """
+        path = database_url.removeprefix(SQLITE_PREFIX)
+        if path == database_url or not path:
+            raise StorageConfigError(f"DATABASE_URL must look like {SQLITE_PREFIX}generation.db")
+        return cls(Path(path))
+
+    async def close(self) -> None:
+        """Finish the writes that wait, and close every connection."""
+        await self._writer.close()
+        await asyncio.get_running_loop().run_in_executor(self._reader, self._reads.close)
+        self._reader.shutdown()
+        self._reads.close()
+        self._lock.close()
+
+    # --- reads ---
+
+    def get(self, task_id: str) -> Task | None:
+        """Return the newest committed snapshot of a task."""
+        return self._one(self._sql.get, task_id)
+
+    def find_request(self, caller: str, request_id: str) -> Task | None:
+        """Return the task that the caller's request_id made."""
+        return self._one(self._sql.find_request, caller, request_id)
+
+    def ping(self) -> None:
+        """Raise StorageUnavailableError unless the database answers."""
+        with _storage_errors():
+            self._reads.execute_sql("SELECT 1")
+
+    async def page(
+        self, which: ListFilter, before: tuple[float, str] | None, limit: int
+    ) -> list[Task]:
+        """Return tasks newest first, only those older than the (create_time, id) of `before`."""
+        where = _list_conditions(which, before)
+        newest_first = (TaskRow.create_time.desc(), TaskRow.id.desc())
+        query = TaskRow.select(*_COLUMNS).where(*where).order_by(*newest_first).limit(limit)
+        return [_task(row) for row in await self._read_many(query)]
+
+    def next_due_time(self, lane: Lane) -> float | None:
+        """Return when the first task of a lane is due, in unix seconds."""
+        due_time: float | None = self._scalar(self._sql.next_due, lane)
+        return due_time
+
+    def count(self, lane: Lane) -> int:
+        """Return how many tasks wait in a lane."""
+        return int(self._scalar(self._sql.count, lane))
+
+    async def recent_submit_times(self, since: float) -> list[float]:
+        """Return when tasks were sent to the provider after `since`, oldest first."""
+        query = (
+            TaskRow.select(TaskRow.submit_time)
+            .where(TaskRow.submit_time > since)
+            .order_by(TaskRow.submit_time)
+        )
+        return [row[0] for row in await self._read_many(query)]
+
+    # --- writes ---
+
+    async def create(self, task: Task, queue_max_tasks: int) -> Created | Existing | QueueFull:
+        """Store a new task, unless the caller's request_id has one already or too many wait."""
+        return await self._write(lambda: self._create(task, queue_max_tasks))
+
+    async def save(self, before: Task, after: Task) -> bool:
+        """Store the snapshot that a move made of `before`.
+
+        False if that is not the present one any more.
+        """
+        return await self._write(lambda: self._save(before, after))
+
+    async def claim(
+        self, lane: Lane, now: float, limit: int, move: Callable[[Task], Task]
+    ) -> list[Task]:
+        """Take due tasks of a lane, longest due first, and store what `move` makes of each.
+
+        The move must change the due time or the lane, so that nobody takes the task again
+        meanwhile.
+        """
+        return await self._write(lambda: self._claim(lane, now, limit, move))
+
+    async def release(self, now: float) -> None:
+        """Make due what waits for workers that are gone: for the start of the only process."""
+        await self._write(lambda: self._writes.execute_sql(self._sql.release, (now, now)))
+
+    # --- in the writer's thread, inside its transaction ---
+
+    def _create(self, task: Task, queue_max_tasks: int) -> Created | Existing | QueueFull:
+        execute: Any = self._writes.execute_sql
+        if task.request_id:
+            row = execute(self._sql.find_request, (task.caller, task.request_id)).fetchone()
+            if row is not None:
+                return Existing(_task(row))
+        if execute(self._sql.count, (Lane.SUBMIT,)).fetchone()[0] >= queue_max_tasks:
+            return QueueFull()
+        execute(self._sql.insert, _row(task))
+        return Created(task)
+
+    def _save(self, before: Task, after: Task) -> bool:
+        keys = (before.id, before.revision)
+        values = _row(after)[_FIXED_COLUMNS:]
+        return bool(self._writes.execute_sql(self._sql.save, values + keys).rowcount)
+
+    def _claim(
+        self, lane: Lane, now: float, limit: int, move: Callable[[Task], Task]
+    ) -> list[Task]:
+        rows = self._writes.execute_sql(self._sql.due, (lane, now, limit)).fetchall()
+        moves = [(task, move(task)) for task in filter(None, map(self._readable, rows))]
+        return [after for before, after in moves if self._save(before, after)]
+
+    def _readable(self, row: Sequence[Any]) -> Task | None:
+        """Return the task of a row.
+
+        A damaged row leaves its lane, or it would hold up the others for ever.
+        """
+        try:
+            return _task(row)
+        except (TypeError, ValueError):
+            logger.exception("a damaged row was taken out of its lane", extra={"task_id": row[0]})
+            self._writes.execute_sql(self._sql.set_aside, (row[0],))
+            return None
+
+    # --- threads ---
+
+    async def _write(self, work: Callable[[], T]) -> T:
+        with _storage_errors():
+            return await self._writer.run(work)
+
+    async def _in_reader(self, work: Callable[[], T]) -> T:
+        def connected() -> T:
+            self._reads.connect(reuse_if_open=True)
+            return work()
+
+        with _storage_errors():
+            return await asyncio.get_running_loop().run_in_executor(self._reader, connected)
+
+    async def _read_many(self, query: Any) -> list[Any]:
+        sql, params = query.bind(self._reads).sql()
+        return await self._in_reader(lambda: self._reads.execute_sql(sql, params).fetchall())
+
+    def _one(self, sql: str, *params: object) -> Task | None:
+        with _storage_errors():
+            row = self._reads.execute_sql(sql, params).fetchone()
+        return None if row is None else _task(row)
+
+    def _scalar(self, sql: str, *params: object) -> Any:
+        with _storage_errors():
+            return self._reads.execute_sql(sql, params).fetchone()[0]
+
+
+_COLUMNS = tuple(TaskRow._meta.sorted_fields)  # noqa: SLF001 - Peewee's documented way
+_FIXED_COLUMNS = 7  # the first ones, up to create_time, never change
+
+
+class _Statements:
+    """The hot statements as text, printed by Peewee for one kind of database."""
+
+    def __init__(self, db: SqliteDatabase) -> None:
+        def text(query: Any) -> str:
+            return str(query.bind(db).sql()[0])
+
+        arg = SQL(db.param)
+        row = TaskRow
+        present = (row.id == arg) & (row.revision == arg)
+        due = (row.lane == arg) & (row.due_time <= arg)
+        waits = row.lane.in_([SQL(f"'{Lane.SUBMIT}'"), SQL(f"'{Lane.POLL}'")])
+        select = row.select(*_COLUMNS)
+        self.get = text(select.where(row.id == arg))
+        self.find_request = text(select.where(row.caller == arg, row.request_id == arg))
+        self.due = text(select.where(due).order_by(row.due_time).limit(arg))
+        self.next_due = text(row.select(fn.MIN(row.due_time)).where(row.lane == arg))
+        self.count = text(row.select(fn.COUNT(SQL("*"))).where(row.lane == arg))
+        self.insert = text(row.insert_many([[arg] * len(_COLUMNS)], fields=_COLUMNS))
+        self.save = text(row.update(dict.fromkeys(_COLUMNS[_FIXED_COLUMNS:], arg)).where(present))
+        self.set_aside = text(row.update({row.lane: None}).where(row.id == arg))
+        self.release = text(
+            row.update({row.due_time: arg}).where(
+                waits, row.due_time > arg, row.unknown_time.is_null()
+            )
+        )
+
+
+def _list_conditions(which: ListFilter, before: tuple[float, str] | None) -> Iterator[Expression]:
+    yield TaskRow.caller == which.caller
+    if which.prompt_id:
+        yield TaskRow.prompt_id == which.prompt_id
+    if which.status:
+        yield TaskRow.status == which.status.value
+    if before:
+        yield Tuple(TaskRow.create_time, TaskRow.id) < before
+
+
+def _row(task: Task) -> tuple[object, ...]:
+    """Return a task's columns, in the order of the table."""
+    failure = task.failure
+    return (
+        task.id,
+        task.caller,
+        task.request_id or None,
+        task.prompt_id,
+        task.model,
+        task.params,
+        task.create_time,
+        task.update_time,
+        task.lane,
+        task.due_time,
+        task.status,
+        task.stage,
+        task.revision,
+        task.progress_percent,
+        json.dumps([(a.url, a.mime_type) for a in task.artifacts]) if task.artifacts else "[]",
+        task.result_json,
+        failure and failure.reason,
+        failure and failure.message,
+        failure and failure.provider_code,
+        task.provider_task_id,
+        task.credits_consumed,
+        task.complete_time,
+        task.submit_time,
+        task.accept_time,
+        task.unknown_time,
+        task.setbacks,
+    )
+
+
+def _task(row: Sequence[Any]) -> Task:
+    """Build a task from its columns, in the order of the table."""
+    (task_id, caller, request_id, prompt_id, model, params, create_time, update_time, _lane,
+     due_time, status, stage, revision, progress_percent, artifacts, result_json, failure_reason,
+     failure_message, failure_code, provider_task_id, credits_consumed, complete_time,
+     submit_time, accept_time, unknown_time, setbacks) = row  # fmt: skip
+    return Task(
+        id=task_id,
+        caller=caller,
+        request_id=request_id or "",
+        prompt_id=prompt_id,
+        model=model,
+        params=bytes(params),
+        create_time=create_time,
+        update_time=update_time,
+        due_time=due_time,
+        status=Status(status),
+        stage=stage and Stage(stage),
+        revision=revision,
+        progress_percent=progress_percent,
+        artifacts=_artifacts(artifacts),
+        result_json=result_json,
+        failure=failure_reason and Failure(failure_reason, failure_message, failure_code),
+        provider_task_id=provider_task_id,
+        credits_consumed=credits_consumed,
+        complete_time=complete_time,
+        submit_time=submit_time,
+        accept_time=accept_time,
+        unknown_time=unknown_time,
+        setbacks=setbacks,
+    )
+
+
+def _artifacts(text: str) -> tuple[Artifact, ...]:
+    return () if text == "[]" else tuple(Artifact(*item) for item in json.loads(text))
+
+
+def _sqlite(path: Path, **pragmas: int) -> SqliteDatabase:
+    return SqliteDatabase(
+        str(path),
+        timeout=BUSY_TIMEOUT_SECONDS,
+        pragmas={
+            "journal_mode": "wal",
+            "synchronous": "full",  # an acknowledged write survives a power cut
+            **pragmas,
+        },
+    )
+
+
+def _lock_file(path: Path) -> TextIO:
+    """Keep other processes off the database.
+
+    Two pollers on one file would each believe to be alone.
+    """
+    try:
+        lock = path.with_name(path.name + ".lock").open("w")
+    except OSError as error:
+        raise StorageUnavailableError(f"cannot open {path}: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise StorageConfigError(f"{path} is in use by another process of this service") from None
+    return lock
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    """Translate the driver's errors; here, and nowhere else."""
+    try:
+        yield
+    except (DatabaseError, InterfaceError) as error:
+        raise StorageUnavailableError(f"{type(error).__name__}: {error}") from error

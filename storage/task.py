@@ -1,0 +1,267 @@
+"""A task and its moves: pure values, no I/O, no clock.
+
+A task has no setter. It changes by named moves, each of which returns the next snapshot, and the
+store saves that one only if the revision it came from is still the present one (compare-and-set):
+
+    ACCEPTED --submitting--> SUBMITTING --queued--> QUEUED --progressed--> GENERATING
+        ^                       |  |                   |                       |
+        +------postponed--------+  +-- unknown         +-------+---------------+
+        |                       |      (waits)                 |
+    cancelled                refused                     succeeded / failed
+        v                       v                              v
+      FAILED                  FAILED                    SUCCESS / FAILED --delivered_late--> FAILED
+      with artifacts
+
+Times are unix seconds and come in as `now`. `due_time` says when somebody must look at the task
+next; None is never.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+DELIVERY_WINDOW_SECONDS = 14 * 86_400.0  # how long Kie keeps a result (kie-api.md 1.4)
+LATE_POLL_SECONDS = 3_600.0
+
+
+class Status(StrEnum):
+    """How a task stands. The names are the proto's, without their prefix."""
+
+    PENDING = "PENDING"
+    SUCCESS = "SUCCESS"
+    FAILED = "FAILED"
+
+
+class Lane(StrEnum):
+    """The line in which a task waits for its due time.
+
+    An ended task without a late delivery waits in none.
+    """
+
+    SUBMIT = "submit"
+    POLL = "poll"
+    LATE = "late"
+
+
+class Stage(StrEnum):
+    """How far a PENDING task is. The names are the proto's, without their prefix."""
+
+    ACCEPTED = "ACCEPTED"
+    SUBMITTING = "SUBMITTING"
+    QUEUED = "QUEUED"
+    GENERATING = "GENERATING"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One result: its URL and media type."""
+
+    url: str
+    mime_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a task failed.
+
+    The name of an ErrorReason, words for people, and the provider's code or "".
+    """
+
+    reason: str
+    message: str
+    provider_code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A snapshot of a task.
+
+    Attributes:
+        params: The serialised ProviderParams message, as the caller sent it.
+        revision: Grows by one with every visible change, from 1.
+        accept_time: When the provider accepted it; its age counts from here.
+        unknown_time: When the answer to its paid request was found to be lost.
+        due_time: When it must be looked at next, or None. A claim puts it off, so that a task whose
+            worker is gone comes back.
+        setbacks: How many times in a row the provider could not be asked.
+    """
+
+    id: str
+    caller: str
+    request_id: str
+    prompt_id: str
+    model: str
+    params: bytes
+    create_time: float
+    update_time: float
+    due_time: float | None
+    status: Status = Status.PENDING
+    stage: Stage | None = Stage.ACCEPTED
+    revision: int = 1
+    progress_percent: int | None = None
+    artifacts: tuple[Artifact, ...] = ()
+    result_json: str = ""
+    failure: Failure | None = None
+    provider_task_id: str = ""
+    credits_consumed: float | None = None
+    complete_time: float | None = None
+    submit_time: float | None = None
+    accept_time: float | None = None
+    unknown_time: float | None = None
+    setbacks: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the status is final."""
+        return self.status is not Status.PENDING
+
+    @property
+    def lane(self) -> Lane | None:
+        """Where it waits to be looked at."""
+        if self.due_time is None:
+            return None
+        if self.ended:
+            return Lane.LATE
+        return Lane.SUBMIT if self.stage is Stage.ACCEPTED else Lane.POLL
+
+    # --- the way to the provider ---
+
+    def submitting(self, now: float, due_time: float) -> "Task":
+        """ACCEPTED -> SUBMITTING: committed before the paid request is sent.
+
+        Whoever finds it at `due_time` finds it without an answer: its sender is gone.
+        """
+        assert self.stage is Stage.ACCEPTED, self.stage
+        return self._move(now, stage=Stage.SUBMITTING, submit_time=now, due_time=due_time)
+
+    def postponed(self, now: float, due_time: float) -> "Task":
+        """SUBMITTING -> ACCEPTED: nothing was bought, and it is sent again at `due_time`."""
+        assert self.stage is Stage.SUBMITTING, self.stage
+        return self._move(
+            now,
+            stage=Stage.ACCEPTED,
+            submit_time=None,
+            due_time=due_time,
+            setbacks=self.setbacks + 1,
+        )
+
+    def queued(self, provider_task_id: str, now: float, due_time: float) -> "Task":
+        """SUBMITTING -> QUEUED: the provider has it."""
+        assert self.stage is Stage.SUBMITTING, self.stage
+        return self._move(
+            now,
+            stage=Stage.QUEUED,
+            provider_task_id=provider_task_id,
+            accept_time=now,
+            unknown_time=None,
+            due_time=due_time,
+            setbacks=0,
+        )
+
+    def unknown(self, now: float, due_time: float) -> "Task":
+        """SUBMITTING, and the answer is lost: it waits for a sign until `due_time`.
+
+        Not visible to callers.
+        """
+        assert self.stage is Stage.SUBMITTING, self.stage
+        return replace(self, unknown_time=now, due_time=due_time)
+
+    # --- the work ---
+
+    def progressed(self, generating: bool, percent: int | None, now: float) -> "Task":
+        """QUEUED or GENERATING, further than before.
+
+        The same snapshot when nothing visible changed.
+        """
+        assert self.stage in {Stage.QUEUED, Stage.GENERATING}, self.stage
+        stage = Stage.GENERATING if generating else self.stage
+        percent = max(percent or 0, self.progress_percent or 0) if percent is not None else None
+        percent = self.progress_percent if percent is None else percent
+        if (stage, percent) == (self.stage, self.progress_percent):
+            return self
+        return self._move(now, stage=stage, progress_percent=percent)
+
+    def scheduled(self, due_time: float, setbacks: int) -> "Task":
+        """Look at it next at `due_time`. Not visible to callers."""
+        return replace(self, due_time=due_time, setbacks=setbacks)
+
+    # --- the ends ---
+
+    def succeeded(
+        self,
+        artifacts: tuple[Artifact, ...],
+        result_json: str,
+        credits_consumed: float | None,
+        now: float,
+        complete_time: float,
+    ) -> "Task":
+        """-> SUCCESS, with its results."""
+        assert not self.ended, self.status
+        assert artifacts, "a success has results"
+        return self._end(
+            now,
+            status=Status.SUCCESS,
+            artifacts=artifacts,
+            result_json=result_json,
+            credits_consumed=credits_consumed,
+            complete_time=complete_time,
+        )
+
+    def failed(
+        self,
+        failure: Failure,
+        now: float,
+        *,
+        credits_consumed: float | None = None,
+        complete_time: float | None = None,
+        late_delivery: bool = False,
+    ) -> "Task":
+        """-> FAILED.
+
+        With `late_delivery` the provider is still asked, rarely, for a result that is paid for.
+        """
+        assert not self.ended, self.status
+        return self._end(
+            now,
+            status=Status.FAILED,
+            failure=failure,
+            credits_consumed=credits_consumed,
+            complete_time=complete_time or now,
+            due_time=now + LATE_POLL_SECONDS if late_delivery else None,
+        )
+
+    def delivered_late(
+        self,
+        artifacts: tuple[Artifact, ...],
+        result_json: str,
+        credits_consumed: float | None,
+        now: float,
+    ) -> "Task":
+        """FAILED -> FAILED with artifacts: a paid result is kept. At most once."""
+        assert self.status is Status.FAILED, self.status
+        assert not self.artifacts, "delivered before"
+        return self._move(
+            now,
+            artifacts=artifacts,
+            result_json=result_json,
+            credits_consumed=credits_consumed,
+            due_time=None,
+        )
+
+    def still_undelivered(self, now: float) -> "Task":
+        """FAILED, and the provider has nothing yet.
+
+        Ask again in an hour, for as long as it keeps results.
+        """
+        assert self.status is Status.FAILED, self.status
+        last = (self.accept_time or self.create_time) + DELIVERY_WINDOW_SECONDS
+        due_time = now + LATE_POLL_SECONDS
+        return replace(self, due_time=due_time if due_time < last else None)
+
+    def _end(self, now: float, **changes: object) -> "Task":
+        return self._move(now, **{"stage": None, "due_time": None, "setbacks": 0} | changes)
+
+    def _move(self, now: float, **changes: object) -> "Task":
+        """Return the next revision. Time never runs backwards in it, whatever the clock did."""
+        update_time = max(now, self.update_time)
+        revision = self.revision + 1
+        return replace(self, revision=revision, update_time=update_time, **changes)  # type: ignore[arg-type]
