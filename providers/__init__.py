@@ -1,0 +1,1 @@
+"""Where tasks are generated. Knows neither storage nor gRPC."""

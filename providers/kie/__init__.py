@@ -1,0 +1,1 @@
+"""Kie.ai: one adapter for each model, one client, and a simulator."""

@@ -1,0 +1,270 @@
+"""Kie.ai over HTTP: the one place where its API is called, and where its errors become outcomes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import aiohttp
+from aiohttp import hdrs
+
+from generated.generation.v1.generation_pb2 import ProviderParams
+from providers.base import (
+    ParamsError,
+    Poll,
+    Postponed,
+    StoredFile,
+    Submission,
+    Unknown,
+    Upload,
+    UploadError,
+    Violation,
+    Weather,
+)
+from providers.kie.adapter import Adapter
+from providers.kie.envelope import (
+    OK,
+    TRY_LATER_CODES,
+    Envelope,
+    UnreadableAnswerError,
+    as_time,
+    clean,
+    parse_envelope,
+    read_submission,
+    refusal_reason,
+)
+from providers.kie.params import Params
+from providers.kie.registry import ADAPTERS
+
+CONNECT_SECONDS = 10
+CREATE_SECONDS = (
+    60  # recorded creates took under a second; the longer we wait, the fewer answers are lost
+)
+POLL_SECONDS = 20
+UPLOAD_STALL_SECONDS = (
+    60  # without a byte from the caller, or to the provider, or the answer to the last one
+)
+ANSWER_MAX_BYTES = 1 << 20
+POLL_CONNECTIONS = 256
+UPLOAD_PATH = "/api/file-stream-upload"
+USER_AGENT = (
+    "kie-generation-service"  # a missing one, or a library's own, is what Kie's edge answers 403 to
+)
+
+NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+SERVER_ERRORS = range(500, 600)
+
+
+class KieProvider:
+    """The provider Kie.ai, or a look-alike.
+
+    Create it inside the event loop that uses it, and close it there.
+    """
+
+    models = frozenset(ADAPTERS)
+
+    def __init__(self, api_url: str, upload_url: str, api_key: str) -> None:
+        self._api_url = api_url.rstrip("/")
+        self._upload_url = upload_url.rstrip("/")
+        headers = {hdrs.AUTHORIZATION: f"Bearer {api_key}", hdrs.USER_AGENT: USER_AGENT}
+        self._reads = aiohttp.ClientSession(
+            headers=headers,
+            connector=aiohttp.TCPConnector(limit=POLL_CONNECTIONS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        # A kept connection that the peer closed meanwhile fails after sending, when nobody can tell
+        # what was bought. On a fresh one, "not connected" (safe to repeat) and "sent, no answer"
+        # (never to repeat) stay apart.
+        self._writes = aiohttp.ClientSession(
+            headers=headers,
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._reads.close()
+        await self._writes.close()
+
+    # --- parameters ---
+
+    def model_of(self, params: ProviderParams) -> str:
+        """Return the model that is set in the oneof."""
+        model = params.kie.WhichOneof("model")
+        assert model is not None, "params were not checked"
+        return model
+
+    def usual_seconds(self, model: str) -> float:
+        """Return the model's usual longest duration in seconds."""
+        return ADAPTERS[model].usual_seconds
+
+    def check(self, params: ProviderParams) -> None:
+        """Raise ParamsError unless every rule holds."""
+        self._read_params(params)
+
+    def _read_params(self, params: ProviderParams) -> tuple[Adapter, Params]:
+        model = params.kie.WhichOneof("model")
+        if model is None:
+            names = ", ".join(ADAPTERS)
+            raise ParamsError([Violation("provider_params.kie", f"must set one of {names}")])
+        adapter = ADAPTERS[model]
+        return adapter, adapter.params.from_message(getattr(params.kie, model))
+
+    # --- tasks ---
+
+    async def submit(self, params: ProviderParams, callback_url: str | None) -> Submission:
+        """Post the paid request once, over a connection of its own."""
+        adapter, model_params = self._read_params(params)
+        body = adapter.body(model_params)
+        if callback_url:
+            body["callBackUrl"] = callback_url
+        timeout = aiohttp.ClientTimeout(total=CREATE_SECONDS, connect=CONNECT_SECONDS)
+        url = self._api_url + adapter.create_path
+        try:
+            async with self._writes.post(
+                url, json=body, timeout=timeout, allow_redirects=False
+            ) as response:
+                return read_submission(await _read_envelope(response))
+        except NOT_CONNECTED as error:
+            return Postponed(f"not connected: {_describe(error)}")
+        except (aiohttp.ClientError, TimeoutError, OSError, UnreadableAnswerError) as error:
+            return Unknown(_describe(error))
+
+    async def poll(self, model: str, provider_task_id: str) -> Poll:
+        """Ask for the record of a task."""
+        adapter = ADAPTERS[model]
+        timeout = aiohttp.ClientTimeout(total=POLL_SECONDS, connect=CONNECT_SECONDS)
+        try:
+            async with self._reads.get(
+                self._api_url + adapter.record_path,
+                params={"taskId": provider_task_id},
+                timeout=timeout,
+                allow_redirects=False,
+            ) as response:
+                envelope = await _read_envelope(response)
+        except (aiohttp.ClientError, TimeoutError, OSError, UnreadableAnswerError) as error:
+            return Weather(_describe(error))
+        told = (envelope.record or {}).get("taskId", provider_task_id)
+        if told != provider_task_id:
+            return Weather(f"the record of another task, {clean(told, 64)!r}")
+        return adapter.read(envelope)
+
+    # --- uploads ---
+
+    async def upload(self, upload: Upload, chunks: AsyncIterator[bytes]) -> StoredFile:
+        """Stream a file as multipart/form-data; the text parts first, as the file may be large."""
+        source = _Source(chunks)
+        form = aiohttp.MultipartWriter("form-data")
+        _add_text(form, "uploadPath", upload.upload_path)
+        _add_text(form, "fileName", upload.file_name)
+        form.append_payload(_FilePayload(source, upload))
+        try:
+            async with (
+                asyncio.timeout(UPLOAD_STALL_SECONDS) as source.stall,
+                self._writes.post(
+                    self._upload_url + UPLOAD_PATH,
+                    data=form,
+                    timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS),
+                    allow_redirects=False,
+                ) as response,
+            ):
+                envelope = await _read_envelope(response)
+        except (aiohttp.ClientError, TimeoutError, OSError, UnreadableAnswerError) as error:
+            raise source.error or _upload_error(error, source) from None
+        return _stored_file(envelope)
+
+
+class _Source:
+    """Hands on the caller's chunks.
+
+    Attributes:
+        error: The exception that ended them: aiohttp shows it only as its own.
+        waiting: Whether the next chunk is the caller's to send.
+        stall: Put off with each chunk.
+    """
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self.error: Exception | None = None
+        self.waiting = False
+        self.stall: asyncio.Timeout
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self.waiting = True
+        try:
+            async for chunk in self._chunks:
+                self.stall.reschedule(asyncio.get_running_loop().time() + UPLOAD_STALL_SECONDS)
+                self.waiting = False
+                yield chunk
+                self.waiting = True
+        except Exception as error:
+            self.error = error
+            raise
+        self.waiting = False
+
+
+class _FilePayload(aiohttp.AsyncIterablePayload):
+    """The file's part: with it the request has a Content-Length if the caller told the size."""
+
+    def __init__(self, source: _Source, upload: Upload) -> None:
+        super().__init__(source, content_type=upload.content_type)
+        self._size = upload.size_bytes
+        self.set_content_disposition("form-data", name="file", filename=upload.file_name)
+
+
+def _upload_error(error: BaseException, source: _Source) -> UploadError:
+    if isinstance(error, TimeoutError) and source.waiting:
+        words = f"no bytes came for {UPLOAD_STALL_SECONDS} s: the upload was given up"
+        return UploadError("UPLOAD_MISMATCH", words)
+    return UploadError(
+        "PROVIDER_UNAVAILABLE", f"the provider cannot be reached: {_describe(error)}"
+    )
+
+
+def _add_text(form: aiohttp.MultipartWriter, name: str, value: str) -> None:
+    form.append(value).set_content_disposition("form-data", name=name)
+
+
+def _stored_file(envelope: Envelope) -> StoredFile:
+    """Read the upload host's answer.
+
+    Raises:
+        UploadError: It is a refusal, or names no URL.
+    """
+    if envelope.code in TRY_LATER_CODES or envelope.code in SERVER_ERRORS:
+        raise UploadError("PROVIDER_UNAVAILABLE", envelope.message, str(envelope.code))
+    if envelope.code != OK:
+        raise UploadError(refusal_reason(envelope), envelope.message, str(envelope.code))
+    record = envelope.record or {}
+    url = clean(record.get("downloadUrl"), 4_096)
+    if not url:
+        raise UploadError("PROVIDER_UNAVAILABLE", "the provider stored the file under no URL")
+    return StoredFile(
+        file_name=clean(record.get("fileName")),
+        file_path=clean(record.get("filePath")),
+        download_url=url,
+        mime_type=clean(record.get("mimeType"), 255),
+        upload_time=as_time(record.get("uploadedAt")),
+        expire_time=as_time(record.get("expiresAt")),
+    )
+
+
+async def _read_envelope(response: aiohttp.ClientResponse) -> Envelope:
+    """Read a bounded answer.
+
+    Raises:
+        UnreadableAnswerError: It is too large, or no envelope.
+    """
+    text = bytearray()
+    async for chunk in response.content.iter_any():
+        text += chunk
+        if len(text) > ANSWER_MAX_BYTES:
+            raise UnreadableAnswerError(f"more than {ANSWER_MAX_BYTES} bytes")
+    return parse_envelope(response.status, bytes(text))
+
+
+def _describe(error: BaseException) -> str:
+    """Say what happened, without URLs that may hold secrets."""
+    if isinstance(error, UnreadableAnswerError):
+        return str(error)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"{type(error).__name__}: {error.strerror or error.os_error}"
+    return type(error).__name__

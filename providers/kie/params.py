@@ -1,0 +1,144 @@
+"""From a model's message to its rules and its wire body: what the four model files have in common.
+
+Each model has one pydantic class, under the proto's names, that is both: its constraints are the
+rules, and its serialization aliases are the wire's names. Rules that span fields stand beside them
+in `cross_rules`, as pydantic skips its own model validators once any field is wrong, and a caller
+wants all mistakes at once.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Annotated, Any, ClassVar, Self
+from urllib.parse import urlsplit
+
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+
+from providers.base import ParamsError, Violation
+
+URL_MAX_CHARACTERS = 2_048
+
+# What a message sets, by the proto's names; enums by the short names of their values (`FAST`).
+Given = Mapping[str, Any]
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not contain NUL")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
+def _http_url(url: str) -> str:
+    if any(c.isspace() or not c.isprintable() for c in url):
+        raise ValueError("must not contain white space or control characters")
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+        raise ValueError("must be an absolute http or https URL")
+    return url
+
+
+Text = Annotated[str, AfterValidator(_no_nul)]
+Prompt = Annotated[Text, AfterValidator(_not_blank)]
+Url = Annotated[str, Field(max_length=URL_MAX_CHARACTERS), AfterValidator(_http_url)]
+Urls = list[Url] | None
+Watermark = Annotated[Text | None, Field(max_length=100)]
+
+
+def choice(wire_values: Mapping[str, str]) -> PlainSerializer:
+    """Serialise the short name of an enum value as what stands on the wire for it."""
+    return PlainSerializer(lambda name: wire_values[name], return_type=str, when_used="unless-none")
+
+
+class Params(BaseModel):
+    """Base of the models' parameters: unset is None, and None is not sent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    message_path: ClassVar[str]
+
+    @classmethod
+    def from_message(cls, message: Message) -> Self:
+        """Check every rule of a model's message.
+
+        Raises:
+            ParamsError: With all broken rules, each by its path in the request.
+        """
+        given = read_message(message)
+        violations = [Violation(f"{cls.message_path}.{f}", d) for f, d in cls.cross_rules(given)]
+        try:
+            params = cls.model_validate(given)
+        except ValidationError as error:
+            broken = [
+                Violation(_path(cls.message_path, e["loc"]), _words(e)) for e in error.errors()
+            ]
+            raise ParamsError(broken + violations) from None
+        if violations:
+            raise ParamsError(violations)
+        return params
+
+    @classmethod
+    def cross_rules(cls, given: Given) -> Iterator[tuple[str, str]]:
+        """Yield (field, what it must be) for each broken rule that spans fields."""
+        del given
+        yield from ()
+
+    def wire(self) -> dict[str, Any]:
+        """Return the fields as the provider names them, without the unset ones."""
+        fields = self.model_dump(by_alias=True)
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+def count_rule(
+    field: str, given: Given, least: int, most: int, where: str
+) -> Iterator[tuple[str, str]]:
+    """Yield the rule of how many values a repeated field holds, if it is broken."""
+    if least <= len(given.get(field, ())) <= most:
+        return
+    allowed = "must be empty" if most == 0 else f"must hold exactly {most}"
+    yield field, f"{allowed if least == most else f'must hold {least} to {most}'} with {where}"
+
+
+def read_message(message: Message) -> dict[str, Any]:
+    """Return the set fields of a message.
+
+    The short names of its enum values, their numbers when unknown.
+    """
+    return {field.name: _value(field, value) for field, value in message.ListFields()}
+
+
+def _value(field: FieldDescriptor, value: Any) -> Any:
+    if field.enum_type is not None:
+        return _short_names(field.enum_type).get(value, value)
+    return list(value) if field.is_repeated else value
+
+
+@cache
+def _short_names(enum: EnumDescriptor) -> dict[int, str]:
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    return {value.number: value.name.removeprefix(prefix) for value in enum.values}
+
+
+def _path(message_path: str, loc: tuple[int | str, ...]) -> str:
+    return message_path + "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc
+    )
+
+
+def _words(error: Any) -> str:
+    match error["type"]:
+        case "missing":
+            return "is required"
+        case "literal_error":
+            return f"must be one of {error['ctx']['expected']}"
+        case "value_error":
+            return str(error["ctx"]["error"])
+        case _:
+            return (
+                str(error["msg"]).replace("Input should", "must").replace("String should", "must")
+            )
