@@ -1,0 +1,201 @@
+"""The one interceptor: who calls, what the bytes say, and which status an exception is.
+
+It takes every call as raw bytes and parses them itself, as grpc.aio answers UNKNOWN to bytes that
+do not parse before any handler sees them. Streams are written from a coroutine, so that a cancelled
+one is cleaned up at once and not when its generator is collected.
+"""
+
+import asyncio
+import inspect
+import math
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from service.callers import Callers, current_caller
+from service.errors import ServiceError
+from storage.store import StorageUnavailableError
+
+SERVICE_PREFIX = "/generation.v1."  # health and reflection need no token
+SLOW_SECONDS = {"CreateTask": 15.0, "QueryTask": 1.0, "ListTasks": 1.0, "CancelTask": 1.0}
+AUTHORIZATION = "authorization"
+
+log = structlog.get_logger()
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    """Stands around every call."""
+
+    def __init__(self, callers: Callers) -> None:
+        self._callers = callers
+        self._wrapped: dict[str, Any] = {}
+        self._open_calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Return the handler with everything around it; None for a method that is not there."""
+        method = handler_call_details.method
+        if method not in self._wrapped:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            self._wrapped[method] = self._wrap(method, handler)
+        return self._wrapped[method]
+
+    async def idle(self) -> None:
+        """Wait until no call is under way: a stopped server returns before its handlers have."""
+        await self._idle.wait()
+
+    def _wrap(self, method: str, handler: Any) -> Any:
+        parse = _parser(handler.request_deserializer)
+        if handler.request_streaming:
+            read: Callable[[Any], Any] = lambda requests: _parsed(parse, requests)  # noqa: E731
+        else:
+            read = parse
+        if handler.response_streaming:
+            behaviour = self._streaming(method, handler.stream_stream or handler.unary_stream, read)
+        else:
+            behaviour = self._single(method, handler.stream_unary or handler.unary_unary, read)
+        return _KINDS[handler.request_streaming, handler.response_streaming](
+            behaviour, response_serializer=handler.response_serializer
+        )
+
+    def _single(self, method: str, inner: Any, read: Callable[[Any], Any]) -> Any:
+        async def call(request: Any, context: Any) -> Any:
+            async with _Call(self, method, context):
+                return await inner(read(request), context)
+
+        return call
+
+    def _streaming(self, method: str, inner: Any, read: Callable[[Any], Any]) -> Any:
+        async def call(request: Any, context: Any) -> None:
+            async with _Call(self, method, context):
+                responses = inner(read(request), context)
+                if inspect.isawaitable(responses):
+                    await responses
+                    return
+                async with aclosing(responses):
+                    async for response in responses:
+                        await context.write(response)
+
+        return call
+
+    def enter(self, method: str, context: Any) -> None:
+        """Count a call in, and find out whose it is."""
+        self._open_calls += 1
+        self._idle.clear()
+        if method.startswith(SERVICE_PREFIX):
+            metadata = dict(context.invocation_metadata())
+            current_caller.set(self._callers.authenticate(_text(metadata.get(AUTHORIZATION))))
+
+    def leave(self) -> None:
+        """Count a call out."""
+        self._open_calls -= 1
+        if not self._open_calls:
+            self._idle.set()
+
+
+class _Call:
+    """One call: from its entry to its status."""
+
+    __slots__ = ("_boundary", "_context", "_method", "_started")
+
+    def __init__(self, boundary: Boundary, method: str, context: Any) -> None:
+        self._boundary = boundary
+        self._method = method
+        self._context = context
+        self._started = time.monotonic()
+
+    async def __aenter__(self) -> None:
+        try:
+            self._boundary.enter(self._method, self._context)
+        except BaseException as error:
+            await self.__aexit__(type(error), error, None)
+            raise
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._boundary.leave()
+        if error is None:
+            self._log_if_slow()
+        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+            await self._refuse(_service_error(error, self._method))
+
+    async def _refuse(self, error: ServiceError) -> None:
+        level = "info" if error.code in _CALLERS_OWN else "warning"
+        log.log(
+            _LEVELS[level],
+            "call refused",
+            method=_name(self._method),
+            reason=error.reason,
+            message=error.message,
+            **error.metadata,
+        )
+        await self._context.abort_with_status(error.status())
+
+    def _log_if_slow(self) -> None:
+        seconds = time.monotonic() - self._started
+        if seconds > SLOW_SECONDS.get(_name(self._method), math.inf):
+            log.warning("slow call", method=_name(self._method), seconds=round(seconds, 3))
+
+
+_LEVELS = {"info": 20, "warning": 30}
+_CALLERS_OWN = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.UNAUTHENTICATED,
+    }
+)
+_KINDS = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+def _service_error(error: Exception, method: str) -> ServiceError:
+    """Say what an exception is to the caller."""
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, StorageUnavailableError):
+        log.error("storage unavailable", method=_name(method), error=str(error))
+        return ServiceError("STORAGE_UNAVAILABLE", "the database is away: retry")
+    error_id = uuid.uuid4().hex[:12]
+    log.error("a bug", method=_name(method), error_id=error_id, exc_info=error)
+    return ServiceError("INTERNAL", f"an internal error, logged under {error_id}")
+
+
+def _parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            raise ServiceError("INVALID_PARAMS", "the bytes are no such message") from None
+
+    return parse
+
+
+async def _parsed(parse: Callable[[bytes], Any], requests: AsyncIterator[bytes]) -> Any:
+    async for data in requests:
+        yield parse(data)
+
+
+def _name(method: str) -> str:
+    return method.rpartition("/")[2]
+
+
+def _text(value: str | bytes | None) -> str | None:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,0 +1,64 @@
+"""From a stored snapshot to the message that callers see."""
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from generated.generation.v1 import generation_pb2 as pb
+from storage.task import Stage, Status, Task
+
+ARTIFACT_LIFE_SECONDS = 86_400.0  # the shorter of Kie's two statements (kie-api.md 1.4)
+
+STATUSES = {status: pb.TaskStatus.Value(f"TASK_STATUS_{status}") for status in Status}
+STAGES: dict[Stage | None, pb.TaskStage.ValueType] = {
+    None: pb.TASK_STAGE_UNSPECIFIED,
+    **{stage: pb.TaskStage.Value(f"TASK_STAGE_{stage}") for stage in Stage},
+}
+
+
+def task_message(task: Task) -> pb.GenerationTask:
+    """Return the snapshot as its message."""
+    message = pb.GenerationTask(
+        id=task.id,
+        prompt_id=task.prompt_id,
+        status=STATUSES[task.status],
+        stage=STAGES[task.stage],
+        revision=task.revision,
+        progress_percent=task.progress_percent,
+        result_json=task.result_json,
+        provider_task_id=task.provider_task_id,
+        credits_consumed=task.credits_consumed,
+        create_time=timestamp(task.create_time),
+        update_time=timestamp(task.update_time),
+        request_id=task.request_id,
+    )
+    message.provider_params.ParseFromString(task.params)
+    if task.complete_time is not None:
+        message.complete_time.CopyFrom(timestamp(task.complete_time))
+    if task.failure is not None:
+        message.failure.CopyFrom(_failure(task))
+    message.artifacts.extend(_artifacts(task))
+    return message
+
+
+def timestamp(unix_seconds: float) -> Timestamp:
+    """Return a time with the microseconds that a float holds."""
+    micros = round(unix_seconds * 1_000_000)
+    return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1_000)
+
+
+def _failure(task: Task) -> pb.TaskFailure:
+    assert task.failure is not None
+    return pb.TaskFailure(
+        reason=pb.ErrorReason.Value(f"ERROR_REASON_{task.failure.reason}"),
+        message=task.failure.message,
+        provider_code=task.failure.provider_code,
+    )
+
+
+def _artifacts(task: Task) -> list[pb.Artifact]:
+    if not task.artifacts:
+        return []
+    delivered = task.update_time if task.failure else task.complete_time or task.update_time
+    expiry = timestamp(delivered + ARTIFACT_LIFE_SECONDS)
+    return [
+        pb.Artifact(url=a.url, mime_type=a.mime_type, expire_time=expiry) for a in task.artifacts
+    ]

@@ -1,0 +1,204 @@
+"""The composition root: everything is seen to start here, in order, and to stop in reverse."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import structlog
+from aiohttp import web
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer  # the name under which grpc itself exports it
+from grpc_reflection.v1alpha import reflection
+
+from generated.generation.v1 import generation_pb2
+from generated.generation.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
+from providers.kie.client import KieProvider
+from service.admin import admin_app
+from service.callers import Callers
+from service.interceptor import Boundary
+from service.poller import Poller, PollerLimits
+from service.servicer import Admission, Servicer
+from service.settings import Settings, split_address
+from service.uploads import Uploads
+from service.watch import Hub, Watcher
+from storage.store import SQLITE_PREFIX, Store
+
+# Together under the 10 s that orchestrators give by default.
+CALLS_GRACE_SECONDS = 3.0
+POLLS_GRACE_SECONDS = 5.0
+
+SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
+CHANNEL_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, and is told so
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    # A load balancer's restart opens all its streams at once; by default C-core drops some past
+    # 1,000.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
+)
+
+log = structlog.get_logger()
+
+
+class StartError(Exception):
+    """The server cannot start; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that serves: its bound addresses, as `host:port`; admin_address is "" when off."""
+
+    address: str
+    admin_address: str
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Running]:
+    """Serve for as long as the context lasts.
+
+    Raises:
+        StartError: An address is taken, or a certificate is unusable.
+        StorageError: The database cannot be opened.
+    """
+    async with AsyncExitStack() as stack:
+        store = Store.open(settings.database_url.get_secret_value())
+        stack.push_async_callback(store.close)
+        provider = await _provider(settings, stack)
+        stack.push_async_callback(provider.close)
+        hub = Hub()
+        poller = Poller(store, provider, hub, _limits(settings))
+        polling = asyncio.create_task(poller.run())
+        stack.push_async_callback(_stop_polling, poller, polling)
+        boundary = Boundary(Callers(settings.auth_tokens_file))
+        server, health = _grpc_server(boundary, _servicer(settings, store, provider, poller, hub))
+        address = _bind(server, settings)
+        admin_address = await _start_admin(settings, store, hub, stack)
+        await server.start()
+        stack.push_async_callback(_drain, server, health, hub, boundary)
+        for name in ("", SERVICE_NAME):
+            await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        log.info("serving", address=address, admin_address=admin_address or "off")
+        yield Running(address, admin_address)
+
+
+async def _provider(settings: Settings, stack: AsyncExitStack) -> KieProvider:
+    if settings.kie_api_key is not None:
+        key = settings.kie_api_key.get_secret_value()
+        return KieProvider(settings.kie_api_url, settings.kie_upload_url, key)
+    # Imported only where it is used: production never pays for it.
+    from providers.kie.simulator import Simulator, SimulatorSettings  # noqa: PLC0415
+
+    database = settings.database_url.get_secret_value().removeprefix(SQLITE_PREFIX)
+    simulator = Simulator(SimulatorSettings(state_file=Path(f"{database}.simulator")))
+    await stack.enter_async_context(simulator)
+    log.warning(
+        "KIE_API_KEY IS NOT SET: tasks go to the bundled simulator, and their results are samples",
+        simulator=simulator.url,
+    )
+    return KieProvider(simulator.url, simulator.url, "simulator")
+
+
+def _limits(settings: Settings) -> PollerLimits:
+    return PollerLimits(
+        creates_per_10_seconds=settings.kie_creates_per_10_seconds,
+        status_per_second=settings.kie_status_per_second,
+        running_max=settings.kie_running_max,
+        disabled_models=settings.disabled_models,
+        poll_interval_seconds=settings.poll_interval_seconds,
+        task_max_age_seconds=settings.task_max_age_seconds,
+        unknown_wait_seconds=0,
+    )
+
+
+def _servicer(
+    settings: Settings, store: Store, provider: KieProvider, poller: Poller, hub: Hub
+) -> Servicer:
+    watcher = Watcher(
+        store,
+        hub,
+        heartbeat_seconds=settings.watch_heartbeat_seconds,
+        max_age_seconds=settings.watch_max_age_seconds,
+        max_streams=settings.watch_max_streams,
+    )
+    uploads = Uploads(provider, settings.upload_max_bytes, settings.upload_retention_seconds)
+    admission = Admission(
+        settings.create_wait_seconds, settings.queue_max_tasks, settings.disabled_models
+    )
+    return Servicer(
+        store=store,
+        provider=provider,
+        poller=poller,
+        hub=hub,
+        watcher=watcher,
+        uploads=uploads,
+        admission=admission,
+    )
+
+
+def _grpc_server(boundary: Boundary, servicer: Servicer) -> tuple[grpc.aio.Server, HealthServicer]:
+    server = grpc.aio.server(interceptors=(boundary,), options=CHANNEL_OPTIONS)
+    add_GenerationServiceServicer_to_server(servicer, server)
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+    reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+    return server, health
+
+
+def _bind(server: grpc.aio.Server, settings: Settings) -> str:
+    host, _ = split_address(settings.listen_address)
+    try:
+        if settings.tls_cert_file is None:
+            port = server.add_insecure_port(settings.listen_address)
+        else:
+            port = server.add_secure_port(settings.listen_address, _credentials(settings))
+    except RuntimeError as error:
+        raise StartError(f"LISTEN_ADDRESS: cannot listen on {settings.listen_address}") from error
+    return f"{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials:
+    assert settings.tls_cert_file is not None
+    assert settings.tls_key_file is not None
+    ca = settings.tls_client_ca_file
+    pair = (settings.tls_key_file.read_bytes(), settings.tls_cert_file.read_bytes())
+    return grpc.ssl_server_credentials(
+        [pair],
+        root_certificates=ca.read_bytes() if ca else None,
+        require_client_auth=ca is not None,
+    )
+
+
+async def _start_admin(settings: Settings, store: Store, hub: Hub, stack: AsyncExitStack) -> str:
+    if not settings.admin_address:
+        return ""
+    host, port = split_address(settings.admin_address)
+    runner = web.AppRunner(admin_app(store, lambda: hub.draining), access_log=None)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    try:
+        await web.TCPSite(runner, host, port, shutdown_timeout=1).start()
+    except OSError as error:
+        raise StartError(f"ADMIN_ADDRESS: cannot listen on {settings.admin_address}") from error
+    bound_host, bound_port = runner.addresses[0][:2]
+    return f"{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"
+
+
+async def _drain(
+    server: grpc.aio.Server, health: HealthServicer, hub: Hub, boundary: Boundary
+) -> None:
+    """End the calls: watches are told to come again, the others get a moment to finish."""
+    log.info("shutting down")
+    await health.enter_graceful_shutdown()
+    hub.drain()
+    await server.stop(CALLS_GRACE_SECONDS)
+    await boundary.idle()
+
+
+async def _stop_polling(poller: Poller, polling: asyncio.Task[None]) -> None:
+    await poller.stop(POLLS_GRACE_SECONDS)
+    await polling

@@ -1,0 +1,302 @@
+"""A short method for each RPC: from messages to the store, the poller and the watcher, and back."""
+
+import base64
+import binascii
+import struct
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import grpc
+
+from generated.generation.v1 import generation_pb2 as pb
+from generated.generation.v1.generation_pb2_grpc import GenerationServiceServicer
+from providers.base import ParamsError, Provider, Violation
+from service.callers import current_caller
+from service.errors import REFUSALS, ServiceError, invalid, invalid_params, not_found
+from service.messages import task_message
+from service.poller import Poller
+from service.uploads import Uploads
+from service.watch import Hub, Subscription, Watcher
+from storage.store import Existing, ListFilter, QueueFull, Store
+from storage.task import Stage, Status, Task
+
+PROMPT_ID_MAX_CHARACTERS = 255
+REQUEST_ID_MAX_CHARACTERS = 128
+ANSWER_BEFORE_DEADLINE_SECONDS = 0.2
+PAGE_SIZE_DEFAULT = 50
+PAGE_SIZE_MAX = 200
+PAGE_MAX_BYTES = 1 << 20
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What CreateTask lets in."""
+
+    create_wait_seconds: float
+    queue_max_tasks: int
+    disabled_models: frozenset[str]
+
+
+class Servicer(GenerationServiceServicer):
+    """Translates; what happens is decided behind it."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        provider: Provider,
+        poller: Poller,
+        hub: Hub,
+        watcher: Watcher,
+        uploads: Uploads,
+        admission: Admission,
+    ) -> None:
+        self._store = store
+        self._provider = provider
+        self._poller = poller
+        self._hub = hub
+        self._watcher = watcher
+        self._uploads = uploads
+        self._admission = admission
+
+    async def CreateTask(  # noqa: N802 - the proto's name
+        self, request: pb.CreateTaskRequest, context: Context
+    ) -> pb.CreateTaskResponse:
+        """Check, store, wake the poller, wait for the verdict, answer."""
+        self._check(request)
+        task = self._earlier(request) or await self._create(request)
+        task = await self._verdict(task, context)
+        if task.failure and task.failure.reason in REFUSALS:
+            raise ServiceError(
+                task.failure.reason, task.failure.message, metadata={"task_id": task.id}
+            )
+        return pb.CreateTaskResponse(task=task_message(task))
+
+    async def QueryTask(  # noqa: N802
+        self, request: pb.QueryTaskRequest, context: Context
+    ) -> pb.QueryTaskResponse:
+        """Read one row."""
+        del context
+        return pb.QueryTaskResponse(task=task_message(self._own(request.task_id)))
+
+    async def WatchTask(  # noqa: N802
+        self, request: pb.WatchTaskRequest, context: Context
+    ) -> AsyncIterator[pb.WatchTaskResponse]:
+        """Pass the watcher's snapshots on."""
+        del context
+        _check_task_id(request.task_id)
+        if request.after_revision < 0:
+            raise invalid("after_revision", "must not be negative")
+        caller = current_caller.get()
+        async for task in self._watcher.watch(caller, request.task_id, request.after_revision):
+            yield pb.WatchTaskResponse(task=task_message(task))
+
+    async def UploadFile(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.UploadFileRequest], context: Context
+    ) -> pb.UploadFileResponse:
+        """Pass the chunks through to the provider."""
+        del context
+        return pb.UploadFileResponse(file=await self._uploads.upload(request_iterator))
+
+    async def ListTasks(  # noqa: N802
+        self, request: pb.ListTasksRequest, context: Context
+    ) -> pb.ListTasksResponse:
+        """Read one page of rows."""
+        del context
+        which = _list_filter(request)
+        before = _read_page_token(request.page_token, which)
+        size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+        found = await self._store.page(which, before, size + 1)
+        tasks = _fitting(found[:size])
+        more = len(tasks) < len(found)
+        return pb.ListTasksResponse(
+            tasks=map(task_message, tasks),
+            next_page_token=_page_token(tasks[-1], which) if more else "",
+        )
+
+    async def CancelTask(  # noqa: N802
+        self, request: pb.CancelTaskRequest, context: Context
+    ) -> pb.CancelTaskResponse:
+        """Cancel what was not sent."""
+        del context
+        task = self._own(request.task_id)
+        while task.stage is Stage.ACCEPTED:  # again if it was sent and put back in between
+            await self._poller.cancel(task)
+            task = self._own(task.id)
+        if not (task.failure and task.failure.reason == "CANCELLED"):
+            raise ServiceError(
+                "ALREADY_SUBMITTED",
+                "the task was sent to the provider, which cannot cancel it"
+                if not task.ended
+                else "the task has ended",
+                metadata={"task_id": task.id},
+            )
+        return pb.CancelTaskResponse(task=task_message(task))
+
+    # --- CreateTask, step by step ---
+
+    def _check(self, request: pb.CreateTaskRequest) -> None:
+        """Raise INVALID_PARAMS with every broken rule of the request."""
+        violations = [
+            *_text_rules("prompt_id", request.prompt_id, PROMPT_ID_MAX_CHARACTERS, required=True),
+            *_text_rules("request_id", request.request_id, REQUEST_ID_MAX_CHARACTERS),
+        ]
+        try:
+            self._provider.check(request.provider_params)
+        except ParamsError as error:
+            violations += error.violations
+        if violations:
+            raise invalid_params(violations)
+
+    def _earlier(self, request: pb.CreateTaskRequest) -> Task | None:
+        """Return the task that the request_id made before."""
+        if not request.request_id:
+            return None
+        task = self._store.find_request(current_caller.get(), request.request_id)
+        return task and _same(task, request)
+
+    async def _create(self, request: pb.CreateTaskRequest) -> Task:
+        """Store a new task, or find the one that a racing call with its request_id stored."""
+        task = self._new_task(request)
+        if task.model in self._admission.disabled_models:
+            raise ServiceError("MODEL_UNAVAILABLE", f"{task.model} is disabled here")
+        match await self._store.create(task, self._admission.queue_max_tasks):
+            case QueueFull():
+                raise ServiceError("RATE_LIMITED", "too many tasks wait to be sent: retry later")
+            case Existing(earlier):
+                return _same(earlier, request)
+            case _:
+                self._poller.wake()
+                return task
+
+    def _new_task(self, request: pb.CreateTaskRequest) -> Task:
+        now = time.time()
+        return Task(
+            id=uuid.uuid4().hex,
+            caller=current_caller.get(),
+            request_id=request.request_id,
+            prompt_id=request.prompt_id,
+            model=self._provider.model_of(request.provider_params),
+            params=request.provider_params.SerializeToString(deterministic=True),
+            create_time=now,
+            update_time=now,
+            due_time=now,
+        )
+
+    async def _verdict(self, task: Task, context: Context) -> Task:
+        """Wait until the provider has spoken, within the caller's patience and ours."""
+        wait = self._admission.create_wait_seconds
+        if (remaining := context.time_remaining()) is not None:
+            wait = min(wait, remaining - ANSWER_BEFORE_DEADLINE_SECONDS)
+        with self._hub.subscribe(task.id) as subscription:
+            newest = self._store.get(task.id) or task
+            return await _until_verdict(newest, subscription, time.monotonic() + wait)
+
+    def _own(self, task_id: str) -> Task:
+        """Return a task of the caller."""
+        _check_task_id(task_id)
+        task = self._store.get(task_id)
+        if task is None or task.caller != current_caller.get():
+            raise not_found(task_id)
+        return task
+
+
+async def _until_verdict(task: Task, subscription: Subscription, deadline: float) -> Task:
+    while not _has_verdict(task):
+        newer = await subscription.newer(task.revision, deadline - time.monotonic())
+        if newer is None:
+            break
+        task = newer
+    return task
+
+
+def _has_verdict(task: Task) -> bool:
+    return task.ended or task.stage in {Stage.QUEUED, Stage.GENERATING}
+
+
+def _same(task: Task, request: pb.CreateTaskRequest) -> Task:
+    """Return the task if the request would make it again; messages are compared, not bytes."""
+    params = pb.ProviderParams.FromString(task.params)
+    if (task.prompt_id, params) != (request.prompt_id, request.provider_params):
+        raise ServiceError(
+            "REQUEST_ID_REUSED",
+            "the request_id was used with other parameters",
+            metadata={"task_id": task.id},
+        )
+    return task
+
+
+# --- rules of the plain fields ---
+
+
+def _text_rules(field: str, text: str, most: int, *, required: bool = False) -> list[Violation]:
+    if required and not text.strip():
+        return [Violation(field, "is required")]
+    if len(text) > most:
+        return [Violation(field, f"must have at most {most} characters")]
+    if "\0" in text:
+        return [Violation(field, "must not contain NUL")]
+    return []
+
+
+def _check_task_id(task_id: str) -> None:
+    if broken := _text_rules("task_id", task_id, PROMPT_ID_MAX_CHARACTERS, required=True):
+        raise invalid_params(broken)
+
+
+# --- pages ---
+
+
+def _list_filter(request: pb.ListTasksRequest) -> ListFilter:
+    violations = _text_rules("prompt_id", request.prompt_id, PROMPT_ID_MAX_CHARACTERS)
+    if request.page_size < 0:
+        violations.append(Violation("page_size", "must not be negative"))
+    if request.status not in pb.TaskStatus.values():
+        violations.append(Violation("status", "must be a value of TaskStatus"))
+    if violations:
+        raise invalid_params(violations)
+    name = pb.TaskStatus.Name(request.status).removeprefix("TASK_STATUS_")
+    status = None if name == "UNSPECIFIED" else Status(name)
+    return ListFilter(current_caller.get(), request.prompt_id, status)
+
+
+def _fitting(tasks: list[Task]) -> list[Task]:
+    """Return the first tasks that fit a page, and one at least."""
+    size = 0
+    for index, task in enumerate(tasks):
+        size += task_message(task).ByteSize()
+        if size > PAGE_MAX_BYTES and index:
+            return tasks[:index]
+    return tasks
+
+
+def _page_token(last: Task, which: ListFilter) -> str:
+    """Say where a page ended, bound to its filter and caller.
+
+    It opens nothing: every page is filtered by the caller.
+    """
+    token = struct.pack(">d", last.create_time) + _binding(which) + last.id.encode()
+    return base64.urlsafe_b64encode(token).decode()
+
+
+def _read_page_token(token: str, which: ListFilter) -> tuple[float, str] | None:
+    if not token:
+        return None
+    try:
+        raw = base64.b64decode(token, altchars=b"-_", validate=True)
+        (create_time,) = struct.unpack(">d", raw[:8])
+        binding, task_id = raw[8:16], raw[16:].decode()
+    except (binascii.Error, struct.error, ValueError):
+        raise invalid("page_token", "must be a next_page_token") from None
+    if binding != _binding(which):
+        raise invalid("page_token", "must come from a page with the same filter")
+    return create_time, task_id
+
+
+def _binding(which: ListFilter) -> bytes:
+    return blake2b(repr(which).encode(), digest_size=8).digest()
