@@ -7,6 +7,7 @@ one is cleaned up at once and not when its generator is collected.
 
 import asyncio
 import inspect
+import logging
 import math
 import time
 import uuid
@@ -132,9 +133,8 @@ class _Call:
             await self._refuse(_service_error(error, self._method))
 
     async def _refuse(self, error: ServiceError) -> None:
-        level = "info" if error.code in _CALLERS_OWN else "warning"
         log.log(
-            _LEVELS[level],
+            _log_level(error),
             "call refused",
             method=_name(self._method),
             reason=error.reason,
@@ -149,7 +149,6 @@ class _Call:
             log.warning("slow call", method=_name(self._method), seconds=round(seconds, 3))
 
 
-_LEVELS = {"info": 20, "warning": 30}
 _CALLERS_OWN = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -158,12 +157,20 @@ _CALLERS_OWN = frozenset(
         grpc.StatusCode.UNAUTHENTICATED,
     }
 )
+_PLANNED = frozenset({"STREAM_EXPIRED", "SHUTTING_DOWN"})
 _KINDS = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,
     (True, False): grpc.stream_unary_rpc_method_handler,
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
+
+
+def _log_level(error: ServiceError) -> int:
+    """Planned ends are for debugging, callers' mistakes for information, the rest for a person."""
+    if error.reason in _PLANNED:
+        return logging.DEBUG
+    return logging.INFO if error.code in _CALLERS_OWN else logging.WARNING
 
 
 def _service_error(error: Exception, method: str) -> ServiceError:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from peewee import SQL, DatabaseError, Expression, InterfaceError, SqliteDatabase, Tuple, fn
+from peewee import SQL, Expression, InterfaceError, OperationalError, SqliteDatabase, Tuple, fn
 from playhouse.migrations import Runner
 
 from storage.schema import TaskRow
@@ -274,7 +274,7 @@ class _Statements:
         self.count = text(row.select(fn.COUNT(SQL("*"))).where(row.lane == arg))
         self.insert = text(row.insert_many([[arg] * len(_COLUMNS)], fields=_COLUMNS))
         self.save = text(row.update(dict.fromkeys(_COLUMNS[_FIXED_COLUMNS:], arg)).where(present))
-        self.set_aside = text(row.update({row.lane: None}).where(row.id == arg))
+        self.set_aside = text(row.update({row.lane: SQL("NULL")}).where(row.id == arg))
         self.release = text(
             row.update({row.due_time: arg}).where(
                 waits, row.due_time > arg, row.unknown_time.is_null()
@@ -396,5 +396,5 @@ def _storage_errors() -> Iterator[None]:
     """Translate the driver's errors; here, and nowhere else."""
     try:
         yield
-    except (DatabaseError, InterfaceError) as error:
+    except (OperationalError, InterfaceError) as error:
         raise StorageUnavailableError(f"{type(error).__name__}: {error}") from error
