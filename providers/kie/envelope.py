@@ -15,6 +15,7 @@ from providers.base import Accepted, Failed, Poll, Postponed, Refused, Submissio
 
 MESSAGE_MAX_CHARACTERS = 1_000
 ID_MAX_CHARACTERS = 255
+NUMBER_MAX_DIGITS = 300  # what a float can hold, nearly; Python itself refuses 4,300
 
 OK = 200
 TRY_LATER_CODES = frozenset({429, 455})  # over the limit, maintenance: nothing was bought
@@ -45,11 +46,13 @@ class Envelope:
         code: The envelope's code, or the HTTP status of a 4xx without an envelope.
         message: The provider's words, cleaned and cut.
         data: Whatever stood in `data`.
+        bare: Whether there was no envelope: somebody on the way may have answered, not Kie.
     """
 
     code: int
     message: str
     data: Any
+    bare: bool = False
 
     @property
     def record(self) -> Mapping[str, Any] | None:
@@ -71,7 +74,8 @@ def parse_envelope(http_status: int, text: bytes) -> Envelope:
     code = as_int(body.get("code")) if body else None
     if body is None or code is None:
         if http_status in HTTP_CLIENT_ERRORS:
-            return Envelope(http_status, clean(text[:200].decode(errors="replace")), None)
+            words = clean(text[:200].decode(errors="replace"))
+            return Envelope(http_status, words, None, bare=True)
         raise UnreadableAnswerError(f"HTTP {http_status} without an envelope")
     if code == OK and http_status not in HTTP_SUCCESSES:
         raise UnreadableAnswerError(f"HTTP {http_status} around code {OK}")
@@ -107,12 +111,14 @@ def read_other_code(envelope: Envelope, *, rejects: bool) -> Poll:
         rejects: Whether the family tells a moderator's verdict by 400, and by a 422 that speaks of
             rejection.
     """
+    detail = f"code {envelope.code}: {envelope.message}"
+    if envelope.bare:
+        return Weather(detail)
     rejected = envelope.code == 400 or (  # noqa: PLR2004 - the code's name is its number
         envelope.code == 422 and "reject" in envelope.message.lower()  # noqa: PLR2004
     )
     if envelope.code == GENERATION_FAILED_CODE or (rejects and rejected):
         return Failed(envelope.message or f"code {envelope.code}", str(envelope.code))
-    detail = f"code {envelope.code}: {envelope.message}"
     return Weather(detail, answered=envelope.code in ANSWERED_CODES)
 
 
@@ -123,9 +129,11 @@ def as_int(value: Any) -> int | None:
     """Read a whole number that may come as a string; None if it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
+    if isinstance(value, float) and not value.is_integer():
+        return None
     try:
         return int(value)
-    except (ValueError, OverflowError):
+    except ValueError:
         return None
 
 
@@ -133,11 +141,7 @@ def as_credits(value: Any) -> float | None:
     """Read an amount of credits; None if it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        amount = float(value)
-    except OverflowError:
-        return None
-    return amount if math.isfinite(amount) else None
+    return float(value)
 
 
 def as_time(value: Any) -> float | None:
@@ -177,10 +181,22 @@ def as_object(value: Any) -> dict[str, Any]:
 
 def _json_object(text: bytes | str) -> dict[str, Any] | None:
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(
+            text, parse_constant=_refuse_constant, parse_int=_integer, parse_float=_float
+        )
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _integer(digits: str) -> int | str:
+    return int(digits) if len(digits) <= NUMBER_MAX_DIGITS else digits
+
+
+def _float(digits: str) -> float | str:
+    """Leave a number beyond a float's range as text: JSON cannot say infinity again."""
+    number = float(digits)
+    return number if math.isfinite(number) else digits
 
 
 def _refuse_constant(name: str) -> None:

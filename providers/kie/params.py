@@ -136,6 +136,8 @@ def _words(error: Any) -> str:
             return "is required"
         case "literal_error":
             return f"must be one of {error['ctx']['expected']}"
+        case "too_long" | "string_too_long":
+            return f"must have at most {error['ctx']['max_length']} characters"
         case "value_error":
             return str(error["ctx"]["error"])
         case _:

@@ -1,6 +1,7 @@
 """From a provider's result object to URLs, media types and the contract's result_json."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -69,12 +70,12 @@ def _each_url(value: Any) -> Iterator[str]:
 
 
 def _as_list(value: Any) -> list[Any]:
-    """Return a list that may come as its JSON text, or as its only item."""
+    """Return a list that may come as text, with or without its quotes, or as its only item."""
     if isinstance(value, str) and value.startswith("["):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            return []
+            value = re.split(r",\s*(?=https?://)", value.strip("[] "))
     return value if isinstance(value, list) else [value]
 
 

@@ -41,8 +41,9 @@ class Sora2(Params):
     def cross_rules(cls, given: Given) -> Iterator[tuple[str, str]]:
         """IMAGE variants take one image, PRO variants a size."""
         model = str(given.get("api_model", "TEXT_TO_VIDEO"))
-        images = 1 if "IMAGE" in model else 0
-        yield from count_rule("image_urls", given, images, images, f"API_MODEL_{model}")
+        if model in API_MODELS:
+            images = 1 if "IMAGE" in model else 0
+            yield from count_rule("image_urls", given, images, images, f"API_MODEL_{model}")
         if "size" in given and not model.startswith("PRO_"):
             yield "size", "must be unset without a PRO api_model"
 

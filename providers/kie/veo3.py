@@ -13,6 +13,7 @@ from providers.kie.params import Given, Params, Prompt, Urls, Watermark, choice,
 
 API_MODELS = {"VEO3_FAST": "veo3_fast", "VEO3": "veo3", "VEO3_LITE": "veo3_lite"}
 IMAGE_COUNTS = {
+    None: (0, 2),
     "TEXT_2_VIDEO": (0, 0),
     "FIRST_AND_LAST_FRAMES_2_VIDEO": (1, 2),
     "REFERENCE_2_VIDEO": (1, 3),
@@ -51,7 +52,8 @@ class Veo3(Params):
         """The generation type says how many images there are, and REFERENCE limits the rest."""
         kind = given.get("generation_type")
         where = f"GENERATION_TYPE_{kind or 'UNSPECIFIED'}"
-        yield from count_rule("image_urls", given, *IMAGE_COUNTS.get(str(kind), (0, 2)), where)
+        if kind in IMAGE_COUNTS:
+            yield from count_rule("image_urls", given, *IMAGE_COUNTS[kind], where)
         if kind != "REFERENCE_2_VIDEO":
             return
         if given.get("api_model") == "VEO3":

@@ -1,0 +1,345 @@
+"""The simulated API host: creates, records, credits and result downloads.
+
+HTTP status is 200 even for errors, as on the wire. A request goes through the same steps whatever
+it asks for: count it, let a fault spoil it, check the key, hold it against the limits, answer.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import random
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from aiohttp import web
+
+from providers.kie.simulated import media
+from providers.kie.simulated.faults import ACCEPTED, ARRIVAL, FINISHED, PENDING, SENDING, SUCCEEDED
+from providers.kie.simulated.models import MODELS, Model
+from providers.kie.simulated.records import Record, record_of
+from providers.kie.simulated.rules import (
+    INVALID,
+    VEO_4K,
+    Body,
+    Order,
+    RefusedError,
+    check,
+    jobs_order,
+    mj_extend_order,
+    mj_order,
+    mj_upscale_order,
+    mj_vary_order,
+    model_named_in,
+    veo_extend_order,
+    veo_order,
+)
+from providers.kie.simulated.tasks import (
+    FAIL,
+    FINAL_STATES,
+    SUCCESS,
+    Task,
+    code_and_message,
+    directives_in,
+)
+from providers.kie.simulated.wire import (
+    api_answer,
+    bearer_of,
+    cut,
+    envelope,
+    json_object,
+    send_bytes,
+    spoiled,
+)
+from providers.kie.simulated.world import World
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+DOWNLOAD_URL_SECONDS: Final = 20 * 60
+HD_SECONDS: Final = (2.0, 90.0)
+"""How long a 1080P version takes after its video, by default and realistically."""
+RESULT_NAME: Final = re.compile(r"([0-9a-f]{32})_\w{1,20}\.(png|mp4)", re.ASCII)
+NOT_VISIBLE: Final = {
+    "jobs": "recordInfo is null",
+    "veo": "record is null",
+    "mj": "record is null",  # guessed: no document says
+}
+
+
+class Api:
+    """The handlers of the API host and of its result files."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def routes(self) -> list[web.RouteDef]:
+        """Every route of the API host."""
+        v1 = "/api/v1"
+        return [
+            web.post(f"{v1}/jobs/createTask", self._creator(jobs_order)),
+            web.get(f"{v1}/jobs/recordInfo", self._recorder("jobs")),
+            web.post(f"{v1}/veo/generate", self._creator(veo_order)),
+            web.get(f"{v1}/veo/record-info", self._recorder("veo")),
+            web.post(f"{v1}/veo/extend", self._creator(veo_extend_order)),
+            web.get(f"{v1}/veo/get-1080p-video", self._veo_1080p),
+            web.post(f"{v1}/veo/get-4k-video", self._creator(self._veo_4k_order)),
+            web.post(f"{v1}/mj/generate", self._creator(mj_order)),
+            web.get(f"{v1}/mj/record-info", self._recorder("mj")),
+            web.post(f"{v1}/mj/generateUpscale", self._creator(mj_upscale_order)),
+            web.post(f"{v1}/mj/generateVary", self._creator(mj_vary_order)),
+            web.post(f"{v1}/mj/generateVideoExtend", self._creator(mj_extend_order)),
+            web.get(f"{v1}/chat/credit", self._credit),
+            web.post(f"{v1}/common/download-url", self._download_url),
+            web.get("/results/{name}", self._result),
+        ]
+
+    def _creator(self, read: Callable[[Body], Order]) -> Handler:
+        """A handler that buys what `read` finds in the request's body."""
+
+        async def create(request: web.Request) -> web.StreamResponse:
+            await self._arrived(request)
+            self._world.note_create()
+            try:
+                body = await json_object(request)
+            except ValueError as error:
+                return self._refusal(request, RefusedError(INVALID, str(error)))
+            model = model_named_in(request.path, body)
+            if answer := await self._spoiled(request, "create", ARRIVAL, model):
+                return answer
+            try:
+                task = self._bought(request, read, body)
+            except RefusedError as refused:
+                return self._refusal(request, refused)
+            if "lost" in directives_in(prompt_of(task)):
+                return cut(request)
+            if answer := await self._spoiled(request, "create", ACCEPTED, model):
+                return answer
+            return api_answer(envelope(200, "success", _created(task)))
+
+        return create
+
+    def _bought(self, request: web.Request, read: Callable[[Body], Order], body: Body) -> Task:
+        key = self.authorised(request)
+        self._world.admit_create(key)
+        order = read(body)
+        if wish := directives_in(order.prompt).get("create"):
+            code, msg = code_and_message(wish, "500", "RefusedError by a directive of the prompt")
+            raise RefusedError(int(code), msg)
+        if order.source_id:
+            self._finished_task(order.source_id, order.model.api)
+        return self._world.buy(order, self.base_url(request))
+
+    def _refusal(self, request: web.Request, refused: RefusedError) -> web.Response:
+        """The answer to a request for which nothing is bought."""
+        settings, code = self._world.settings, refused.code
+        if code == INVALID and request.path.endswith("/jobs/createTask"):
+            code = settings.jobs_validation_code
+        if request.method == "POST":
+            self._world.refused[code] += 1
+            logger.info("%s refused: %s %r", request.path, code, refused.msg)
+        status = 429 if settings.http_429 and code == 429 else 200  # noqa: PLR2004
+        return api_answer(envelope(code, refused.msg, refused.data), status)
+
+    def _recorder(self, api: str) -> Handler:
+        """A handler that shows the records of one API."""
+
+        async def record(request: web.Request) -> web.StreamResponse:
+            await self._arrived(request)
+            self._world.note_record()
+            task = self._world.tasks.get(request.query.get("taskId", ""))
+            if task:
+                self._world.tasks.note_poll(task.id, self._world.now_ms())
+            model = task.kind if task else None
+            if answer := await self._spoiled(request, "record", ARRIVAL, model, NOT_VISIBLE[api]):
+                return answer
+            try:
+                shown = self._shown(request, task, api)
+            except RefusedError as refused:
+                return self._refusal(request, refused)
+            return api_answer(envelope(200, "success", shown))
+
+        return record
+
+    def _shown(self, request: web.Request, task: Task | None, api: str) -> Record:
+        self._world.admit_record(self.authorised(request))
+        now_ms = self._world.now_ms()
+        if task is None or task.kind.api != api or now_ms < task.visible_ms:
+            raise RefusedError(INVALID, NOT_VISIBLE[api])
+        moment = {SUCCESS: SUCCEEDED, FAIL: FINISHED}.get(task.state_at(now_ms), PENDING)
+        fault = self._world.faults.take("record", moment, task.kind)
+        return record_of(task, now_ms, self._world.settings, fault)
+
+    async def _veo_1080p(self, request: web.Request) -> web.StreamResponse:
+        await self._arrived(request)
+        task = self._world.tasks.get(request.query.get("taskId", ""))
+        model = task.kind if task else None
+        if answer := await self._spoiled(request, "record", ARRIVAL, model, NOT_VISIBLE["veo"]):
+            return answer
+        try:
+            self.authorised(request)
+            url = self._url_in_1080p(request)
+        except RefusedError as refused:
+            return self._refusal(request, refused)
+        return api_answer(envelope(200, "success", {"resultUrl": url}))
+
+    def _url_in_1080p(self, request: web.Request) -> str:
+        task = self._finished_task(request.query.get("taskId", ""), "veo")
+        assert task.ends_ms is not None
+        settings = self._world.settings
+        seconds = HD_SECONDS[settings.realistic] / settings.speed
+        if self._world.now_ms() < task.ends_ms + seconds * 1000:
+            msg = (
+                "1080P is processing. It should be ready in 1-2 minutes. Please check back shortly."
+            )
+            raise RefusedError(400, msg)
+        index = request.query.get("index") or "0"
+        if index not in {"0", "1", "2", "3"}:
+            raise RefusedError(INVALID, "index must be a whole number from 0 to 3")
+        return f"{task.base_url}/results/{task.id}_{index}_1080p.mp4"
+
+    def _veo_4k_order(self, body: Body) -> Order:
+        """The order of a 4K version, which is placed once; to ask again is an error with data."""
+        check(body, VEO_4K, required=("taskId",))
+        place = f"4k/{body['taskId']}/{body.get('index') or 0}"
+        only_id = hashlib.sha256(place.encode()).hexdigest()[:32]
+        earlier = self._world.tasks.get(only_id)
+        state = earlier.state_at(self._world.now_ms()) if earlier else FAIL
+        if earlier and state == SUCCESS:
+            msg = "The video has been generated successfully"
+            raise RefusedError(INVALID, msg, _in_4k(earlier, earlier.result_urls))
+        if earlier and state != FAIL:
+            msg = "4k is processing. It should be ready in 5-10 minutes. Please check back shortly."
+            raise RefusedError(INVALID, msg, _in_4k(earlier, None))
+        model, source_id = MODELS["veo_4k"], body["taskId"]
+        return Order(model=model, body=body, source_id=source_id, only_id=only_id)
+
+    def _finished_task(self, task_id: str, api: str) -> Task:
+        """A task that another order builds on.
+
+        Raises:
+            RefusedError: 422 if there is none, or it has not succeeded.
+        """
+        task = self._world.tasks.get(task_id)
+        if task is None or task.kind.api != api:
+            raise RefusedError(INVALID, NOT_VISIBLE[api])
+        if task.state_at(self._world.now_ms()) != SUCCESS:
+            raise RefusedError(INVALID, "record status is not success")
+        return task
+
+    async def _credit(self, request: web.Request) -> web.StreamResponse:
+        await self._arrived(request)
+        if answer := await self._spoiled(request, "credit", ARRIVAL, None):
+            return answer
+        try:
+            self.authorised(request)
+        except RefusedError as refused:
+            return self._refusal(request, refused)
+        return api_answer(envelope(200, "success", self._world.balance))
+
+    async def _download_url(self, request: web.Request) -> web.StreamResponse:
+        await self._arrived(request)
+        try:
+            self.authorised(request)
+            body = await json_object(request)
+        except RefusedError as refused:
+            return self._refusal(request, refused)
+        except ValueError as error:
+            return self._refusal(request, RefusedError(INVALID, str(error)))
+        url, base_url = body.get("url"), self.base_url(request)
+        if not isinstance(url, str) or not url.startswith(f"{base_url}/results/"):
+            return self._refusal(request, RefusedError(INVALID, "url is wrong"))
+        expires = int(time.time()) + DOWNLOAD_URL_SECONDS
+        return api_answer(envelope(200, "success", f"{url}?expires={expires}"))
+
+    async def _result(self, request: web.Request) -> web.StreamResponse:
+        """A result file; it needs no key, as on the real media hosts."""
+        self._count(request)
+        named = RESULT_NAME.fullmatch(request.match_info["name"])
+        task = self._world.tasks.get(named[1]) if named else None
+        model = task.kind if task else None
+        if answer := await self._spoiled(request, "result", ARRIVAL, model):
+            return answer
+        if named is None or task is None or not self._serves(task, named[2]):
+            return web.Response(status=404, text="404 Not Found")
+        if _has_expired(request.query.get("expires", "")):
+            return web.Response(status=403, text="403 Forbidden")
+        content = media.mp4(named[0]) if named[2] == "mp4" else media.png(named[0], task.size)
+        truncated = self._world.faults.take("result", SENDING, model) is not None
+        content_type = media.CONTENT_TYPES[named[2]]
+        return await send_bytes(request, content, content_type, truncated=truncated)
+
+    def _serves(self, task: Task, extension: str) -> bool:
+        return task.kind.media == extension and task.state_at(self._world.now_ms()) in FINAL_STATES
+
+    def authorised(self, request: web.Request) -> str:
+        """The request's bearer key.
+
+        Raises:
+            RefusedError: 401.
+        """
+        key, only_key = bearer_of(request), self._world.settings.api_key
+        if key is None or (only_key is not None and not _same(key, only_key)):
+            raise RefusedError(401, "You do not have access permissions")
+        return key
+
+    def base_url(self, request: web.Request) -> str:
+        """Where this simulator's files are reached, as the client of `request` sees it."""
+        here = self._world.settings.public_url or f"{request.scheme}://{request.host}"
+        return here.rstrip("/")
+
+    async def _arrived(self, request: web.Request) -> None:
+        """Count a request and make it wait as long as the API does."""
+        self._count(request)
+        low, high = self._world.settings.latency
+        if high:
+            await asyncio.sleep(random.uniform(low, high))
+
+    def _count(self, request: web.Request) -> None:
+        resource = request.match_info.route.resource
+        assert resource is not None
+        self._world.requests[resource.canonical] += 1
+
+    async def _spoiled(
+        self,
+        request: web.Request,
+        endpoint: str,
+        moment: str,
+        model: Model | None,
+        not_found_msg: str = "",
+    ) -> web.StreamResponse | None:
+        """The answer that a fault gives in place of the right one, or None."""
+        rule = self._world.faults.take(endpoint, moment, model)
+        if rule is None:
+            return None
+        logger.info("%s struck by fault %s", request.path, rule.kind)
+        return await spoiled(rule, request, not_found_msg)
+
+
+def prompt_of(task: Task) -> str:
+    """The prompt that a task was created with."""
+    return Order(model=task.kind, body=task.body).prompt
+
+
+def _created(task: Task) -> dict[str, Any]:
+    """The `data` of a create's answer."""
+    if task.kind.api == "jobs":
+        return {"taskId": task.id, "recordId": task.id}
+    return _in_4k(task, None) if task.model == "veo_4k" else {"taskId": task.id}
+
+
+def _in_4k(task: Task, urls: list[str] | None) -> dict[str, Any]:
+    return {"taskId": task.id, "resultUrls": urls, "imageUrls": None if urls is None else []}
+
+
+def _has_expired(expires: str) -> bool:
+    unix_seconds = int(expires) if re.fullmatch(r"[0-9]{1,12}", expires) else 0
+    return bool(expires) and unix_seconds <= time.time()
+
+
+def _same(key: str, other: str) -> bool:
+    """Whether two keys are equal, in a time that does not tell how much of them is."""
+    return hmac.compare_digest(key.encode(), other.encode())

@@ -1,0 +1,94 @@
+"""Sample results of the simulator: images made by code, one short video kept as a file.
+
+Every result differs, so that a mixed-up download is noticed: an image draws its colours from its
+name, a video carries its name in a trailing `free` box, which players skip.
+
+The video was made with:
+
+    ffmpeg -f lavfi -i "gradients=size=320x180:rate=24:duration=2:speed=0.02:n=4:seed=7:\
+c0=0x1b2a49:c1=0x2a9d8f:c2=0xe9c46a:c3=0xe76f51" -c:v libx264 -profile:v main \
+-pix_fmt yuv420p -crf 30 -preset veryslow -movflags +faststart -an simulated/media.mp4
+"""
+
+import random
+import struct
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+CONTENT_TYPES: Final = {"png": "image/png", "mp4": "video/mp4"}
+
+LONG_SIDE_PIXELS: Final = 512
+SPAN: Final = 110
+"""The most that a colour channel changes along one side of an image, of 255."""
+MARGIN: Final = 15
+"""How far a colour channel stays from black and from white."""
+
+PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+ROW_RAW: Final = b"\x00"
+ROW_ADDED_TO_THE_ONE_ABOVE: Final = b"\x02"
+
+
+def size_of(aspect_ratio: str) -> tuple[int, int]:
+    """Width and height in pixels of an image of `aspect_ratio`; square unless it reads `w:h`."""
+    width, _, height = aspect_ratio.partition(":")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        return LONG_SIDE_PIXELS, LONG_SIDE_PIXELS
+    longest = max(int(width), int(height))
+    return LONG_SIDE_PIXELS * int(width) // longest, LONG_SIDE_PIXELS * int(height) // longest
+
+
+def png(seed: str, size: tuple[int, int]) -> bytes:
+    """An RGB image with a gradient of colours drawn from `seed`.
+
+    The gradient is a sum of one along x and one along y, so after the first row each row is the
+    one above plus a constant: PNG's own filter says that, and no pixel is ever computed twice.
+    """
+    width, height = size
+    channels = [_Channel(random.Random(f"{seed}/{c}")) for c in "rgb"]
+    first = bytes(channel.along_x(x, width) for x in range(width) for channel in channels)
+    rows = [ROW_RAW + first]
+    for y in range(1, height):
+        step = bytes(channel.step_along_y(y, height) for channel in channels)
+        rows.append(ROW_ADDED_TO_THE_ONE_ABOVE + step * width)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        PNG_SIGNATURE
+        + _chunk(b"IHDR", header)
+        + _chunk(b"IDAT", zlib.compress(b"".join(rows)))
+        + _chunk(b"IEND", b"")
+    )
+
+
+def mp4(name: str) -> bytes:
+    """Two seconds of H.264 video that any viewer opens, different for every `name`."""
+    label = name.encode()
+    return _video() + struct.pack(">I4s", 8 + len(label), b"free") + label
+
+
+class _Channel:
+    """One colour channel: a start value and its change along either side."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.span_x = rng.randint(-SPAN, SPAN)
+        self.span_y = rng.randint(-SPAN, SPAN)
+        lowest = MARGIN - min(0, self.span_x) - min(0, self.span_y)
+        highest = 255 - MARGIN - max(0, self.span_x) - max(0, self.span_y)
+        self.start = rng.randint(lowest, highest)
+
+    def along_x(self, x: int, width: int) -> int:
+        return self.start + self.span_x * x // width
+
+    def step_along_y(self, y: int, height: int) -> int:
+        return (self.span_y * y // height - self.span_y * (y - 1) // height) % 256
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+@cache
+def _video() -> bytes:
+    return Path(__file__).with_suffix(".mp4").read_bytes()

@@ -1,0 +1,199 @@
+"""The simulator's command line: one option per setting, and where to listen."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from providers.kie.simulated.faults import KINDS, FaultRule, parse_fault
+from providers.kie.simulated.settings import SimulatorSettings
+from providers.kie.simulated.tasks import DIRECTIVES
+
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 8099
+
+EXAMPLES: Final = f"""\
+examples:
+  a first try             python -m providers.kie.simulator --port 8099
+  as slow as the real one python -m providers.kie.simulator --realistic
+  lose every third answer python -m providers.kie.simulator \\
+                            --fault create:accept_then_reset,times=0,probability=0.33
+  refuse Veo for a while  python -m providers.kie.simulator \\
+                            --fault 'create:code,code=455,msg=Maintenance,family=veo3,times=5'
+
+fault kinds: {", ".join(KINDS)}
+
+directives in a prompt: {", ".join(f"[sim:{name}]" for name in DIRECTIVES)}
+
+Point a client's API and upload base URLs at the printed URL; any non-empty key will do. Look at it
+and change it while it runs under /simulator/: stats, tasks, faults, settings, reset. All of it is
+described in docs/simulator.md.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the command line says."""
+
+    host: str
+    port: int
+    log_level: str
+    faults: Sequence[FaultRule]
+    settings: SimulatorSettings
+
+
+def read_options(arguments: Sequence[str] | None = None) -> Given:
+    """Read the command line; a mistake ends the process with status 2 and the reason."""
+    parser = argparse.ArgumentParser(
+        prog="python -m providers.kie.simulator",
+        description="A look-alike of Kie.ai on a socket: API, uploads, results and callbacks.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    _add_listening(parser)
+    _add_course(parser.add_argument_group("the course of a task"))
+    _add_account(parser.add_argument_group("the account"))
+    _add_callbacks(parser.add_argument_group("callbacks"))
+    _add_files(parser.add_argument_group("files"))
+    values = vars(parser.parse_args(arguments))
+    try:
+        settings = SimulatorSettings(**_settings_in(values))
+    except ValueError as error:
+        parser.error(str(error))
+    return Given(values["host"], values["port"], values["log_level"], values["fault"], settings)
+
+
+def _settings_in(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were given; repeated NAME=VALUE options as tables."""
+    names = {item.name for item in fields(SimulatorSettings)}
+    given = {name: value for name, value in values.items() if name in names}
+    return given | {name: dict(given[name]) for name in ("seconds", "costs") if name in given}
+
+
+def _add_listening(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--host", default=DEFAULT_HOST, help=f"address to listen on ({DEFAULT_HOST})")
+    add("--port", type=int, default=DEFAULT_PORT, help=f"0 picks a free one ({DEFAULT_PORT})")
+    levels = ("DEBUG", "INFO", "WARNING", "ERROR")
+    add("--log-level", choices=levels, default="INFO", help="what is logged to stderr (INFO)")
+    add(
+        "--fault",
+        type=_argument(parse_fault),
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="ENDPOINT:KIND[,name=value...], may be repeated; endpoints: create, record, upload, "
+        "callback, credit, result, any; names: family, model, times (1; 0 = until cleared), "
+        "probability, after, code, msg, status, body, seconds, state",
+    )
+
+
+def _add_course(group: Any) -> None:
+    add = group.add_argument
+    add("--speed", type=float, metavar="FACTOR", help="divides all durations (1)")
+    add("--realistic", action="store_true", help="durations and latencies as recorded")
+    add(
+        "--seconds",
+        type=_argument(_named_range),
+        action="append",
+        metavar="NAME=MIN-MAX",
+        help="duration of a model or family, e.g. veo3=20-40; may be repeated",
+    )
+    add("--seed", type=int, help="makes durations, failures and odds repeatable")
+    add("--fail-rate", type=float, metavar="SHARE", help="share of tasks that fail (0)")
+    add("--direct-rate", type=float, metavar="SHARE", help="share that skips generating (0.3)")
+    add("--queuing-rate", type=float, metavar="SHARE", help="share of others that queues (0.3)")
+    add(
+        "--visible-after-seconds",
+        type=float,
+        metavar="S",
+        help='how long a new task is "recordInfo is null" (0.3)',
+    )
+    add(
+        "--latency-seconds",
+        type=_argument(_range),
+        metavar="MIN-MAX",
+        help="extra wait of each API answer (0-0)",
+    )
+    add("--veo-times", choices=("text", "iso", "ms"), help="how Veo records spell times (text)")
+
+
+def _add_account(group: Any) -> None:
+    add = group.add_argument
+    add("--api-key", metavar="KEY", help="accept only this key (any that is not empty)")
+    add("--credits", type=float, help="the balance (1000000)")
+    add(
+        "--cost",
+        dest="costs",
+        type=_argument(_named_number),
+        action="append",
+        metavar="NAME=CREDITS",
+        help="price of a model or family; may be repeated",
+    )
+    add("--report-credits", action="store_true", help="jobs records carry creditsConsumed")
+    add("--creates-per-window", type=int, metavar="N", help="new tasks per window (20; 0 = any)")
+    add("--create-window-seconds", type=float, metavar="S", help="the length of the window (10)")
+    add("--records-per-second", type=int, metavar="N", help="record queries (10; 0 = any)")
+    add("--max-running", type=int, metavar="N", help="unfinished tasks at a time (0 = any)")
+    add("--http-429", action="store_true", help="a passed limit is HTTP 429 too, not only code 429")
+    add("--jobs-validation-code", type=int, choices=(422, 500), help="of a bad jobs order (422)")
+
+
+def _add_callbacks(group: Any) -> None:
+    add = group.add_argument
+    add("--webhook-key", metavar="KEY", help="signs callbacks (unsigned)")
+    add("--callback-timeout-seconds", type=float, metavar="S", help="for the receiver (15)")
+    add(
+        "--callback-retry-seconds",
+        type=_argument(_waits),
+        metavar="S,S,...",
+        help="waits before further tries (1,2,4)",
+    )
+    add("--callback-concurrency", type=int, metavar="N", help="callbacks in flight at a time (16)")
+    add("--callback-duplicates", type=int, metavar="N", help="extra deliveries of each (0)")
+
+
+def _add_files(group: Any) -> None:
+    add = group.add_argument
+    add("--public-url", metavar="URL", help="base of result links (the Host asked for)")
+    add("--state-file", type=Path, metavar="FILE", help="remembers tasks over a restart")
+    add("--tasks-max", type=int, metavar="N", help="tasks kept, the oldest dropped (100000)")
+    add("--upload-max-bytes", type=int, metavar="N", help="the largest upload (2 GiB)")
+    add(
+        "--allow-url-upload",
+        action="store_true",
+        help="file-url-upload may fetch from beyond loopback",
+    )
+
+
+def _argument(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`read` as argparse wants it: its ValueError's message is shown."""
+
+    def argument(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return argument
+
+
+def _range(text: str) -> tuple[float, float]:
+    low, _, high = text.partition("-")
+    return float(low), float(high or low)
+
+
+def _waits(text: str) -> tuple[float, ...]:
+    return tuple(float(wait) for wait in text.split(",") if wait)
+
+
+def _named_range(text: str) -> tuple[str, tuple[float, float]]:
+    name, _, value = text.rpartition("=")
+    return name, _range(value)
+
+
+def _named_number(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    return name, float(value)

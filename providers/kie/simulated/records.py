@@ -1,0 +1,232 @@
+"""How a task looks from outside: the records and callbacks of the three APIs.
+
+Shapes come from recorded traffic where there is some (jobs and Midjourney records), from the
+documents elsewhere (Veo records, callbacks). Three quirks are real and kept: a jobs record's
+`param` holds its `input` encoded twice, its `costTime` counts seconds though documented in
+milliseconds, and Midjourney's `resultInfoJson` is an object while its callback carries plain
+strings.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from providers.kie.simulated.faults import FaultRule
+from providers.kie.simulated.rules import veo_aspect_ratio, veo_generation_type
+from providers.kie.simulated.settings import SimulatorSettings
+from providers.kie.simulated.tasks import FAIL, FINAL_STATES, SUCCESS, Task
+
+Record = dict[str, Any]
+
+GENERATING_FLAG, SUCCESS_FLAG, FAILED_FLAG, UPSTREAM_FAILED_FLAG, UNKNOWN_FLAG = 0, 1, 2, 3, 9
+UPSTREAM_FAILED_CODE: Final = 501
+FAILED_CALLBACK_CODE: Final = 501
+INTERNAL_ERROR_CODE: Final = 500
+VEO_TIME_FORMATS: Final = {"text": "%Y-%m-%d %H:%M:%S", "iso": "%Y-%m-%dT%H:%M:%S"}
+MJ_SERVER_DEFAULTS: Final = {"motion": "high", "videoBatchSize": 1, "enableTranslation": True}
+JOBS_SERVER_DEFAULTS: Final = {"nsfw_checker": False}
+
+
+def record_of(
+    task: Task, now_ms: int, settings: SimulatorSettings, fault: FaultRule | None = None
+) -> Record:
+    """The `data` of a record query at `now_ms`, bent by `fault` if there is one."""
+    state = task.state_at(now_ms)
+    if fault and fault.kind == "late":
+        state = task.phases[-1][0]
+    if fault and fault.kind == "unknown_state":
+        state = fault.state
+    without_urls = fault is not None and fault.kind == "no_urls"
+    urls = [] if without_urls else task.result_urls
+    match task.kind.api:
+        case "jobs":
+            record = _jobs_record(task, state, urls, now_ms, settings)
+        case "veo":
+            record = _veo_record(task, state, urls, settings.veo_times)
+        case "mj":
+            record = _mj_record(task, state, urls)
+    if fault and fault.kind == "result_object":
+        _swap_result_type(record)
+    return record
+
+
+def _jobs_record(
+    task: Task, state: str, urls: list[str], now_ms: int, settings: SimulatorSettings
+) -> Record:
+    final = state in FINAL_STATES
+    record: Record = {
+        "taskId": task.id,
+        "model": task.model,
+        "state": state,
+        "param": _jobs_param(task.body),
+        "resultJson": json.dumps({"resultUrls": urls}) if state == SUCCESS else "",
+        "failCode": task.fail_code if state == FAIL else None,
+        "failMsg": task.fail_msg if state == FAIL else None,
+        "costTime": _cost_time_seconds(task) if final else None,
+        "completeTime": task.ends_ms if final else None,
+        "createTime": task.created_ms,
+    }
+    if task.kind.family == "sora2":
+        record["progress"] = task.progress_at(now_ms)
+    if settings.report_credits:
+        record["creditsConsumed"] = task.credits
+    return record
+
+
+def _jobs_param(body: Mapping[str, Any]) -> str:
+    wanted = {**(body.get("input") or {}), **JOBS_SERVER_DEFAULTS}
+    return json.dumps({**body, "input": json.dumps(wanted)})
+
+
+def _cost_time_seconds(task: Task) -> int:
+    assert task.ends_ms is not None
+    return round((task.ends_ms - task.created_ms) / 1000)
+
+
+def _veo_record(task: Task, state: str, urls: list[str], times: str) -> Record:
+    final = state in FINAL_STATES
+    return {
+        "taskId": task.id,
+        "paramJson": _veo_param(task),
+        "completeTime": _veo_time(task.ends_ms, times) if final else None,
+        "response": _veo_response(task, urls) if state == SUCCESS else None,
+        "successFlag": _success_flag(task, state),
+        "errorCode": _number_of(task.fail_code) if state == FAIL else None,
+        "errorMessage": task.fail_msg if state == FAIL else "",
+        "createTime": _veo_time(task.created_ms, times),
+        "fallbackFlag": False,
+    }
+
+
+def _veo_param(task: Task) -> str:
+    if task.model in {"veo_extend", "veo_4k"}:
+        return json.dumps(task.body)
+    derived = {
+        "model": task.model,
+        "generationType": veo_generation_type(task.body),
+        "aspectRatio": veo_aspect_ratio(task.body),
+    }
+    return json.dumps({**task.body, **derived})
+
+
+def _veo_response(task: Task, urls: list[str]) -> Record:
+    response = {
+        "taskId": task.id,
+        "resultUrls": urls,
+        "originUrls": None if veo_aspect_ratio(task.body) == "16:9" else urls,
+        "resolution": task.body.get("resolution") or "720p",
+    }
+    if task.model == "veo_extend":
+        response["fullResultUrls"] = urls
+    if task.model == "veo_4k":
+        response |= {"resolution": "4k", "mediaIds": [task.id]}
+    return response
+
+
+def _veo_time(unix_ms: int | None, times: str) -> str | int | None:
+    if unix_ms is None or times == "ms":
+        return unix_ms
+    return datetime.fromtimestamp(unix_ms // 1000, UTC).strftime(VEO_TIME_FORMATS[times])
+
+
+def _mj_record(task: Task, state: str, urls: list[str]) -> Record:
+    results = {"resultUrls": [{"resultUrl": url} for url in urls]}
+    return {
+        "taskId": task.id,
+        "taskType": task.model,
+        "paramJson": mj_param(task.body),
+        "completeTime": task.ends_ms if state in FINAL_STATES else None,
+        "resultInfoJson": results if state == SUCCESS else None,
+        "successFlag": _success_flag(task, state),
+        "createTime": task.created_ms,
+        "errorCode": _number_of(task.fail_code) if state == FAIL else None,
+        "errorMessage": task.fail_msg if state == FAIL else None,
+    }
+
+
+def mj_param(body: Mapping[str, Any]) -> str:
+    """The request as Midjourney echoes it: with the server's defaults, without empty values."""
+    given = {name: value for name, value in body.items() if value not in (None, "")}
+    return json.dumps({**MJ_SERVER_DEFAULTS, **given})
+
+
+def _success_flag(task: Task, state: str) -> int:
+    if state == SUCCESS:
+        return SUCCESS_FLAG
+    if state == FAIL:
+        upstream = _number_of(task.fail_code) == UPSTREAM_FAILED_CODE
+        return UPSTREAM_FAILED_FLAG if upstream else FAILED_FLAG
+    known = {"waiting", "queuing", "generating"}
+    return GENERATING_FLAG if state in known else UNKNOWN_FLAG
+
+
+def _number_of(code: str) -> int:
+    return int(code) if re.fullmatch(r"[0-9]{3}", code) else INTERNAL_ERROR_CODE
+
+
+def _swap_result_type(record: Record) -> None:
+    """The result as an object where the API sends a string, and the other way round."""
+    if "resultJson" in record:
+        record["resultJson"] = json.loads(record["resultJson"])
+        return
+    name = "response" if "response" in record else "resultInfoJson"
+    record[name] = json.dumps(record[name])
+
+
+def callback_of(task: Task, settings: SimulatorSettings) -> Record:
+    """The body that is POSTed to a task's callback URL after its end."""
+    assert task.ends_ms is not None
+    if task.kind.api == "jobs":
+        return _jobs_callback(task, settings)
+    if task.model == "veo_4k":
+        return _veo_4k_callback(task)
+    return _veo_callback(task) if task.kind.api == "veo" else _mj_callback(task)
+
+
+def _jobs_callback(task: Task, settings: SimulatorSettings) -> Record:
+    assert task.ends_ms is not None
+    record = _jobs_record(task, _end_of(task), task.result_urls, task.ends_ms, settings)
+    shared = ("taskId", "model", "state", "param", "createTime", "completeTime", "costTime")
+    data = {name: record[name] for name in shared}
+    data |= {"updateTime": task.ends_ms, "creditsConsumed": task.credits}
+    if task.succeeds:
+        data["resultJson"] = record["resultJson"]
+        return {"code": 200, "msg": "Playground task completed successfully.", "data": data}
+    data |= {"failCode": task.fail_code, "failMsg": task.fail_msg, "resultJson": None}
+    return {"code": FAILED_CALLBACK_CODE, "msg": "Playground task failed.", "data": data}
+
+
+def _veo_callback(task: Task) -> Record:
+    data: Record = {"taskId": task.id, "fallbackFlag": False}
+    if not task.succeeds:
+        return {"code": _number_of(task.fail_code), "msg": task.fail_msg, "data": data}
+    response = _veo_response(task, task.result_urls)
+    shown = ("resultUrls", "originUrls", "resolution")
+    info = {name: response[name] for name in shown if response[name] is not None}
+    data |= {"promptJson": _veo_param(task), "info": info}
+    return {"code": 200, "msg": "Veo3.1 video generated successfully.", "data": data}
+
+
+def _veo_4k_callback(task: Task) -> Record:
+    if not task.succeeds:
+        return {"code": INTERNAL_ERROR_CODE, "msg": task.fail_msg, "data": {"taskId": task.id}}
+    info = {"resultUrls": task.result_urls, "imageUrls": []}
+    msg = "4K Video generated successfully."
+    return {"code": 200, "msg": msg, "data": {"taskId": task.id, "info": info}}
+
+
+def _mj_callback(task: Task) -> Record:
+    data = {
+        "taskId": task.id,
+        "promptJson": mj_param(task.body),
+        "resultUrls": task.result_urls if task.succeeds else [],
+    }
+    if task.succeeds:
+        return {"code": 200, "msg": "success", "data": data}
+    return {"code": INTERNAL_ERROR_CODE, "msg": task.fail_msg, "data": data}
+
+
+def _end_of(task: Task) -> str:
+    return SUCCESS if task.succeeds else FAIL

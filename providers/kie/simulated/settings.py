@@ -1,0 +1,196 @@
+"""The simulator's settings: one frozen value, checked whole, replaced whole when one changes."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from providers.kie.simulated.models import FAMILIES, MODELS, Model
+
+Range = tuple[float, float]
+
+REALISTIC_LATENCY_SECONDS: Final = (0.2, 0.9)
+"""Of recordInfo and createTask, as recorded."""
+
+SECRETS: Final = ("api_key", "webhook_key")
+FIXED_AT_START: Final = ("seed", "state_file", "tasks_max", "callback_concurrency", *SECRETS)
+
+_RATES: Final = ("fail_rate", "direct_rate", "queuing_rate")
+_AMOUNTS: Final = ("visible_after_seconds", "credits")
+_MORE_THAN_ZERO: Final = ("speed", "create_window_seconds", "callback_timeout_seconds")
+_COUNTS: Final = ("creates_per_window", "records_per_second", "max_running", "callback_duplicates")
+_SIZES: Final = ("tasks_max", "callback_concurrency", "upload_max_bytes")
+_FLAGS: Final = ("realistic", "report_credits", "http_429", "allow_url_upload")
+_CHOICES: Final[Mapping[str, tuple[object, ...]]] = {
+    "jobs_validation_code": (422, 500),
+    "veo_times": ("text", "iso", "ms"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatorSettings:
+    """Everything that can be set, with the defaults of a pleasant first try.
+
+    Attributes:
+        api_key: the only bearer key accepted; None accepts any that is not empty.
+        webhook_key: signs callbacks, as Kie's webhookHmacKey does; None sends them unsigned.
+        seed: makes durations, failures and the odds of faults repeatable.
+        speed: how many times faster than the durations say.
+        realistic: durations and latencies as recorded, instead of short ones.
+        seconds: shortest and longest duration by model or family, instead of the default ones.
+        visible_after_seconds: how long after its creation a task is "recordInfo is null".
+        latency_seconds: shortest and longest extra wait of each API answer.
+        direct_rate: the share of tasks that go from waiting straight to their end.
+        queuing_rate: the share of the others that show `queuing` in between.
+        fail_rate: the share of tasks that fail.
+        credits: the balance at start. A failed task is not refunded.
+        costs: credits per task by model or family, instead of the default ones.
+        report_credits: whether a jobs record carries `creditsConsumed`.
+        creates_per_window: new tasks per key in any `create_window_seconds`; 0 = no limit.
+        create_window_seconds: the length of that sliding window.
+        records_per_second: record queries per key in any second; 0 = no limit.
+        max_running: unfinished tasks at a time; 0 = no limit.
+        http_429: whether a passed limit is answered with HTTP 429 beside code 429.
+        jobs_validation_code: the code of a bad jobs order, 422 or 500: both were seen.
+        veo_times: how Veo records spell times: `text` (YYYY-MM-DD hh:mm:ss), `iso` or `ms`.
+        callback_timeout_seconds: how long a callback's receiver may take.
+        callback_retry_seconds: the waits before each further try.
+        callback_concurrency: callbacks in flight at a time.
+        callback_duplicates: how many extra times each callback is delivered.
+        public_url: the base of result links; None uses the Host that the request came to.
+        upload_max_bytes: the largest file accepted.
+        allow_url_upload: whether file-url-upload may fetch from beyond loopback.
+        state_file: remembers tasks over a restart; None forgets them.
+        tasks_max: how many tasks are kept, the oldest dropped first.
+    """
+
+    api_key: str | None = field(default=None, repr=False)
+    webhook_key: str | None = field(default=None, repr=False)
+    seed: int | None = None
+    speed: float = 1.0
+    realistic: bool = False
+    seconds: Mapping[str, Range] = field(default_factory=dict)
+    visible_after_seconds: float = 0.3
+    latency_seconds: Range = (0.0, 0.0)
+    direct_rate: float = 0.3
+    queuing_rate: float = 0.3
+    fail_rate: float = 0.0
+    credits: float = 1_000_000.0
+    costs: Mapping[str, float] = field(default_factory=dict)
+    report_credits: bool = False
+    creates_per_window: int = 20
+    create_window_seconds: float = 10.0
+    records_per_second: int = 10
+    max_running: int = 0
+    http_429: bool = False
+    jobs_validation_code: int = 422
+    veo_times: str = "text"
+    callback_timeout_seconds: float = 15.0
+    callback_retry_seconds: tuple[float, ...] = (1.0, 2.0, 4.0)
+    callback_concurrency: int = 16
+    callback_duplicates: int = 0
+    public_url: str | None = None
+    upload_max_bytes: int = 2 * 1024**3
+    allow_url_upload: bool = False
+    state_file: Path | None = None
+    tasks_max: int = 100_000
+
+    def __post_init__(self) -> None:
+        self._check("a number from 0 to 1", _RATES, lambda v: _is_number(v) and v <= 1)
+        self._check("a number, 0 or more", _AMOUNTS, _is_number)
+        self._check("a number above 0", _MORE_THAN_ZERO, lambda v: _is_number(v) and v > 0)
+        self._check("a whole number, 0 or more", _COUNTS, _is_count)
+        self._check("a whole number above 0", _SIZES, lambda v: _is_count(v) and v > 0)
+        self._check("true or false", _FLAGS, lambda v: isinstance(v, bool))
+        self._check("two numbers, the lower first", ("latency_seconds",), _is_range)
+        self._check("a list of numbers", ("callback_retry_seconds",), _are_waits)
+        self._check("an http(s) URL or nothing", ("public_url",), _is_base_url)
+        for name, allowed in _CHOICES.items():
+            meaning = "one of " + ", ".join(map(str, allowed))
+            self._check(meaning, (name,), lambda v, allowed=allowed: v in allowed)
+        self._check_table("seconds", "two numbers, the lower first", _is_range)
+        self._check_table("costs", "a number, 0 or more", _is_number)
+
+    def changed(self, changes: Mapping[str, Any]) -> "SimulatorSettings":
+        """These settings with `changes`, which may be JSON values.
+
+        Raises:
+            ValueError: a name that is unknown or fixed at start, or a value that does not fit.
+        """
+        known = {item.name for item in fields(self)}
+        for name in changes:
+            if name not in known:
+                raise ValueError(f"unknown setting {name}: one of {', '.join(sorted(known))}")
+            if name in FIXED_AT_START:
+                raise ValueError(f"{name} is fixed when the simulator starts")
+        return replace(self, **{name: _from_json(value) for name, value in changes.items()})
+
+    def seconds_of(self, model: Model) -> Range:
+        """The shortest and longest time that a task of `model` takes, `speed` included."""
+        default = model.realistic_seconds if self.realistic else model.seconds
+        low, high = self.seconds.get(model.name) or self.seconds.get(model.family) or default
+        return low / self.speed, high / self.speed
+
+    @property
+    def latency(self) -> Range:
+        """The shortest and longest extra wait of an API answer."""
+        if self.realistic and self.latency_seconds == (0.0, 0.0):
+            return REALISTIC_LATENCY_SECONDS
+        return self.latency_seconds
+
+    def cost_of(self, model: Model) -> float:
+        """Credits per task of `model`."""
+        by_family = self.costs.get(model.family, model.credits)
+        return self.costs.get(model.name, by_family)
+
+    def shown(self) -> dict[str, Any]:
+        """The settings as JSON values; of a secret only whether it is set."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values |= {name: values[name] is not None for name in SECRETS}
+        values["state_file"] = str(self.state_file) if self.state_file else None
+        return values
+
+    def _check(self, meaning: str, names: tuple[str, ...], holds: Any) -> None:
+        for name in names:
+            if not holds(getattr(self, name)):
+                raise ValueError(f"{name} must be {meaning}, not {getattr(self, name)!r}")
+
+    def _check_table(self, name: str, meaning: str, holds: Any) -> None:
+        table = getattr(self, name)
+        if not isinstance(table, Mapping):
+            raise ValueError(f"{name} must map a model or family to {meaning}")  # noqa: TRY004
+        for key, value in table.items():
+            if key not in MODELS and key not in FAMILIES:
+                raise ValueError(f"{name}: {key!r} is neither a model nor a family")
+            if not holds(value):
+                raise ValueError(f"{name}: {key} must have {meaning}, not {value!r}")
+
+
+def _from_json(value: Any) -> Any:
+    """JSON lists as tuples, also inside of objects."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, Mapping):
+        return {key: _from_json(item) for key, item in value.items()}
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_range(value: object) -> bool:
+    return _are_waits(value) and len(value) == 2 and value[0] <= value[1]  # type: ignore[arg-type,index]  # noqa: PLR2004
+
+
+def _are_waits(value: object) -> bool:
+    return isinstance(value, tuple) and all(_is_number(item) for item in value)
+
+
+def _is_base_url(value: object) -> bool:
+    return value is None or (isinstance(value, str) and value.startswith(("http://", "https://")))

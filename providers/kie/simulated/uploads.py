@@ -1,0 +1,351 @@
+"""The simulated upload host: streamed, base64 and fetched files, kept on disk until it stops.
+
+Only a complete body becomes a file: a stream that breaks off leaves nothing behind. A file's name
+in the store is its path as text, never a path on disk, so no name can climb out of the folder.
+"""
+
+import base64
+import binascii
+import hashlib
+import ipaddress
+import logging
+import mimetypes
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+from urllib.parse import quote, urlsplit
+from uuid import uuid4
+
+import aiohttp
+from aiohttp import BodyPartReader, web
+from aiohttp.http import HttpProcessingError
+
+from providers.kie.simulated.api import Api
+from providers.kie.simulated.faults import ACCEPTED, ARRIVAL
+from providers.kie.simulated.rules import RefusedError, is_url
+from providers.kie.simulated.wire import JSON_MAX_BYTES, json_object, spoiled, upload_answer
+from providers.kie.simulated.world import World
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES: Final = 256 * 1024
+FIELDS_MAX: Final = 20
+TEXT_FIELD_MAX_BYTES: Final = 4 * 1024
+BASE64_MAX_BYTES: Final = 20 * 1024 * 1024
+FETCH_MAX_BYTES: Final = 100 * 1024 * 1024
+FETCH_TIMEOUT_SECONDS: Final = 30
+NAME_MAX_CHARACTERS: Final = 200
+PATH_MAX_CHARACTERS: Final = 500
+FILES_MAX: Final = 10_000
+FILES_MAX_BYTES: Final = 4 * 1024**3
+
+UNSAFE_CHARACTERS: Final = re.compile(r'[\x00-\x1f\x7f"<>\\|?*#%]')
+DATA_URL: Final = re.compile(r"data:([\w.+/-]*)[^,]*;base64,", re.ASCII)
+CONTENT_TYPE: Final = re.compile(r"[\w.+-]+/[\w.+-]+", re.ASCII)
+UNKNOWN_TYPE: Final = "application/octet-stream"
+BROKEN_BODY: Final = (
+    aiohttp.ClientError,
+    HttpProcessingError,
+    web.RequestPayloadError,
+    AssertionError,  # aiohttp's multipart reader asserts what a client may get wrong
+    LookupError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A complete body on disk, and what was said about it."""
+
+    path: Path
+    name: str
+    content_type: str
+    fields: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file that can be downloaded."""
+
+    path: Path
+    size_bytes: int
+    content_type: str
+
+
+class Uploads:
+    """The handlers of the upload host and the files that it keeps."""
+
+    def __init__(self, world: World, api: Api, folder: Path) -> None:
+        self._world = world
+        self._api = api
+        self._folder = folder
+        self._files: dict[str, StoredFile] = {}
+        self._kept_bytes = 0
+
+    def routes(self) -> list[web.RouteDef]:
+        """Every route of the upload host."""
+        return [
+            web.post("/api/file-stream-upload", self._handler(self._from_stream)),
+            web.post("/api/file-base64-upload", self._handler(self._from_base64)),
+            web.post("/api/file-url-upload", self._handler(self._from_url)),
+            web.get("/kieai/{path:.+}", self._download),
+        ]
+
+    def clear(self) -> None:
+        """Forget all files."""
+        for path in list(self._files):
+            self._drop(path)
+
+    def _handler(
+        self, receive: Callable[[web.Request], Awaitable[Received]]
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def upload(request: web.Request) -> web.StreamResponse:
+            self._world.requests[request.path] += 1
+            if answer := await self._spoiled(request, "upload", ARRIVAL):
+                return answer
+            try:
+                key = self._checked_key(request)
+                received = await receive(request)
+                data = self._stored(request, key, received)
+            except RefusedError as refused:
+                return self._refusal(refused)
+            self._world.uploads["completed"] += 1
+            if answer := await self._spoiled(request, "upload", ACCEPTED):
+                return answer
+            msg = "File uploaded successfully"
+            return upload_answer({"success": True, "code": 200, "msg": msg, "data": data})
+
+        return upload
+
+    def _checked_key(self, request: web.Request) -> str:
+        try:
+            return self._api.authorised(request)
+        except RefusedError as refused:
+            raise RefusedError(refused.code, "Authentication failed: Invalid API Key") from None
+
+    def _refusal(self, refused: RefusedError) -> web.Response:
+        self._world.uploads["refused"] += 1
+        logger.info("upload refused: %s %r", refused.code, refused.msg)
+        return upload_answer({"success": False, "code": refused.code, "msg": refused.msg})
+
+    async def _spoiled(
+        self, request: web.Request, endpoint: str, moment: str
+    ) -> web.StreamResponse | None:
+        rule = self._world.faults.take(endpoint, moment, None)
+        return await spoiled(rule, request) if rule else None
+
+    async def _from_stream(self, request: web.Request) -> Received:
+        """A multipart body, its parts in any order."""
+        path = self._new_path()
+        fields: dict[str, str] = {}
+        name, content_type = "", ""
+        with self._kept_if_complete(path):
+            async for part in _parts(request):
+                if part.name == "file":
+                    name, content_type = part.filename or "", part.headers.get("Content-Type", "")
+                    await self._write(path, _chunks(part), self._world.settings.upload_max_bytes)
+                elif part.name and len(fields) < FIELDS_MAX:
+                    fields[part.name] = await _text_of(part)
+        if not path.exists():
+            raise RefusedError(400, "Missing required parameter: file")
+        return Received(path, name, content_type, fields)
+
+    async def _from_base64(self, request: web.Request) -> Received:
+        """A JSON body: `{base64Data, uploadPath, fileName?}`."""
+        fields = await _json_fields(request, BASE64_MAX_BYTES)
+        encoded = fields.pop("base64Data", "")
+        if not encoded:
+            raise RefusedError(400, "Missing required parameter: base64Data")
+        prefix = DATA_URL.match(encoded)
+        content_type = prefix[1] if prefix else ""
+        try:
+            content = base64.b64decode(encoded[prefix.end() if prefix else 0 :], validate=True)
+        except (binascii.Error, ValueError):
+            raise RefusedError(400, "Base64 decoding failed: Invalid Base64 format") from None
+        path = self._new_path()
+        path.write_bytes(content)
+        return Received(path, "", content_type, fields)
+
+    async def _from_url(self, request: web.Request) -> Received:
+        """A JSON body: `{fileUrl, uploadPath, fileName?}`; fetches the URL."""
+        fields = await _json_fields(request, JSON_MAX_BYTES)
+        url = fields.get("fileUrl", "")
+        if not is_url(url):
+            raise RefusedError(400, "Missing required parameter: fileUrl")
+        allowed = self._world.settings.allow_url_upload
+        if not allowed and not _is_loopback(url):
+            raise RefusedError(400, "Only loopback is fetched from, without --allow-url-upload")
+        path = self._new_path()
+        timeout = aiohttp.ClientTimeout(total=FETCH_TIMEOUT_SECONDS)
+        with self._kept_if_complete(path):
+            async with (
+                aiohttp.ClientSession(timeout=timeout) as session,
+                session.get(url, allow_redirects=allowed) as answer,
+            ):
+                if answer.status != 200:  # noqa: PLR2004 - OK
+                    raise RefusedError(400, f"Failed to download the file: HTTP {answer.status}")
+                chunks = answer.content.iter_chunked(CHUNK_BYTES)
+                await self._write(path, chunks, FETCH_MAX_BYTES)
+        name = urlsplit(url).path.rpartition("/")[2]
+        return Received(path, name, answer.headers.get("Content-Type", ""), fields)
+
+    def _new_path(self) -> Path:
+        return self._folder / uuid4().hex
+
+    @contextmanager
+    def _kept_if_complete(self, path: Path) -> Iterator[None]:
+        """Delete the file at `path` unless all of it came; a broken body is refused, code 400."""
+        try:
+            yield
+        except BaseException as error:
+            path.unlink(missing_ok=True)
+            if isinstance(error, RefusedError):
+                raise
+            self._world.uploads["aborted"] += 1
+            if isinstance(error, BROKEN_BODY):
+                raise RefusedError(400, "The file did not come to its end") from error
+            raise
+
+    async def _write(self, path: Path, chunks: AsyncIterator[bytes], max_bytes: int) -> None:
+        """Write chunks as they come. A chunk goes to the page cache: a thread would cost more."""
+        written = 0
+        with _opened(path) as file:
+            async for chunk in chunks:
+                written += len(chunk)
+                if written > max_bytes:
+                    raise RefusedError(400, f"The file is larger than {max_bytes} bytes")
+                file.write(chunk)
+
+    def _stored(self, request: web.Request, key: str, received: Received) -> dict[str, Any]:
+        """Make a received file downloadable, in place of an earlier one of its path."""
+        folder = _clean_path(received.fields.get("uploadPath", ""))
+        if not folder:
+            received.path.unlink()
+            raise RefusedError(400, "Missing required parameter: uploadPath")
+        content_type = _content_type(received)
+        name = _clean_name(received.fields.get("fileName", "")) or _new_name(received, content_type)
+        path = f"kieai/{_user_id(key)}/{folder}/{name}"
+        file = StoredFile(received.path, received.path.stat().st_size, content_type)
+        self._keep(path, file)
+        return {
+            "success": True,
+            "fileName": name,
+            "filePath": path,
+            "downloadUrl": f"{self._api.base_url(request)}/{quote(path)}",
+            "fileSize": file.size_bytes,
+            "mimeType": content_type,
+            "uploadedAt": _iso_ms(self._world.now_ms()),
+        }
+
+    def _keep(self, path: str, file: StoredFile) -> None:
+        self._drop(path)
+        self._files[path] = file
+        self._kept_bytes += file.size_bytes
+        while len(self._files) > FILES_MAX or self._kept_bytes > FILES_MAX_BYTES:
+            self._drop(next(iter(self._files)))
+
+    def _drop(self, path: str) -> None:
+        if file := self._files.pop(path, None):
+            self._kept_bytes -= file.size_bytes
+            file.path.unlink(missing_ok=True)
+
+    async def _download(self, request: web.Request) -> web.StreamResponse:
+        """An uploaded file; it needs no key, as on the real media host."""
+        if answer := await self._spoiled(request, "result", ARRIVAL):
+            return answer
+        file = self._files.get("kieai/" + request.match_info["path"])
+        if file is None:
+            return web.Response(status=404, text="404 Not Found")
+        return web.FileResponse(file.path, headers={"Content-Type": file.content_type})
+
+
+async def _parts(request: web.Request) -> AsyncIterator[BodyPartReader]:
+    """The parts of a multipart body, to its very end: a body cut short raises."""
+    reader = await request.multipart()
+    async for part in reader:
+        if not isinstance(part, BodyPartReader):
+            raise ValueError("a part of a form must not be multipart")  # noqa: TRY004 - malformed
+        yield part
+    async for _ in request.content.iter_chunked(CHUNK_BYTES):
+        pass  # what follows the last boundary means nothing, but must come all the same
+
+
+async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
+    while chunk := await part.read_chunk(CHUNK_BYTES):
+        yield chunk
+
+
+async def _text_of(part: BodyPartReader) -> str:
+    text = bytearray()
+    async for chunk in _chunks(part):
+        text += chunk
+        if len(text) > TEXT_FIELD_MAX_BYTES:
+            raise ValueError(f"{part.name} is longer than {TEXT_FIELD_MAX_BYTES} bytes")
+    return text.decode("utf-8", "replace")
+
+
+async def _json_fields(request: web.Request, max_bytes: int) -> dict[str, str]:
+    """The strings of a JSON body."""
+    try:
+        body = await json_object(request, max_bytes)
+    except ValueError as error:
+        raise RefusedError(400, str(error)) from None
+    return {name: value for name, value in body.items() if isinstance(value, str)}
+
+
+def _opened(path: Path) -> BinaryIO:
+    return path.open("wb")
+
+
+def _clean_path(path: str) -> str:
+    """`path` without anything that climbs, hides or breaks a URL; empty if nothing is left."""
+    segments = [_clean_name(segment) for segment in re.split(r"[/\\]", path)]
+    return "/".join(segment for segment in segments if segment)[:PATH_MAX_CHARACTERS].rstrip("/")
+
+
+def _clean_name(name: str) -> str:
+    last = re.split(r"[/\\]", name)[-1]
+    encodable = last.encode("utf-8", "replace").decode()
+    return UNSAFE_CHARACTERS.sub("_", encodable).strip(" .")[-NAME_MAX_CHARACTERS:]
+
+
+def _content_type(received: Received) -> str:
+    """What the client said, if that is a type; else by the file's names."""
+    said = received.content_type.partition(";")[0].strip().lower()
+    if CONTENT_TYPE.fullmatch(said) and said != UNKNOWN_TYPE:
+        return said
+    names = (received.fields.get("fileName", ""), received.name)
+    guesses = (mimetypes.guess_type(name)[0] for name in names)
+    return next((guess for guess in guesses if guess), UNKNOWN_TYPE)
+
+
+def _new_name(received: Received, content_type: str) -> str:
+    """`<unix ms>-<random>.<extension>`, as the upload host names a file without a name."""
+    extension = Path(_clean_name(received.name)).suffix or mimetypes.guess_extension(content_type)
+    return f"{time.time_ns() // 1_000_000}-{secrets.token_hex(5)}{extension or '.bin'}"
+
+
+def _user_id(key: str) -> int:
+    """A number that stands for the owner of `key` and does not tell it."""
+    return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % 1_000_000
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _iso_ms(unix_ms: int) -> str:
+    moment = datetime.fromtimestamp(unix_ms / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,271 @@
+"""The simulated account: what it holds, what it may, what it has bought and what happened to it."""
+
+import logging
+import random
+import secrets
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Mapping
+from typing import Any, Final
+from uuid import uuid4
+
+from providers.kie.simulated.callbacks import Callbacks
+from providers.kie.simulated.faults import FaultBook
+from providers.kie.simulated.rules import Order, RefusedError
+from providers.kie.simulated.settings import SimulatorSettings
+from providers.kie.simulated.tasks import (
+    FAILED_CODE,
+    FAILED_MSG,
+    FINAL_STATES,
+    SUCCESS,
+    Purchase,
+    Task,
+    TaskBook,
+    draw_task,
+)
+
+logger = logging.getLogger(__name__)
+
+RECORD_WINDOW_SECONDS: Final = 1.0
+KEYS_MAX: Final = 1_000
+WINDOW_EVENTS_MAX: Final = 100_000
+NO_CREDITS, TOO_MANY = 402, 429
+
+
+class SlidingWindow:
+    """Events of the last `seconds`, at every moment: not of a fixed interval that starts anew."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=WINDOW_EVENTS_MAX)
+        self.peak = 0
+
+    def count(self, now: float, seconds: float) -> int:
+        """How many events lie in the `seconds` before `now`."""
+        while self._times and self._times[0] <= now - seconds:
+            self._times.popleft()
+        return len(self._times)
+
+    def add(self, now: float, seconds: float) -> None:
+        """Note one event at `now`."""
+        self._times.append(now)
+        self.peak = max(self.peak, self.count(now, seconds))
+
+    def admit(self, now: float, seconds: float, limit: int) -> bool:
+        """Note one event unless `limit` of them are in the window already; 0 = no limit."""
+        if limit and self.count(now, seconds) >= limit:
+            return False
+        self.add(now, seconds)
+        return True
+
+
+class World:
+    """The account behind the simulator, free of HTTP.
+
+    Everything here happens between two awaits, so a create is bought whole or not at all.
+    """
+
+    def __init__(self, settings: SimulatorSettings) -> None:
+        self.settings = settings
+        self._seed = secrets.randbits(64) if settings.seed is None else settings.seed
+        self.faults = FaultBook(random.Random(f"{self._seed}/faults"))
+        self.callbacks = Callbacks(lambda: self.settings, self.faults)
+        self.tasks = TaskBook(settings.tasks_max, settings.state_file)
+        self.uploads: Counter[str] = Counter()
+        self._start_counting()
+        for task in self.tasks:
+            self._charge(task)
+
+    def _start_counting(self) -> None:
+        self.balance = float(self.settings.credits)
+        self.spent = 0.0
+        self.purchases: Counter[str] = Counter()
+        self.refused: Counter[int] = Counter()
+        self.requests: Counter[str] = Counter()
+        self.all_creates = SlidingWindow()
+        self.all_records = SlidingWindow()
+        self._creates: OrderedDict[str, SlidingWindow] = OrderedDict()
+        self._records: OrderedDict[str, SlidingWindow] = OrderedDict()
+
+    def resume(self) -> None:
+        """Plan the callbacks of remembered tasks.
+
+        A task that ended while nothing ran is not called back: Kie gives up on callbacks too.
+        """
+        now_ms = self.now_ms()
+        for task in self.tasks:
+            if task.state_at(now_ms) not in FINAL_STATES:
+                self.callbacks.schedule(task, now_ms)
+
+    def now_ms(self) -> int:
+        """The time, in unix milliseconds."""
+        return time.time_ns() // 1_000_000
+
+    def note_create(self) -> None:
+        """Count a create request, whatever will become of it."""
+        self.all_creates.add(time.monotonic(), self.settings.create_window_seconds)
+
+    def note_record(self) -> None:
+        """Count a record query, whatever will become of it."""
+        self.all_records.add(time.monotonic(), RECORD_WINDOW_SECONDS)
+
+    def admit_create(self, key: str) -> None:
+        """Hold a create request against the limit of its key.
+
+        Raises:
+            RefusedError: 429; it does not count against the limit, and nothing is queued.
+        """
+        window = _window_of(key, self._creates)
+        seconds, limit = self.settings.create_window_seconds, self.settings.creates_per_window
+        if not window.admit(time.monotonic(), seconds, limit):
+            raise RefusedError(TOO_MANY, "Your call frequency is too high. Please try again later.")
+
+    def admit_record(self, key: str) -> None:
+        """Hold a record query against the limit of its key.
+
+        Raises:
+            RefusedError: 429.
+        """
+        window = _window_of(key, self._records)
+        limit = self.settings.records_per_second
+        if not window.admit(time.monotonic(), RECORD_WINDOW_SECONDS, limit):
+            raise RefusedError(TOO_MANY, "Your call frequency is too high. Please try again later.")
+
+    def buy(self, order: Order, base_url: str) -> Task:
+        """Create the task of an order, charge for it, and plan its callback.
+
+        Raises:
+            RefusedError: 402 or 429, if the account cannot bear another task; 422 for a directive.
+        """
+        now_ms = self.now_ms()
+        if self.settings.max_running and self._is_full(now_ms):
+            raise RefusedError(TOO_MANY, "Too many tasks are running. Please try again later.")
+        if self.settings.cost_of(order.model) > self.balance:
+            raise RefusedError(NO_CREDITS, "Credits insufficient")
+        rng = random.Random(f"{self._seed}/{self.purchases.total()}")
+        task = draw_task(
+            order,
+            Purchase(
+                task_id=order.only_id or uuid4().hex,
+                now_ms=now_ms,
+                base_url=base_url,
+                settings=self.settings,
+                rng=rng,
+            ),
+        )
+        self.tasks.put(task)
+        self._charge(task)
+        self.callbacks.schedule(task, now_ms)
+        logger.info("task %s created: %s", task.id, task.model)
+        return task
+
+    def finish(
+        self,
+        task_id: str,
+        *,
+        state: str = SUCCESS,
+        code: str = FAILED_CODE,
+        msg: str = FAILED_MSG,
+        urls: list[str] | None = None,
+        callback: bool = True,
+    ) -> Task:
+        """End a task now, or end it anew, and send its callback.
+
+        Raises:
+            KeyError: there is no such task.
+            ValueError: `state` is neither success nor fail.
+        """
+        if state not in FINAL_STATES:
+            raise ValueError(f"state must be success or fail, not {state!r}")
+        task = self.tasks.get(task_id)
+        if task is None:
+            raise KeyError(task_id)
+        now_ms = self.now_ms()
+        results = None if urls is None else tuple(urls)
+        ended = task.finished(
+            now_ms, succeeds=state == SUCCESS, code=code, msg=msg, results=results
+        )
+        self.tasks.put(ended)
+        self.callbacks.forget(task_id)
+        if callback:
+            self.callbacks.schedule(ended, now_ms)
+        return ended
+
+    def update(self, changes: Mapping[str, Any]) -> None:
+        """Go on with changed settings; `credits` becomes the balance.
+
+        Raises:
+            ValueError: naming the setting that is unknown, fixed at start or does not fit.
+        """
+        self.settings = self.settings.changed(changes)
+        if "credits" in changes:
+            self.balance = float(self.settings.credits)
+
+    def reset(self, settings: SimulatorSettings) -> None:
+        """Forget all tasks, faults, counts and planned callbacks, and go on with `settings`."""
+        self.settings = settings
+        self.callbacks.forget_all()
+        self.callbacks.counts.clear()
+        self.tasks.clear()
+        self.faults.clear()
+        self.faults.struck.clear()
+        self.uploads.clear()
+        self._start_counting()
+
+    def stats(self) -> dict[str, Any]:
+        """The counters, as JSON values."""
+        callbacks = self.callbacks.counts
+        return {
+            "purchases": {"total": self.purchases.total(), "by_model": dict(self.purchases)},
+            "credits": {"balance": self.balance, "spent": self.spent},
+            "creates_refused": {str(code): n for code, n in sorted(self.refused.items())},
+            "requests": dict(self.requests),
+            "peaks": {
+                "creates_in_a_window": self.all_creates.peak,
+                "records_in_a_second": self.all_records.peak,
+            },
+            "uploads": {name: self.uploads[name] for name in ("completed", "aborted", "refused")},
+            "callbacks": {
+                "waiting": self.callbacks.waiting,
+                **{n: callbacks[n] for n in ("sent", "acknowledged", "failed", "dropped")},
+            },
+            "faults_struck": dict(self.faults.struck),
+            "tasks_kept": len(self.tasks),
+        }
+
+    def listed(self, task: Task) -> dict[str, Any]:
+        """One task, as JSON values."""
+        polls = self.tasks.polls_of(task.id)
+        return {
+            "id": task.id,
+            "model": task.model,
+            "family": task.kind.family,
+            "state": task.state_at(self.now_ms()),
+            "body": task.body,
+            "callBackUrl": task.callback_url,
+            "created_ms": task.created_ms,
+            "ends_ms": task.ends_ms,
+            "credits": task.credits,
+            "polls": {"count": polls.count, "times_ms": list(polls.times_ms)},
+        }
+
+    async def stop(self) -> None:
+        """Stop the callbacks and close the state file."""
+        await self.callbacks.stop()
+        self.tasks.close()
+
+    def _is_full(self, now_ms: int) -> bool:
+        return self.tasks.count_running(now_ms) >= self.settings.max_running
+
+    def _charge(self, task: Task) -> None:
+        self.purchases[task.model] += 1
+        self.spent += task.credits
+        self.balance -= task.credits
+
+
+def _window_of(key: str, windows: OrderedDict[str, SlidingWindow]) -> SlidingWindow:
+    """The window of `key`, which becomes the most recently used of a bounded number."""
+    window = windows.setdefault(key, SlidingWindow())
+    windows.move_to_end(key)
+    if len(windows) > KEYS_MAX:
+        windows.popitem(last=False)
+    return window
