@@ -1,0 +1,253 @@
+"""`create MODEL`: a sub-command for each model, declared by the fields of its message.
+
+A further model is one more function under `@model`: its parameters are the options, each named
+after the field that it fills. The rest - idempotence, uploads, watching, saving - is the same for
+all and lives in `_create`.
+"""
+
+import functools
+import inspect
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from google.protobuf.message import Message
+from typer.models import OptionInfo
+
+from client.enums import ProtoEnum, short_names
+from client.problems import ExitCode
+from client.session import Session, run
+from client.watch import ended
+from generated.generation.v1.generation_pb2 import (
+    Imagen4Params,
+    MidjourneyParams,
+    Sora2Params,
+    Veo3Params,
+)
+
+app = typer.Typer(
+    help="Create a task. `create MODEL --help` lists a model's options.",
+    no_args_is_help=True,
+)
+
+
+def read_prompt(text: str) -> str:
+    """Returns the prompt itself, or all of stdin for `-`."""
+    return sys.stdin.read().rstrip("\n") if text == "-" else text
+
+
+def choice(enum: ProtoEnum, text: str) -> OptionInfo:
+    """Returns an option that takes an enum's values in lower case.
+
+    API_MODEL_VEO3_FAST is `veo3-fast`.
+    """
+    names = {
+        name.lower().replace("_", "-"): number
+        for number, name in short_names(enum).items()
+        if number
+    }
+
+    def parse(name: str) -> int:
+        number = names.get(name.lower().replace("_", "-"))
+        if number is None:
+            raise typer.BadParameter(f"'{name}' is not one of {', '.join(names)}")
+        return number
+
+    option: OptionInfo = typer.Option(
+        parser=parse, metavar="NAME", help=f"{', '.join(names)}. {text}"
+    )
+    return option
+
+
+Prompt = Annotated[
+    str, typer.Argument(parser=read_prompt, metavar="PROMPT", help="What to show; '-' reads stdin.")
+]
+EnableTranslation = Annotated[
+    bool | None, typer.Option(help="Let the provider translate the prompt into English.")
+]
+Watermark = Annotated[str | None, typer.Option(help="A text of at most 100 characters.")]
+FileUrls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--file-url", "--file", help="An input image: URL, or a file to upload. Repeatable."
+    ),
+]
+ImageUrls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image-url", "--file", help="An input image: URL, or a file to upload. Repeatable."
+    ),
+]
+
+PromptId = Annotated[str, typer.Option(help="Your own reference; `list` finds tasks by it.")]
+RequestId = Annotated[
+    str | None,
+    typer.Option(
+        help="Repeat a create with the same id, and nothing is bought twice. Default: random."
+    ),
+]
+Watch = Annotated[bool, typer.Option("--watch", help="Show the progress until the task ended.")]
+Save = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", file_okay=False, help="Save the results here; implies --watch."),
+]
+
+
+def _create(
+    context: typer.Context,
+    params: Message,
+    *,
+    prompt_id: PromptId = "cli",
+    request_id: RequestId = None,
+    watch: Watch = False,
+    save: Save = None,
+) -> None:
+    """The options of every model, and what they do."""
+    request_id = request_id or uuid.uuid4().hex
+
+    async def work(session: Session) -> ExitCode:
+        await session.upload_local_files(params)
+        session.resume_hint = f"repeat it with --request-id {request_id}: nothing is bought twice"
+        task = await session.client.create(
+            params, prompt_id=prompt_id, request_id=request_id, timeout=session.timeout
+        )
+        if watch or save is not None:
+            task = await session.follow(task.id, task)
+        elif not ended(task):
+            session.output.note(f"to see its progress: {session.watch_command(task.id)}")
+        return await session.conclude(task, save)
+
+    run(context, work)
+
+
+def _filled(message: type[Message], fields: dict[str, Any]) -> Message:
+    try:
+        return message(**fields)
+    except ValueError as error:  # a number that the field cannot hold, or text that is no Unicode
+        raise typer.BadParameter(str(error)) from error
+
+
+def model(message: type[Message]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a `create` sub-command of a declaration.
+
+    Its parameters are the options, and fill the message's fields of the same names.
+    """
+
+    def decorate(declaration: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(declaration).parameters
+        shared = inspect.signature(_create).parameters
+        every = {**own, **{name: shared[name] for name in shared if name != "params"}}
+
+        @functools.wraps(declaration)
+        def command(**values: Any) -> None:
+            fields = {name: values.pop(name) for name in own}
+            _create(params=_filled(message, fields), **values)
+
+        # What typer reads: the options of this model and those of every model.
+        command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in every.values()]
+        )
+        command.__annotations__ = {name: each.annotation for name, each in every.items()}
+        return app.command()(command)
+
+    return decorate
+
+
+@model(Imagen4Params)
+def imagen4(
+    *,
+    prompt: Prompt,
+    api_model: Annotated[int | None, choice(Imagen4Params.ApiModel, "Default: fast.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
+    aspect_ratio: Annotated[
+        str | None, typer.Option(help="1:1, 16:9, 9:16, 3:4, 4:3 or auto.")
+    ] = None,
+    num_images: Annotated[int | None, typer.Option(help="1-4; ultra makes only 1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes results repeatable.")] = None,
+) -> None:
+    """Images by Google Imagen 4.
+
+    Example:
+      python -m client create imagen4 "a lighthouse" --api-model ultra --save results
+    """
+
+
+@model(MidjourneyParams)
+def midjourney(
+    *,
+    prompt: Prompt,
+    task_type: Annotated[int, choice(MidjourneyParams.TaskType, "What to make, of what.")],
+    file_urls: FileUrls = None,
+    speed: Annotated[int | None, choice(MidjourneyParams.Speed, "Faster costs more.")] = None,
+    aspect_ratio: Annotated[
+        str | None,
+        typer.Option(help="1:2, 9:16, 2:3, 3:4, 5:6, 6:5, 4:3, 3:2, 1:1, 16:9 or 2:1."),
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="7, 6.1, 6, 5.2, 5.1 or niji6.")] = None,
+    variety: Annotated[int | None, typer.Option(help="How much images differ, 0-100.")] = None,
+    stylization: Annotated[int | None, typer.Option(help="Midjourney's style, 0-1000.")] = None,
+    weirdness: Annotated[int | None, typer.Option(help="0-3000.")] = None,
+    ow: Annotated[
+        int | None, typer.Option(help="Weight of the references, 1-1000; omni-reference only.")
+    ] = None,
+    watermark: Watermark = None,
+    enable_translation: EnableTranslation = None,
+    video_batch_size: Annotated[int | None, typer.Option(help="1, 2 or 4 videos.")] = None,
+    motion: Annotated[
+        int | None, choice(MidjourneyParams.Motion, "Of a video. Default: high.")
+    ] = None,
+) -> None:
+    """Images by Midjourney, and videos from an image.
+
+    Examples:
+      python -m client create midjourney "a lighthouse" --task-type txt2img --watch
+      python -m client create midjourney "waves" --task-type video --file sea.png
+    """
+
+
+@model(Veo3Params)
+def veo3(
+    *,
+    prompt: Prompt,
+    api_model: Annotated[int | None, choice(Veo3Params.ApiModel, "Default: veo3-fast.")] = None,
+    generation_type: Annotated[
+        int | None, choice(Veo3Params.GenerationType, "Default: by the number of images.")
+    ] = None,
+    image_urls: ImageUrls = None,
+    aspect_ratio: Annotated[str | None, typer.Option(help="16:9, 9:16 or Auto.")] = None,
+    seed: Annotated[int | None, typer.Option(help="10000-99999.")] = None,
+    watermark: Watermark = None,
+    enable_translation: EnableTranslation = None,
+    resolution: Annotated[str | None, typer.Option(help="720p, 1080p or 4k.")] = None,
+    duration_seconds: Annotated[int | None, typer.Option(help="4, 6 or 8.")] = None,
+) -> None:
+    """Videos by Google Veo 3.
+
+    Example:
+      python -m client create veo3 "a storm" --resolution 1080p --save results
+    """
+
+
+@model(Sora2Params)
+def sora2(
+    *,
+    prompt: Prompt,
+    api_model: Annotated[
+        int | None, choice(Sora2Params.ApiModel, "Default: text-to-video.")
+    ] = None,
+    image_urls: ImageUrls = None,
+    aspect_ratio: Annotated[
+        int | None, choice(Sora2Params.AspectRatio, "Default: landscape.")
+    ] = None,
+    duration_seconds: Annotated[int | None, typer.Option(help="10 or 15.")] = None,
+    size: Annotated[int | None, choice(Sora2Params.Size, "Of a pro model.")] = None,
+    remove_watermark: Annotated[bool | None, typer.Option(help="Ask for no watermark.")] = None,
+) -> None:
+    """Videos by OpenAI Sora 2.
+
+    Example:
+      python -m client create sora2 "a gull" --aspect-ratio portrait --watch
+    """

@@ -1,0 +1,211 @@
+"""What the command line prints: results to stdout, all else to stderr.
+
+TextOutput is for people, JsonOutput for scripts.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol, Self
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
+
+from client.enums import short_name
+from client.errors import UnavailableError
+from client.problems import Problem
+from client.progress import WatchProgress, state, watch_progress
+from client.watch import ended
+from generated.generation.v1.generation_pb2 import ErrorReason, GenerationTask, UploadedFile
+
+
+class Output(Protocol):
+    """Where results, progress and errors go."""
+
+    def task(self, task: GenerationTask) -> None:
+        """Shows one task in full."""
+
+    def listed(self, task: GenerationTask) -> None:
+        """Shows one task among many."""
+
+    def file(self, file: UploadedFile) -> None:
+        """Shows an upload."""
+
+    def saved(self, task: GenerationTask, paths: Sequence[Path]) -> None:
+        """Shows where results were saved."""
+
+    def note(self, text: str) -> None:
+        """Tells something in passing."""
+
+    def problem(self, problem: Problem) -> None:
+        """Shows an error."""
+
+    def progress(self, task_id: str) -> WatchProgress:
+        """Returns what shows a watch, except for the terminal snapshot, which `task` shows."""
+
+
+class TextOutput:
+    """For people."""
+
+    def __init__(self) -> None:
+        self._stderr = Console(stderr=True)
+
+    def task(self, task: GenerationTask) -> None:
+        """Prints a line for each thing worth knowing."""
+        _rows(
+            ("task", task.id),
+            ("state", state(task)),
+            ("model", model_name(task)),
+            ("prompt id", task.prompt_id),
+            ("created", _time(task.create_time)),
+            ("ended", _time(task.complete_time)),
+            ("credits", f"{task.credits_consumed:g}" if task.HasField("credits_consumed") else ""),
+            ("failure", _failure(task)),
+            *((f"result {n}", artifact.url) for n, artifact in enumerate(task.artifacts, start=1)),
+        )
+
+    def listed(self, task: GenerationTask) -> None:
+        """Prints one line."""
+        columns = (
+            task.id,
+            f"{state(task):<10}",
+            f"{model_name(task):<10}",
+            _time(task.create_time),
+        )
+        _line("  ".join((*columns, task.prompt_id)))
+
+    def file(self, file: UploadedFile) -> None:
+        """Prints the URL, and what it is worth knowing about it."""
+        _rows(
+            ("url", file.download_url),
+            ("type", file.mime_type),
+            ("bytes", str(file.size_bytes)),
+            ("sha256", file.sha256.hex()),
+            ("expires", _time(file.expire_time)),
+        )
+
+    def saved(self, task: GenerationTask, paths: Sequence[Path]) -> None:  # noqa: ARG002 - for JSON
+        """Prints the paths."""
+        _rows(*(("saved", str(path)) for path in paths))
+
+    def note(self, text: str) -> None:
+        """Prints to stderr."""
+        self._stderr.out(printable(text), style="yellow", highlight=False)
+
+    def problem(self, problem: Problem) -> None:
+        """Prints code, reason and message, then a line for each further thing that is known."""
+        name = " ".join(filter(None, (problem.code, problem.reason)))
+        # The message of broken rules is the rules, which have their own lines.
+        lines = [f"error: {name}" if problem.violations else f"error: {name}: {problem.message}"]
+        lines += [f"  {each.field}: {each.description}" for each in problem.violations]
+        if problem.task_id:
+            lines.append(f"  task: {problem.task_id}")
+        if problem.retry_after is not None:
+            lines.append(f"  retry after: {problem.retry_after:g} s")
+        if problem.hint:
+            lines.append(f"  hint: {problem.hint}")
+        self._stderr.out(printable("\n".join(lines)), style="red", highlight=False)
+
+    def progress(self, task_id: str) -> WatchProgress:
+        """Shows a live line on a terminal, plain lines elsewhere."""
+        return watch_progress(self._stderr, printable(task_id))
+
+
+class JsonOutput:
+    """For scripts: one JSON object a line. Messages are protojson with the proto's field names."""
+
+    def task(self, task: GenerationTask) -> None:
+        """Prints a GenerationTask."""
+        _json(_protojson(task))
+
+    listed = task
+
+    def file(self, file: UploadedFile) -> None:
+        """Prints an UploadedFile."""
+        _json(_protojson(file))
+
+    def saved(self, task: GenerationTask, paths: Sequence[Path]) -> None:
+        """Prints `{"task_id": …, "saved": [paths]}`."""
+        _json({"task_id": task.id, "saved": [str(path) for path in paths]})
+
+    def note(self, text: str) -> None:
+        """Prints `{"note": …}` to stderr."""
+        print(json.dumps({"note": text}), file=sys.stderr)  # noqa: T201 - printing is this module's job
+
+    def problem(self, problem: Problem) -> None:
+        """Prints `{"error": {…}}` to stderr, with what is known only."""
+        known = {
+            name: value for name, value in asdict(problem).items() if value not in ("", (), None)
+        }
+        print(json.dumps({"error": known}), file=sys.stderr)  # noqa: T201
+
+    def progress(self, task_id: str) -> WatchProgress:  # noqa: ARG002 - snapshots name it
+        """Prints the snapshots themselves."""
+        return _JsonProgress(self)
+
+
+class _JsonProgress:
+    def __init__(self, output: JsonOutput) -> None:
+        self._output = output
+        self._lost = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, task: GenerationTask) -> None:
+        if not ended(task):  # the end is printed as the result
+            self._output.task(task)
+
+    def connection(self, error: UnavailableError | None) -> None:
+        if error is None:
+            self._output.note("connected again")
+        elif not self._lost:
+            self._output.note(f"reconnecting: {error}")
+        self._lost = error is not None
+
+
+def printable(text: str) -> str:
+    """Returns the text without what could command a terminal: it may come from far away."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text
+    )
+
+
+def model_name(task: GenerationTask) -> str:
+    """Returns the model's name; "" for one that this client does not know yet."""
+    return task.provider_params.kie.WhichOneof("model") or ""
+
+
+def _failure(task: GenerationTask) -> str:
+    if not task.HasField("failure"):
+        return ""
+    return f"{short_name(ErrorReason, task.failure.reason)}: {task.failure.message}"
+
+
+def _time(timestamp: Timestamp) -> str:
+    return f"{timestamp.ToDatetime():%Y-%m-%d %H:%M:%S} UTC" if timestamp.seconds else ""
+
+
+def _rows(*rows: tuple[str, str]) -> None:
+    for name, value in rows:
+        if value:
+            _line(f"{name:<10} {value}")
+
+
+def _line(text: str) -> None:
+    print(printable(text), flush=True)  # noqa: T201
+
+
+def _json(value: object) -> None:
+    print(json.dumps(value), flush=True)  # noqa: T201
+
+
+def _protojson(message: Message) -> dict[str, object]:
+    return MessageToDict(message, preserving_proto_field_name=True)

@@ -1,0 +1,133 @@
+"""What a person sees while a task is watched.
+
+It is one live line on a terminal, and plain lines where nothing can move.
+"""
+
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from client.enums import short_name
+from client.errors import UnavailableError
+from generated.generation.v1.generation_pb2 import (
+    TASK_STATUS_PENDING,
+    GenerationTask,
+    TaskStage,
+    TaskStatus,
+)
+
+
+class WatchProgress(Protocol):
+    """Shows a watch, as a context manager around it."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+
+    def update(self, task: GenerationTask) -> None:
+        """Shows a newer snapshot."""
+
+    def connection(self, error: UnavailableError | None) -> None:
+        """Shows that the stream was lost, or, with None, that it is back."""
+
+
+def state(task: GenerationTask) -> str:
+    """Returns how a task stands in a word: the stage while PENDING, else the status."""
+    if task.status == TASK_STATUS_PENDING:
+        return short_name(TaskStage, task.stage)
+    return short_name(TaskStatus, task.status)
+
+
+def watch_progress(console: Console, task_id: str) -> WatchProgress:
+    """Returns what suits the console: a live line on a terminal, plain lines elsewhere.
+
+    The task's id stands above it, so that nobody is left without it.
+    """
+    console.out(f"task {task_id}", highlight=False)
+    return LiveProgress(console) if console.is_terminal else PlainProgress(console)
+
+
+class LiveProgress:
+    """One line that moves: stage, bar, percent, elapsed seconds, revision."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[percent]:>4}  {task.elapsed:.0f} s  {task.fields[note]}"),
+            console=console,
+            transient=True,
+        )
+        self._bar = self._progress.add_task("CONNECTING", total=None, percent="", note="")
+        self._revision = ""
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, task: GenerationTask) -> None:
+        """Shows a newer snapshot; without a percentage the bar only pulses."""
+        known = task.HasField("progress_percent")
+        self._revision = f"revision {task.revision}"
+        self._progress.update(
+            self._bar,
+            description=state(task),
+            total=100 if known else None,
+            completed=task.progress_percent,
+            percent=f"{task.progress_percent}%" if known else "",
+            note=self._revision,
+        )
+
+    def connection(self, error: UnavailableError | None) -> None:
+        """Shows `reconnecting` until the stream is back."""
+        note = self._revision if error is None else f"reconnecting ({label(error)})"
+        self._progress.update(self._bar, note=note)
+
+
+class PlainProgress:
+    """A line for each change, as logs and pipes want it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began = time.monotonic()
+        self._lost = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, task: GenerationTask) -> None:
+        """Prints stage, percent and revision."""
+        percent = f" {task.progress_percent}%" if task.HasField("progress_percent") else ""
+        self._line(f"{state(task)}{percent} (revision {task.revision})")
+
+    def connection(self, error: UnavailableError | None) -> None:
+        """Prints a line when the stream is lost and one when it is back, not one for each try."""
+        if error is None:
+            self._line("connected again")
+        elif not self._lost:
+            self._line(f"reconnecting ({label(error)})")
+        self._lost = error is not None
+
+    def _line(self, text: str) -> None:
+        elapsed_seconds = time.monotonic() - self._began
+        self._console.out(f"{elapsed_seconds:5.0f} s  {text}", highlight=False)
+
+
+def label(error: UnavailableError) -> str:
+    """Returns why a stream was lost, in a word."""
+    return error.reason or error.code.name

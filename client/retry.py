@@ -1,0 +1,78 @@
+"""When to try again: bounded attempts, growing delays with jitter, and the server's own word."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpc
+
+from client.errors import GenerationError, UnavailableError, from_rpc
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How to try again what was UnavailableError.
+
+    Attributes:
+        attempts: the most tries of one call. A watch is not bounded by it.
+        first_delay_seconds: the delay after the first failure; it doubles with each further one.
+        max_delay_seconds: where it stops doubling.
+    """
+
+    attempts: int = 5
+    first_delay_seconds: float = 0.1
+    max_delay_seconds: float = 5.0
+
+
+class Backoff:
+    """The delays of one sequence of failures."""
+
+    def __init__(self, retry: Retry) -> None:
+        self._retry = retry
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts anew at the first delay."""
+        self._delay_seconds = self._retry.first_delay_seconds
+
+    def next_delay(self, error: GenerationError) -> float:
+        """Returns the seconds to wait.
+
+        They are the server's wish, if it has one, and then ours, so that callers spread.
+        """
+        ours = self._delay_seconds * random.uniform(0.5, 1)
+        self._delay_seconds = min(2 * self._delay_seconds, self._retry.max_delay_seconds)
+        return ours + (error.retry_after or 0)
+
+
+async def retrying(attempt: Callable[[float], Awaitable[T]], *, timeout: float, retry: Retry) -> T:
+    """Awaits `attempt(seconds left)` until it succeeds.
+
+    Args:
+        attempt: makes the call; it must be safe to repeat. It is given its deadline in seconds.
+        timeout: seconds for all attempts and the delays between them.
+        retry: how often and how soon.
+
+    Raises:
+        GenerationError: the last attempt's, at once when a further one cannot help or would come
+            too late.
+    """
+    deadline = time.monotonic() + timeout
+    backoff = Backoff(retry)
+    attempts_left = retry.attempts
+    while True:
+        try:
+            return await attempt(max(0.0, deadline - time.monotonic()))
+        except grpc.aio.AioRpcError as rpc_error:
+            error = from_rpc(rpc_error)
+        attempts_left -= 1
+        delay = backoff.next_delay(error)
+        late = time.monotonic() + delay >= deadline
+        if late or attempts_left <= 0 or not isinstance(error, UnavailableError):
+            raise error
+        await asyncio.sleep(delay)

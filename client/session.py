@@ -1,0 +1,112 @@
+"""One run of a command: a connection, an output, and the steps that commands share."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import typer
+from google.protobuf.message import Message
+
+from client.client import GenerationClient, Tls
+from client.download import save_artifacts
+from client.errors import UnavailableError
+from client.output import Output
+from client.problems import ExitCode, InterruptedWorkError
+from client.watch import ended
+from generated.generation.v1.generation_pb2 import TASK_STATUS_FAILED, GenerationTask
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The global options."""
+
+    address: str
+    token: str | None = field(repr=False)
+    tls: Tls | None
+    timeout_seconds: float
+    give_up_after_seconds: float
+    output: Output
+
+
+class Session:
+    """What a command works with. `resume_hint` says how to go on if the work is interrupted now."""
+
+    def __init__(self, settings: Settings, client: GenerationClient) -> None:
+        self.settings = settings
+        self.client = client
+        self.output = settings.output
+        self.timeout = settings.timeout_seconds
+        self.resume_hint = "nothing was left half done"
+
+    async def follow(self, task_id: str, known: GenerationTask | None = None) -> GenerationTask:
+        """Shows a task's progress until it ended, and returns its last snapshot."""
+        self.resume_hint = f"the task goes on; to see it: {self.watch_command(task_id)}"
+        if known is not None and ended(known):
+            return known
+        task = known or GenerationTask(id=task_id)
+        with self.output.progress(task_id) as progress:
+            if known is not None:
+                progress.update(known)
+            snapshots = self.client.watch(task_id, task.revision, on_connection=progress.connection)
+            try:
+                async for snapshot in snapshots:
+                    progress.update(snapshot)
+                    task = snapshot
+            except UnavailableError:
+                self.output.note(self.resume_hint)
+                raise
+        return task
+
+    def watch_command(self, task_id: str) -> str:
+        """Returns the command that goes on with a task."""
+        return f"python -m client --address {self.settings.address} watch {task_id}"
+
+    async def conclude(self, task: GenerationTask, save: Path | None) -> ExitCode:
+        """Shows a task, saves its results if asked to, and returns what the process should say."""
+        self.output.task(task)
+        if save is not None:
+            self.output.saved(task, await save_artifacts(task, save))
+        return ExitCode.TASK_FAILED if task.status == TASK_STATUS_FAILED else ExitCode.OK
+
+    async def upload_local_files(self, params: Message) -> None:
+        """Replaces each path in the `…_urls` of a model's parameters by the URL of its upload."""
+        for member in params.DESCRIPTOR.fields:
+            if member.name.endswith("_urls"):
+                values = getattr(params, member.name)
+                values[:] = [await self._url_of(value) for value in values]
+
+    async def _url_of(self, url_or_path: str) -> str:
+        if url_or_path.startswith(("http://", "https://")):
+            return url_or_path
+        file = await self.client.upload(url_or_path)
+        self.output.note(f"uploaded {url_or_path}")
+        return file.download_url
+
+
+def run(context: typer.Context, work: Callable[[Session], Awaitable[ExitCode]]) -> None:
+    """Does a command's work on a connection, and exits with what it returns."""
+    settings: Settings = context.obj
+    client = GenerationClient(
+        settings.address,
+        token=settings.token,
+        tls=settings.tls,
+        give_up_after_seconds=settings.give_up_after_seconds,
+    )
+    session = Session(settings, client)
+
+    async def connected() -> ExitCode:
+        async with client:
+            return await work(session)
+
+    try:
+        code = asyncio.run(connected())
+    except KeyboardInterrupt:
+        raise InterruptedWorkError(session.resume_hint) from None
+    except BrokenPipeError:
+        # The reader of stdout left, as `head` does. Python must not fail again while it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = ExitCode.OK
+    raise typer.Exit(code)
