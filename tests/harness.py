@@ -1,0 +1,185 @@
+"""The real service in this process, the simulator on a socket, and what the tests say to them."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf import json_format
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from pydantic import SecretStr
+
+from generated.generation.v1 import generation_pb2 as pb
+from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
+from providers.kie.simulator import Simulator, SimulatorSettings
+from service.server import running
+from service.settings import Settings
+
+if TYPE_CHECKING:  # it exists for type checkers only
+    from generated.generation.v1.generation_pb2_grpc import GenerationServiceAsyncStub
+
+API_KEY = "kie-key-of-the-tests"
+SERVICE = "/generation.v1.GenerationService/"
+DEADLINE_SECONDS = 20.0
+
+# Everything at once: no limits, results within milliseconds.
+INSTANT = SimulatorSettings(
+    api_key=API_KEY,
+    seed=1,
+    seconds=dict.fromkeys(("imagen4", "midjourney", "veo3", "sora2"), (0.01, 0.02)),
+    visible_after_seconds=0,
+    creates_per_window=0,
+    records_per_second=0,
+)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service, and a channel to it."""
+
+    address: str
+    admin_address: str
+    channel: grpc.aio.Channel
+    stub: "GenerationServiceAsyncStub"
+    kie: Simulator
+    folder: Path
+
+    async def create(
+        self, params: dict[str, Any] | None = None, **fields: Any
+    ) -> pb.GenerationTask:
+        """Create a task of `{model: params}`, Imagen's by default."""
+        metadata = fields.pop("metadata", None)
+        timeout = fields.pop("timeout", DEADLINE_SECONDS)
+        request = create_request(params, **fields)
+        answer = await self.stub.CreateTask(request, timeout=timeout, metadata=metadata)
+        return answer.task
+
+    async def query(self, task_id: str) -> pb.GenerationTask:
+        return (await self.stub.QueryTask(pb.QueryTaskRequest(task_id=task_id), timeout=5)).task
+
+    async def watch(
+        self, task_id: str, after_revision: int = 0, timeout: float = DEADLINE_SECONDS
+    ) -> AsyncIterator[pb.GenerationTask]:
+        """Watch, and hold every stream to its promises."""
+        request = pb.WatchTaskRequest(task_id=task_id, after_revision=after_revision)
+        seen = None
+        async for answer in self.stub.WatchTask(request, timeout=timeout):
+            assert seen is None or not ended(seen), "nothing comes after the terminal snapshot"
+            assert seen is None or answer.task.revision >= seen.revision, "revisions never fall"
+            seen = answer.task
+            yield seen
+        assert seen is not None, "a stream never ends OK without a snapshot"
+        assert ended(seen), "a stream never ends OK without the end"
+
+    async def end(self, task_id: str) -> pb.GenerationTask:
+        """Watch a task to its end."""
+        async for task in self.watch(task_id):
+            last = task
+        return last
+
+    async def until(self, task_id: str, stage: str) -> pb.GenerationTask:
+        """Watch a task until it reaches a stage."""
+        async for task in self.watch(task_id):
+            if pb.TaskStage.Name(task.stage) == f"TASK_STAGE_{stage}":
+                return task
+        raise AssertionError(f"{task_id} ended without having been {stage}")
+
+    def bodies(self) -> list[dict[str, Any]]:
+        """What the provider was sent, oldest first."""
+        return [task["body"] for task in self.kie.tasks]
+
+
+def ended(task: pb.GenerationTask) -> bool:
+    return task.status != pb.TASK_STATUS_PENDING
+
+
+def create_request(
+    params: dict[str, Any] | None = None, *, prompt_id: str = "p", request_id: str = ""
+) -> pb.CreateTaskRequest:
+    kie = params if params is not None else {"imagen4": {"prompt": "a cat"}}
+    return json_format.ParseDict(
+        {"prompt_id": prompt_id, "request_id": request_id, "provider_params": {"kie": kie}},
+        pb.CreateTaskRequest(),
+    )
+
+
+@asynccontextmanager
+async def serving(folder: Path, kie: Simulator, **settings: Any) -> AsyncIterator[Service]:
+    """Run the service against a simulator, with a database in `folder`."""
+    values: dict[str, Any] = {
+        "listen_address": "127.0.0.1:0",
+        "admin_address": "",
+        "database_url": SecretStr(f"sqlite:///{folder}/generation.db"),
+        "kie_api_key": SecretStr(API_KEY),
+        "kie_api_url": kie.url,
+        "kie_upload_url": kie.url,
+        "kie_creates_per_10_seconds": 0,
+        "kie_status_per_second": 0,
+        "kie_running_max": 0,
+        "poll_interval_seconds": 0.02,
+    }
+    async with (
+        running(Settings(**values | settings)) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        stub: GenerationServiceAsyncStub = GenerationServiceStub(channel)
+        yield Service(server.address, server.admin_address, channel, stub, kie, folder)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A refused call as a caller sees it."""
+
+    code: grpc.StatusCode
+    reason: str
+    message: str
+    metadata: dict[str, str]
+    fields: Sequence[str]
+    retry_seconds: float | None
+
+
+def refusal(error: grpc.aio.AioRpcError) -> Refusal:
+    """Read the rich status of an error, which every error of ours must carry."""
+    status = rpc_status.from_call(error)
+    assert status is not None, f"{error.code()} without google.rpc.Status: {error.details()}"
+    info, bad, retry = (
+        error_details_pb2.ErrorInfo(),
+        error_details_pb2.BadRequest(),
+        error_details_pb2.RetryInfo(),
+    )
+    found = [detail.Unpack(into) for detail in status.details for into in (info, bad, retry)]
+    assert any(found)
+    assert info.domain == "generation.v1"
+    seconds = retry.retry_delay.ToTimedelta().total_seconds()
+    has_retry = any(detail.Is(retry.DESCRIPTOR) for detail in status.details)
+    return Refusal(
+        error.code(),
+        info.reason,
+        error.details() or "",
+        dict(info.metadata),
+        [violation.field for violation in bad.field_violations],
+        seconds if has_retry else None,
+    )
+
+
+def upload_messages(
+    content: bytes, chunk_bytes: int = 65_536, **metadata: Any
+) -> list[pb.UploadFileRequest]:
+    """Return the messages of an upload."""
+    first = pb.UploadFileRequest(metadata=pb.UploadMetadata(**{"file_name": "cat.png"} | metadata))
+    chunks = [content[i : i + chunk_bytes] for i in range(0, len(content), chunk_bytes)]
+    return [first, *(pb.UploadFileRequest(chunk=chunk) for chunk in chunks)]
+
+
+def result_urls(task: pb.GenerationTask) -> list[str]:
+    urls: list[str] = json.loads(task.result_json)["resultUrls"]
+    return urls
+
+
+def seconds_since(started: float) -> float:
+    return time.monotonic() - started

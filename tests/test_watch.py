@@ -1,0 +1,175 @@
+"""WatchTask, through a real channel."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from generated.generation.v1 import generation_pb2 as pb
+from service.watch import Hub
+from storage.task import Task
+from tests.conftest import Serve
+from tests.harness import Service, ended, refusal
+
+STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
+
+
+def snapshot(revision: int) -> Task:
+    return Task(
+        id="t",
+        caller="c",
+        request_id="",
+        prompt_id="p",
+        model="m",
+        params=b"",
+        create_time=0,
+        update_time=0,
+        due_time=None,
+        revision=revision,
+    )
+
+
+async def exhaust(tasks: AsyncIterator[pb.GenerationTask]) -> None:
+    async for _ in tasks:
+        pass
+
+
+async def noting(
+    tasks: AsyncIterator[pb.GenerationTask], revisions: list[int]
+) -> AsyncIterator[pb.GenerationTask]:
+    """Pass a stream on, and note its revisions."""
+    async for task in tasks:
+        revisions.append(task.revision)
+        yield task
+
+
+async def test_a_watch_shows_the_present_snapshot_first(service: Service) -> None:
+    created = await service.create(STUCK)
+    async for task in service.watch(created.id):
+        assert task == await service.query(created.id)
+        break
+
+
+async def test_a_watch_after_the_present_revision_waits_for_a_newer_one(service: Service) -> None:
+    created = await service.create({"imagen4": {"prompt": "x [sim:seconds=0.3]"}})
+    async for task in service.watch(created.id, after_revision=created.revision):
+        assert task.revision > created.revision
+        break
+
+
+async def test_a_watch_of_an_ended_task_shows_its_end_even_if_it_was_seen(
+    service: Service,
+) -> None:
+    end = await service.end((await service.create()).id)
+    assert [t async for t in service.watch(end.id, after_revision=end.revision)] == [end]
+
+
+async def test_a_quiet_stream_repeats_the_present_snapshot(serve: Serve) -> None:
+    async with serve(watch_heartbeat_seconds=0.02, poll_interval_seconds=5) as service:
+        created = await service.create(STUCK)
+        seen = []
+        async for task in service.watch(created.id):
+            seen.append(task)
+            if len(seen) == 4:
+                break
+        assert seen == [seen[0]] * 4
+
+
+async def test_every_watcher_of_a_task_sees_its_end(service: Service) -> None:
+    created = await service.create({"imagen4": {"prompt": "x [sim:seconds=0.2]"}})
+    ends = await asyncio.gather(*(service.end(created.id) for _ in range(50)))
+    assert {end.status for end in ends} == {pb.TASK_STATUS_SUCCESS}
+    assert len({end.revision for end in ends}) == 1
+
+
+async def test_an_old_stream_expires_and_another_goes_on_from_its_revision(serve: Serve) -> None:
+    async with serve(watch_max_age_seconds=0.1) as service:
+        created = await service.create(STUCK)
+        seen: list[int] = []
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await exhaust(noting(service.watch(created.id), seen))
+        error = refusal(caught.value)
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "STREAM_EXPIRED")
+        assert error.retry_seconds == 0
+        service.kie.finish(created.provider_task_id)
+        async for task in service.watch(created.id, after_revision=seen[-1]):
+            last = task
+        assert ended(last)
+
+
+async def test_streams_beyond_the_limit_are_refused_until_one_ends(serve: Serve) -> None:
+    async with serve(watch_max_streams=2) as service:
+        created = await service.create(STUCK)
+        request = pb.WatchTaskRequest(task_id=created.id)
+        calls = [service.stub.WatchTask(request) for _ in range(2)]
+        for call in calls:
+            await call.read()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await service.stub.WatchTask(request).read()
+        error = refusal(caught.value)
+        assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+        assert error.retry_seconds
+
+        calls[0].cancel()
+        while True:  # the server learns of the cancellation in its own time
+            call = service.stub.WatchTask(request)
+            try:
+                await call.read()
+            except grpc.aio.AioRpcError:
+                continue
+            break
+
+
+async def test_five_thousand_watches_opened_at_once_lose_none(service: Service) -> None:
+    created = await service.create(STUCK)
+    request = pb.WatchTaskRequest(task_id=created.id)
+    calls = [service.stub.WatchTask(request) for _ in range(5_000)]
+    firsts = await asyncio.gather(*(call.read() for call in calls))
+    assert all(first.task.id == created.id for first in firsts)
+
+    service.kie.finish(created.provider_task_id)
+
+    async def last(call: Any) -> Any:
+        answer: Any = None
+        while (newer := await call.read()) is not grpc.aio.EOF:
+            answer = newer
+        return answer.task
+
+    ends = await asyncio.gather(*map(last, calls))
+    assert {end.status for end in ends} == {pb.TASK_STATUS_SUCCESS}
+
+
+async def test_a_slot_holds_only_the_newest_snapshot() -> None:
+    hub = Hub()
+    with hub.subscribe("t") as subscription:
+        for revision in (2, 3, 5, 4):
+            hub.publish(snapshot(revision))
+        assert await subscription.newer(1, timeout=1) == snapshot(5)
+        assert await subscription.newer(5, timeout=0.01) is None
+
+
+async def test_a_snapshot_published_while_draining_is_still_shown() -> None:
+    hub = Hub()
+    with hub.subscribe("t") as subscription:
+        hub.publish(snapshot(2))
+        hub.drain()
+        assert await subscription.newer(1, timeout=1) == snapshot(2)
+        assert await subscription.newer(2, timeout=60) is None
+
+
+async def test_a_subscription_made_after_draining_began_does_not_wait() -> None:
+    hub = Hub()
+    hub.drain()
+    with hub.subscribe("t") as subscription:
+        assert await subscription.newer(0, timeout=60) is None
+
+
+async def test_a_hub_forgets_what_nobody_watches() -> None:
+    hub = Hub()
+    with hub.subscribe("t"), hub.subscribe("t"):
+        pass
+    assert not hub._subscriptions
+    hub.publish(snapshot(1))
+    assert not hub._subscriptions
