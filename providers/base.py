@@ -200,6 +200,9 @@ class Provider(Protocol):
     async def poll(self, model: str, provider_task_id: str) -> Poll:
         """Ask how a submitted task stands."""
 
+    async def recognises(self, params: ProviderParams, provider_task_id: str) -> bool | None:
+        """Say whether a task of the provider is that of these params; None if it does not tell."""
+
     async def upload(self, upload: Upload, chunks: AsyncIterator[bytes]) -> StoredFile:
         """Pass a file on, chunk by chunk as the provider takes them.
 

@@ -81,12 +81,17 @@ def read_tokens(text: str) -> dict[bytes, str]:
     """Return the caller of each hash from lines of `name sha256-in-hex`.
 
     Raises:
-        TokensFileError: A line is neither that, nor a comment, nor empty.
+        TokensFileError: A line is neither that, nor a comment, nor empty, or it gives the token of
+            one caller to another.
     """
-    return dict(_entries(text.splitlines()))
+    callers: dict[bytes, str] = {}
+    for number, digest, name in _entries(text.splitlines()):
+        if callers.setdefault(digest, name) != name:
+            raise TokensFileError(f"line {number}: the token is another caller's already")
+    return callers
 
 
-def _entries(lines: Iterable[str]) -> Iterable[tuple[bytes, str]]:
+def _entries(lines: Iterable[str]) -> Iterable[tuple[int, bytes, str]]:
     for number, line in enumerate(lines, start=1):
         match line.partition("#")[0].split():
             case []:
@@ -95,7 +100,7 @@ def _entries(lines: Iterable[str]) -> Iterable[tuple[bytes, str]]:
                 len(digest) == SHA256_HEX_CHARACTERS and len(name) <= CALLER_MAX_CHARACTERS
             ):
                 try:
-                    yield bytes.fromhex(digest), name
+                    yield number, bytes.fromhex(digest), name
                 except ValueError:
                     raise TokensFileError(f"line {number}: the hash is not hexadecimal") from None
             case _:

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -97,8 +97,8 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._open_calls += 1
         self._idle.clear()
         if method.startswith(SERVICE_PREFIX):
-            metadata = dict(context.invocation_metadata())
-            current_caller.set(self._callers.authenticate(_text(metadata.get(AUTHORIZATION))))
+            authorization = _authorization(context.invocation_metadata())
+            current_caller.set(self._callers.authenticate(authorization))
 
     def leave(self) -> None:
         """Count a call out."""
@@ -204,5 +204,12 @@ def _name(method: str) -> str:
     return method.rpartition("/")[2]
 
 
-def _text(value: str | bytes | None) -> str | None:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
+def _authorization(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    """Return what the caller says of itself; None if it says nothing, or two things."""
+    match [value for key, value in metadata if key == AUTHORIZATION]:
+        case [bytes(value)]:
+            return value.decode(errors="replace")
+        case [str(value)]:
+            return value
+        case _:
+            return None

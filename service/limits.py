@@ -1,7 +1,11 @@
 """The account's limits at the provider, kept here because it refuses and does not queue."""
 
+import itertools
 import math
 from collections import deque
+from collections.abc import Sequence
+
+from storage.store import Waiting
 
 
 class SlidingWindow:
@@ -31,3 +35,21 @@ class SlidingWindow:
     def _forget(self, now: float) -> None:
         while self._taken and self._taken[0] <= now - self._seconds:
             self._taken.popleft()
+
+
+class Turns:
+    """Whose turn it is: callers go round, and within each the first come is the first served."""
+
+    def __init__(self) -> None:
+        self._clock = itertools.count(1)
+        self._served: dict[str, int] = {}
+
+    def pick(self, waiting: Sequence[Waiting], limit: int) -> list[str]:
+        """Return the ids of the next `limit` tasks: each caller's first, then each one's second.
+
+        In each round the caller that was served longest ago comes first.
+        """
+        rounds = sorted(waiting, key=lambda w: (w.turn, self._served.get(w.caller, 0)))
+        for chosen in rounds[:limit]:
+            self._served[chosen.caller] = next(self._clock)
+        return [chosen.task_id for chosen in rounds[:limit]]

@@ -1,12 +1,17 @@
 """Structured logs on stderr, as text for people or as JSON for machines."""
 
 import logging
+import os
 import sys
 from typing import Literal
 
 import structlog
 
 NOISY = ("aiohttp.access", "asyncio", "grpc", "peewee")
+
+# gRPC's core writes lines of its own form past all this, one for each failed TLS handshake. It
+# reads this when grpc is imported, which is after this module.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def configure_logs(form: Literal["text", "json"], level: str) -> None:
@@ -44,6 +49,11 @@ def configure_logs(form: Literal["text", "json"], level: str) -> None:
 
 def _renderers(form: str) -> list[structlog.types.Processor]:
     if form == "json":
-        return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        # Without the values of variables: they hold prompts, tokens and keys.
+        frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        return [
+            structlog.processors.ExceptionRenderer(frames),
+            structlog.processors.JSONRenderer(),
+        ]
     plain = structlog.dev.plain_traceback
     return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]

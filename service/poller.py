@@ -29,7 +29,7 @@ from providers.base import (
     Unknown,
     Weather,
 )
-from service.limits import SlidingWindow
+from service.limits import SlidingWindow, Turns
 from service.schedule import poll_delay
 from service.watch import Hub
 from storage.store import StorageUnavailableError, Store
@@ -45,6 +45,7 @@ POLL_LEASE_SECONDS = 60.0  # longer than any poll takes
 STORAGE_RETRY_SECONDS = 1.0
 HOLD_SECONDS = 2.0  # after the provider would not take a task; doubles each time
 HOLD_MAX_SECONDS = 30.0
+OUTAGE_SILENCES = 3
 
 log = structlog.get_logger()
 
@@ -65,7 +66,15 @@ class PollerLimits:
 class Poller:
     """Brings every stored task to its end."""
 
-    def __init__(self, store: Store, provider: Provider, hub: Hub, limits: PollerLimits) -> None:
+    def __init__(
+        self,
+        store: Store,
+        provider: Provider,
+        hub: Hub,
+        limits: PollerLimits,
+        callback_url: Callable[[str], str] | None = None,
+    ) -> None:
+        self._callback_url = callback_url
         self._store = store
         self._provider = provider
         self._hub = hub
@@ -73,6 +82,9 @@ class Poller:
         self._creates = SlidingWindow(limits.creates_per_10_seconds, CREATES_WINDOW_SECONDS)
         self._status = SlidingWindow(limits.status_per_second, STATUS_WINDOW_SECONDS)
         self._hold = _Hold()
+        self._outage = _Outage()
+        self._turns = Turns()
+        self._sending: set[str] = set()
         self._working: set[asyncio.Task[None]] = set()
         self._next_time = 0.0
         self._woken = asyncio.Event()
@@ -121,8 +133,23 @@ class Poller:
         It is cancelled or sent, never both.
         """
         cancelled = task.failed(Failure("CANCELLED", "cancelled by its caller"), time.time())
-        if await self._store.save(task, cancelled):
-            self._hub.publish(cancelled)
+        if saved := await self._store.save(task, cancelled):
+            self._hub.publish(saved)
+
+    async def called_back(self, task_id: str, provider_task_id: str) -> bool:
+        """Poll a task now, as the provider has called back for it; False if there is no such task.
+
+        `provider_task_id` is what the callback said, or "". It matters only to a task whose create
+        had no answer, and is believed only once the provider's record agrees.
+        """
+        saved = False
+        while not saved and (task := self._store.get(task_id)):
+            after = _after_callback(task, provider_task_id, time.time())
+            if after is None:
+                return True
+            saved = await self._store.save(task, after) is not None
+        self.wake()
+        return saved
 
     async def _resume(self) -> None:
         """Take up what an earlier process left, and the account's limit as it left it."""
@@ -168,7 +195,7 @@ class Poller:
     async def _start(
         self, lane: Lane, work: Callable[[Task], Awaitable[None]], room: int, now: float
     ) -> None:
-        claimed = await self._store.claim(lane, now, room, lambda task: _claimed(task, lane, now))
+        claimed = await self._claim(lane, now, room)
         if lane is Lane.SUBMIT and claimed:
             self._hold.probe()
         self._window(lane).take(len(claimed), time.time())
@@ -177,6 +204,21 @@ class Poller:
             working = asyncio.create_task(self._guarded(work, task))
             self._working.add(working)
             working.add_done_callback(self._finished)
+
+    async def _claim(self, lane: Lane, now: float, room: int) -> list[Task]:
+        """Put tasks off, so that they come back if their worker is gone.
+
+        Those to be sent are SUBMITTING from here on, on the disk.
+        """
+        if lane is Lane.SUBMIT:
+            lease_end = now + SUBMIT_LEASE_SECONDS
+            return await self._store.claim_in_turns(
+                now, room, self._turns.pick, lambda task: task.submitting(now, lease_end)
+            )
+        lease_end = now + POLL_LEASE_SECONDS
+        return await self._store.claim(
+            lane, now, room, lambda task: task.scheduled(lease_end, task.setbacks)
+        )
 
     def _room(self, lane: Lane, now: float) -> int:
         """Return how many tasks of a lane may be started now."""
@@ -222,18 +264,20 @@ class Poller:
 
     async def _submit(self, task: Task) -> None:
         """Send the paid request: the task is SUBMITTING by now, on the disk."""
+        self._sending.add(task.id)
         try:
             outcome = await self._send(task)
+            self._note(outcome, time.time())
+            await self._settle(task, lambda present: self._after_submission(present, outcome))
         finally:
+            self._sending.discard(task.id)
             self._hold.probing = False
-        now = time.time()
-        self._note(outcome, now)
-        await self._save(task, self._after_submission(task, outcome, now))
 
     async def _send(self, task: Task) -> Submission:
         if task.model in self._limits.disabled_models:
             return Refused("MODEL_UNAVAILABLE", f"{task.model} is disabled here", "")
-        return await self._provider.submit(ProviderParams.FromString(task.params), None)
+        callback_url = self._callback_url(task.id) if self._callback_url else None
+        return await self._provider.submit(ProviderParams.FromString(task.params), callback_url)
 
     def _note(self, outcome: Submission, now: float) -> None:
         """Learn from an outcome whether the provider takes tasks at all."""
@@ -250,10 +294,15 @@ class Poller:
                 self._hold.clear()
                 log.info("task accepted", provider_task_id=provider_task_id)
 
-    def _after_submission(self, task: Task, outcome: Submission, now: float) -> Task:
+    def _after_submission(self, task: Task, outcome: Submission) -> Task | None:
+        now = time.time()
+        if task.stage is not Stage.SUBMITTING:
+            return _adopted(task, outcome, now)
         match outcome:
             case Accepted(provider_task_id):
-                return task.queued(provider_task_id, now, now + self._delay(task, 0, now))
+                called_back = bool(task.hinted_id)
+                due_time = now if called_back else now + self._delay(task, 0, now)
+                return task.queued(provider_task_id, now, due_time)
             case Refused(reason, message, code):
                 return task.failed(Failure(reason, message, code), now)
             case Postponed():
@@ -267,8 +316,8 @@ class Poller:
         Never send it again.
         """
         wait = self._limits.unknown_wait_seconds
-        if task.unknown_time is None and wait:
-            return task.unknown(now, now + wait)
+        if task.unknown_time is None and (wait or task.hinted_id):
+            return task.unknown(now, now if task.hinted_id else now + wait)
         sent = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(task.submit_time))
         return task.failed(
             Failure(
@@ -283,14 +332,59 @@ class Poller:
     # --- asking ---
 
     async def _poll(self, task: Task) -> None:
-        if task.stage is Stage.SUBMITTING:  # its sender is gone, or its wait is over
-            log.error("a paid request has no answer")
-            await self._save(task, self._without_answer(task, time.time()))
+        if task.stage is Stage.SUBMITTING:
+            await self._look_for_orphan(task)
             return
         outcome = await self._provider.poll(task.model, task.provider_task_id)
-        await self._save(task, self._after_poll(task, outcome, time.time()))
+        await self._see(outcome)
+        await self._settle(task, lambda present: self._after_poll(present, outcome))
 
-    def _after_poll(self, task: Task, outcome: Poll, now: float) -> Task:
+    async def _look_for_orphan(self, task: Task) -> None:
+        """A paid request without an answer: its sender is gone, it waits for a sign, or has one."""
+        if task.id in self._sending:
+            return  # its sender was only paused; the claim has put the task off
+        if not task.hinted_id:
+            log.error("a paid request has no answer")
+            await self._settle(task, lambda present: self._without_sign(present, task))
+            return
+        params = ProviderParams.FromString(task.params)
+        agrees = await self._provider.recognises(params, task.hinted_id)
+        log.info("a callback named a task", provider_task_id=task.hinted_id, agrees=agrees)
+        await self._settle(task, lambda present: self._after_recognition(present, task, agrees))
+
+    def _without_sign(self, task: Task, before: Task) -> Task | None:
+        return self._without_answer(task, time.time()) if task == before else None
+
+    def _after_recognition(self, task: Task, before: Task, agrees: bool | None) -> Task | None:
+        """Bring an orphan home if the provider's record agrees with its request."""
+        now = time.time()
+        if task != before:
+            return None
+        if agrees is None:
+            setbacks = task.setbacks + 1
+            return task.scheduled(now + self._delay(task, setbacks, now), setbacks)
+        if task.ended:
+            if agrees:
+                return task.adopted_late(task.hinted_id, now, now)
+            return task.unhinted(None)
+        if agrees:
+            return task.queued(task.hinted_id, now, now)
+        return task.unhinted(
+            max(now, (task.unknown_time or now) + self._limits.unknown_wait_seconds)
+        )
+
+    async def _see(self, outcome: Poll) -> None:
+        """Learn from a poll whether an outage is over; then ask for all that was put off."""
+        silent = isinstance(outcome, Weather) and not outcome.answered
+        if self._outage.is_over(silent=silent):
+            log.info("the provider answers again")
+            await self._store.hasten(time.time())
+            self.wake()
+
+    def _after_poll(self, task: Task, outcome: Poll) -> Task | None:
+        if task.stage not in {Stage.QUEUED, Stage.GENERATING}:
+            return None  # a poll that ran beside this one has ended it
+        now = time.time()
         match outcome:
             case Progress(generating, percent):
                 return self._again(task.progressed(generating, percent, now), 0, now, answered=True)
@@ -331,16 +425,11 @@ class Poller:
 
     async def _poll_late(self, task: Task) -> None:
         """Ask for a result that is paid for, though the task has ended without it."""
+        if not task.provider_task_id:
+            await self._look_for_orphan(task)
+            return
         outcome = await self._provider.poll(task.model, task.provider_task_id)
-        now = time.time()
-        if isinstance(outcome, Succeeded) and outcome.urls:
-            log.info("a late delivery", artifacts=len(outcome.urls))
-            late = task.delivered_late(
-                _artifacts(outcome), outcome.result_json, outcome.credits_consumed, now
-            )
-            await self._save(task, late)
-        else:
-            await self._save(task, task.still_undelivered(now))
+        await self._settle(task, lambda present: _after_late_poll(present, outcome))
 
     def _delay(self, task: Task, setbacks: int, now: float) -> float:
         usual = self._provider.usual_seconds(task.model)
@@ -351,29 +440,32 @@ class Poller:
 
     # --- saving ---
 
-    async def _save(self, before: Task, after: Task) -> None:
-        """Store a snapshot and show it.
+    async def _settle(self, task: Task, decide: Callable[[Task], Task | None]) -> None:
+        """Store what is decided of a task, and show it.
 
-        Wait for the database, as what was paid for must not be forgotten.
+        The decision is made anew if the task has moved meanwhile; None is to leave it. While the
+        database is away it waits, as what was paid for must not be forgotten.
         """
-        while True:
+        present: Task | None = task
+        while present and (after := decide(present)):
             try:
-                saved = await self._store.save(before, after)
-                break
+                if saved := await self._store.save(present, after):
+                    self._show(present, saved)
+                    return
+                present = self._store.get(task.id)
             except StorageUnavailableError as error:
                 log.warning("storage unavailable, a snapshot waits", error=str(error))
                 await asyncio.sleep(STORAGE_RETRY_SECONDS)
-        if not saved:
-            log.warning("a snapshot came too late", revision=after.revision)
-            return
+        log.info("nothing left to decide")
+
+    def _show(self, before: Task, after: Task) -> None:
         if after.revision > before.revision:
             self._hub.publish(after)
         if after.ended or (after.due_time or math.inf) < self._next_time:
             self.wake()
         if after.ended and not before.ended:
-            log.info(
-                "task ended", status=after.status, reason=after.failure and after.failure.reason
-            )
+            reason = after.failure and after.failure.reason
+            log.info("task ended", status=after.status, reason=reason)
 
 
 class _Hold:
@@ -406,14 +498,51 @@ class _Hold:
         self._times = 0
 
 
-def _claimed(task: Task, lane: Lane, now: float) -> Task:
-    """Put a task off, so that it comes back if its worker is gone.
+class _Outage:
+    """Knows an outage by several silences in a row, and its end by the first answer."""
 
-    One to be sent is SUBMITTING from here on.
-    """
-    if lane is Lane.SUBMIT:
-        return task.submitting(now, now + SUBMIT_LEASE_SECONDS)
-    return task.scheduled(now + POLL_LEASE_SECONDS, task.setbacks)
+    def __init__(self) -> None:
+        self._silences = 0
+
+    def is_over(self, *, silent: bool) -> bool:
+        was_outage = self._silences >= OUTAGE_SILENCES
+        self._silences = self._silences + 1 if silent else 0
+        return was_outage and not silent
+
+
+def _after_callback(task: Task, provider_task_id: str, now: float) -> Task | None:
+    """Make a task due, as something happened at the provider; None if that changes nothing."""
+    if task.provider_task_id:
+        return None if task.lane is None else task.scheduled(now, task.setbacks)
+    orphaned = task.stage is Stage.SUBMITTING or (
+        task.failure is not None and task.failure.reason == "SUBMISSION_UNKNOWN"
+    )
+    if not orphaned or not provider_task_id or task.hinted_id:
+        return None
+    answer_may_come = task.stage is Stage.SUBMITTING and task.unknown_time is None
+    return task.hinted(provider_task_id, task.due_time if answer_may_come else now)
+
+
+def _adopted(task: Task, outcome: Submission, now: float) -> Task | None:
+    """Keep an answer that came after the task was given up: its result is paid for."""
+    match outcome:
+        case Accepted(provider_task_id) if task.ended and not task.provider_task_id:
+            log.warning("a late answer is adopted", provider_task_id=provider_task_id)
+            return task.adopted_late(provider_task_id, now, now)
+        case _:
+            return None
+
+
+def _after_late_poll(task: Task, outcome: Poll) -> Task | None:
+    now = time.time()
+    if not task.ended or task.artifacts:
+        return None
+    if isinstance(outcome, Succeeded) and outcome.urls:
+        log.info("a late delivery", artifacts=len(outcome.urls))
+        return task.delivered_late(
+            _artifacts(outcome), outcome.result_json, outcome.credits_consumed, now
+        )
+    return task.still_undelivered(now)
 
 
 def _artifacts(outcome: Succeeded) -> tuple[Artifact, ...]:

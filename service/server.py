@@ -1,6 +1,8 @@
 """The composition root: everything is seen to start here, in order, and to stop in reverse."""
 
 import asyncio
+import hmac
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from generated.generation.v1 import generation_pb2
 from generated.generation.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
 from providers.kie.client import KieProvider
 from service.admin import admin_app
+from service.callbacks import Callbacks, CallbackUrls
 from service.callers import Callers
 from service.interceptor import Boundary
 from service.poller import Poller, PollerLimits
@@ -30,6 +33,7 @@ from storage.store import SQLITE_PREFIX, Store
 CALLS_GRACE_SECONDS = 3.0
 POLLS_GRACE_SECONDS = 5.0
 
+CALLBACK_PURPOSE = b"generation.v1 callback URLs"
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 CHANNEL_OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, and is told so
@@ -50,10 +54,11 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that serves: its bound addresses, as `host:port`; admin_address is "" when off."""
+    """A server that serves: its bound addresses, as `host:port`; "" for what is off."""
 
     address: str
     admin_address: str
+    http_address: str
 
 
 @asynccontextmanager
@@ -70,19 +75,26 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         provider = await _provider(settings, stack)
         stack.push_async_callback(provider.close)
         hub = Hub()
-        poller = Poller(store, provider, hub, _limits(settings))
+        urls = _callback_urls(settings)
+        poller = Poller(store, provider, hub, _limits(settings), urls.url if urls else None)
         polling = asyncio.create_task(poller.run())
         stack.push_async_callback(_stop_polling, poller, polling)
         boundary = Boundary(Callers(settings.auth_tokens_file))
         server, health = _grpc_server(boundary, _servicer(settings, store, provider, poller, hub))
         address = _bind(server, settings)
         admin_address = await _start_admin(settings, store, hub, stack)
+        http_address = await _start_callbacks(settings, urls, poller, stack)
         await server.start()
         stack.push_async_callback(_drain, server, health, hub, boundary)
         for name in ("", SERVICE_NAME):
             await health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        log.info("serving", address=address, admin_address=admin_address or "off")
-        yield Running(address, admin_address)
+        log.info(
+            "serving",
+            address=address,
+            admin_address=admin_address or "off",
+            http_address=http_address or "off",
+        )
+        yield Running(address, admin_address, http_address)
 
 
 async def _provider(settings: Settings, stack: AsyncExitStack) -> KieProvider:
@@ -102,6 +114,19 @@ async def _provider(settings: Settings, stack: AsyncExitStack) -> KieProvider:
     return KieProvider(simulator.url, simulator.url, "simulator")
 
 
+def _callback_urls(settings: Settings) -> CallbackUrls | None:
+    if settings.public_url is None:
+        return None
+    if settings.callback_secret is not None:
+        return CallbackUrls(
+            settings.public_url, settings.callback_secret.get_secret_value().encode()
+        )
+    if settings.kie_api_key is None:  # the bundled simulator: nobody else knows this one
+        return CallbackUrls(settings.public_url, secrets.token_bytes())
+    key = settings.kie_api_key.get_secret_value().encode()
+    return CallbackUrls(settings.public_url, hmac.digest(key, CALLBACK_PURPOSE, "sha256"))
+
+
 def _limits(settings: Settings) -> PollerLimits:
     return PollerLimits(
         creates_per_10_seconds=settings.kie_creates_per_10_seconds,
@@ -110,7 +135,7 @@ def _limits(settings: Settings) -> PollerLimits:
         disabled_models=settings.disabled_models,
         poll_interval_seconds=settings.poll_interval_seconds,
         task_max_age_seconds=settings.task_max_age_seconds,
-        unknown_wait_seconds=0,
+        unknown_wait_seconds=settings.effective_unknown_wait_seconds,
     )
 
 
@@ -157,8 +182,11 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> str:
         else:
             port = server.add_secure_port(settings.listen_address, _credentials(settings))
     except RuntimeError as error:
-        raise StartError(f"LISTEN_ADDRESS: cannot listen on {settings.listen_address}") from error
-    return f"{f'[{host}]' if ':' in host else host}:{port}"
+        raise StartError(
+            f"LISTEN_ADDRESS: cannot listen on {settings.listen_address};"
+            " with GRPC_VERBOSITY=error the log says why"
+        ) from error
+    return f"{_bracketed(host)}:{port}"
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials:
@@ -176,16 +204,38 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials:
 async def _start_admin(settings: Settings, store: Store, hub: Hub, stack: AsyncExitStack) -> str:
     if not settings.admin_address:
         return ""
-    host, port = split_address(settings.admin_address)
-    runner = web.AppRunner(admin_app(store, lambda: hub.draining), access_log=None)
+    app = admin_app(store, lambda: hub.draining)
+    return await _start_http(app, "ADMIN_ADDRESS", settings.admin_address, stack)
+
+
+async def _start_callbacks(
+    settings: Settings, urls: CallbackUrls | None, poller: Poller, stack: AsyncExitStack
+) -> str:
+    if urls is None:
+        return ""
+    key = settings.kie_webhook_key
+    webhook_key = key.get_secret_value().encode() if key else None
+    callbacks = Callbacks(urls, webhook_key, poller)
+    return await _start_http(callbacks.app(), "HTTP_ADDRESS", settings.http_address, stack)
+
+
+async def _start_http(
+    app: web.Application, setting: str, address: str, stack: AsyncExitStack
+) -> str:
+    host, port = split_address(address)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     try:
-        await web.TCPSite(runner, host, port, shutdown_timeout=1).start()
+        await web.TCPSite(runner, host, port).start()
     except OSError as error:
-        raise StartError(f"ADMIN_ADDRESS: cannot listen on {settings.admin_address}") from error
+        raise StartError(f"{setting}: cannot listen on {address}") from error
     bound_host, bound_port = runner.addresses[0][:2]
-    return f"{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}"
+    return f"{_bracketed(bound_host)}:{bound_port}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 async def _drain(

@@ -1,5 +1,8 @@
 """The settings: environment variables, read once at start, each bad value named."""
 
+import re
+import ssl
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,8 +18,14 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from providers.kie.registry import ADAPTERS
+from service.callers import read_tokens
 
 PORT_MAX = 65_535
+MAY_BE_EMPTY = frozenset({"admin_address", "http_address"})
+UNKNOWN_WAIT_SECONDS = 900.0
+ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^:\[\]\s]+)):([0-9]{1,5})")
+HTTP_URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
+HEADER_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 class SettingsError(Exception):
@@ -29,10 +38,10 @@ def split_address(address: str) -> tuple[str, int]:
     Raises:
         ValueError: It is neither.
     """
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > PORT_MAX:
-        raise ValueError("must look like 127.0.0.1:50051")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    parts = ADDRESS.fullmatch(address)
+    if parts is None or int(parts[3]) > PORT_MAX:
+        raise ValueError("must look like 127.0.0.1:50051 or [::1]:50051")
+    return parts[1] or parts[2], int(parts[3])
 
 
 def is_loopback(address: str) -> bool:
@@ -58,10 +67,8 @@ def _models(names: Any) -> Any:
 
 
 def _known_models(names: frozenset[str]) -> frozenset[str]:
-    if unknown := names - set(ADAPTERS):
-        raise ValueError(
-            f"{', '.join(sorted(unknown))}: no such model; there are {', '.join(ADAPTERS)}"
-        )
+    if names - set(ADAPTERS):
+        raise ValueError(f"names an unknown model; there are {', '.join(ADAPTERS)}")
     return names
 
 
@@ -73,8 +80,19 @@ def _readable(path: Path) -> Path:
     return path
 
 
+def _tokens_file(path: Path) -> Path:
+    read_tokens(path.read_text())
+    return path
+
+
+def _header_token(secret: SecretStr) -> SecretStr:
+    if not HEADER_TOKEN.fullmatch(secret.get_secret_value()):
+        raise ValueError("must be visible ASCII, without blanks or line ends")
+    return secret
+
+
 def _http_url(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
+    if not HTTP_URL.fullmatch(url):
         raise ValueError("must be an http or https URL")
     return url.rstrip("/")
 
@@ -91,24 +109,28 @@ SomeSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Settings(BaseSettings):
     """What the environment says; README.md has the table.
 
-    An empty variable counts as unset, but for ADMIN_ADDRESS.
+    An empty variable counts as unset, but for ADMIN_ADDRESS and HTTP_ADDRESS, where it means off.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     listen_address: Address = "127.0.0.1:50051"
     allow_unauthenticated: bool = False
-    auth_tokens_file: ReadableFile | None = None
+    auth_tokens_file: Annotated[ReadableFile, AfterValidator(_tokens_file)] | None = None
     tls_cert_file: ReadableFile | None = None
     tls_key_file: ReadableFile | None = None
     tls_client_ca_file: ReadableFile | None = None
+    http_address: Annotated[str, AfterValidator(lambda a: a and _address(a))] = "127.0.0.1:8080"
+    public_url: HttpUrl | None = None
     admin_address: Annotated[str, AfterValidator(lambda a: a and _address(a))] = "127.0.0.1:9090"
 
     database_url: SecretStr = SecretStr("sqlite:///generation.db")
 
-    kie_api_key: SecretStr | None = None
+    kie_api_key: Annotated[SecretStr, AfterValidator(_header_token)] | None = None
     kie_api_url: HttpUrl = "https://api.kie.ai"
     kie_upload_url: HttpUrl = "https://kieai.redpandaai.co"
+    kie_webhook_key: SecretStr | None = None
+    callback_secret: SecretStr | None = None
     kie_creates_per_10_seconds: Count = 20
     kie_status_per_second: Count = 10
     kie_running_max: Count = 100
@@ -120,6 +142,7 @@ class Settings(BaseSettings):
     create_wait_seconds: Seconds = 10
     poll_interval_seconds: SomeSeconds = 2
     task_max_age_seconds: SomeSeconds = 3_600
+    unknown_wait_seconds: Seconds | None = None  # 900, or 0 where no callback can come
 
     watch_max_streams: AtLeastOne = 20_000
     watch_heartbeat_seconds: SomeSeconds = 20
@@ -134,23 +157,64 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _without_empty(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in given.items() if v != "" or k == "admin_address"}
+        return {k: v for k, v in given.items() if v != "" or k in MAY_BE_EMPTY}
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        if not is_loopback(self.listen_address) and not (
-            self.auth_tokens_file or self.allow_unauthenticated
-        ):
-            raise ValueError(
+        if broken := [*self._caller_rules(), *self._tls_rules(), *self._provider_rules()]:
+            raise ValueError("\n".join(broken))
+        return self
+
+    @property
+    def effective_unknown_wait_seconds(self) -> float:
+        """How long an unknown create waits for its callback."""
+        if self.unknown_wait_seconds is not None:
+            return self.unknown_wait_seconds
+        return UNKNOWN_WAIT_SECONDS if self.public_url else 0
+
+    def _caller_rules(self) -> Iterator[str]:
+        authenticated = self.auth_tokens_file or self.allow_unauthenticated
+        if not authenticated and not is_loopback(self.listen_address):
+            yield (
                 "LISTEN_ADDRESS: beyond loopback set AUTH_TOKENS_FILE or ALLOW_UNAUTHENTICATED=true"
             )
-        if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            raise ValueError("TLS_CERT_FILE, TLS_KEY_FILE: must be set together")
-        if self.tls_client_ca_file and not self.tls_cert_file:
-            raise ValueError("TLS_CLIENT_CA_FILE: needs TLS_CERT_FILE and TLS_KEY_FILE")
+
+    def _tls_rules(self) -> Iterator[str]:
+        cert, key, ca = self.tls_cert_file, self.tls_key_file, self.tls_client_ca_file
+        if (cert is None) != (key is None):
+            yield "TLS_CERT_FILE, TLS_KEY_FILE: must be set together"
+        if cert and key and not _is_certificate_with_key(cert, key):
+            yield (
+                "TLS_CERT_FILE, TLS_KEY_FILE: must be a certificate and its key,"
+                " in PEM and without a passphrase"
+            )
+        if ca and not cert:
+            yield "TLS_CLIENT_CA_FILE: needs TLS_CERT_FILE and TLS_KEY_FILE"
+        if ca and not _holds_certificates(ca):
+            yield "TLS_CLIENT_CA_FILE: must hold certificates in PEM"
+
+    def _provider_rules(self) -> Iterator[str]:
         if self.kie_api_key is None and {"kie_api_url", "kie_upload_url"} & self.model_fields_set:
-            raise ValueError("KIE_API_KEY: must be set with KIE_API_URL or KIE_UPLOAD_URL")
-        return self
+            yield "KIE_API_KEY: must be set with KIE_API_URL or KIE_UPLOAD_URL"
+        if self.public_url and not self.http_address:
+            yield "HTTP_ADDRESS: must be set with PUBLIC_URL"
+
+
+def _is_certificate_with_key(cert: Path, key: Path) -> bool:
+    try:
+        # Without a password of our own it would ask the terminal for one.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: b"")
+    except (OSError, ValueError):  # ssl's errors are of both kinds
+        return False
+    return True
+
+
+def _holds_certificates(ca: Path) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(ca)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def load_settings() -> Settings:

@@ -36,7 +36,9 @@ class TaskRow(Model):
     submit_time = DoubleField(null=True)
     accept_time = DoubleField(null=True)
     unknown_time = DoubleField(null=True)
+    hinted_id = TextField()
     setbacks = IntegerField()
+    version = BigIntegerField()
 
     class Meta:
         table_name = "tasks"

@@ -16,14 +16,23 @@ import asyncio
 import fcntl
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from peewee import SQL, Expression, InterfaceError, OperationalError, SqliteDatabase, Tuple, fn
+from peewee import (
+    SQL,
+    Expression,
+    InterfaceError,
+    OperationalError,
+    Select,
+    SqliteDatabase,
+    Tuple,
+    fn,
+)
 from playhouse.migrations import Runner
 
 from storage.schema import TaskRow
@@ -63,6 +72,15 @@ class Existing:
     """The caller's request_id was there already, with this task."""
 
     task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A task that waits to be sent: the `turn`-th of its caller, from 1, by creation."""
+
+    task_id: str
+    caller: str
+    turn: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +182,10 @@ class Store:
         """Store a new task, unless the caller's request_id has one already or too many wait."""
         return await self._write(lambda: self._create(task, queue_max_tasks))
 
-    async def save(self, before: Task, after: Task) -> bool:
-        """Store the snapshot that a move made of `before`.
+    async def save(self, before: Task, after: Task) -> Task | None:
+        """Store the snapshot that a move made of `before`, and return it with its new version.
 
-        False if that is not the present one any more.
+        None if `before` is not the present one any more.
         """
         return await self._write(lambda: self._save(before, after))
 
@@ -179,11 +197,27 @@ class Store:
         The move must change the due time or the lane, so that nobody takes the task again
         meanwhile.
         """
-        return await self._write(lambda: self._claim(lane, now, limit, move))
+        return await self._write(lambda: self._claim(self._due(lane, now, limit), move))
+
+    async def claim_in_turns(
+        self,
+        now: float,
+        limit: int,
+        pick: Callable[[Sequence[Waiting], int], Sequence[str]],
+        move: Callable[[Task], Task],
+    ) -> list[Task]:
+        """Take due tasks of the submit lane, those whose ids `pick` chooses, at most `limit`."""
+        return await self._write(
+            lambda: self._claim(self._picked(pick(self._waiting(now, limit), limit)), move)
+        )
 
     async def release(self, now: float) -> None:
         """Make due what waits for workers that are gone: for the start of the only process."""
         await self._write(lambda: self._writes.execute_sql(self._sql.release, (now, now)))
+
+    async def hasten(self, now: float) -> None:
+        """Make due what is polled and had setbacks: the provider answers again."""
+        await self._write(lambda: self._writes.execute_sql(self._sql.hasten, (now, now)))
 
     # --- in the writer's thread, inside its transaction ---
 
@@ -198,17 +232,26 @@ class Store:
         execute(self._sql.insert, _row(task))
         return Created(task)
 
-    def _save(self, before: Task, after: Task) -> bool:
-        keys = (before.id, before.revision)
-        values = _row(after)[_FIXED_COLUMNS:]
-        return bool(self._writes.execute_sql(self._sql.save, values + keys).rowcount)
+    def _save(self, before: Task, after: Task) -> Task | None:
+        saved = replace(after, version=before.version + 1)
+        values = (*_row(saved)[_FIXED_COLUMNS:], before.id, before.version)
+        return saved if self._writes.execute_sql(self._sql.save, values).rowcount else None
 
-    def _claim(
-        self, lane: Lane, now: float, limit: int, move: Callable[[Task], Task]
-    ) -> list[Task]:
-        rows = self._writes.execute_sql(self._sql.due, (lane, now, limit)).fetchall()
-        moves = [(task, move(task)) for task in filter(None, map(self._readable, rows))]
-        return [after for before, after in moves if self._save(before, after)]
+    def _claim(self, rows: Iterable[Any], move: Callable[[Task], Task]) -> list[Task]:
+        tasks = filter(None, map(self._readable, rows))
+        return list(filter(None, (self._save(task, move(task)) for task in tasks)))
+
+    def _due(self, lane: Lane, now: float, limit: int) -> list[Any]:
+        rows: list[Any] = self._writes.execute_sql(self._sql.due, (lane, now, limit)).fetchall()
+        return rows
+
+    def _waiting(self, now: float, limit: int) -> list[Waiting]:
+        rows = self._writes.execute_sql(self._sql.waiting, (Lane.SUBMIT, now, limit))
+        return [Waiting(*row) for row in rows]
+
+    def _picked(self, task_ids: Sequence[str]) -> list[Any]:
+        execute: Any = self._writes.execute_sql
+        return [execute(self._sql.get, (task_id,)).fetchone() for task_id in task_ids]
 
     def _readable(self, row: Sequence[Any]) -> Task | None:
         """Return the task of a row.
@@ -263,23 +306,27 @@ class _Statements:
 
         arg = SQL(db.param)
         row = TaskRow
-        present = (row.id == arg) & (row.revision == arg)
+        present = (row.id == arg) & (row.version == arg)
         due = (row.lane == arg) & (row.due_time <= arg)
         waits = row.lane.in_([SQL(f"'{Lane.SUBMIT}'"), SQL(f"'{Lane.POLL}'")])
         select = row.select(*_COLUMNS)
         self.get = text(select.where(row.id == arg))
         self.find_request = text(select.where(row.caller == arg, row.request_id == arg))
         self.due = text(select.where(due).order_by(row.due_time).limit(arg))
+        turn = fn.ROW_NUMBER().over(partition_by=[row.caller], order_by=[row.create_time, row.id])
+        waiting = row.select(row.id, row.caller, turn.alias("turn")).where(due).alias("waiting")
+        each = (waiting.c.id, waiting.c.caller, waiting.c.turn)
+        self.waiting = text(Select([waiting], each).where(waiting.c.turn <= arg))
         self.next_due = text(row.select(fn.MIN(row.due_time)).where(row.lane == arg))
         self.count = text(row.select(fn.COUNT(SQL("*"))).where(row.lane == arg))
         self.insert = text(row.insert_many([[arg] * len(_COLUMNS)], fields=_COLUMNS))
         self.save = text(row.update(dict.fromkeys(_COLUMNS[_FIXED_COLUMNS:], arg)).where(present))
         self.set_aside = text(row.update({row.lane: SQL("NULL")}).where(row.id == arg))
-        self.release = text(
-            row.update({row.due_time: arg}).where(
-                waits, row.due_time > arg, row.unknown_time.is_null()
-            )
-        )
+        hurry = {row.due_time: arg, row.version: row.version + SQL("1")}
+        later = (row.due_time > arg) & row.unknown_time.is_null()
+        self.release = text(row.update(hurry).where(waits, later))
+        polled = (row.lane == SQL(f"'{Lane.POLL}'")) & (row.setbacks > SQL("0"))
+        self.hasten = text(row.update(hurry).where(polled, later))
 
 
 def _list_conditions(which: ListFilter, before: tuple[float, str] | None) -> Iterator[Expression]:
@@ -321,7 +368,9 @@ def _row(task: Task) -> tuple[object, ...]:
         task.submit_time,
         task.accept_time,
         task.unknown_time,
+        task.hinted_id,
         task.setbacks,
+        task.version,
     )
 
 
@@ -330,7 +379,7 @@ def _task(row: Sequence[Any]) -> Task:
     (task_id, caller, request_id, prompt_id, model, params, create_time, update_time, _lane,
      due_time, status, stage, revision, progress_percent, artifacts, result_json, failure_reason,
      failure_message, failure_code, provider_task_id, credits_consumed, complete_time,
-     submit_time, accept_time, unknown_time, setbacks) = row  # fmt: skip
+     submit_time, accept_time, unknown_time, hinted_id, setbacks, version) = row  # fmt: skip
     return Task(
         id=task_id,
         caller=caller,
@@ -354,7 +403,9 @@ def _task(row: Sequence[Any]) -> Task:
         submit_time=submit_time,
         accept_time=accept_time,
         unknown_time=unknown_time,
+        hinted_id=hinted_id,
         setbacks=setbacks,
+        version=version,
     )
 
 

@@ -1,7 +1,7 @@
 """A task and its moves: pure values, no I/O, no clock.
 
 A task has no setter. It changes by named moves, each of which returns the next snapshot, and the
-store saves that one only if the revision it came from is still the present one (compare-and-set):
+store saves that one only if the version it came from is still the present one (compare-and-set):
 
     ACCEPTED --submitting--> SUBMITTING --queued--> QUEUED --progressed--> GENERATING
         ^                       |  |                   |                       |
@@ -80,9 +80,12 @@ class Task:
         revision: Grows by one with every visible change, from 1.
         accept_time: When the provider accepted it; its age counts from here.
         unknown_time: When the answer to its paid request was found to be lost.
+        hinted_id: The provider's id that a callback brought while that answer was missing; believed
+            once its record agrees.
         due_time: When it must be looked at next, or None. A claim puts it off, so that a task whose
             worker is gone comes back.
         setbacks: How many times in a row the provider could not be asked.
+        version: Grows by one with every save, visible or not: what compare-and-set compares.
     """
 
     id: str
@@ -107,7 +110,9 @@ class Task:
     submit_time: float | None = None
     accept_time: float | None = None
     unknown_time: float | None = None
+    hinted_id: str = ""
     setbacks: int = 0
+    version: int = 1
 
     @property
     def ended(self) -> bool:
@@ -153,6 +158,7 @@ class Task:
             provider_task_id=provider_task_id,
             accept_time=now,
             unknown_time=None,
+            hinted_id="",
             due_time=due_time,
             setbacks=0,
         )
@@ -164,6 +170,19 @@ class Task:
         """
         assert self.stage is Stage.SUBMITTING, self.stage
         return replace(self, unknown_time=now, due_time=due_time)
+
+    def hinted(self, provider_task_id: str, due_time: float | None) -> "Task":
+        """SUBMITTING or FAILED without a provider's id, and a callback named one: look into it.
+
+        Not visible to callers.
+        """
+        assert not self.provider_task_id, self.provider_task_id
+        assert self.stage is Stage.SUBMITTING or self.status is Status.FAILED, self
+        return replace(self, hinted_id=provider_task_id, due_time=due_time)
+
+    def unhinted(self, due_time: float | None) -> "Task":
+        """The hint was of another task. Not visible to callers."""
+        return replace(self, hinted_id="", due_time=due_time)
 
     # --- the work ---
 
@@ -229,6 +248,18 @@ class Task:
             due_time=now + LATE_POLL_SECONDS if late_delivery else None,
         )
 
+    def adopted_late(self, provider_task_id: str, now: float, due_time: float) -> "Task":
+        """FAILED without a provider's id -> FAILED with it: what was bought may yet come."""
+        assert self.status is Status.FAILED, self.status
+        assert not self.provider_task_id, self.provider_task_id
+        return self._move(
+            now,
+            provider_task_id=provider_task_id,
+            accept_time=now,
+            hinted_id="",
+            due_time=due_time,
+        )
+
     def delivered_late(
         self,
         artifacts: tuple[Artifact, ...],
@@ -262,6 +293,5 @@ class Task:
 
     def _move(self, now: float, **changes: object) -> "Task":
         """Return the next revision. Time never runs backwards in it, whatever the clock did."""
-        update_time = max(now, self.update_time)
-        revision = self.revision + 1
-        return replace(self, revision=revision, update_time=update_time, **changes)  # type: ignore[arg-type]
+        changes |= {"revision": self.revision + 1, "update_time": max(now, self.update_time)}
+        return replace(self, **changes)  # type: ignore[arg-type]

@@ -44,6 +44,7 @@ class Service:
 
     address: str
     admin_address: str
+    http_address: str
     channel: grpc.aio.Channel
     stub: "GenerationServiceAsyncStub"
     kie: Simulator
@@ -82,12 +83,12 @@ class Service:
             last = task
         return last
 
-    async def until(self, task_id: str, stage: str) -> pb.GenerationTask:
-        """Watch a task until it reaches a stage."""
+    async def until_put_back(self, task_id: str) -> pb.GenerationTask:
+        """Watch a task until the provider would not take it for now."""
         async for task in self.watch(task_id):
-            if pb.TaskStage.Name(task.stage) == f"TASK_STAGE_{stage}":
+            if task.stage == pb.TASK_STAGE_ACCEPTED and task.revision > 1:
                 return task
-        raise AssertionError(f"{task_id} ended without having been {stage}")
+        raise AssertionError(f"{task_id} ended")
 
     def bodies(self) -> list[dict[str, Any]]:
         """What the provider was sent, oldest first."""
@@ -128,7 +129,9 @@ async def serving(folder: Path, kie: Simulator, **settings: Any) -> AsyncIterato
         grpc.aio.insecure_channel(server.address) as channel,
     ):
         stub: GenerationServiceAsyncStub = GenerationServiceStub(channel)
-        yield Service(server.address, server.admin_address, channel, stub, kie, folder)
+        yield Service(
+            server.address, server.admin_address, server.http_address, channel, stub, kie, folder
+        )
 
 
 @dataclass(frozen=True)

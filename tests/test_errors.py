@@ -163,7 +163,7 @@ async def test_a_full_queue_refuses_new_tasks_but_returns_old_ones(serve: Serve)
     async with serve(queue_max_tasks=1, create_wait_seconds=0) as service:
         service.kie.add_fault("create:code,code=455,times=0")
         first = await service.create(request_id="r")
-        first = await service.until(first.id, "ACCEPTED")
+        first = await service.until_put_back(first.id)
         error = await refused(service.create())
         assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
         assert error.retry_seconds
@@ -199,7 +199,7 @@ async def test_a_task_that_was_sent_cannot_be_cancelled(service: Service) -> Non
 async def test_a_task_that_was_not_sent_is_cancelled_and_never_sent(serve: Serve) -> None:
     async with serve(create_wait_seconds=0) as service:
         service.kie.add_fault("create:code,code=455,times=0")
-        created = await service.until((await service.create()).id, "ACCEPTED")
+        created = await service.until_put_back((await service.create()).id)
         request = pb.CancelTaskRequest(task_id=created.id)
         cancelled = (await service.stub.CancelTask(request)).task
         assert cancelled.status == pb.TASK_STATUS_FAILED

@@ -2,17 +2,19 @@
 
 import asyncio
 import itertools
+import socket
 import sqlite3
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from typing import Any
 
 import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
+from providers.kie.simulator import Simulator
 from service.limits import SlidingWindow
 from service.schedule import poll_delay
 from tests.conftest import Serve
-from tests.harness import Service, ended
+from tests.harness import INSTANT, Service, ended
 
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 
@@ -30,7 +32,7 @@ async def test_a_task_created_before_a_restart_is_ended_after_it(serve: Serve) -
 async def test_a_task_that_was_not_sent_before_a_restart_is_sent_after_it(serve: Serve) -> None:
     async with serve(create_wait_seconds=0) as service:
         service.kie.add_fault("create:code,code=455,times=0")
-        created = await service.until((await service.create()).id, "ACCEPTED")
+        created = await service.until_put_back((await service.create()).id)
         service.kie.clear_faults()
     async with serve() as service:
         assert (await service.end(created.id)).status == pb.TASK_STATUS_SUCCESS
@@ -65,19 +67,19 @@ async def test_a_damaged_task_does_not_stop_the_others(serve: Serve) -> None:
 
 
 async def test_a_task_whose_provider_cannot_be_reached_waits_and_is_then_sent(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.poller.HOLD_SECONDS", 0.05)
-    async with serve(create_wait_seconds=0.2) as service:
-        address = service.kie.url.removeprefix("http://").split(":")
-        await service.kie._runner.sites.copy().pop().stop()  # type: ignore[union-attr]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    async with serve(create_wait_seconds=0, kie_api_url=f"http://127.0.0.1:{port}") as service:
         created = await service.create()
-        assert created.stage == pb.TASK_STAGE_ACCEPTED
-        from aiohttp import web  # noqa: PLC0415
-
-        await web.TCPSite(service.kie._runner, address[0], int(address[1])).start()  # type: ignore[arg-type]
+        await service.until_put_back(created.id)
+        kie = Simulator(INSTANT)
+        await kie.start(port=port)
+        stack.push_async_callback(kie.stop)
         assert (await service.end(created.id)).status == pb.TASK_STATUS_SUCCESS
-    assert len(service.kie.tasks) == 1
+    assert len(kie.tasks) == 1
 
 
 WEATHER = [

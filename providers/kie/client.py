@@ -1,7 +1,9 @@
 """Kie.ai over HTTP: the one place where its API is called, and where its errors become outcomes."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import aiohttp
 from aiohttp import hdrs
@@ -20,6 +22,7 @@ from providers.base import (
     Weather,
 )
 from providers.kie.adapter import Adapter
+from providers.kie.echo import is_of
 from providers.kie.envelope import (
     OK,
     TRY_LATER_CODES,
@@ -42,6 +45,8 @@ POLL_SECONDS = 20
 UPLOAD_STALL_SECONDS = (
     60  # without a byte from the caller, or to the provider, or the answer to the last one
 )
+SECOND_LOOK_SECONDS = 1
+HIDDEN = "(hidden)"
 ANSWER_MAX_BYTES = 1 << 20
 POLL_CONNECTIONS = 256
 UPLOAD_PATH = "/api/file-stream-upload"
@@ -62,6 +67,7 @@ class KieProvider:
     models = frozenset(ADAPTERS)
 
     def __init__(self, api_url: str, upload_url: str, api_key: str) -> None:
+        self._api_key = api_key
         self._api_url = api_url.rstrip("/")
         self._upload_url = upload_url.rstrip("/")
         headers = {hdrs.AUTHORIZATION: f"Bearer {api_key}", hdrs.USER_AGENT: USER_AGENT}
@@ -116,13 +122,23 @@ class KieProvider:
         body = adapter.body(model_params)
         if callback_url:
             body["callBackUrl"] = callback_url
-        timeout = aiohttp.ClientTimeout(total=CREATE_SECONDS, connect=CONNECT_SECONDS)
-        url = self._api_url + adapter.create_path
+        posting = asyncio.create_task(self._post(adapter.create_path, body))
+        try:
+            done, _ = await asyncio.wait({posting}, timeout=CREATE_SECONDS)
+            if not done:  # a process that was paused finds the time over, and the answer waiting
+                await asyncio.wait({posting}, timeout=SECOND_LOOK_SECONDS)
+            return posting.result() if posting.done() else Unknown("no answer in time")
+        finally:
+            posting.cancel()
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> Submission:
+        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS)
         try:
             async with self._writes.post(
-                url, json=body, timeout=timeout, allow_redirects=False
+                self._api_url + path, json=body, timeout=timeout, allow_redirects=False
             ) as response:
-                return read_submission(await _read_envelope(response))
+                envelope = await self._read_envelope(response, str(body.get("callBackUrl", "")))
+                return read_submission(envelope)
         except NOT_CONNECTED as error:
             return Postponed(f"not connected: {_describe(error)}")
         except (aiohttp.ClientError, TimeoutError, OSError, UnreadableAnswerError) as error:
@@ -131,21 +147,32 @@ class KieProvider:
     async def poll(self, model: str, provider_task_id: str) -> Poll:
         """Ask for the record of a task."""
         adapter = ADAPTERS[model]
-        timeout = aiohttp.ClientTimeout(total=POLL_SECONDS, connect=CONNECT_SECONDS)
+        record = await self._record(adapter, provider_task_id)
+        return record if isinstance(record, Weather) else adapter.read(record)
+
+    async def recognises(self, params: ProviderParams, provider_task_id: str) -> bool | None:
+        """Compare a task's record with the request: the prompt must agree, and the model."""
+        adapter, model_params = self._read_params(params)
+        record = await self._record(adapter, provider_task_id)
+        if isinstance(record, Weather) or record.code != OK or record.record is None:
+            return None
+        return is_of(adapter.body(model_params), record.record)
+
+    async def _record(self, adapter: Adapter, provider_task_id: str) -> Envelope | Weather:
         try:
             async with self._reads.get(
                 self._api_url + adapter.record_path,
                 params={"taskId": provider_task_id},
-                timeout=timeout,
+                timeout=aiohttp.ClientTimeout(total=POLL_SECONDS, connect=CONNECT_SECONDS),
                 allow_redirects=False,
             ) as response:
-                envelope = await _read_envelope(response)
+                envelope = await self._read_envelope(response)
         except (aiohttp.ClientError, TimeoutError, OSError, UnreadableAnswerError) as error:
             return Weather(_describe(error))
         told = (envelope.record or {}).get("taskId", provider_task_id)
         if told != provider_task_id:
             return Weather(f"the record of another task, {clean(told, 64)!r}")
-        return adapter.read(envelope)
+        return envelope
 
     # --- uploads ---
 
@@ -166,10 +193,25 @@ class KieProvider:
                     allow_redirects=False,
                 ) as response,
             ):
-                envelope = await _read_envelope(response)
+                envelope = await self._read_envelope(response)
         except (aiohttp.ClientError, TimeoutError, OSError, UnreadableAnswerError) as error:
             raise source.error or _upload_error(error, source) from None
         return _stored_file(envelope)
+
+    async def _read_envelope(self, response: aiohttp.ClientResponse, secret: str = "") -> Envelope:
+        """Read a bounded answer; a message that quotes our key or `secret` is told without it.
+
+        Raises:
+            UnreadableAnswerError: It is too large, or no envelope.
+        """
+        text = bytearray()
+        async for chunk in response.content.iter_any():
+            text += chunk
+            if len(text) > ANSWER_MAX_BYTES:
+                raise UnreadableAnswerError(f"more than {ANSWER_MAX_BYTES} bytes")
+        envelope = parse_envelope(response.status, bytes(text))
+        message = envelope.message.replace(self._api_key, HIDDEN)
+        return replace(envelope, message=message.replace(secret, HIDDEN) if secret else message)
 
 
 class _Source:
@@ -245,20 +287,6 @@ def _stored_file(envelope: Envelope) -> StoredFile:
         upload_time=as_time(record.get("uploadedAt")),
         expire_time=as_time(record.get("expiresAt")),
     )
-
-
-async def _read_envelope(response: aiohttp.ClientResponse) -> Envelope:
-    """Read a bounded answer.
-
-    Raises:
-        UnreadableAnswerError: It is too large, or no envelope.
-    """
-    text = bytearray()
-    async for chunk in response.content.iter_any():
-        text += chunk
-        if len(text) > ANSWER_MAX_BYTES:
-            raise UnreadableAnswerError(f"more than {ANSWER_MAX_BYTES} bytes")
-    return parse_envelope(response.status, bytes(text))
 
 
 def _describe(error: BaseException) -> str:
