@@ -10,7 +10,7 @@ IMAGE ?= generation-service
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test check demo proto proto-check simulator image lock lint clean
+.PHONY: help install install-dev run test check demo torture proto proto-check simulator image lock lint clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ lint: install-dev
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+
+torture: install-dev  ## The long kill and fault runs (many minutes)
+	@$(PYTEST) -m torture -n 0 -s
 
 PROTO := generated/generation/v1/generation.proto
 OUT ?= .

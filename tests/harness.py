@@ -1,8 +1,8 @@
 """The real service in this process, the simulator on a socket, and what the tests say to them."""
 
+import asyncio
 import json
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +95,13 @@ class Service:
         return [task["body"] for task in self.kie.tasks]
 
 
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
 def ended(task: pb.GenerationTask) -> bool:
     return task.status != pb.TASK_STATUS_PENDING
 
@@ -182,7 +189,3 @@ def upload_messages(
 def result_urls(task: pb.GenerationTask) -> list[str]:
     urls: list[str] = json.loads(task.result_json)["resultUrls"]
     return urls
-
-
-def seconds_since(started: float) -> float:
-    return time.monotonic() - started

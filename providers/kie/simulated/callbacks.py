@@ -47,6 +47,11 @@ class Callbacks:
         self._slots = asyncio.Semaphore(settings().callback_concurrency)
         self._session: aiohttp.ClientSession | None = None
         self.counts: Counter[str] = Counter()
+        self._acknowledged: dict[str, None] = {}
+
+    def is_acknowledged(self, task_id: str) -> bool:
+        """Whether a callback of that task reached its receiver."""
+        return task_id in self._acknowledged
 
     def schedule(self, task: Task, now_ms: int) -> None:
         """Send the callback of `task` when it ends; in place of what was planned for it."""
@@ -110,10 +115,16 @@ class Callbacks:
             async with self._slots:
                 acknowledged = await self._post(task, forged=forged)
             if acknowledged:
-                self.counts["acknowledged"] += 1
+                self._note_acknowledged(task.id)
                 return
         self.counts["failed"] += 1
         logger.warning("callback of %s given up", task.id)
+
+    def _note_acknowledged(self, task_id: str) -> None:
+        self.counts["acknowledged"] += 1
+        self._acknowledged[task_id] = None
+        if len(self._acknowledged) > self._settings().tasks_max:
+            del self._acknowledged[next(iter(self._acknowledged))]
 
     async def _post(self, task: Task, *, forged: bool) -> bool:
         assert task.callback_url is not None

@@ -242,6 +242,7 @@ class World:
             "state": task.state_at(self.now_ms()),
             "body": task.body,
             "callBackUrl": task.callback_url,
+            "callback_acknowledged": self.callbacks.is_acknowledged(task.id),
             "created_ms": task.created_ms,
             "ends_ms": task.ends_ms,
             "credits": task.credits,
