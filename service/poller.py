@@ -323,7 +323,7 @@ class Poller:
             Failure(
                 "SUBMISSION_UNKNOWN",
                 f"the request of {sent} may or may not have reached the provider, and was not sent"
-                f" again: look for a {task.model} task of that time in the provider's log of the"
+                f" again: look for a task of {task.model} of that time in the provider's log of the"
                 " account",
             ),
             now,

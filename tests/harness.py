@@ -98,7 +98,7 @@ class Service:
 async def eventually(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds."""
     async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - conditions of other processes, too
             await asyncio.sleep(0.005)
 
 

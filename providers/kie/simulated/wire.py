@@ -98,6 +98,7 @@ async def spoiled(
             return cut(request)
         case "hang":
             await _client_gone(request)
+            return cut(request)
         case "slow":
             await asyncio.sleep(rule.seconds)
         case "garbage":
