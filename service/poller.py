@@ -33,7 +33,7 @@ from service.limits import SlidingWindow, Turns
 from service.schedule import poll_delay
 from service.watch import Hub
 from storage.store import StorageUnavailableError, Store
-from storage.task import Artifact, Failure, Lane, Stage, Task
+from storage.task import LATE_POLL_SECONDS, Artifact, Failure, Lane, Stage, Task
 
 CREATES_WINDOW_SECONDS = 10.3  # the account's 10 s, and what the way to the provider may vary
 STATUS_WINDOW_SECONDS = 1.1  # likewise of 1 s
@@ -429,7 +429,30 @@ class Poller:
             await self._look_for_orphan(task)
             return
         outcome = await self._provider.poll(task.model, task.provider_task_id)
-        await self._settle(task, lambda present: _after_late_poll(present, outcome))
+        await self._settle(task, lambda present: self._after_late_poll(present, outcome))
+
+    def _after_late_poll(self, task: Task, outcome: Poll) -> Task | None:
+        now = time.time()
+        if not task.ended or task.artifacts:
+            return None
+        match outcome:
+            case Succeeded() if outcome.urls:
+                log.info("a late delivery", artifacts=len(outcome.urls))
+                return task.delivered_late(
+                    _artifacts(outcome), outcome.result_json, outcome.credits_consumed, now
+                )
+            case Failed():
+                return task.undeliverable()
+            case _:
+                return task.still_undelivered(now + self._late_delay(task, now))
+
+    def _late_delay(self, task: Task, now: float) -> float:
+        """Hourly; but an adopted orphan may be under way just now, like any other task."""
+        assert task.failure is not None
+        orphan = task.failure.reason == "SUBMISSION_UNKNOWN"
+        if orphan and self._age(task, now) < self._limits.task_max_age_seconds:
+            return self._delay(task, 0, now)
+        return LATE_POLL_SECONDS
 
     def _delay(self, task: Task, setbacks: int, now: float) -> float:
         usual = self._provider.usual_seconds(task.model)
@@ -531,18 +554,6 @@ def _adopted(task: Task, outcome: Submission, now: float) -> Task | None:
             return task.adopted_late(provider_task_id, now, now)
         case _:
             return None
-
-
-def _after_late_poll(task: Task, outcome: Poll) -> Task | None:
-    now = time.time()
-    if not task.ended or task.artifacts:
-        return None
-    if isinstance(outcome, Succeeded) and outcome.urls:
-        log.info("a late delivery", artifacts=len(outcome.urls))
-        return task.delivered_late(
-            _artifacts(outcome), outcome.result_json, outcome.credits_consumed, now
-        )
-    return task.still_undelivered(now)
 
 
 def _artifacts(outcome: Succeeded) -> tuple[Artifact, ...]:

@@ -7,6 +7,7 @@ import asyncio
 import mimetypes
 import re
 import time
+import unicodedata
 import uuid
 from collections.abc import AsyncIterator
 from hashlib import sha256
@@ -20,6 +21,7 @@ from service.messages import timestamp
 # grpc.aio ends the iteration of a cancelled call like that of a finished one, a moment before it
 # cancels the handler. A file whose size nobody told is believed to be whole only after that moment.
 CANCELLATION_SECONDS = 0.1
+METADATA_SECONDS = 60
 NAME_MAX_CHARACTERS = 255
 DEFAULT_PATH = "user-uploads"
 SHA256_BYTES = 32
@@ -120,10 +122,13 @@ class _Content:
 
 
 async def _first(requests: AsyncIterator[pb.UploadFileRequest]) -> pb.UploadMetadata:
-    async for request in requests:
-        if request.WhichOneof("payload") == "metadata":
-            return request.metadata
-        break
+    try:
+        async with asyncio.timeout(METADATA_SECONDS):
+            request = await anext(requests, pb.UploadFileRequest())
+    except TimeoutError:
+        raise _mismatch(f"no metadata came for {METADATA_SECONDS} s") from None
+    if request.WhichOneof("payload") == "metadata":
+        return request.metadata
     raise _mismatch("the first message must hold the metadata")
 
 
@@ -150,8 +155,10 @@ def _upload(metadata: pb.UploadMetadata) -> Upload:
 
 
 def _content_type(metadata: pb.UploadMetadata) -> str:
-    guess, _ = mimetypes.guess_type(metadata.file_name, strict=False)
-    return metadata.content_type or guess or "application/octet-stream"
+    guess, encoding = mimetypes.guess_type(metadata.file_name, strict=False)
+    if guess is None or encoding:  # cat.svg.gz is no image
+        guess = "application/octet-stream"
+    return metadata.content_type or guess
 
 
 # --- rules of the metadata ---
@@ -188,7 +195,7 @@ def _path_rule(path: str) -> str:
 def _text_rule(text: str) -> str:
     if len(text) > NAME_MAX_CHARACTERS:
         return f"must have at most {NAME_MAX_CHARACTERS} characters"
-    if not text.isprintable():
+    if "Cc" in map(unicodedata.category, text):
         return "must not hold control characters"
     return ""
 

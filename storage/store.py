@@ -25,9 +25,13 @@ from typing import Any, TextIO, TypeVar
 
 from peewee import (
     SQL,
+    DatabaseError,
+    DataError,
     Expression,
+    IntegrityError,
     InterfaceError,
-    OperationalError,
+    NotSupportedError,
+    ProgrammingError,
     Select,
     SqliteDatabase,
     Tuple,
@@ -104,10 +108,11 @@ class Store:
         self._lock = _lock_file(path)
         self._reads = _sqlite(path, query_only=1)
         self._writes = _sqlite(path)
-        with _storage_errors():
-            Runner(self._writes, str(MIGRATIONS)).up()
-            self._writes.close()
-            self._reads.connect()
+        try:
+            self._prepare()
+        except BaseException:
+            self._close_files()
+            raise
         self._sql = _Statements(self._writes)
         self._writer = GroupWriter(self._writes)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-reader")
@@ -131,6 +136,17 @@ class Store:
         await self._writer.close()
         await asyncio.get_running_loop().run_in_executor(self._reader, self._reads.close)
         self._reader.shutdown()
+        self._close_files()
+
+    def _prepare(self) -> None:
+        with _storage_errors():
+            Runner(self._writes, str(MIGRATIONS)).up()
+            self._writes.close()
+            self._reads.connect()
+
+    def _close_files(self) -> None:
+        """Close this thread's connections, then let other processes in."""
+        self._writes.close()
         self._reads.close()
         self._lock.close()
 
@@ -413,8 +429,18 @@ def _artifacts(text: str) -> tuple[Artifact, ...]:
     return () if text == "[]" else tuple(Artifact(*item) for item in json.loads(text))
 
 
+class _Sqlite(SqliteDatabase):
+    def rollback(self) -> None:
+        """Roll back, unless SQLite did so by itself, as it does when the disk is full.
+
+        The complaint about the second time would hide the error.
+        """
+        if self.connection().in_transaction:  # type: ignore[no-untyped-call] # peewee's stub
+            super().rollback()
+
+
 def _sqlite(path: Path, **pragmas: int) -> SqliteDatabase:
-    return SqliteDatabase(
+    return _Sqlite(
         str(path),
         timeout=BUSY_TIMEOUT_SECONDS,
         pragmas={
@@ -442,10 +468,16 @@ def _lock_file(path: Path) -> TextIO:
     return lock
 
 
+# What the driver raises for our own mistakes, and not because the database is away.
+_BUGS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
+
+
 @contextmanager
 def _storage_errors() -> Iterator[None]:
     """Translate the driver's errors; here, and nowhere else."""
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
+    except (DatabaseError, InterfaceError) as error:
+        if isinstance(error, _BUGS):
+            raise
         raise StorageUnavailableError(f"{type(error).__name__}: {error}") from error

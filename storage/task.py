@@ -278,15 +278,16 @@ class Task:
             due_time=None,
         )
 
-    def still_undelivered(self, now: float) -> "Task":
-        """FAILED, and the provider has nothing yet.
-
-        Ask again in an hour, for as long as it keeps results.
-        """
+    def still_undelivered(self, due_time: float) -> "Task":
+        """FAILED, and the provider has nothing yet: ask again, for as long as it keeps results."""
         assert self.status is Status.FAILED, self.status
         last = (self.accept_time or self.create_time) + DELIVERY_WINDOW_SECONDS
-        due_time = now + LATE_POLL_SECONDS
         return replace(self, due_time=due_time if due_time < last else None)
+
+    def undeliverable(self) -> "Task":
+        """FAILED, and the provider failed as well: nothing will come."""
+        assert self.status is Status.FAILED, self.status
+        return replace(self, due_time=None)
 
     def _end(self, now: float, **changes: object) -> "Task":
         return self._move(now, **{"stage": None, "due_time": None, "setbacks": 0} | changes)

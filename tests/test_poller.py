@@ -4,17 +4,22 @@ import asyncio
 import itertools
 import socket
 import sqlite3
+import sys
+import time
 from contextlib import AsyncExitStack, closing
 from typing import Any
 
+import aiohttp
 import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
+from providers.base import Accepted
+from providers.kie.client import KieProvider
 from providers.kie.simulator import Simulator
 from service.limits import SlidingWindow
 from service.schedule import poll_delay
 from tests.conftest import Serve
-from tests.harness import INSTANT, Service, ended
+from tests.harness import INSTANT, Service, create_request, ended, eventually
 
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 
@@ -113,6 +118,7 @@ async def test_a_late_delivery_is_added_to_the_failed_task(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("storage.task.LATE_POLL_SECONDS", 0.05)
+    monkeypatch.setattr("service.poller.LATE_POLL_SECONDS", 0.05)
     async with serve(task_max_age_seconds=0.05, watch_heartbeat_seconds=0.01) as service:
         created = await service.create(STUCK)
         timed_out = await service.end(created.id)
@@ -192,3 +198,73 @@ def test_polls_start_early_and_back_off_by_age_and_setbacks(
 ) -> None:
     for _ in range(100):
         assert least <= poll_delay(2.0, age, usual_seconds=313, setbacks=setbacks) <= most
+
+
+async def test_an_answer_after_the_task_was_given_up_is_adopted_and_its_result_kept(
+    serve: Serve,
+) -> None:
+    async with serve(create_wait_seconds=0) as service:
+        service.kie.add_fault("create:slow,seconds=0.5")
+        created = await service.create()
+        async for task in service.watch(created.id):
+            if task.stage == pb.TASK_STAGE_SUBMITTING:
+                break
+        with closing(sqlite3.connect(service.folder / "generation.db")) as db, db:
+            db.execute(
+                "UPDATE tasks SET status = 'FAILED', stage = NULL, lane = NULL, due_time = NULL,"
+                " failure_reason = 'SUBMISSION_UNKNOWN', failure_message = '', failure_code = '',"
+                " revision = revision + 1, version = version + 1"
+            )
+        late = created
+        async with asyncio.timeout(10):
+            while not late.artifacts:
+                late = await service.query(created.id)
+        assert late.status == pb.TASK_STATUS_FAILED
+        assert late.failure.reason == pb.ERROR_REASON_SUBMISSION_UNKNOWN
+        assert late.provider_task_id == service.kie.tasks[0]["id"]
+
+
+async def test_an_answer_that_came_while_the_process_was_paused_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("providers.kie.client.CREATE_SECONDS", 0.5)
+    command = (sys.executable, "-m", "providers.kie.simulator", "--port", "0")
+    fault = ("--fault", "create:slow,seconds=0.2")
+    other = await asyncio.create_subprocess_exec(*command, *fault, stdout=asyncio.subprocess.PIPE)
+    assert other.stdout is not None
+    url = (await other.stdout.readline()).decode().split()[-1]
+    provider = KieProvider(url, url, "key")
+    try:
+        params = create_request().provider_params
+        submitting = asyncio.ensure_future(provider.submit(params, None))
+        async with aiohttp.ClientSession() as session:
+            started = False
+            while not started:
+                async with session.get(f"{url}/simulator/stats") as answer:
+                    started = bool((await answer.json())["faults_struck"])
+        time.sleep(1.0)  # noqa: ASYNC251 - the pause itself: nothing in this process moves
+        assert isinstance(await submitting, Accepted)
+    finally:
+        await provider.close()
+        other.terminate()
+        await other.wait()
+        other._transport.close()  # type: ignore[attr-defined]
+
+
+async def test_once_an_outage_is_over_what_was_put_off_is_asked_for_at_once(
+    serve: Serve,
+) -> None:
+    async with serve(poll_interval_seconds=0.5) as service:
+        service.kie.add_fault("record:http,status=502,times=0")
+        created = await asyncio.gather(*(service.create(STUCK) for _ in range(5)))
+        await eventually(lambda: service.kie.stats["faults_struck"].get("http", 0) >= 20)
+        for task in created:
+            service.kie.finish(task.provider_task_id)
+        service.kie.clear_faults()
+        first = await asyncio.wait(
+            [asyncio.ensure_future(service.end(task.id)) for task in created],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        started = time.monotonic()
+        await asyncio.gather(*first[1])
+        assert time.monotonic() - started < 1.0, "not one by one as their waits run out"
