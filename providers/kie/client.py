@@ -169,8 +169,8 @@ class KieProvider:
                 envelope = await self._read_envelope(response)
         except (aiohttp.ClientError, TimeoutError, OSError, UnreadableAnswerError) as error:
             return Weather(_describe(error))
-        told = (envelope.record or {}).get("taskId", provider_task_id)
-        if told != provider_task_id:
+        told = (envelope.record or {}).get("taskId")
+        if isinstance(told, str) and told != provider_task_id:
             return Weather(f"the record of another task, {clean(told, 64)!r}")
         return envelope
 
@@ -196,7 +196,11 @@ class KieProvider:
                 envelope = await self._read_envelope(response)
         except (aiohttp.ClientError, TimeoutError, OSError, UnreadableAnswerError) as error:
             raise source.error or _upload_error(error, source) from None
-        return _stored_file(envelope)
+        stored = _stored_file(envelope)
+        if not source.ended:
+            words = "the provider answered before it had the whole file"
+            raise source.error or UploadError("PROVIDER_UNAVAILABLE", words)
+        return stored
 
     async def _read_envelope(self, response: aiohttp.ClientResponse, secret: str = "") -> Envelope:
         """Read a bounded answer; a message that quotes our key or `secret` is told without it.
@@ -210,8 +214,10 @@ class KieProvider:
             if len(text) > ANSWER_MAX_BYTES:
                 raise UnreadableAnswerError(f"more than {ANSWER_MAX_BYTES} bytes")
         envelope = parse_envelope(response.status, bytes(text))
-        message = envelope.message.replace(self._api_key, HIDDEN)
-        return replace(envelope, message=message.replace(secret, HIDDEN) if secret else message)
+        message = envelope.message
+        for hidden in filter(None, (self._api_key, secret)):
+            message = message.replace(hidden, HIDDEN)
+        return replace(envelope, message=message)
 
 
 class _Source:
@@ -220,20 +226,22 @@ class _Source:
     Attributes:
         error: The exception that ended them: aiohttp shows it only as its own.
         waiting: Whether the next chunk is the caller's to send.
-        stall: Put off with each chunk.
+        ended: Whether all of them were taken.
+        stall: Put off with each chunk, and with their end.
     """
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
         self.error: Exception | None = None
         self.waiting = False
+        self.ended = False
         self.stall: asyncio.Timeout
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         self.waiting = True
         try:
             async for chunk in self._chunks:
-                self.stall.reschedule(asyncio.get_running_loop().time() + UPLOAD_STALL_SECONDS)
+                self._put_off_the_stall()
                 self.waiting = False
                 yield chunk
                 self.waiting = True
@@ -241,6 +249,12 @@ class _Source:
             self.error = error
             raise
         self.waiting = False
+        self.ended = True
+        self._put_off_the_stall()
+
+    def _put_off_the_stall(self) -> None:
+        if not self.stall.expired():
+            self.stall.reschedule(asyncio.get_running_loop().time() + UPLOAD_STALL_SECONDS)
 
 
 class _FilePayload(aiohttp.AsyncIterablePayload):

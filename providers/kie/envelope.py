@@ -87,9 +87,9 @@ def read_submission(envelope: Envelope) -> Submission:
     """Say what an answer to a paid request means."""
     if envelope.code == OK:
         task_id = (envelope.record or {}).get("taskId")
-        if not isinstance(task_id, str) or not clean(task_id, ID_MAX_CHARACTERS).strip():
-            return Unknown("code 200 without a task id")
-        return Accepted(clean(task_id, ID_MAX_CHARACTERS))
+        if not isinstance(task_id, str) or not 0 < len(task_id.strip()) <= ID_MAX_CHARACTERS:
+            return Unknown("code 200 without a usable task id")
+        return Accepted(clean(task_id))
     if envelope.code in TRY_LATER_CODES:
         return Postponed(f"code {envelope.code}: {envelope.message}")
     reason = refusal_reason(envelope)

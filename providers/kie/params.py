@@ -77,7 +77,7 @@ class Params(BaseModel):
             broken = [
                 Violation(_path(cls.message_path, e["loc"]), _words(e)) for e in error.errors()
             ]
-            raise ParamsError(broken + violations) from None
+            raise ParamsError(violations + broken) from None
         if violations:
             raise ParamsError(violations)
         return params
