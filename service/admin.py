@@ -17,7 +17,7 @@ def admin_app(store: Store, draining: Callable[[], bool]) -> web.Application:
         if draining():
             return web.Response(status=503, text="shutting down\n")
         try:
-            store.ping()
+            await store.ping()
         except StorageUnavailableError:
             return web.Response(status=503, text="the database is away\n")
         return web.Response(text="ok\n")

@@ -37,6 +37,9 @@ CALLBACK_PURPOSE = b"generation.v1 callback URLs"
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 CHANNEL_OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, and is told so
+    # How much of an upload waits here for a slow provider: fixed, or it would grow with the line's.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 1 << 20),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_time_ms", 60_000),
     # A load balancer's restart opens all its streams at once; by default C-core drops some past
@@ -77,13 +80,14 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         hub = Hub()
         urls = _callback_urls(settings)
         poller = Poller(store, provider, hub, _limits(settings), urls.url if urls else None)
-        polling = asyncio.create_task(poller.run())
-        stack.push_async_callback(_stop_polling, poller, polling)
         boundary = Boundary(Callers(settings.auth_tokens_file))
         server, health = _grpc_server(boundary, _servicer(settings, store, provider, poller, hub))
         address = _bind(server, settings)
         admin_address = await _start_admin(settings, store, hub, stack)
         http_address = await _start_callbacks(settings, urls, poller, stack)
+        # From here on it spends money: nothing above may still fail.
+        polling = asyncio.create_task(poller.run())
+        stack.push_async_callback(_stop_polling, poller, polling)
         await server.start()
         stack.push_async_callback(_drain, server, health, hub, boundary)
         for name in ("", SERVICE_NAME):

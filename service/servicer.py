@@ -235,7 +235,7 @@ def _same(task: Task, request: pb.CreateTaskRequest) -> Task:
 
 
 def _text_rules(field: str, text: str, most: int, *, required: bool = False) -> list[Violation]:
-    if required and not text.strip():
+    if required and not text:
         return [Violation(field, "is required")]
     if len(text) > most:
         return [Violation(field, f"must have at most {most} characters")]

@@ -96,9 +96,10 @@ class _Content:
         async for request in self._requests:
             if request.WhichOneof("payload") != "chunk":
                 raise _mismatch("every message after the first must be a chunk")
-            self._count(request.chunk)
-            if request.chunk:
-                yield request.chunk
+            chunk = request.chunk  # each access makes a copy
+            self._count(chunk)
+            if chunk:
+                yield chunk
         if not (self._metadata.HasField("size_bytes") or self._metadata.sha256):
             await asyncio.sleep(CANCELLATION_SECONDS)
         self._check_end()

@@ -45,6 +45,7 @@ from storage.writer import GroupWriter
 
 SQLITE_PREFIX = "sqlite:///"
 BUSY_TIMEOUT_SECONDS = 5
+PING_SECONDS = 1.0
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 T = TypeVar("T")
@@ -127,7 +128,7 @@ class Store:
             StorageUnavailableError: The file cannot be opened.
         """
         path = database_url.removeprefix(SQLITE_PREFIX)
-        if path == database_url or not path:
+        if path in {database_url, "", ":memory:"}:
             raise StorageConfigError(f"DATABASE_URL must look like {SQLITE_PREFIX}generation.db")
         return cls(Path(path))
 
@@ -160,19 +161,30 @@ class Store:
         """Return the task that the caller's request_id made."""
         return self._one(self._sql.find_request, caller, request_id)
 
-    def ping(self) -> None:
-        """Raise StorageUnavailableError unless the database answers."""
-        with _storage_errors():
-            self._reads.execute_sql("SELECT 1")
+    async def ping(self) -> None:
+        """Raise StorageUnavailableError unless the database can be written to now."""
+        try:
+            async with asyncio.timeout(PING_SECONDS):
+                await self._write(lambda: None)
+        except TimeoutError:
+            raise StorageUnavailableError("the database is busy") from None
 
     async def page(
         self, which: ListFilter, before: tuple[float, str] | None, limit: int
     ) -> list[Task]:
-        """Return tasks newest first, only those older than the (create_time, id) of `before`."""
-        where = _list_conditions(which, before)
-        newest_first = (TaskRow.create_time.desc(), TaskRow.id.desc())
-        query = TaskRow.select(*_COLUMNS).where(*where).order_by(*newest_first).limit(limit)
-        return [_task(row) for row in await self._read_many(query)]
+        """Return tasks newest first, only those older than the (create_time, id) of `before`.
+
+        Fewer than the limit are the last: others stand in for damaged rows.
+        """
+        tasks: list[Task] = []
+        while (room := limit - len(tasks)) > 0:
+            rows = await self._read_many(_page_query(which, before, room))
+            tasks += filter(None, map(_readable, rows))
+            if len(rows) < room:
+                break
+            task_id, *_, create_time = rows[-1][:_FIXED_COLUMNS]
+            before = create_time, task_id
+        return tasks
 
     def next_due_time(self, lane: Lane) -> float | None:
         """Return when the first task of a lane is due, in unix seconds."""
@@ -254,8 +266,15 @@ class Store:
         return saved if self._writes.execute_sql(self._sql.save, values).rowcount else None
 
     def _claim(self, rows: Iterable[Any], move: Callable[[Task], Task]) -> list[Task]:
-        tasks = filter(None, map(self._readable, rows))
-        return list(filter(None, (self._save(task, move(task)) for task in tasks)))
+        claimed = (self._moved(row, move) for row in rows)
+        return list(filter(None, claimed))
+
+    def _moved(self, row: Any, move: Callable[[Task], Task]) -> Task | None:
+        task = _readable(row)
+        if task is None:  # it leaves its lane, or it would hold up the others for ever
+            self._writes.execute_sql(self._sql.set_aside, (row[0],))
+            return None
+        return self._save(task, move(task))
 
     def _due(self, lane: Lane, now: float, limit: int) -> list[Any]:
         rows: list[Any] = self._writes.execute_sql(self._sql.due, (lane, now, limit)).fetchall()
@@ -268,18 +287,6 @@ class Store:
     def _picked(self, task_ids: Sequence[str]) -> list[Any]:
         execute: Any = self._writes.execute_sql
         return [execute(self._sql.get, (task_id,)).fetchone() for task_id in task_ids]
-
-    def _readable(self, row: Sequence[Any]) -> Task | None:
-        """Return the task of a row.
-
-        A damaged row leaves its lane, or it would hold up the others for ever.
-        """
-        try:
-            return _task(row)
-        except (TypeError, ValueError):
-            logger.exception("a damaged row was taken out of its lane", extra={"task_id": row[0]})
-            self._writes.execute_sql(self._sql.set_aside, (row[0],))
-            return None
 
     # --- threads ---
 
@@ -343,6 +350,12 @@ class _Statements:
         self.release = text(row.update(hurry).where(waits, later))
         polled = (row.lane == SQL(f"'{Lane.POLL}'")) & (row.setbacks > SQL("0"))
         self.hasten = text(row.update(hurry).where(polled, later))
+
+
+def _page_query(which: ListFilter, before: tuple[float, str] | None, limit: int) -> Any:
+    newest_first = (TaskRow.create_time.desc(), TaskRow.id.desc())
+    where = _list_conditions(which, before)
+    return TaskRow.select(*_COLUMNS).where(*where).order_by(*newest_first).limit(limit)
 
 
 def _list_conditions(which: ListFilter, before: tuple[float, str] | None) -> Iterator[Expression]:
@@ -423,6 +436,15 @@ def _task(row: Sequence[Any]) -> Task:
         setbacks=setbacks,
         version=version,
     )
+
+
+def _readable(row: Sequence[Any]) -> Task | None:
+    """Return the task of a row, or None if the row is damaged."""
+    try:
+        return _task(row)
+    except (TypeError, ValueError):
+        logger.exception("a row is damaged", extra={"task_id": row[0]})
+        return None
 
 
 def _artifacts(text: str) -> tuple[Artifact, ...]:

@@ -48,6 +48,12 @@ class Victim:
         }
         self._process: asyncio.subprocess.Process | None = None
 
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        assert self._process is not None
+        return self._process.pid
+
     async def start(self, *crashing: str) -> None:
         """Start it; to crash at a point of tests/crashing.py if one is given."""
         module = ["tests.crashing", *crashing] if crashing else ["service"]

@@ -126,7 +126,7 @@ async def test_five_thousand_watches_opened_at_once_lose_none(service: Service) 
     created = await service.create(STUCK)
     request = pb.WatchTaskRequest(task_id=created.id)
     calls = [service.stub.WatchTask(request) for _ in range(5_000)]
-    firsts = await asyncio.gather(*(call.read() for call in calls))
+    firsts: list[Any] = await asyncio.gather(*(call.read() for call in calls))
     assert all(first.task.id == created.id for first in firsts)
 
     service.kie.finish(created.provider_task_id)

@@ -1,0 +1,392 @@
+"""The moves of a task: pure snapshots in, pure snapshots out."""
+
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, fields, replace
+from typing import Any
+
+import pytest
+
+from storage.task import (
+    DELIVERY_WINDOW_SECONDS,
+    LATE_POLL_SECONDS,
+    Artifact,
+    Failure,
+    Lane,
+    Stage,
+    Status,
+    Task,
+)
+
+CREATED, NOW, DUE = 1_000.0, 2_000.0, 2_030.0
+ARTIFACTS = (Artifact("https://x.example/1.png", "image/png"),)
+NO = Failure("GENERATION_FAILED", "no", "501")
+
+ACCEPTED = Task(
+    id="t",
+    caller="c",
+    request_id="r",
+    prompt_id="p",
+    model="imagen4",
+    params=b"\x01",
+    create_time=CREATED,
+    update_time=CREATED,
+    due_time=CREATED,
+)
+SUBMITTING = ACCEPTED.submitting(1_001.0, 1_121.0)
+UNKNOWN = SUBMITTING.unknown(1_002.0, 1_902.0)
+QUEUED = SUBMITTING.queued("k", 1_002.0, 1_004.0)
+GENERATING = QUEUED.progressed(True, 40, 1_005.0)
+SUCCESS = GENERATING.succeeded(ARTIFACTS, "{}", 3.5, 1_006.0, 1_005.5)
+FAILED = GENERATING.failed(NO, 1_006.0)
+TIMED_OUT = GENERATING.failed(NO, 1_006.0, late_delivery=True)
+DELIVERED = TIMED_OUT.delivered_late(ARTIFACTS, "{}", 3.5, 1_007.0)
+HINTED = UNKNOWN.hinted("k", 1_003.0)
+LOST = UNKNOWN.failed(NO, 1_006.0)
+ADOPTED = LOST.adopted_late("k", 1_007.0, 1_009.0)
+
+TASKS = {
+    "ACCEPTED": ACCEPTED,
+    "SUBMITTING": SUBMITTING,
+    "UNKNOWN": UNKNOWN,
+    "QUEUED": QUEUED,
+    "GENERATING": GENERATING,
+    "SUCCESS": SUCCESS,
+    "FAILED": FAILED,
+    "TIMED_OUT": TIMED_OUT,
+    "DELIVERED": DELIVERED,
+    "HINTED": HINTED,
+    "LOST": LOST,
+    "ADOPTED": ADOPTED,
+}
+SENDING = {"SUBMITTING", "UNKNOWN", "HINTED"}
+PENDING = {"ACCEPTED", *SENDING, "QUEUED", "GENERATING"}
+OWED = {"FAILED", "TIMED_OUT", "LOST", "ADOPTED"}  # failed, and nothing was delivered
+
+Move = Callable[[Task], Task]
+MOVES: dict[str, tuple[Move, set[str]]] = {  # each with the tasks that it is allowed for
+    "submitting": (lambda t: t.submitting(NOW, DUE), {"ACCEPTED"}),
+    "postponed": (lambda t: t.postponed(NOW, DUE), SENDING),
+    "queued": (lambda t: t.queued("k-2", NOW, DUE), SENDING),
+    "unknown": (lambda t: t.unknown(NOW, DUE), SENDING),
+    "progressed": (lambda t: t.progressed(True, 90, NOW), {"QUEUED", "GENERATING"}),
+    "scheduled": (lambda t: t.scheduled(DUE, 2), set(TASKS)),
+    "succeeded": (lambda t: t.succeeded(ARTIFACTS, "{}", 4.5, NOW, 1_999.0), PENDING),
+    "failed": (lambda t: t.failed(NO, NOW), PENDING),
+    "delivered_late": (lambda t: t.delivered_late(ARTIFACTS, "{}", 4.5, NOW), OWED),
+    "still_undelivered": (lambda t: t.still_undelivered(DUE), OWED),
+    "undeliverable": (lambda t: t.undeliverable(), OWED),
+    "hinted": (lambda t: t.hinted("k-2", DUE), {*SENDING, "LOST"}),
+    "unhinted": (lambda t: t.unhinted(DUE), {"HINTED"}),
+    "adopted_late": (lambda t: t.adopted_late("k-2", NOW, DUE), {"LOST"}),
+}
+INVISIBLE = {"unknown", "scheduled", "still_undelivered", "undeliverable", "hinted", "unhinted"}
+PAIRS = [(move, task) for move in MOVES for task in TASKS]
+ALLOWED = [(move, task) for move, task in PAIRS if task in MOVES[move][1]]
+NOT_GUARDED = [
+    ("still_undelivered", "DELIVERED"),
+    ("undeliverable", "DELIVERED"),
+    *(("unhinted", task) for task in TASKS),
+]
+FORBIDDEN = [pair for pair in PAIRS if pair not in ALLOWED and pair not in NOT_GUARDED]
+
+
+def changes(before: Task, after: Task) -> dict[str, Any]:
+    """Return the fields that a move changed, with their new values."""
+    names = (field.name for field in fields(Task))
+    return {n: getattr(after, n) for n in names if getattr(after, n) != getattr(before, n)}
+
+
+@pytest.mark.parametrize(("move", "task"), FORBIDDEN)
+def test_a_move_from_a_stage_that_does_not_allow_it_is_a_bug(move: str, task: str) -> None:
+    with pytest.raises(AssertionError):
+        MOVES[move][0](TASKS[task])
+
+
+@pytest.mark.parametrize(("move", "task"), ALLOWED)
+def test_a_visible_move_makes_the_next_revision_and_an_invisible_one_none(
+    move: str, task: str
+) -> None:
+    before = TASKS[task]
+    after = MOVES[move][0](before)
+    if move in INVISIBLE:
+        assert (after.revision, after.update_time) == (before.revision, before.update_time)
+        assert set(changes(before, after)) <= {"due_time", "setbacks", "unknown_time", "hinted_id"}
+    else:
+        assert (after.revision, after.update_time) == (before.revision + 1, NOW)
+
+
+@pytest.mark.parametrize(("move", "task"), ALLOWED)
+def test_a_move_keeps_what_the_caller_sent_and_leaves_the_earlier_snapshot_alone(
+    move: str, task: str
+) -> None:
+    before = TASKS[task]
+    copy = replace(before)
+    after = MOVES[move][0](before)
+    assert before == copy
+    sent = {"id", "caller", "request_id", "prompt_id", "model", "params", "create_time"}
+    assert not sent & set(changes(before, after))
+
+
+@pytest.mark.parametrize(("move", "task"), ALLOWED)
+def test_time_never_runs_backwards_in_a_task_when_the_clock_does(move: str, task: str) -> None:
+    before = replace(TASKS[task], update_time=NOW + 500)
+    assert MOVES[move][0](before).update_time == NOW + 500
+
+
+@pytest.mark.parametrize(("move", "task"), ALLOWED)
+def test_a_stage_is_set_only_while_pending_and_an_end_is_final(move: str, task: str) -> None:
+    before = TASKS[task]
+    after = MOVES[move][0](before)
+    assert (after.stage is None) == after.ended
+    if before.ended:
+        assert after.status is before.status
+
+
+def test_a_snapshot_cannot_be_changed_in_place() -> None:
+    with pytest.raises(FrozenInstanceError):
+        ACCEPTED.revision = 2  # type: ignore[misc]
+
+
+# --- what each move changes ---
+
+
+def test_submitting_says_when_it_was_sent() -> None:
+    after = ACCEPTED.submitting(NOW, DUE)
+    assert changes(ACCEPTED, after) == {
+        "stage": Stage.SUBMITTING,
+        "submit_time": NOW,
+        "due_time": DUE,
+        "revision": 2,
+        "update_time": NOW,
+    }
+
+
+def test_a_postponed_task_is_accepted_again_with_one_more_setback_and_was_never_sent() -> None:
+    after = SUBMITTING.postponed(NOW, DUE)
+    assert changes(SUBMITTING, after) == {
+        "stage": Stage.ACCEPTED,
+        "submit_time": None,
+        "due_time": DUE,
+        "setbacks": 1,
+        "revision": 3,
+        "update_time": NOW,
+    }
+
+
+def test_a_postponed_task_can_be_sent_and_accepted_which_clears_its_setbacks() -> None:
+    again = SUBMITTING.postponed(NOW, DUE).submitting(DUE, DUE + 120)
+    assert (again.stage, again.submit_time, again.setbacks) == (Stage.SUBMITTING, DUE, 1)
+    assert again.queued("k", DUE, DUE).setbacks == 0
+
+
+def test_a_queued_task_has_the_providers_id_and_its_age_begins() -> None:
+    after = SUBMITTING.queued("k", NOW, DUE)
+    assert changes(SUBMITTING, after) == {
+        "stage": Stage.QUEUED,
+        "provider_task_id": "k",
+        "accept_time": NOW,
+        "due_time": DUE,
+        "revision": 3,
+        "update_time": NOW,
+    }
+
+
+def test_a_task_of_which_a_sign_came_is_not_unknown_any_more() -> None:
+    queued = HINTED.queued("k", NOW, DUE)
+    assert (queued.provider_task_id, queued.unknown_time, queued.hinted_id) == ("k", None, "")
+
+
+@pytest.mark.parametrize("task", ["SUBMITTING", "UNKNOWN", "LOST"])
+def test_a_hint_is_looked_into_and_a_wrong_one_leaves_no_trace(task: str) -> None:
+    before = TASKS[task]
+    hinted = before.hinted("k", DUE)
+    assert changes(before, hinted) == {"hinted_id": "k", "due_time": DUE}
+    assert hinted.unhinted(before.due_time) == before
+
+
+def test_a_lost_task_that_is_found_again_is_waited_for_in_the_late_lane() -> None:
+    after = LOST.hinted("k", NOW).adopted_late("k", NOW, DUE)
+    assert changes(LOST, after) == {
+        "provider_task_id": "k",
+        "accept_time": NOW,
+        "due_time": DUE,
+        "revision": LOST.revision + 1,
+        "update_time": NOW,
+    }
+    assert after.lane is Lane.LATE
+
+
+def test_an_unknown_task_stays_submitting_and_waits_for_a_sign() -> None:
+    assert changes(SUBMITTING, SUBMITTING.unknown(NOW, DUE)) == {
+        "unknown_time": NOW,
+        "due_time": DUE,
+    }
+
+
+def test_a_success_has_its_results_and_waits_for_nothing() -> None:
+    before = replace(GENERATING, setbacks=3)
+    after = before.succeeded(ARTIFACTS, '{"resultUrls": []}', 3.5, NOW, 1_999.0)
+    assert changes(before, after) == {
+        "status": Status.SUCCESS,
+        "stage": None,
+        "artifacts": ARTIFACTS,
+        "result_json": '{"resultUrls": []}',
+        "credits_consumed": 3.5,
+        "complete_time": 1_999.0,
+        "due_time": None,
+        "setbacks": 0,
+        "revision": before.revision + 1,
+        "update_time": NOW,
+    }
+
+
+def test_a_success_without_results_is_a_bug() -> None:
+    with pytest.raises(AssertionError):
+        GENERATING.succeeded((), "{}", None, NOW, NOW)
+
+
+def test_a_failure_has_its_reason_and_waits_for_nothing() -> None:
+    before = replace(GENERATING, setbacks=3)
+    after = before.failed(NO, NOW, credits_consumed=1.5, complete_time=1_999.0)
+    assert changes(before, after) == {
+        "status": Status.FAILED,
+        "stage": None,
+        "failure": NO,
+        "credits_consumed": 1.5,
+        "complete_time": 1_999.0,
+        "due_time": None,
+        "setbacks": 0,
+        "revision": before.revision + 1,
+        "update_time": NOW,
+    }
+
+
+def test_a_failure_whose_time_nobody_told_completed_now() -> None:
+    assert GENERATING.failed(NO, NOW).complete_time == NOW
+
+
+@pytest.mark.parametrize("task", sorted(PENDING))
+def test_a_failed_task_that_may_be_delivered_late_is_asked_for_in_an_hour(task: str) -> None:
+    after = TASKS[task].failed(NO, NOW, late_delivery=True)
+    assert (after.due_time, after.lane) == (NOW + LATE_POLL_SECONDS, Lane.LATE)
+
+
+# --- progress ---
+
+
+@pytest.mark.parametrize(
+    ("task", "generating", "percent"),
+    [
+        (QUEUED, False, None),
+        (GENERATING, True, None),
+        (GENERATING, False, None),
+        (GENERATING, True, 40),
+        (GENERATING, True, 39),
+        (GENERATING, False, 0),
+    ],
+)
+def test_progress_with_nothing_new_is_the_same_snapshot(
+    task: Task, generating: bool, percent: int | None
+) -> None:
+    assert task.progressed(generating, percent, NOW) is task
+
+
+@pytest.mark.parametrize(
+    ("task", "generating", "percent", "then"),
+    [
+        (QUEUED, False, 0, (Stage.QUEUED, 0)),
+        (QUEUED, False, 7, (Stage.QUEUED, 7)),
+        (QUEUED, True, None, (Stage.GENERATING, None)),
+        (QUEUED, True, 0, (Stage.GENERATING, 0)),
+        (GENERATING, True, 41, (Stage.GENERATING, 41)),
+        (GENERATING, True, 100, (Stage.GENERATING, 100)),
+        (GENERATING, False, 41, (Stage.GENERATING, 41)),
+    ],
+)
+def test_progress_never_falls_and_the_stage_never_goes_back(
+    task: Task, generating: bool, percent: int | None, then: tuple[Stage, int | None]
+) -> None:
+    after = task.progressed(generating, percent, NOW)
+    assert (after.stage, after.progress_percent) == then
+    assert (after.revision, after.due_time) == (task.revision + 1, task.due_time)
+
+
+def test_progress_is_kept_at_the_end() -> None:
+    assert SUCCESS.progress_percent == FAILED.progress_percent == 40
+
+
+# --- after the end ---
+
+
+def test_a_late_delivery_adds_artifacts_to_the_failure() -> None:
+    after = TIMED_OUT.delivered_late(ARTIFACTS, '{"resultUrls": []}', 3.5, NOW)
+    assert changes(TIMED_OUT, after) == {
+        "artifacts": ARTIFACTS,
+        "result_json": '{"resultUrls": []}',
+        "credits_consumed": 3.5,
+        "due_time": None,
+        "revision": TIMED_OUT.revision + 1,
+        "update_time": NOW,
+    }
+
+
+def test_a_task_is_delivered_late_once_at_most() -> None:
+    with pytest.raises(AssertionError):
+        DELIVERED.delivered_late(ARTIFACTS, "{}", None, NOW)
+
+
+@pytest.mark.parametrize(
+    ("task", "since"), [(TIMED_OUT, 1_002.0), (replace(TIMED_OUT, accept_time=None), CREATED)]
+)
+def test_a_task_is_asked_for_only_while_the_provider_keeps_results(
+    task: Task, since: float
+) -> None:
+    last = since + DELIVERY_WINDOW_SECONDS
+    asked = task.still_undelivered(last - 1)
+    assert changes(task, asked) == {"due_time": last - 1}
+    assert asked.lane is Lane.LATE
+    for due_time in (last, last + 1):
+        given_up = task.still_undelivered(due_time)
+        assert changes(task, given_up) == {"due_time": None}
+        assert given_up.lane is None
+
+
+def test_a_task_that_is_undeliverable_is_never_asked_for_again() -> None:
+    assert changes(TIMED_OUT, TIMED_OUT.undeliverable()) == {"due_time": None}
+
+
+def test_the_provider_keeps_results_for_14_days() -> None:
+    assert DELIVERY_WINDOW_SECONDS == 14 * 24 * 3_600
+
+
+# --- lanes ---
+
+
+@pytest.mark.parametrize(
+    ("task", "lane"),
+    [
+        ("ACCEPTED", Lane.SUBMIT),
+        ("SUBMITTING", Lane.POLL),
+        ("UNKNOWN", Lane.POLL),
+        ("QUEUED", Lane.POLL),
+        ("GENERATING", Lane.POLL),
+        ("SUCCESS", None),
+        ("FAILED", None),
+        ("TIMED_OUT", Lane.LATE),
+        ("DELIVERED", None),
+        ("HINTED", Lane.POLL),
+        ("LOST", None),
+        ("ADOPTED", Lane.LATE),
+    ],
+)
+def test_a_task_waits_in_the_lane_of_its_stage(task: str, lane: Lane | None) -> None:
+    assert TASKS[task].lane is lane
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_that_is_never_due_waits_in_no_lane(task: str) -> None:
+    assert replace(TASKS[task], due_time=None).lane is None
+
+
+def test_a_task_that_was_due_at_time_zero_waits_in_its_lane() -> None:
+    assert replace(ACCEPTED, due_time=0.0).lane is Lane.SUBMIT
