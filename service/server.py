@@ -22,10 +22,11 @@ from service.admin import admin_app
 from service.callbacks import Callbacks, CallbackUrls
 from service.callers import Callers
 from service.interceptor import Boundary
-from service.poller import Poller, PollerLimits
+from service.poller import AccountLimits, Poller
 from service.servicer import Admission, Servicer
 from service.settings import Settings, split_address
 from service.uploads import Uploads
+from service.verdicts import Verdicts
 from service.watch import Hub, Watcher
 from storage.store import SQLITE_PREFIX, Store
 
@@ -79,7 +80,15 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(provider.close)
         hub = Hub()
         urls = _callback_urls(settings)
-        poller = Poller(store, provider, hub, _limits(settings), urls.url if urls else None)
+        poller = Poller(
+            store=store,
+            provider=provider,
+            hub=hub,
+            verdicts=_verdicts(settings, provider),
+            limits=_limits(settings),
+            disabled_models=settings.disabled_models,
+            callback_url=urls.url if urls else None,
+        )
         boundary = Boundary(Callers(settings.auth_tokens_file))
         server, health = _grpc_server(boundary, _servicer(settings, store, provider, poller, hub))
         address = _bind(server, settings)
@@ -131,12 +140,17 @@ def _callback_urls(settings: Settings) -> CallbackUrls | None:
     return CallbackUrls(settings.public_url, hmac.digest(key, CALLBACK_PURPOSE, "sha256"))
 
 
-def _limits(settings: Settings) -> PollerLimits:
-    return PollerLimits(
+def _limits(settings: Settings) -> AccountLimits:
+    return AccountLimits(
         creates_per_10_seconds=settings.kie_creates_per_10_seconds,
         status_per_second=settings.kie_status_per_second,
         running_max=settings.kie_running_max,
-        disabled_models=settings.disabled_models,
+    )
+
+
+def _verdicts(settings: Settings, provider: KieProvider) -> Verdicts:
+    return Verdicts(
+        usual_seconds=provider.usual_seconds,
         poll_interval_seconds=settings.poll_interval_seconds,
         task_max_age_seconds=settings.task_max_age_seconds,
         unknown_wait_seconds=settings.effective_unknown_wait_seconds,

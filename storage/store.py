@@ -8,8 +8,8 @@ The hot statements are printed by Peewee once, and then run as text: building on
 running it.
 
     StorageError                 (base)
-      StorageUnavailableError    the database is away: nothing was written, and the same call may
-      work later StorageConfigError         the database cannot be opened as it is configured
+      StorageUnavailableError    the database is away; nothing was written, try again later
+      StorageConfigError         the database cannot be opened as it is configured
 """
 
 import asyncio

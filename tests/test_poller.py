@@ -118,7 +118,7 @@ async def test_a_late_delivery_is_added_to_the_failed_task(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("storage.task.LATE_POLL_SECONDS", 0.05)
-    monkeypatch.setattr("service.poller.LATE_POLL_SECONDS", 0.05)
+    monkeypatch.setattr("service.verdicts.LATE_POLL_SECONDS", 0.05)
     async with serve(task_max_age_seconds=0.05, watch_heartbeat_seconds=0.01) as service:
         created = await service.create(STUCK)
         timed_out = await service.end(created.id)

@@ -1,0 +1,218 @@
+"""From an outcome to the next snapshot: every decision about a task that was sent, and no I/O.
+
+Each method takes the task as it stands now, which may have moved since the outcome was asked for,
+and returns the snapshot to store, or None to leave the task alone.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from providers.base import (
+    Accepted,
+    Failed,
+    Poll,
+    Postponed,
+    Progress,
+    Refused,
+    Submission,
+    Succeeded,
+    Unknown,
+    Weather,
+)
+from service.schedule import poll_delay
+from storage.task import LATE_POLL_SECONDS, Artifact, Failure, Stage, Task
+
+UNKNOWN = "SUBMISSION_UNKNOWN"
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What becomes of a task, by the operator's patience. Times are unix seconds.
+
+    Attributes:
+        usual_seconds: How long most tasks of a model take at the most.
+        poll_interval_seconds: The shortest time between two polls of one task.
+        task_max_age_seconds: From a task's acceptance by the provider to its time-out.
+        unknown_wait_seconds: How long a create without an answer waits for its callback.
+    """
+
+    usual_seconds: Callable[[str], float]
+    poll_interval_seconds: float
+    task_max_age_seconds: float
+    unknown_wait_seconds: float
+
+    # --- a task was sent ---
+
+    def after_submission(
+        self, task: Task, outcome: Submission, now: float, hold_until: float
+    ) -> Task | None:
+        """Decide by the answer to the paid request; `hold_until` is when to try again, if ever."""
+        if task.stage is not Stage.SUBMITTING:
+            return _adopted(task, outcome, now)
+        match outcome:
+            case Accepted(provider_task_id):
+                called_back = bool(task.hinted_id)
+                due_time = now if called_back else now + self._delay(task, 0, now)
+                return task.queued(provider_task_id, now, due_time)
+            case Refused(reason, message, code):
+                return task.failed(Failure(reason, message, code), now)
+            case Postponed():
+                return task.postponed(now, max(hold_until, now))
+            case Unknown():
+                return self.without_answer(task, now)
+
+    def without_answer(self, task: Task, now: float) -> Task | None:
+        """The request may have arrived: wait for a sign of it, if one can come, or give it up.
+
+        It is never sent again.
+        """
+        if task.stage is not Stage.SUBMITTING:
+            return None
+        wait = self.unknown_wait_seconds
+        if task.unknown_time is None and (wait or task.hinted_id):
+            return task.unknown(now, now if task.hinted_id else now + wait)
+        if task.hinted_id:
+            return None  # a sign came meanwhile; the task is due for it
+        sent = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(task.submit_time))
+        words = (
+            f"the request of {sent} may or may not have reached the provider, and was not sent"
+            f" again: look for a task of {task.model} of that time in the provider's log of the"
+            " account"
+        )
+        return task.failed(Failure(UNKNOWN, words), now)
+
+    def after_recognition(self, task: Task, agrees: bool | None, now: float) -> Task | None:
+        """Bring an orphan home if the provider's record agrees with its request.
+
+        None says that the provider did not tell: it is asked again, as long as for any task.
+        """
+        if not task.hinted_id:
+            return None
+        lost = task.unknown_time or task.submit_time or task.create_time
+        if agrees is None and now < lost + self.task_max_age_seconds:
+            setbacks = task.setbacks + 1
+            return task.scheduled(now + self._delay(task, setbacks, now), setbacks)
+        if task.ended:
+            return task.adopted_late(task.hinted_id, now, now) if agrees else task.unhinted(None)
+        if agrees:
+            return task.queued(task.hinted_id, now, now)
+        return task.unhinted(max(now, lost + self.unknown_wait_seconds))
+
+    # --- a task was asked for ---
+
+    def after_poll(self, task: Task, outcome: Poll, now: float) -> Task | None:
+        """Decide by what the provider says of a task under way."""
+        if task.stage not in {Stage.QUEUED, Stage.GENERATING}:
+            return None  # a poll that ran beside this one has ended it
+        match outcome:
+            case Progress(generating, percent):
+                return self._again(task.progressed(generating, percent, now), 0, now, answered=True)
+            case Weather(detail, answered):
+                log.info("no verdict from a poll", detail=detail, setbacks=task.setbacks)
+                return self._again(task, task.setbacks + 1, now, answered=answered)
+            case Succeeded() if outcome.urls:
+                return task.succeeded(
+                    _artifacts(outcome),
+                    outcome.result_json,
+                    outcome.credits_consumed,
+                    now,
+                    _plausible(outcome.complete_time, task, now),
+                )
+            case Succeeded():
+                words = "the provider says success and names no result"
+                return _failed(task, Failure("RESULT_MISSING", words), outcome, now)
+            case Failed(message, code):
+                return _failed(task, Failure("GENERATION_FAILED", message, code), outcome, now)
+
+    def _again(self, task: Task, setbacks: int, now: float, *, answered: bool) -> Task:
+        """Ask again later, unless the provider answered that a task too old is still under way."""
+        if answered and _age(task, now) > self.task_max_age_seconds:
+            words = f"no end within {self.task_max_age_seconds:g} s of its acceptance"
+            return task.failed(Failure("TASK_TIMEOUT", words), now, late_delivery=True)
+        return task.scheduled(now + self._delay(task, setbacks, now), setbacks)
+
+    def after_late_poll(self, task: Task, outcome: Poll, now: float) -> Task | None:
+        """Decide by what the provider says of a task that ended without its paid result."""
+        if not task.ended or task.artifacts:
+            return None
+        match outcome:
+            case Succeeded() if outcome.urls:
+                log.info("a late delivery", artifacts=len(outcome.urls))
+                return task.delivered_late(
+                    _artifacts(outcome), outcome.result_json, outcome.credits_consumed, now
+                )
+            case Failed():
+                return task.undeliverable()
+            case _:
+                return task.still_undelivered(now + self._late_delay(task, now))
+
+    # --- when to ask again ---
+
+    def _late_delay(self, task: Task, now: float) -> float:
+        """Hourly; but an adopted orphan may be under way just now, like any other task."""
+        if _is_unknown(task) and _age(task, now) < self.task_max_age_seconds:
+            return self._delay(task, 0, now)
+        return LATE_POLL_SECONDS
+
+    def _delay(self, task: Task, setbacks: int, now: float) -> float:
+        usual = self.usual_seconds(task.model)
+        return poll_delay(self.poll_interval_seconds, _age(task, now), usual, setbacks)
+
+
+def after_callback(task: Task, provider_task_id: str, now: float) -> Task | None:
+    """Make a task due, as something happened at the provider; None if that changes nothing.
+
+    `provider_task_id` is what the callback said, or "". It is kept only for a task whose create had
+    no answer.
+    """
+    if task.provider_task_id:
+        return None if task.lane is None else task.scheduled(now, task.setbacks)
+    orphaned = task.stage is Stage.SUBMITTING or _is_unknown(task)
+    if not orphaned or not provider_task_id or task.hinted_id:
+        return None
+    answer_may_come = task.stage is Stage.SUBMITTING and task.unknown_time is None
+    return task.hinted(provider_task_id, task.due_time if answer_may_come else now)
+
+
+def _adopted(task: Task, outcome: Submission, now: float) -> Task | None:
+    """Keep an answer that came after the task was given up: its result is paid for."""
+    match outcome:
+        case Accepted(provider_task_id) if task.ended and not task.provider_task_id:
+            log.warning("a late answer is adopted", provider_task_id=provider_task_id)
+            return task.adopted_late(provider_task_id, now, now)
+        case _:
+            return None
+
+
+def _failed(task: Task, failure: Failure, outcome: Succeeded | Failed, now: float) -> Task:
+    return task.failed(
+        failure,
+        now,
+        credits_consumed=outcome.credits_consumed,
+        complete_time=_plausible(outcome.complete_time, task, now),
+        late_delivery=isinstance(outcome, Succeeded),
+    )
+
+
+def _is_unknown(task: Task) -> bool:
+    return task.failure is not None and task.failure.reason == UNKNOWN
+
+
+def _age(task: Task, now: float) -> float:
+    return now - (now if task.accept_time is None else task.accept_time)
+
+
+def _artifacts(outcome: Succeeded) -> tuple[Artifact, ...]:
+    return tuple(map(Artifact, outcome.urls, outcome.mime_types))
+
+
+def _plausible(complete_time: float | None, task: Task, now: float) -> float:
+    """Take the provider's word for when a task ended, if its clock and ours can both be right."""
+    if complete_time is None or not task.create_time <= complete_time <= now:
+        return now
+    return complete_time
