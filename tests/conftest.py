@@ -1,5 +1,6 @@
 """Fixtures: a simulator on a socket, and the real service in front of it."""
 
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
@@ -9,6 +10,11 @@ import pytest
 
 from providers.kie.simulator import Simulator
 from tests.harness import INSTANT, Service, serving
+
+
+# A runner that was started in the background ignores SIGINT, and the processes that the tests
+# interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
