@@ -11,7 +11,6 @@ import pytest
 from providers.kie.simulator import Simulator
 from tests.harness import INSTANT, Service, serving
 
-
 # A runner that was started in the background ignores SIGINT, and the processes that the tests
 # interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
