@@ -42,17 +42,13 @@ CREATE_SECONDS = (
     60  # recorded creates took under a second; the longer we wait, the fewer answers are lost
 )
 POLL_SECONDS = 20
-UPLOAD_STALL_SECONDS = (
-    60  # without a byte from the caller, or to the provider, or the answer to the last one
-)
+UPLOAD_STALL_SECONDS = 60  # without a byte of it moving, or an answer to the last one
 SECOND_LOOK_SECONDS = 1
 HIDDEN = "(hidden)"
 ANSWER_MAX_BYTES = 1 << 20
 POLL_CONNECTIONS = 256
 UPLOAD_PATH = "/api/file-stream-upload"
-USER_AGENT = (
-    "kie-generation-service"  # a missing one, or a library's own, is what Kie's edge answers 403 to
-)
+USER_AGENT = "kie-generation-service"  # Kie's edge answers 403 to a library's own
 
 NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 SERVER_ERRORS = range(500, 600)
