@@ -56,8 +56,14 @@ class Callbacks:
     def app(self) -> web.Application:
         """Return the application that answers callbacks."""
         app = web.Application(client_max_size=BODY_MAX_BYTES)
-        app.add_routes([web.post(f"{PATH}/{{task_id}}/{{seal}}", self._receive)])
+        # A proxy may or may not strip the path of PUBLIC_URL; the seal is what counts.
+        app.add_routes([web.post(f"{{prefix:.*}}{PATH}/{{task_id}}/{{seal}}", self._receive)])
+        app.add_routes([web.route("*", "/{path:.*}", self._refuse)])
         return app
+
+    async def _refuse(self, request: web.Request) -> web.Response:
+        log.warning("a request that is no callback", method=request.method)
+        return web.json_response({"status": "unknown"}, status=404)
 
     async def _receive(self, request: web.Request) -> web.Response:
         task_id = request.match_info["task_id"]

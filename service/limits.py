@@ -28,6 +28,10 @@ class SlidingWindow:
         if self._limit:
             self._taken.extend([now] * count)
 
+    def fill(self, now: float) -> None:
+        """Take all there is."""
+        self.take(self._limit, now)
+
     def next_free_time(self, now: float) -> float:
         """Return when the next request may be sent, `now` at the earliest."""
         return now if self.free(now) > 0 else self._taken[0] + self._seconds
@@ -50,6 +54,16 @@ class Turns:
         In each round the caller that was served longest ago comes first.
         """
         rounds = sorted(waiting, key=lambda w: (w.turn, self._served.get(w.caller, 0)))
-        for chosen in rounds[:limit]:
-            self._served[chosen.caller] = next(self._clock)
-        return [chosen.task_id for chosen in rounds[:limit]]
+        return [self._serve(chosen) for chosen in rounds[:limit]]
+
+    def pick_probe(self, waiting: Sequence[Waiting]) -> list[str]:
+        """Return the id of the task that was put back least often.
+
+        What keeps one model's tasks from being taken must not keep the others for ever.
+        """
+        least = min(waiting, key=lambda w: (w.setbacks, w.turn, self._served.get(w.caller, 0)))
+        return [self._serve(least)]
+
+    def _serve(self, chosen: Waiting) -> str:
+        self._served[chosen.caller] = next(self._clock)
+        return chosen.task_id

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -30,7 +30,7 @@ from providers.base import (
 from service.limits import SlidingWindow, Turns
 from service.verdicts import Verdicts, after_callback
 from service.watch import Hub
-from storage.store import StorageUnavailableError, Store
+from storage.store import StorageUnavailableError, Store, Waiting
 from storage.task import Failure, Lane, Stage, Task
 
 CREATES_WINDOW_SECONDS = 10.3  # the account's 10 s, and what the way to the provider may vary
@@ -44,6 +44,7 @@ STORAGE_RETRY_SECONDS = 1.0
 HOLD_SECONDS = 2.0  # after the provider would not take a task; doubles each time
 HOLD_MAX_SECONDS = 30.0
 OUTAGE_SILENCES = 3
+PROBE_DEPTH = 1_000  # how far behind a task that is always put back another one is found
 
 log = structlog.get_logger()
 
@@ -94,11 +95,14 @@ class Poller:
 
     async def run(self) -> None:
         """Work until `stop` is called."""
-        await self._resume()
+        resumed = False
         while not self._stopping:
             self._woken.clear()
             self._next_time = time.time() + STORAGE_RETRY_SECONDS
             try:
+                if not resumed:
+                    await self._resume(time.time())
+                    resumed = True
                 self._next_time = await self.run_once()
             except StorageUnavailableError as error:
                 log.warning("storage unavailable, the poller waits", error=str(error))
@@ -150,19 +154,12 @@ class Poller:
                 return True
         return False
 
-    async def _resume(self) -> None:
-        """Take up what an earlier process left, and the account's limit as it left it."""
-        now = time.time()
-        while not self._stopping:
-            try:
-                await self._store.release(now)
-                for sent in await self._store.recent_submit_times(now - CREATES_WINDOW_SECONDS):
-                    self._creates.take(1, min(sent, now))
-            except StorageUnavailableError as error:
-                log.warning("storage unavailable, the poller waits", error=str(error))
-                await self._wait_until(time.time() + STORAGE_RETRY_SECONDS)
-            else:
-                return
+    async def _resume(self, now: float) -> None:
+        """Take up what an earlier process left, and the account's limits as it left them."""
+        await self._store.release(now)
+        for sent in await self._store.recent_submit_times(now - CREATES_WINDOW_SECONDS):
+            self._creates.take(1, min(sent, now))
+        self._status.fill(now)  # nobody wrote down when it polled last
 
     async def _wait_until(self, next_time: float) -> None:
         seconds = max(next_time - time.time(), CLAIM_PAUSE_SECONDS)
@@ -200,7 +197,10 @@ class Poller:
         if lane is Lane.SUBMIT:
             lease_end = now + SUBMIT_LEASE_SECONDS
             claimed = await self._store.claim_in_turns(
-                now, room, self._turns.pick, lambda task: task.submitting(now, lease_end)
+                now,
+                PROBE_DEPTH if self._hold.half_open else room,
+                lambda waiting: self._next_in_turn(waiting, room),
+                lambda task: task.submitting(now, lease_end),
             )
             self._hold.note_sent(len(claimed))
         else:
@@ -210,6 +210,11 @@ class Poller:
             )
         self._window(lane).take(len(claimed), time.time())
         return claimed
+
+    def _next_in_turn(self, waiting: Sequence[Waiting], room: int) -> list[str]:
+        if waiting and self._hold.half_open:
+            return self._turns.pick_probe(waiting)
+        return self._turns.pick(waiting, room)
 
     def _start(self, lane: Lane, work: Callable[[Task], Awaitable[None]], task: Task) -> None:
         self._hub.publish(task)
@@ -379,8 +384,13 @@ class _Hold:
         self.probing = False
         self._times = 0
 
+    @property
+    def half_open(self) -> bool:
+        """Whether one task is to try before the others."""
+        return self._times > 0
+
     def room(self, now: float) -> float:
-        if not self._times:
+        if not self.half_open:
             return math.inf
         return 0 if self.probing or now < self.until else 1
 
@@ -388,7 +398,7 @@ class _Hold:
         return math.inf if self.probing else self.until
 
     def note_sent(self, count: int) -> None:
-        self.probing = count > 0 and self._times > 0
+        self.probing = count > 0 and self.half_open
 
     def extend(self, now: float) -> None:
         if now < self.until:

@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from providers.kie.registry import ADAPTERS
 from service.callers import read_tokens
+from storage.store import SQLITE_PREFIX
 
 PORT_MAX = 65_535
 MAY_BE_EMPTY = frozenset({"admin_address", "http_address"})
@@ -91,6 +92,13 @@ def _header_token(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _database_url(url: SecretStr) -> SecretStr:
+    path = url.get_secret_value().removeprefix(SQLITE_PREFIX)
+    if path in {url.get_secret_value(), "", ":memory:"}:
+        raise ValueError(f"must look like {SQLITE_PREFIX}generation.db")
+    return url
+
+
 def _http_url(url: str) -> str:
     if not HTTP_URL.fullmatch(url):
         raise ValueError("must be an http or https URL")
@@ -124,7 +132,9 @@ class Settings(BaseSettings):
     public_url: HttpUrl | None = None
     admin_address: Annotated[str, AfterValidator(lambda a: a and _address(a))] = "127.0.0.1:9090"
 
-    database_url: SecretStr = SecretStr("sqlite:///generation.db")
+    database_url: Annotated[SecretStr, AfterValidator(_database_url)] = SecretStr(
+        "sqlite:///generation.db"
+    )
 
     kie_api_key: Annotated[SecretStr, AfterValidator(_header_token)] | None = None
     kie_api_url: HttpUrl = "https://api.kie.ai"

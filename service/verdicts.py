@@ -25,6 +25,8 @@ from providers.base import (
 from service.schedule import poll_delay
 from storage.task import LATE_POLL_SECONDS, Artifact, Failure, Stage, Task
 
+PUT_OFF_SECONDS = 1.0
+PUT_OFF_MAX_SECONDS = 30.0
 UNKNOWN = "SUBMISSION_UNKNOWN"
 
 log = structlog.get_logger()
@@ -62,7 +64,7 @@ class Verdicts:
             case Refused(reason, message, code):
                 return task.failed(Failure(reason, message, code), now)
             case Postponed():
-                return task.postponed(now, max(hold_until, now))
+                return task.postponed(now, max(hold_until, now + _put_off(task)))
             case Unknown():
                 return self.without_answer(task, now)
 
@@ -187,6 +189,13 @@ def _adopted(task: Task, outcome: Submission, now: float) -> Task | None:
             return task.adopted_late(provider_task_id, now, now)
         case _:
             return None
+
+
+def _put_off(task: Task) -> float:
+    """Return how long a task waits that was put back again: longer each time, unlike the first."""
+    if not task.setbacks:
+        return 0
+    return min(PUT_OFF_SECONDS * 2.0 ** min(task.setbacks, 8), PUT_OFF_MAX_SECONDS)
 
 
 def _failed(task: Task, failure: Failure, outcome: Succeeded | Failed, now: float) -> Task:

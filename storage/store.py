@@ -44,8 +44,10 @@ from storage.task import Artifact, Failure, Lane, Stage, Status, Task
 from storage.writer import GroupWriter
 
 SQLITE_PREFIX = "sqlite:///"
+SQLITE_MAGIC = b"SQLite format 3\0"
 BUSY_TIMEOUT_SECONDS = 5
 PING_SECONDS = 1.0
+TOUCH = "PRAGMA user_version = 1"  # the least that needs room on the disk
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 T = TypeVar("T")
@@ -86,6 +88,7 @@ class Waiting:
     task_id: str
     caller: str
     turn: int
+    setbacks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,7 @@ class Store:
         """Raise StorageUnavailableError unless the database can be written to now."""
         try:
             async with asyncio.timeout(PING_SECONDS):
-                await self._write(lambda: None)
+                await self._write(lambda: self._writes.execute_sql(TOUCH))
         except TimeoutError:
             raise StorageUnavailableError("the database is busy") from None
 
@@ -230,13 +233,16 @@ class Store:
     async def claim_in_turns(
         self,
         now: float,
-        limit: int,
-        pick: Callable[[Sequence[Waiting], int], Sequence[str]],
+        depth: int,
+        pick: Callable[[Sequence[Waiting]], Sequence[str]],
         move: Callable[[Task], Task],
     ) -> list[Task]:
-        """Take due tasks of the submit lane, those whose ids `pick` chooses, at most `limit`."""
+        """Take due tasks of the submit lane: those whose ids `pick` chooses.
+
+        It chooses among the first `depth` of each caller.
+        """
         return await self._write(
-            lambda: self._claim(self._picked(pick(self._waiting(now, limit), limit)), move)
+            lambda: self._claim(self._picked(pick(self._waiting(now, depth))), move)
         )
 
     async def release(self, now: float) -> None:
@@ -280,8 +286,8 @@ class Store:
         rows: list[Any] = self._writes.execute_sql(self._sql.due, (lane, now, limit)).fetchall()
         return rows
 
-    def _waiting(self, now: float, limit: int) -> list[Waiting]:
-        rows = self._writes.execute_sql(self._sql.waiting, (Lane.SUBMIT, now, limit))
+    def _waiting(self, now: float, depth: int) -> list[Waiting]:
+        rows = self._writes.execute_sql(self._sql.waiting, (Lane.SUBMIT, now, depth))
         return [Waiting(*row) for row in rows]
 
     def _picked(self, task_ids: Sequence[str]) -> list[Any]:
@@ -337,8 +343,9 @@ class _Statements:
         self.find_request = text(select.where(row.caller == arg, row.request_id == arg))
         self.due = text(select.where(due).order_by(row.due_time).limit(arg))
         turn = fn.ROW_NUMBER().over(partition_by=[row.caller], order_by=[row.create_time, row.id])
-        waiting = row.select(row.id, row.caller, turn.alias("turn")).where(due).alias("waiting")
-        each = (waiting.c.id, waiting.c.caller, waiting.c.turn)
+        ranked = row.select(row.id, row.caller, turn.alias("turn"), row.setbacks).where(due)
+        waiting = ranked.alias("waiting")
+        each = (waiting.c.id, waiting.c.caller, waiting.c.turn, waiting.c.setbacks)
         self.waiting = text(Select([waiting], each).where(waiting.c.turn <= arg))
         self.next_due = text(row.select(fn.MIN(row.due_time)).where(row.lane == arg))
         self.count = text(row.select(fn.COUNT(SQL("*"))).where(row.lane == arg))
@@ -473,12 +480,20 @@ def _sqlite(path: Path, **pragmas: int) -> SqliteDatabase:
     )
 
 
+def _is_sqlite(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(SQLITE_MAGIC)) in {b"", SQLITE_MAGIC}
+
+
 def _lock_file(path: Path) -> TextIO:
-    """Keep other processes off the database.
+    """Keep other processes off the database, and other users: it holds prompts.
 
     Two pollers on one file would each believe to be alone.
     """
     try:
+        if path.exists() and not _is_sqlite(path):
+            raise StorageConfigError(f"{path} is no SQLite database")
+        path.touch(mode=0o600)
         lock = path.with_name(path.name + ".lock").open("w")
     except OSError as error:
         raise StorageUnavailableError(f"cannot open {path}: {error.strerror}") from None

@@ -94,6 +94,17 @@ async def test_from_done_at_the_provider_to_the_watcher_takes_less_than_50_ms_at
     assert statistics.median(took) < 0.05, took
 
 
+async def test_callbacks_arrive_under_the_path_of_the_public_url(serve: Serve, port: int) -> None:
+    base = f"http://127.0.0.1:{port}/behind/a/proxy"
+    async with serve(**with_callbacks(port, public_url=base)) as service:
+        service.kie.update(seconds={"imagen4": [0.1, 0.1]})
+        started = time.monotonic()
+        await service.end((await service.create()).id)
+        assert time.monotonic() - started < 4
+        assert callback_url(service.kie).startswith(f"{base}/callbacks/kie/")
+        assert await post(f"http://127.0.0.1:{port}/elsewhere") == 404
+
+
 LOST = [
     "create:accept_then_reset",
     "create:accept_then_http,status=502",

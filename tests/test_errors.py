@@ -11,6 +11,7 @@ import structlog
 from generated.generation.v1 import generation_pb2 as pb
 from tests.conftest import Serve
 from tests.harness import (
+    API_KEY,
     Service,
     refusal,
     upload_messages,
@@ -379,3 +380,16 @@ async def test_a_bug_is_internal_under_an_id_that_the_log_has_too(
     [bug] = [entry for entry in logs if entry["event"] == "a bug"]
     assert error.message == f"an internal error, logged under {bug['error_id']}"
     assert "ZeroDivisionError" not in error.message
+
+
+@pytest.mark.parametrize("model", ["imagen4", "veo3"])
+async def test_a_key_that_the_provider_quotes_is_hidden_wherever_it_stands(
+    service: Service, model: str
+) -> None:
+    created = await service.create(
+        {model: {"prompt": f"x [sim:fail=400 the key {API_KEY} is bad]"}}
+    )
+    end = await service.end(created.id)
+    assert end.failure.message == "the key (hidden) is bad"
+    service.kie.add_fault(f"create:code,code=401,msg=the key {API_KEY} is bad")
+    assert (await refused(service.create())).message == "the key (hidden) is bad"

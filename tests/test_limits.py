@@ -170,7 +170,12 @@ async def test_a_cancelled_task_in_the_queue_is_never_sent_however_close_its_tur
 
 def test_turns_go_round_the_callers_and_remember_who_was_served() -> None:
     turns = Turns()
-    waiting = [Waiting(f"{who}{n}", who, n) for who in "abc" for n in (1, 2, 3)]
+    waiting = [Waiting(f"{who}{n}", who, n, 0) for who in "abc" for n in (1, 2, 3)]
     assert turns.pick(waiting, 4) == ["a1", "b1", "c1", "a2"]
     assert turns.pick(waiting, 2) == ["b1", "c1"]
     assert turns.pick(waiting, 1) == ["a1"]
+
+
+def test_a_probe_is_the_task_that_was_put_back_least_often() -> None:
+    waiting = [Waiting("a1", "a", 1, 2), Waiting("a2", "a", 2, 0), Waiting("b1", "b", 1, 1)]
+    assert Turns().pick_probe(waiting) == ["a2"]

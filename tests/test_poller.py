@@ -268,3 +268,20 @@ async def test_once_an_outage_is_over_what_was_put_off_is_asked_for_at_once(
         started = time.monotonic()
         await asyncio.gather(*first[1])
         assert time.monotonic() - started < 1.0, "not one by one as their waits run out"
+
+
+@pytest.mark.parametrize("code", [429, 455])
+async def test_a_model_that_the_provider_does_not_take_does_not_hold_up_the_others(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr("service.poller.HOLD_SECONDS", 0.05)
+    monkeypatch.setattr("service.verdicts.PUT_OFF_SECONDS", 0.05)
+    async with serve(create_wait_seconds=0) as service:
+        service.kie.add_fault(f"create:code,code={code},times=0,family=sora2")
+        closed = await service.create({"sora2": {"prompt": "a cat"}})
+        await service.until_put_back(closed.id)
+        others = [await service.create() for _ in range(5)]
+        ends = await asyncio.gather(*(service.end(task.id) for task in others))
+        assert {end.status for end in ends} == {pb.TASK_STATUS_SUCCESS}
+        service.kie.clear_faults()
+        assert (await service.end(closed.id)).status == pb.TASK_STATUS_SUCCESS

@@ -522,18 +522,17 @@ async def test_tasks_wait_in_turns_of_their_callers_by_their_creation(store: Sto
     await stored(store, *tasks, not_yet, LANES[Lane.POLL])
     seen: list[Waiting] = []
 
-    def pick(waiting: Sequence[Waiting], limit: int) -> Sequence[str]:
-        assert limit == 2
+    def pick(waiting: Sequence[Waiting]) -> Sequence[str]:
         seen.extend(waiting)
         return ["d2", "c3"]
 
     claimed = await store.claim_in_turns(NOW, 2, pick, send)
     assert [task.id for task in claimed] == ["d2", "c3"]
     assert set(seen) == {
-        Waiting("c3", "c", 1),
-        Waiting("c2", "c", 2),
-        Waiting("d3", "d", 1),
-        Waiting("d2", "d", 2),
+        Waiting("c3", "c", 1, 0),
+        Waiting("c2", "c", 2, 0),
+        Waiting("d3", "d", 1, 0),
+        Waiting("d2", "d", 2, 0),
     }
     assert store.get("d2") == claimed[0]
     assert store.count(Lane.SUBMIT) == 5
@@ -542,8 +541,8 @@ async def test_tasks_wait_in_turns_of_their_callers_by_their_creation(store: Sto
 async def test_no_task_is_claimed_twice_by_racing_claims_in_turns(store: Store) -> None:
     await stored(store, *(new(f"t{i}", caller=f"c{i % 3}") for i in range(60)))
 
-    def first(waiting: Sequence[Waiting], limit: int) -> Sequence[str]:
-        return [each.task_id for each in waiting][:limit]
+    def first(waiting: Sequence[Waiting]) -> Sequence[str]:
+        return [each.task_id for each in waiting][:5]
 
     racing = (store.claim_in_turns(NOW, 5, first, send) for _ in range(20))
     claimed = [task.id for tasks in await asyncio.gather(*racing) for task in tasks]
@@ -1085,18 +1084,19 @@ async def test_a_file_in_a_folder_that_is_not_there_is_named(tmp_path: Path) -> 
 async def test_a_folder_in_place_of_the_file_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "generation.db").mkdir()
     for _ in range(2):  # the first try keeps no lock
-        with pytest.raises(StorageUnavailableError, match="unable to open"):
+        with pytest.raises(StorageUnavailableError, match="cannot open"):
             Store.open(url(tmp_path))
 
 
-async def test_a_file_that_is_no_database_is_unavailable_and_left_alone(tmp_path: Path) -> None:
+async def test_a_file_that_is_no_database_is_named_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "generation.db"
     content = b"my other notes\n" * 1_000
     path.write_bytes(content)
     for _ in range(2):  # the first try keeps no lock
-        with pytest.raises(StorageUnavailableError, match="not a database"):
+        with pytest.raises(StorageConfigError, match=re.escape(f"{path} is no SQLite database")):
             Store.open(url(tmp_path))
     assert path.read_bytes() == content
+    assert os.listdir(tmp_path) == ["generation.db"]  # noqa: PTH208 - and no lock beside it
 
 
 @pytest.mark.parametrize(

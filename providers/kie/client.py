@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -44,7 +43,8 @@ CREATE_SECONDS = (
 POLL_SECONDS = 20
 UPLOAD_STALL_SECONDS = 60  # without a byte of it moving, or an answer to the last one
 SECOND_LOOK_SECONDS = 1
-HIDDEN = "(hidden)"
+HIDDEN = b"(hidden)"
+SECRET_MIN_CHARACTERS = 8
 ANSWER_MAX_BYTES = 1 << 20
 POLL_CONNECTIONS = 256
 UPLOAD_PATH = "/api/file-stream-upload"
@@ -133,8 +133,8 @@ class KieProvider:
             async with self._writes.post(
                 self._api_url + path, json=body, timeout=timeout, allow_redirects=False
             ) as response:
-                envelope = await self._read_envelope(response, str(body.get("callBackUrl", "")))
-                return read_submission(envelope)
+                seal = str(body.get("callBackUrl", "")).rpartition("/")[2]
+                return read_submission(await self._read_envelope(response, seal))
         except NOT_CONNECTED as error:
             return Postponed(f"not connected: {_describe(error)}")
         except (aiohttp.ClientError, TimeoutError, OSError, UnreadableAnswerError) as error:
@@ -198,8 +198,8 @@ class KieProvider:
             raise source.error or UploadError("PROVIDER_UNAVAILABLE", words)
         return stored
 
-    async def _read_envelope(self, response: aiohttp.ClientResponse, secret: str = "") -> Envelope:
-        """Read a bounded answer; a message that quotes our key or `secret` is told without it.
+    async def _read_envelope(self, response: aiohttp.ClientResponse, seal: str = "") -> Envelope:
+        """Read a bounded answer, without our key and without the seal of our callback URL.
 
         Raises:
             UnreadableAnswerError: It is too large, or no envelope.
@@ -209,11 +209,7 @@ class KieProvider:
             text += chunk
             if len(text) > ANSWER_MAX_BYTES:
                 raise UnreadableAnswerError(f"more than {ANSWER_MAX_BYTES} bytes")
-        envelope = parse_envelope(response.status, bytes(text))
-        message = envelope.message
-        for hidden in filter(None, (self._api_key, secret)):
-            message = message.replace(hidden, HIDDEN)
-        return replace(envelope, message=message)
+        return parse_envelope(response.status, _without((self._api_key, seal), bytes(text)))
 
 
 class _Source:
@@ -297,6 +293,14 @@ def _stored_file(envelope: Envelope) -> StoredFile:
         upload_time=as_time(record.get("uploadedAt")),
         expire_time=as_time(record.get("expiresAt")),
     )
+
+
+def _without(secrets: tuple[str, ...], text: bytes) -> bytes:
+    """Hide what an answer quotes of ours; what is too short to be a secret is just a word."""
+    for secret in secrets:
+        if len(secret) >= SECRET_MIN_CHARACTERS:
+            text = text.replace(secret.encode(), HIDDEN)
+    return text
 
 
 def _describe(error: BaseException) -> str:

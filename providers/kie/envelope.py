@@ -86,14 +86,22 @@ def parse_envelope(http_status: int, text: bytes) -> Envelope:
 def read_submission(envelope: Envelope) -> Submission:
     """Say what an answer to a paid request means."""
     if envelope.code == OK:
-        task_id = (envelope.record or {}).get("taskId")
-        if not isinstance(task_id, str) or not 0 < len(task_id.strip()) <= ID_MAX_CHARACTERS:
-            return Unknown("code 200 without a usable task id")
-        return Accepted(clean(task_id))
+        record = envelope.record or {}
+        task_id = _id(record.get("taskId")) or _id(record.get("recordId"))  # equal on the wire
+        return Accepted(task_id) if task_id else Unknown("code 200 without a usable task id")
     if envelope.code in TRY_LATER_CODES:
         return Postponed(f"code {envelope.code}: {envelope.message}")
     reason = refusal_reason(envelope)
     return Refused(reason, envelope.message or f"code {envelope.code}", str(envelope.code))
+
+
+def _id(value: Any) -> str:
+    """Return an id as text; "" if it is none that could be asked for."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not 0 < len(value.strip()) <= ID_MAX_CHARACTERS:
+        return ""
+    return clean(value)
 
 
 def refusal_reason(envelope: Envelope) -> str:
@@ -141,7 +149,7 @@ def as_credits(value: Any) -> float | None:
     """Read an amount of credits; None if it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    return float(value) if value >= 0 else None
 
 
 def as_time(value: Any) -> float | None:

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 from providers.base import Succeeded
 from providers.kie.envelope import as_credits, as_time, clean
 
+SCHEMES = ("https://", "http://")
 RESULTS_MAX = 100
-URL_MAX_CHARACTERS = 4_096
+URL_MAX_CHARACTERS = 16_384
 # Where results stand, best first. The later ones hold the same work in another form.
 URL_FIELDS = ("resultUrls", "fullResultUrls", "originUrls", "resultWaterMarkUrls")
 MIME_TYPES = {
@@ -65,8 +66,13 @@ def _each_url(value: Any) -> Iterator[str]:
     """Yield the URLs of a list of strings or of `{resultUrl}` objects."""
     for item in _as_list(value):
         url = item.get("resultUrl") if isinstance(item, dict) else item
-        if isinstance(url, str) and url.startswith(("https://", "http://")):
-            yield clean(url, URL_MAX_CHARACTERS)
+        if isinstance(url, str) and url.startswith(SCHEMES) and _is_whole(url):
+            yield url
+
+
+def _is_whole(url: str) -> bool:
+    """Whether a URL can be kept as it is; changed, it would be a dead link."""
+    return clean(url, URL_MAX_CHARACTERS) == url
 
 
 def _as_list(value: Any) -> list[Any]:

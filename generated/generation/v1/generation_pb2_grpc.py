@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GenerationServiceStub:
-    """Generates images and videos. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
+    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
     SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a bug: report the id in the message).
     """
 
@@ -69,7 +69,7 @@ class GenerationServiceStub:
 
 
 class GenerationServiceServicer:
-    """Generates images and videos. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
+    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
     SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a bug: report the id in the message).
     """
 
@@ -183,7 +183,7 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService:
-    """Generates images and videos. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
+    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
     SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a bug: report the id in the message).
     """
 

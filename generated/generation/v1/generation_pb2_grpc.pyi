@@ -38,7 +38,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GenerationServiceStub:
-    """Generates images and videos. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
+    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
     SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a bug: report the id in the message).
     """
 
@@ -93,7 +93,7 @@ class GenerationServiceStub:
 
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
-    """Generates images and videos. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
+    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
     SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a bug: report the id in the message).
     """
 
@@ -144,7 +144,7 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Generates images and videos. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
+    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
     SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a bug: report the id in the message).
     """
 
