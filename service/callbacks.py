@@ -57,7 +57,8 @@ class Callbacks:
         """Return the application that answers callbacks."""
         app = web.Application(client_max_size=BODY_MAX_BYTES)
         # A proxy may or may not strip the path of PUBLIC_URL; the seal is what counts.
-        app.add_routes([web.post(f"{{prefix:.*}}{PATH}/{{task_id}}/{{seal}}", self._receive)])
+        ours = f"/{{prefix:(?:.*/)?}}{PATH[1:]}/{{task_id}}/{{seal}}"
+        app.add_routes([web.post(ours, self._receive)])
         app.add_routes([web.route("*", "/{path:.*}", self._refuse)])
         return app
 
