@@ -121,10 +121,16 @@ class Poller:
         """Look at once: something fell due."""
         self._woken.set()
 
-    async def stop(self, grace_seconds: float) -> None:
-        """Start nothing more, finish what is under way within the grace, and give up the rest."""
+    def stop(self) -> None:
+        """Start nothing more: `run` ends once what it has claimed is under way."""
         self._stopping = True
         self.wake()
+
+    async def finish(self, grace_seconds: float) -> None:
+        """Finish what is under way within the grace, and give up the rest; after `run` has ended.
+
+        Before, a claim may still be on its way to being sent.
+        """
         if self._working:
             await asyncio.wait(self._working, timeout=grace_seconds)
         for work in self._working:

@@ -268,5 +268,6 @@ async def _drain(
 
 
 async def _stop_polling(poller: Poller, polling: asyncio.Task[None]) -> None:
-    await poller.stop(POLLS_GRACE_SECONDS)
+    poller.stop()
     await polling
+    await poller.finish(POLLS_GRACE_SECONDS)

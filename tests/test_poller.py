@@ -285,3 +285,12 @@ async def test_a_model_that_the_provider_does_not_take_does_not_hold_up_the_othe
         assert {end.status for end in ends} == {pb.TASK_STATUS_SUCCESS}
         service.kie.clear_faults()
         assert (await service.end(closed.id)).status == pb.TASK_STATUS_SUCCESS
+
+
+async def test_what_is_claimed_while_the_service_stops_is_still_sent(serve: Serve) -> None:
+    for number in range(10):
+        async with serve(create_wait_seconds=0) as service:
+            created = [await service.create(request_id=f"{number}-{i}") for i in range(5)]
+        async with serve() as service:
+            ends = await asyncio.gather(*(service.end(task.id) for task in created))
+        assert {end.status for end in ends} == {pb.TASK_STATUS_SUCCESS}
