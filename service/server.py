@@ -28,7 +28,7 @@ from service.settings import Settings, split_address
 from service.uploads import Uploads
 from service.verdicts import Verdicts
 from service.watch import Hub, Watcher
-from storage.store import SQLITE_PREFIX, Store
+from storage.store import Store, sqlite_path
 
 # Together under the 10 s that orchestrators give by default.
 CALLS_GRACE_SECONDS = 3.0
@@ -117,7 +117,7 @@ async def _provider(settings: Settings, stack: AsyncExitStack) -> KieProvider:
     # Imported only where it is used: production never pays for it.
     from providers.kie.simulator import Simulator, SimulatorSettings  # noqa: PLC0415
 
-    database = settings.database_url.get_secret_value().removeprefix(SQLITE_PREFIX)
+    database = sqlite_path(settings.database_url.get_secret_value())
     simulator = Simulator(SimulatorSettings(state_file=Path(f"{database}.simulator")))
     await stack.enter_async_context(simulator)
     log.warning(

@@ -5,7 +5,7 @@ import binascii
 import struct
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -112,11 +112,11 @@ class Servicer(GenerationServiceServicer):
         before = _read_page_token(request.page_token, which)
         size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
         found = await self._store.page(which, before, size + 1)
-        tasks = _fitting(found[:size])
+        tasks = _fitting(map(task_message, found[:size]))
         more = len(tasks) < len(found)
         return pb.ListTasksResponse(
-            tasks=map(task_message, tasks),
-            next_page_token=_page_token(tasks[-1], which) if more else "",
+            tasks=tasks,
+            next_page_token=_page_token(found[len(tasks) - 1], which) if more else "",
         )
 
     async def CancelTask(  # noqa: N802
@@ -265,14 +265,16 @@ def _list_filter(request: pb.ListTasksRequest) -> ListFilter:
     return ListFilter(current_caller.get(), request.prompt_id, status)
 
 
-def _fitting(tasks: list[Task]) -> list[Task]:
+def _fitting(tasks: Iterable[pb.GenerationTask]) -> list[pb.GenerationTask]:
     """Return the first tasks that fit a page, and one at least."""
+    page: list[pb.GenerationTask] = []
     size = 0
-    for index, task in enumerate(tasks):
-        size += task_message(task).ByteSize()
-        if size > PAGE_MAX_BYTES and index:
-            return tasks[:index]
-    return tasks
+    for task in tasks:
+        size += task.ByteSize()
+        if size > PAGE_MAX_BYTES and page:
+            break
+        page.append(task)
+    return page
 
 
 def _page_token(last: Task, which: ListFilter) -> str:

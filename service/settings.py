@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from providers.kie.registry import ADAPTERS
 from service.callers import read_tokens
-from storage.store import SQLITE_PREFIX
+from storage.store import SQLITE_PREFIX, sqlite_path
 
 PORT_MAX = 65_535
 MAY_BE_EMPTY = frozenset({"admin_address", "http_address"})
@@ -93,8 +93,7 @@ def _header_token(secret: SecretStr) -> SecretStr:
 
 
 def _database_url(url: SecretStr) -> SecretStr:
-    path = url.get_secret_value().removeprefix(SQLITE_PREFIX)
-    if path in {url.get_secret_value(), "", ":memory:"}:
+    if sqlite_path(url.get_secret_value()) is None:
         raise ValueError(f"must look like {SQLITE_PREFIX}generation.db")
     return url
 

@@ -105,6 +105,12 @@ class ListFilter:
     status: Status | None = None
 
 
+def sqlite_path(database_url: str) -> Path | None:
+    """Return the file that a URL names; None if it names none."""
+    path = database_url.removeprefix(SQLITE_PREFIX)
+    return None if path in {database_url, "", ":memory:"} else Path(path)
+
+
 class Store:
     """The tasks of one database. Open it inside the event loop that uses it."""
 
@@ -130,10 +136,10 @@ class Store:
                 database.
             StorageUnavailableError: The file cannot be opened.
         """
-        path = database_url.removeprefix(SQLITE_PREFIX)
-        if path in {database_url, "", ":memory:"}:
+        path = sqlite_path(database_url)
+        if path is None:
             raise StorageConfigError(f"DATABASE_URL must look like {SQLITE_PREFIX}generation.db")
-        return cls(Path(path))
+        return cls(path)
 
     async def close(self) -> None:
         """Finish the writes that wait, and close every connection."""
