@@ -1,19 +1,43 @@
-"""Fixtures: a simulator on a socket, and the real service in front of it."""
+"""Fixtures: a simulator on a socket, the real service in front of it, and databases for both."""
 
+import os
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from providers.kie.simulator import Simulator
 from tests.harness import INSTANT, Service, serving
+from tests.postgres import Cluster, PostgresUnavailableError, new_schema
 
 # A runner that was started in the background ignores SIGINT, and the processes that the tests
 # interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+POSTGRESQL_URL = "TEST_DATABASE_URL"  # a database to use; without it the run starts a server
+NO_POSTGRESQL = "TEST_DATABASE_MISSING"  # why there is none
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start one PostgreSQL for the run, of which the workers learn by the environment."""
+    if hasattr(config, "workerinput") or os.environ.get(POSTGRESQL_URL):
+        return
+    stack = ExitStack()
+    config.add_cleanup(stack.close)
+    environment = stack.enter_context(pytest.MonkeyPatch.context())
+    try:
+        environment.setenv(POSTGRESQL_URL, stack.enter_context(Cluster()).url)
+    except PostgresUnavailableError as error:
+        environment.setenv(NO_POSTGRESQL, str(error))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if reason := os.environ.get(NO_POSTGRESQL):
+        message = f"NOTHING WAS TESTED ON POSTGRESQL: {reason}"
+        terminalreporter.write_line(message, red=True, bold=True)
 
 
 @pytest.fixture
@@ -48,3 +72,38 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
     """What a test opens in passing, closed in reverse."""
     async with AsyncExitStack() as exits:
         yield exits
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind: the test runs once on each."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/generation.db"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url
+
+
+@pytest.fixture
+def postgresql_url() -> Iterator[str]:
+    """An empty schema of the run's PostgreSQL; only the schema is the test's own."""
+    if (server_url := os.environ.get(POSTGRESQL_URL)) is None:
+        _without_postgresql(os.environ[NO_POSTGRESQL])
+    with new_schema(server_url) as url:
+        yield url
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A running PostgreSQL of the test's own, to be stopped and killed."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(Cluster())
+        except PostgresUnavailableError as error:
+            _without_postgresql(str(error))
+        yield server
+
+
+def _without_postgresql(reason: str) -> NoReturn:
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI must have PostgreSQL: {reason}")
+    pytest.skip(f"no PostgreSQL: {reason}")
