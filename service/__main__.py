@@ -13,7 +13,7 @@ import uvloop
 from service.logs import configure_logs
 from service.server import StartError, running
 from service.settings import Settings, SettingsError, load_settings
-from storage.store import StorageConfigError, StorageError
+from storage.errors import StorageConfigError, StorageError
 
 EXIT_FAILED = 1
 EXIT_BAD_SETTINGS = 2

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from storage.store import StorageUnavailableError, Store
+from storage.errors import StorageUnavailableError
+from storage.store import Store
 
 
 def admin_app(store: Store, draining: Callable[[], bool]) -> web.Application:

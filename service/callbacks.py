@@ -16,7 +16,7 @@ import structlog
 from aiohttp import web
 
 from service.poller import Poller
-from storage.store import StorageUnavailableError
+from storage.errors import StorageUnavailableError
 
 PATH = "/callbacks/kie"
 BODY_MAX_BYTES = 1 << 20

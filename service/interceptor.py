@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 
 from service.callers import Callers, current_caller
 from service.errors import ServiceError
-from storage.store import StorageUnavailableError
+from storage.errors import StorageUnavailableError
 
 SERVICE_PREFIX = "/generation.v1."  # health and reflection need no token
 SLOW_SECONDS = {"CreateTask": 15.0, "QueryTask": 1.0, "ListTasks": 1.0, "CancelTask": 1.0}

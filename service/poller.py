@@ -1,15 +1,18 @@
 """The poller: one loop that sends tasks, asks for them, and is the recovery code as well.
 
 The database is the queue. The loop claims what is due, works on it within bounds, and waits for the
-first of: woken, the next due time, stop. It keeps nothing of a task in memory, so that a restart
-goes on with the very same loop. It is the only writer of a task after its creation.
+first of: woken, the next due time, stop. It keeps nothing of a task in memory, so that a restart,
+or another process on the same database, goes on with the very same loop. Pollers are the only
+writers of a task after its creation.
 
     claim (due) -> provider -> outcome -> verdict -> save (compare-and-set) -> publish
+
+A claim is a lease: it puts the task off, and is renewed while its work lasts. Work whose process is
+gone is due again when the lease has run out.
 """
 
 import asyncio
 import math
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -27,19 +30,21 @@ from providers.base import (
     Unknown,
     Weather,
 )
-from service.limits import SlidingWindow, Turns
+from service.limits import Turns
 from service.verdicts import Verdicts, after_callback
 from service.watch import Hub
-from storage.store import StorageUnavailableError, Store, Waiting
+from storage.errors import ClaimUnknownError, StorageUnavailableError
+from storage.store import Claim, Quota, Store, Waiting
 from storage.task import Failure, Lane, Stage, Task
 
 CREATES_WINDOW_SECONDS = 10.3  # the account's 10 s, and what the way to the provider may vary
-STATUS_WINDOW_SECONDS = 1.1  # likewise of 1 s
+STATUS_WINDOW_SECONDS = 1.2  # likewise of 1 s
+SLOT_FRESH_SECONDS = 0.15  # a request that starts later than this after its slot takes another
 CONCURRENT_MAX = {Lane.SUBMIT: 128, Lane.POLL: 256, Lane.LATE: 16}
 CLAIM_PAUSE_SECONDS = 0.01  # tasks that fall due together are claimed together
 IDLE_SECONDS = 5.0
-SUBMIT_LEASE_SECONDS = 120.0  # longer than any paid request takes
-POLL_LEASE_SECONDS = 60.0  # longer than any poll takes
+LEASE_SECONDS = 10.0  # after its holder is gone, a task is due again at the latest
+RENEW_SECONDS = 3.0
 STORAGE_RETRY_SECONDS = 1.0
 HOLD_SECONDS = 2.0  # after the provider would not take a task; doubles each time
 HOLD_MAX_SECONDS = 30.0
@@ -79,15 +84,22 @@ class Poller:
         self._disabled_models = disabled_models
         self._callback_url = callback_url
         self._running_max = limits.running_max or math.inf
-        self._creates = SlidingWindow(limits.creates_per_10_seconds, CREATES_WINDOW_SECONDS)
-        self._status = SlidingWindow(limits.status_per_second, STATUS_WINDOW_SECONDS)
+        creates = Quota("creates", limits.creates_per_10_seconds, CREATES_WINDOW_SECONDS)
+        status = Quota("status", limits.status_per_second, STATUS_WINDOW_SECONDS)
+        self._quotas = {Lane.SUBMIT: creates, Lane.POLL: status, Lane.LATE: status}
+        self._allowed_times = dict.fromkeys(Lane, 0.0)
+        self._running_full = False
         self._turns = Turns()
         self._hold = _Hold()
         self._outage = _Outage()
         self._sending: set[str] = set()
+        self._leases: dict[str, Task] = {}
+        self._unconfirmed: list[tuple[Lane, Task]] = []
         self._working: set[asyncio.Task[None]] = set()
+        self._background: list[asyncio.Task[None]] = []
         self._busy: Counter[Lane] = Counter()
         self._next_time = 0.0
+        self._in_touch_since = math.inf
         self._woken = asyncio.Event()
         self._stopping = False
 
@@ -95,16 +107,18 @@ class Poller:
 
     async def run(self) -> None:
         """Work until `stop` is called."""
+        self._background.append(asyncio.create_task(self._renew_leases()))
         resumed = False
         while not self._stopping:
             self._woken.clear()
-            self._next_time = time.time() + STORAGE_RETRY_SECONDS
+            self._next_time = self._store.now() + STORAGE_RETRY_SECONDS
             try:
                 if not resumed:
-                    await self._resume(time.time())
+                    await self._resume(self._store.now())
                     resumed = True
                 self._next_time = await self.run_once()
             except StorageUnavailableError as error:
+                self._in_touch_since = math.inf
                 log.warning("storage unavailable, the poller waits", error=str(error))
             except Exception:
                 log.exception("the poller stumbled, and goes on")
@@ -112,10 +126,18 @@ class Poller:
 
     async def run_once(self) -> float:
         """Start work on all that is due and allowed; return when to look again, in unix seconds."""
-        next_time = time.time() + IDLE_SECONDS
-        for lane, work in self._lanes():
-            next_time = min(next_time, await self._serve(lane, work))
-        return next_time
+        await self._confirm_claims()
+        now = self._store.now()
+        due_times = await self._store.next_due_times()
+        self._in_touch_since = min(self._in_touch_since, now)
+        started = 0
+        for lane in self._works:
+            if max(due_times[lane], self._opening_time(lane)) <= now:
+                started += await self._serve(lane, now)
+        if started:
+            due_times = await self._store.next_due_times()
+        lanes = (max(due_times[lane], self._opening_time(lane)) for lane in Lane)
+        return min(now + IDLE_SECONDS, *lanes)
 
     def wake(self) -> None:
         """Look at once: something fell due."""
@@ -133,16 +155,17 @@ class Poller:
         """
         if self._working:
             await asyncio.wait(self._working, timeout=grace_seconds)
-        for work in self._working:
+        still_working = [*self._working, *self._background]
+        for work in still_working:
             work.cancel()
-        await asyncio.gather(*self._working, return_exceptions=True)
+        await asyncio.gather(*still_working, return_exceptions=True)
 
     async def cancel(self, task: Task) -> None:
         """Cancel a task that is ACCEPTED, unless it has moved meanwhile.
 
         It is cancelled or sent, never both.
         """
-        cancelled = task.failed(Failure("CANCELLED", "cancelled by its caller"), time.time())
+        cancelled = task.failed(Failure("CANCELLED", "cancelled by its caller"), self._store.now())
         if saved := await self._store.save(task, cancelled):
             self._hub.publish(saved)
 
@@ -151,8 +174,8 @@ class Poller:
 
         `provider_task_id` is what the callback said, or "".
         """
-        while task := self._store.get(task_id):
-            after = after_callback(task, provider_task_id, time.time())
+        while task := await self._store.get(task_id):
+            after = after_callback(task, provider_task_id, self._store.now())
             if after is None:
                 return True
             if await self._store.save(task, after):
@@ -161,111 +184,148 @@ class Poller:
         return False
 
     async def _resume(self, now: float) -> None:
-        """Take up what an earlier process left, and the account's limits as it left them."""
-        await self._store.release(now)
-        for sent in await self._store.recent_submit_times(now - CREATES_WINDOW_SECONDS):
-            self._creates.take(1, min(sent, now))
-        self._status.fill(now)  # nobody wrote down when it polled last
+        """Take up what an earlier process left."""
+        for quota in {*self._quotas.values()}:
+            await self._store.add_slots(quota)
+        if not self._store.shared:
+            await self._store.release(now)
 
     async def _wait_until(self, next_time: float) -> None:
-        seconds = max(next_time - time.time(), CLAIM_PAUSE_SECONDS)
+        seconds = max(next_time - self._store.now(), CLAIM_PAUSE_SECONDS)
         try:
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
         except TimeoutError:
             pass
 
+    # --- leases ---
+
+    async def _renew_leases(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            try:
+                await self.renew_once()
+            except StorageUnavailableError as error:
+                log.warning("storage unavailable, leases are not renewed", error=str(error))
+
+    async def renew_once(self) -> None:
+        """Renew the leases of what is worked on since some time; quick work needs none."""
+        now = self._store.now()
+        aging = now + LEASE_SECONDS - RENEW_SECONDS
+        old = [task for task in self._leases.values() if (task.due_time or math.inf) < aging]
+        for task in await self._store.renew(old, now + LEASE_SECONDS) if old else ():
+            if task.id in self._leases:
+                self._leases[task.id] = task
+
+    async def _confirm_claims(self) -> None:
+        """Go on with what was claimed though the answer to its commit was lost."""
+        if not self._unconfirmed:
+            return
+        tasks = [task for _, task in self._unconfirmed]
+        ours = await self._store.renew(tasks, self._store.now() + LEASE_SECONDS)
+        confirmed = {task.id: task for task in ours}
+        for lane, task in self._unconfirmed:
+            if task.id in confirmed:
+                self._start(lane, confirmed[task.id], slot_time=0)
+        self._unconfirmed.clear()
+
     # --- lanes ---
 
-    def _lanes(self) -> tuple[tuple[Lane, Callable[[Task], Awaitable[None]]], ...]:
+    @property
+    def _works(self) -> dict[Lane, Callable[[Task], Awaitable[None]]]:
         """First what is new, then what is under way; late deliveries come last."""
-        return (
-            (Lane.SUBMIT, self._submit),
-            (Lane.POLL, self._poll),
-            (Lane.LATE, self._poll_late),
-        )
+        return {Lane.SUBMIT: self._submit, Lane.POLL: self._poll, Lane.LATE: self._poll_late}
 
-    async def _serve(self, lane: Lane, work: Callable[[Task], Awaitable[None]]) -> float:
-        """Start work on the due tasks of a lane; return when to look at it again."""
-        now = time.time()
-        due_time = self._store.next_due_time(lane)
-        if due_time is not None and due_time <= now and (room := self._room(lane, now)) > 0:
-            for task in await self._claim(lane, now, room):
-                self._start(lane, work, task)
-            due_time = self._store.next_due_time(lane)
-        return math.inf if due_time is None else max(due_time, self._opening_time(lane, now))
+    async def _serve(self, lane: Lane, now: float) -> int:
+        """Start work on the due tasks of a lane; return on how many."""
+        try:
+            claim = await self._claim(lane, now, self._room(lane, now))
+        except ClaimUnknownError as error:
+            self._unconfirmed += [(lane, task) for task in error.tasks]
+            raise
+        self._allowed_times[lane] = min(claim.next_time, now + IDLE_SECONDS)
+        if lane is Lane.SUBMIT:
+            self._running_full = claim.next_time == math.inf
+        for task in claim.tasks:
+            self._start(lane, task, slot_time=now)
+        return len(claim.tasks)
 
-    async def _claim(self, lane: Lane, now: float, room: int) -> list[Task]:
+    async def _claim(self, lane: Lane, now: float, room: int) -> Claim:
         """Put tasks off, so that they come back if their worker is gone.
 
         Those to be sent are SUBMITTING from here on, on the disk.
         """
-        if lane is Lane.SUBMIT:
-            lease_end = now + SUBMIT_LEASE_SECONDS
-            claimed = await self._store.claim_in_turns(
-                now,
-                PROBE_DEPTH if self._hold.half_open else room,
-                lambda waiting: self._next_in_turn(waiting, room),
-                lambda task: task.submitting(now, lease_end),
+        lease_end = now + LEASE_SECONDS
+        quota = self._quotas[lane]
+        if lane is not Lane.SUBMIT:
+            return await self._store.claim(
+                lane, now, room, lambda task: task.scheduled(lease_end, task.setbacks), quota
             )
-            self._hold.note_sent(len(claimed))
-        else:
-            lease_end = now + POLL_LEASE_SECONDS
-            claimed = await self._store.claim(
-                lane, now, room, lambda task: task.scheduled(lease_end, task.setbacks)
-            )
-        self._window(lane).take(len(claimed), time.time())
-        return claimed
+        claim = await self._store.claim_in_turns(
+            now,
+            room=room,
+            depth=PROBE_DEPTH if self._hold.half_open else room,
+            pick=self._next_in_turn,
+            move=lambda task: task.submitting(now, lease_end),
+            quota=quota,
+            running_max=self._running_max,
+        )
+        self._hold.note_sent(len(claim.tasks))
+        return claim
 
     def _next_in_turn(self, waiting: Sequence[Waiting], room: int) -> list[str]:
-        if waiting and self._hold.half_open:
+        if self._hold.half_open:
             return self._turns.pick_probe(waiting)
         return self._turns.pick(waiting, room)
 
-    def _start(self, lane: Lane, work: Callable[[Task], Awaitable[None]], task: Task) -> None:
+    def _start(self, lane: Lane, task: Task, slot_time: float) -> None:
         self._hub.publish(task)
         self._busy[lane] += 1
-        working = asyncio.create_task(self._guarded(lane, work, task))
+        self._leases[task.id] = task
+        working = asyncio.create_task(self._guarded(lane, task, slot_time))
         self._working.add(working)
         working.add_done_callback(self._working.discard)
 
-    async def _guarded(
-        self, lane: Lane, work: Callable[[Task], Awaitable[None]], task: Task
-    ) -> None:
-        """Keep one broken task from the others; its claim runs out, and it comes back."""
+    async def _guarded(self, lane: Lane, task: Task, slot_time: float) -> None:
+        """Keep one broken task from the others; its lease runs out, and it comes back."""
         with structlog.contextvars.bound_contextvars(task_id=task.id, model=task.model):
             try:
-                await work(task)
+                await self._take_fresh_slot(self._quotas[lane], slot_time)
+                await self._works[lane](task)
             except Exception:
                 log.exception("work on a task broke off")
             finally:
+                self._leases.pop(task.id, None)
                 if self._busy[lane] == CONCURRENT_MAX[lane]:
                     self.wake()
                 self._busy[lane] -= 1
 
+    async def _take_fresh_slot(self, quota: Quota, slot_time: float) -> None:
+        """See that a request starts soon after its slot was taken, which covers it only then."""
+        while quota.limit and (now := self._store.now()) - slot_time > SLOT_FRESH_SECONDS:
+            try:
+                free_time = await self._store.take_slot(quota, now)
+            except StorageUnavailableError:
+                free_time = now + STORAGE_RETRY_SECONDS
+            if free_time:
+                await asyncio.sleep(free_time - now)
+            else:
+                slot_time = now
+
     def _room(self, lane: Lane, now: float) -> int:
         """Return how many tasks of a lane may be started now."""
-        room = min(self._window(lane).free(now), CONCURRENT_MAX[lane] - self._busy[lane])
+        room: float = CONCURRENT_MAX[lane] - self._busy[lane]
         if lane is Lane.SUBMIT:
-            room = min(room, self._hold.room(now), self._running_max - self._running())
+            room = min(room, self._hold.room(now))
         return int(room)
 
-    def _opening_time(self, lane: Lane, now: float) -> float:
+    def _opening_time(self, lane: Lane) -> float:
         """Return when a lane may open by itself; never, if the end of some work will wake us."""
         if self._busy[lane] >= CONCURRENT_MAX[lane]:
             return math.inf
-        opening = self._window(lane).next_free_time(now)
         if lane is not Lane.SUBMIT:
-            return opening
-        if self._running() >= self._running_max:
-            return math.inf
-        return max(opening, self._hold.opening_time())
-
-    def _running(self) -> int:
-        return 0 if self._running_max == math.inf else self._store.count(Lane.POLL)
-
-    def _window(self, lane: Lane) -> SlidingWindow:
-        return self._creates if lane is Lane.SUBMIT else self._status
+            return self._allowed_times[lane]
+        return max(self._allowed_times[lane], self._hold.opening_time())
 
     # --- sending ---
 
@@ -274,7 +334,7 @@ class Poller:
         self._sending.add(task.id)
         try:
             outcome = await self._send(task)
-            self._note(outcome, time.time())
+            self._note(outcome, self._store.now())
             await self._settle(
                 task,
                 lambda present, now: self._verdicts.after_submission(
@@ -334,8 +394,7 @@ class Poller:
         if task.id in self._sending:
             return  # its sender was only paused; the claim has put the task off
         if not task.hinted_id:
-            log.error("a paid request has no answer")
-            await self._settle(task, self._verdicts.without_answer)
+            await self._settle(task, self._without_answer)
             return
         params = ProviderParams.FromString(task.params)
         agrees = await self._provider.recognises(params, task.hinted_id)
@@ -344,12 +403,20 @@ class Poller:
             task, lambda present, now: self._verdicts.after_recognition(present, agrees, now)
         )
 
+    def _without_answer(self, task: Task, now: float) -> Task | None:
+        """Judge a paid request without an answer, once its sender had time to renew its lease."""
+        judgement_time = self._in_touch_since + LEASE_SECONDS
+        if self._store.shared and now < judgement_time < math.inf and task.unknown_time is None:
+            return task.scheduled(judgement_time, task.setbacks) if not task.ended else None
+        log.error("a paid request has no answer")
+        return self._verdicts.without_answer(task, now)
+
     async def _note_answer(self, outcome: Poll) -> None:
         """Learn from a poll whether an outage is over; then ask for all that was put off."""
         silent = isinstance(outcome, Weather) and not outcome.answered
         if self._outage.is_over(silent=silent):
             log.info("the provider answers again")
-            await self._store.hasten(time.time())
+            await self._store.hasten(self._store.now())
             self.wake()
 
     # --- saving ---
@@ -361,12 +428,12 @@ class Poller:
         database is away it waits, as what was paid for must not be forgotten.
         """
         present: Task | None = task
-        while present and (after := decide(present, time.time())):
+        while present and (after := decide(present, self._store.now())):
             try:
                 if saved := await self._store.save(present, after):
                     self._show(present, saved)
                     return
-                present = self._store.get(task.id)
+                present = await self._store.get(task.id)
             except StorageUnavailableError as error:
                 log.warning("storage unavailable, a snapshot waits", error=str(error))
                 await asyncio.sleep(STORAGE_RETRY_SECONDS)
@@ -375,6 +442,8 @@ class Poller:
     def _show(self, before: Task, after: Task) -> None:
         if after.revision > before.revision:
             self._hub.publish(after)
+        if self._running_full and before.lane is Lane.POLL and after.lane is not Lane.POLL:
+            self._allowed_times[Lane.SUBMIT] = 0.0
         if after.ended or (after.due_time or math.inf) < self._next_time:
             self.wake()
         if after.ended and not before.ended:

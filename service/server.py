@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,17 @@ from providers.kie.client import KieProvider
 from service.admin import admin_app
 from service.callbacks import Callbacks, CallbackUrls
 from service.callers import Callers
+from service.follow import Follower
 from service.interceptor import Boundary
 from service.poller import AccountLimits, Poller
+from service.purge import Purger
 from service.servicer import Admission, Servicer
 from service.settings import Settings, split_address
 from service.uploads import Uploads
 from service.verdicts import Verdicts
 from service.watch import Hub, Watcher
-from storage.store import Store, sqlite_path
+from storage.sqlite import sqlite_path
+from storage.store import Store, open_store
 
 # Together under the 10 s that orchestrators give by default.
 CALLS_GRACE_SECONDS = 3.0
@@ -74,7 +77,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         StorageError: The database cannot be opened.
     """
     async with AsyncExitStack() as stack:
-        store = Store.open(settings.database_url.get_secret_value())
+        store = open_store(settings.database_url.get_secret_value(), hints=settings.database_hints)
         stack.push_async_callback(store.close)
         provider = await _provider(settings, stack)
         stack.push_async_callback(provider.close)
@@ -97,6 +100,10 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         # From here on it spends money: nothing above may still fail.
         polling = asyncio.create_task(poller.run())
         stack.push_async_callback(_stop_polling, poller, polling)
+        if store.shared:
+            _run_beside(Follower(store, hub).run(), stack)
+        if settings.task_retention_seconds:
+            _run_beside(Purger(store, settings.task_retention_seconds).run(), stack)
         await server.start()
         stack.push_async_callback(_drain, server, health, hub, boundary)
         for name in ("", SERVICE_NAME):
@@ -110,6 +117,17 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         yield Running(address, admin_address, http_address)
 
 
+def _run_beside(duty: Coroutine[None, None, None], stack: AsyncExitStack) -> None:
+    """Run a duty until everything that was started after it has stopped."""
+    running_duty = asyncio.create_task(duty)
+
+    async def end() -> None:
+        running_duty.cancel()
+        await asyncio.gather(running_duty, return_exceptions=True)
+
+    stack.push_async_callback(end)
+
+
 async def _provider(settings: Settings, stack: AsyncExitStack) -> KieProvider:
     if settings.kie_api_key is not None:
         key = settings.kie_api_key.get_secret_value()
@@ -117,7 +135,7 @@ async def _provider(settings: Settings, stack: AsyncExitStack) -> KieProvider:
     # Imported only where it is used: production never pays for it.
     from providers.kie.simulator import Simulator, SimulatorSettings  # noqa: PLC0415
 
-    database = sqlite_path(settings.database_url.get_secret_value())
+    database = sqlite_path(settings.database_url.get_secret_value()) or Path("generation")
     simulator = Simulator(SimulatorSettings(state_file=Path(f"{database}.simulator")))
     await stack.enter_async_context(simulator)
     log.warning(

@@ -69,8 +69,13 @@ class Servicer(GenerationServiceServicer):
     ) -> pb.CreateTaskResponse:
         """Check, store, wake the poller, wait for the verdict, answer."""
         self._check(request)
-        task = self._earlier(request) or await self._create(request)
-        task = await self._verdict(task, context)
+        task = self._new_task(request)
+        with self._hub.subscribe(task.id) as subscription:  # before anything can happen to it
+            earlier = await self._store_new(task, request)
+            if earlier is None:
+                task = await _until_verdict(task, subscription, self._deadline(context))
+        if earlier is not None:
+            task = await self._verdict_of(earlier, context)
         if task.failure and task.failure.reason in REFUSALS:
             raise ServiceError(
                 task.failure.reason, task.failure.message, metadata={"task_id": task.id}
@@ -82,7 +87,7 @@ class Servicer(GenerationServiceServicer):
     ) -> pb.QueryTaskResponse:
         """Read one row."""
         del context
-        return pb.QueryTaskResponse(task=task_message(self._own(request.task_id)))
+        return pb.QueryTaskResponse(task=task_message(await self._own(request.task_id)))
 
     async def WatchTask(  # noqa: N802
         self, request: pb.WatchTaskRequest, context: Context
@@ -124,10 +129,10 @@ class Servicer(GenerationServiceServicer):
     ) -> pb.CancelTaskResponse:
         """Cancel what was not sent."""
         del context
-        task = self._own(request.task_id)
+        task = await self._own(request.task_id)
         while task.stage is Stage.ACCEPTED:  # again if it was sent and put back in between
             await self._poller.cancel(task)
-            task = self._own(task.id)
+            task = await self._own(task.id)
         if not (task.failure and task.failure.reason == "CANCELLED"):
             raise ServiceError(
                 "ALREADY_SUBMITTED",
@@ -153,18 +158,10 @@ class Servicer(GenerationServiceServicer):
         if violations:
             raise invalid_params(violations)
 
-    def _earlier(self, request: pb.CreateTaskRequest) -> Task | None:
-        """Return the task that the request_id made before."""
-        if not request.request_id:
-            return None
-        task = self._store.find_request(current_caller.get(), request.request_id)
-        return task and _same(task, request)
-
-    async def _create(self, request: pb.CreateTaskRequest) -> Task:
-        """Store a new task, or find the one that a racing call with its request_id stored."""
-        task = self._new_task(request)
+    async def _store_new(self, task: Task, request: pb.CreateTaskRequest) -> Task | None:
+        """Store a new task, or return the one that its request_id made before."""
         if task.model in self._admission.disabled_models:
-            raise ServiceError("MODEL_UNAVAILABLE", f"{task.model} is disabled here")
+            return await self._earlier_of_disabled(task, request)
         match await self._store.create(task, self._admission.queue_max_tasks):
             case QueueFull():
                 raise ServiceError("RATE_LIMITED", "too many tasks wait to be sent: retry later")
@@ -172,10 +169,18 @@ class Servicer(GenerationServiceServicer):
                 return _same(earlier, request)
             case _:
                 self._poller.wake()
-                return task
+                return None
+
+    async def _earlier_of_disabled(self, task: Task, request: pb.CreateTaskRequest) -> Task:
+        """Return what the request_id made while the model was not disabled yet."""
+        if task.request_id:
+            earlier = await self._store.find_request(task.caller, task.request_id)
+            if earlier is not None:
+                return _same(earlier, request)
+        raise ServiceError("MODEL_UNAVAILABLE", f"{task.model} is disabled here")
 
     def _new_task(self, request: pb.CreateTaskRequest) -> Task:
-        now = time.time()
+        now = self._store.now()
         return Task(
             id=uuid.uuid4().hex,
             caller=current_caller.get(),
@@ -188,19 +193,23 @@ class Servicer(GenerationServiceServicer):
             due_time=now,
         )
 
-    async def _verdict(self, task: Task, context: Context) -> Task:
-        """Wait until the provider has spoken, within the caller's patience and ours."""
+    async def _verdict_of(self, task: Task, context: Context) -> Task:
+        """Wait for the verdict of a task that was there before."""
+        with self._hub.subscribe(task.id) as subscription:
+            newest = await self._store.get(task.id) or task
+            return await _until_verdict(newest, subscription, self._deadline(context))
+
+    def _deadline(self, context: Context) -> float:
+        """Return until when to wait for a verdict: within the caller's patience and ours."""
         wait = self._admission.create_wait_seconds
         if (remaining := context.time_remaining()) is not None:
             wait = min(wait, remaining - ANSWER_BEFORE_DEADLINE_SECONDS)
-        with self._hub.subscribe(task.id) as subscription:
-            newest = self._store.get(task.id) or task
-            return await _until_verdict(newest, subscription, time.monotonic() + wait)
+        return time.monotonic() + wait
 
-    def _own(self, task_id: str) -> Task:
+    async def _own(self, task_id: str) -> Task:
         """Return a task of the caller."""
         _check_task_id(task_id)
-        task = self._store.get(task_id)
+        task = await self._store.get(task_id)
         if task is None or task.caller != current_caller.get():
             raise not_found(task_id)
         return task

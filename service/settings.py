@@ -1,5 +1,6 @@
 """The settings: environment variables, read once at start, each bad value named."""
 
+import math
 import re
 import ssl
 from collections.abc import Iterator
@@ -19,11 +20,14 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from providers.kie.registry import ADAPTERS
 from service.callers import read_tokens
-from storage.store import SQLITE_PREFIX, sqlite_path
+from storage.errors import StorageConfigError
+from storage.postgres import connection_params, is_postgres
+from storage.sqlite import SQLITE_PREFIX, sqlite_path
 
 PORT_MAX = 65_535
 MAY_BE_EMPTY = frozenset({"admin_address", "http_address"})
 UNKNOWN_WAIT_SECONDS = 900.0
+RETENTION_MIN_SECONDS = 3_600.0
 ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^:\[\]\s]+)):([0-9]{1,5})")
 HTTP_URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
 HEADER_TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -93,9 +97,23 @@ def _header_token(secret: SecretStr) -> SecretStr:
 
 
 def _database_url(url: SecretStr) -> SecretStr:
-    if sqlite_path(url.get_secret_value()) is None:
-        raise ValueError(f"must look like {SQLITE_PREFIX}generation.db")
+    text = url.get_secret_value()
+    try:
+        usable = (
+            bool(connection_params(text)) if is_postgres(text) else sqlite_path(text) is not None
+        )
+    except StorageConfigError:
+        usable = False
+    if not usable:
+        raise ValueError(f"must look like {SQLITE_PREFIX}generation.db or postgresql://host/name")
     return url
+
+
+def _retention(seconds: float) -> float:
+    """Whoever watches a task that is purged would never learn of its end."""
+    if seconds and not RETENTION_MIN_SECONDS <= seconds < math.inf:
+        raise ValueError(f"must be 0, or at least {RETENTION_MIN_SECONDS:g}")
+    return seconds
 
 
 def _http_url(url: str) -> str:
@@ -134,6 +152,8 @@ class Settings(BaseSettings):
     database_url: Annotated[SecretStr, AfterValidator(_database_url)] = SecretStr(
         "sqlite:///generation.db"
     )
+    database_hints: bool = True
+    task_retention_seconds: Annotated[float, AfterValidator(_retention)] = 0  # 0 = for ever
 
     kie_api_key: Annotated[SecretStr, AfterValidator(_header_token)] | None = None
     kie_api_url: HttpUrl = "https://api.kie.ai"

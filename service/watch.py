@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 
 from service.errors import ServiceError, invalid, not_found
@@ -62,11 +62,21 @@ class Subscription:
             self._waiter.set_result(None)
 
 
+class _Topic:
+    """A task that is watched: the newest revision that was seen of it here, and by whom."""
+
+    __slots__ = ("revision", "subscriptions")
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self.subscriptions: set[Subscription] = set()
+
+
 class Hub:
     """Passes snapshots to the subscriptions of their task."""
 
     def __init__(self) -> None:
-        self._subscriptions: defaultdict[str, set[Subscription]] = defaultdict(set)
+        self._topics: defaultdict[str, _Topic] = defaultdict(_Topic)
         self.draining = False
 
     @contextmanager
@@ -74,24 +84,41 @@ class Hub:
         """Receive what is published of a task from now on."""
         subscription = Subscription()
         subscription.draining = self.draining
-        self._subscriptions[task_id].add(subscription)
+        self._topics[task_id].subscriptions.add(subscription)
         try:
             yield subscription
         finally:
-            self._subscriptions[task_id].discard(subscription)
-            if not self._subscriptions[task_id]:
-                del self._subscriptions[task_id]
+            topic = self._topics[task_id]
+            topic.subscriptions.discard(subscription)
+            if not topic.subscriptions:
+                del self._topics[task_id]
 
     def publish(self, task: Task) -> None:
-        """Hand a committed snapshot to everybody who waits for it."""
-        for subscription in self._subscriptions.get(task.id, ()):
+        """Hand a committed snapshot to everybody who waits for it; an older one changes nothing."""
+        topic = self._topics.get(task.id)
+        if topic is None or task.revision <= topic.revision:
+            return
+        topic.revision = task.revision
+        for subscription in topic.subscriptions:
             subscription.put(task)
+
+    def watched(self) -> dict[str, int]:
+        """Return the tasks that somebody waits for, with the newest revision seen of each."""
+        return {task_id: topic.revision for task_id, topic in self._topics.items()}
+
+    def behind(self, revisions: Mapping[str, int]) -> dict[str, int]:
+        """Return the watched tasks that others took further, with the revision seen here."""
+        return {
+            task_id: topic.revision
+            for task_id, revision in revisions.items()
+            if (topic := self._topics.get(task_id)) and topic.revision < revision
+        }
 
     def drain(self) -> None:
         """End every wait: the process is going down."""
         self.draining = True
-        for subscriptions in self._subscriptions.values():
-            for subscription in subscriptions:
+        for topic in self._topics.values():
+            for subscription in topic.subscriptions:
                 subscription.drain()
 
 
@@ -127,9 +154,10 @@ class Watcher:
         with self._counted(), self._hub.subscribe(task_id) as subscription:
             # Subscribed first: a change from here on is seen twice and dropped by its revision,
             # never missed.
-            task = self._store.get(task_id)
+            task = await self._store.get(task_id)
             if task is None or task.caller != caller:
                 raise not_found(task_id)
+            self._hub.publish(task)
             if after_revision > task.revision:
                 raise invalid("after_revision", f"must be at most {task.revision}, the present one")
             if task.ended or task.revision != after_revision:

@@ -1,8 +1,18 @@
-"""The table as Peewee knows it. The migrations hold frozen copies; a test compares the two."""
+"""The tables as Peewee knows them. The migrations make them; a test compares the two."""
 
+from pathlib import Path
 from typing import Any, cast
 
-from peewee import SQL, BigIntegerField, BlobField, DoubleField, IntegerField, Model, TextField
+from peewee import (
+    SQL,
+    BigIntegerField,
+    BlobField,
+    CompositeKey,
+    DoubleField,
+    IntegerField,
+    Model,
+    TextField,
+)
 
 
 class TaskRow(Model):
@@ -48,7 +58,6 @@ class TaskRow(Model):
             (("caller", "create_time", "id"), False),
             (("caller", "prompt_id", "create_time", "id"), False),
             (("caller", "status", "create_time", "id"), False),
-            (("submit_time",), False),
         )
 
 
@@ -56,3 +65,28 @@ class TaskRow(Model):
 TaskRow.add_index(
     TaskRow.lane, TaskRow.due_time, where=cast("Any", SQL("lane IS NOT NULL")), name="tasks_due"
 )
+# And only what may be purged in this one.
+TaskRow.add_index(
+    TaskRow.complete_time, where=cast("Any", SQL("lane IS NULL")), name="tasks_purgeable"
+)
+
+
+class SlotRow(Model):
+    """One of the requests that the account allows in a window of time.
+
+    A quota of n requests has the slots 0 to n - 1. Whoever sends a request takes a slot first, and
+    it is free again once the window has passed.
+    """
+
+    quota = TextField()
+    number = IntegerField()
+    free_time = DoubleField()
+
+    class Meta:
+        table_name = "slots"
+        legacy_table_names = False
+        primary_key = CompositeKey("quota", "number")
+
+
+TABLES = [TaskRow, SlotRow]
+MIGRATIONS = Path(__file__).parent / "migrations"

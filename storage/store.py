@@ -1,70 +1,44 @@
-"""Where tasks are kept: SQLite through Peewee.
+"""Where tasks are kept: the same for SQLite and PostgreSQL.
 
-Writes go through one thread that commits them in groups; an acknowledged write is on the disk. A
-read of one row is done on the event loop, where it costs a tenth of a thread hop; reads of many
-rows have a thread of their own.
-
-The hot statements are printed by Peewee once, and then run as text: building one costs more than
-running it.
-
-    StorageError                 (base)
-      StorageUnavailableError    the database is away; nothing was written, try again later
-      StorageConfigError         the database cannot be opened as it is configured
+What the databases do differently stands in storage/sqlite.py and storage/postgres.py. Writes go
+through one thread of the process, which does together what waits together; an acknowledged write
+is on the disk.
 """
 
 import asyncio
-import fcntl
-import json
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
-from peewee import (
-    SQL,
-    DatabaseError,
-    DataError,
-    Expression,
-    IntegrityError,
-    InterfaceError,
-    NotSupportedError,
-    ProgrammingError,
-    Select,
-    SqliteDatabase,
-    Tuple,
-    fn,
+from peewee import Expression, Tuple
+
+from storage.engine import Engine, Row
+from storage.errors import (
+    ClaimUnknownError,
+    StorageConfigError,
+    StorageUnavailableError,
+    storage_errors,
 )
-from playhouse.migrations import Runner
-
+from storage.postgres import PostgresEngine, is_postgres
+from storage.rows import COLUMNS, FIXED_COLUMNS, readable, row_of, task_of
 from storage.schema import TaskRow
-from storage.task import Artifact, Failure, Lane, Stage, Status, Task
-from storage.writer import GroupWriter
+from storage.sqlite import SQLITE_PREFIX, SqliteEngine, sqlite_path
+from storage.task import Lane, Status, Task
 
-SQLITE_PREFIX = "sqlite:///"
-SQLITE_MAGIC = b"SQLite format 3\0"
-BUSY_TIMEOUT_SECONDS = 5
 PING_SECONDS = 1.0
-TOUCH = "PRAGMA user_version = 1"  # the least that needs room on the disk
-MIGRATIONS = Path(__file__).parent / "migrations"
+LOCK_RETRY_SECONDS = 0.02
 
 T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
-
-
-class StorageError(Exception):
-    """Base of what goes wrong with the store."""
+Argument = TypeVar("Argument")
 
 
-class StorageUnavailableError(StorageError):
-    """The database is away, full or locked. Nothing was written."""
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """A task to be stored, unless `queue_max_tasks` wait to be sent already."""
 
-
-class StorageConfigError(StorageError):
-    """The database cannot be opened as it is configured."""
+    task: Task
+    queue_max_tasks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +56,11 @@ class Existing:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueFull:
+    """Too many tasks wait to be sent; nothing was stored."""
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """A task that waits to be sent: the `turn`-th of its caller, from 1, by creation."""
 
@@ -92,8 +71,20 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class QueueFull:
-    """Too many tasks wait to be sent; nothing was stored."""
+class Quota:
+    """At most `limit` requests in any `seconds`, whichever process sends them; 0 is no limit."""
+
+    name: str
+    limit: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What was claimed, and when more may be: unix seconds, or infinity once a task has ended."""
+
+    tasks: Sequence[Task]
+    next_time: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,78 +96,77 @@ class ListFilter:
     status: Status | None = None
 
 
-def sqlite_path(database_url: str) -> Path | None:
-    """Return the file that a URL names; None if it names none."""
-    path = database_url.removeprefix(SQLITE_PREFIX)
-    return None if path in {database_url, "", ":memory:"} else Path(path)
+def open_store(database_url: str, *, hints: bool = True) -> "Store":
+    """Open a database inside the event loop that uses it, and bring its tables up to date.
+
+    Args:
+        database_url: `sqlite:///file` or `postgresql://...`.
+        hints: Whether replicas on PostgreSQL tell each other of changes by NOTIFY.
+
+    Raises:
+        StorageConfigError: The URL is of no kind that is served, or another process has the file.
+        StorageUnavailableError: The database cannot be reached.
+    """
+    if is_postgres(database_url):
+        return Store(PostgresEngine(database_url, hints=hints))
+    path = sqlite_path(database_url)
+    if path is None:
+        raise StorageConfigError(
+            f"DATABASE_URL must look like {SQLITE_PREFIX}generation.db or postgresql://host/name"
+        )
+    return Store(SqliteEngine(path))
 
 
 class Store:
-    """The tasks of one database. Open it inside the event loop that uses it."""
+    """The tasks of one database."""
 
-    def __init__(self, path: Path) -> None:
-        self._lock = _lock_file(path)
-        self._reads = _sqlite(path, query_only=1)
-        self._writes = _sqlite(path)
-        try:
-            self._prepare()
-        except BaseException:
-            self._close_files()
-            raise
-        self._sql = _Statements(self._writes)
-        self._writer = GroupWriter(self._writes)
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-reader")
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._sql = engine.sql
 
-    @classmethod
-    def open(cls, database_url: str) -> "Store":
-        """Open a database, bring its tables up to date, and keep other processes out.
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may work on the same tasks."""
+        return self._engine.shared
 
-        Raises:
-            StorageConfigError: The URL is of no kind that is served, or another process has the
-                database.
-            StorageUnavailableError: The file cannot be opened.
-        """
-        path = sqlite_path(database_url)
-        if path is None:
-            raise StorageConfigError(f"DATABASE_URL must look like {SQLITE_PREFIX}generation.db")
-        return cls(path)
+    @property
+    def hinted(self) -> bool:
+        """Whether the hints of other processes are heard at this moment."""
+        return self._engine.hinted
+
+    def now(self) -> float:
+        """Return the time by the clock that all processes on the database share."""
+        return self._engine.now()
 
     async def close(self) -> None:
         """Finish the writes that wait, and close every connection."""
-        await self._writer.close()
-        await asyncio.get_running_loop().run_in_executor(self._reader, self._reads.close)
-        self._reader.shutdown()
-        self._close_files()
-
-    def _prepare(self) -> None:
-        with _storage_errors():
-            Runner(self._writes, str(MIGRATIONS)).up()
-            self._writes.close()
-            self._reads.connect()
-
-    def _close_files(self) -> None:
-        """Close this thread's connections, then let other processes in."""
-        self._writes.close()
-        self._reads.close()
-        self._lock.close()
+        await self._engine.close()
 
     # --- reads ---
 
-    def get(self, task_id: str) -> Task | None:
+    async def get(self, task_id: str) -> Task | None:
         """Return the newest committed snapshot of a task."""
-        return self._one(self._sql.get, task_id)
+        with storage_errors():
+            row = await self._engine.get(task_id)
+        return None if row is None else task_of(row)
 
-    def find_request(self, caller: str, request_id: str) -> Task | None:
+    async def find_request(self, caller: str, request_id: str) -> Task | None:
         """Return the task that the caller's request_id made."""
-        return self._one(self._sql.find_request, caller, request_id)
+        row = await self._one(self._sql.find_request, caller, request_id)
+        return None if row is None else task_of(row)
 
-    async def ping(self) -> None:
-        """Raise StorageUnavailableError unless the database can be written to now."""
-        try:
-            async with asyncio.timeout(PING_SECONDS):
-                await self._write(lambda: self._writes.execute_sql(TOUCH))
-        except TimeoutError:
-            raise StorageUnavailableError("the database is busy") from None
+    async def newer(self, revisions: Mapping[str, int]) -> list[Task]:
+        """Return those tasks that other processes took past a revision: {task id: revision}."""
+        with storage_errors():
+            rows = await self._engine.newer([*revisions.keys()], [*revisions.values()])
+        return list(filter(None, map(readable, rows)))
+
+    async def heard(self, timeout: float) -> dict[str, int]:
+        """Wait for hints of what other processes committed: {task id: revision}.
+
+        Empty after `timeout` seconds, and when hints may have been lost.
+        """
+        return await self._engine.heard(timeout)
 
     async def page(
         self, which: ListFilter, before: tuple[float, str] | None, limit: int
@@ -187,188 +177,274 @@ class Store:
         """
         tasks: list[Task] = []
         while (room := limit - len(tasks)) > 0:
-            rows = await self._read_many(_page_query(which, before, room))
-            tasks += filter(None, map(_readable, rows))
+            sql, params = _page_query(which, before, room).bind(self._engine.db).sql()
+            rows = await self._all(sql, *params)
+            tasks += filter(None, map(readable, rows))
             if len(rows) < room:
                 break
-            task_id, *_, create_time = rows[-1][:_FIXED_COLUMNS]
+            task_id, *_, create_time = rows[-1][:FIXED_COLUMNS]
             before = create_time, task_id
         return tasks
 
-    def next_due_time(self, lane: Lane) -> float | None:
-        """Return when the first task of a lane is due, in unix seconds."""
-        due_time: float | None = self._scalar(self._sql.next_due, lane)
-        return due_time
+    async def next_due_times(self) -> dict[Lane, float]:
+        """Return when the first task of each lane is due, in unix seconds; infinity is never."""
+        row = await self._one(self._sql.next_due)
+        assert row is not None
+        return {lane: math.inf if t is None else t for lane, t in zip(Lane, row, strict=True)}
 
-    def count(self, lane: Lane) -> int:
+    async def count(self, lane: Lane) -> int:
         """Return how many tasks wait in a lane."""
-        return int(self._scalar(self._sql.count, lane))
+        row = await self._one(self._sql.count, lane)
+        assert row is not None
+        return int(row[0])
 
-    async def recent_submit_times(self, since: float) -> list[float]:
-        """Return when tasks were sent to the provider after `since`, oldest first."""
-        query = (
-            TaskRow.select(TaskRow.submit_time)
-            .where(TaskRow.submit_time > since)
-            .order_by(TaskRow.submit_time)
-        )
-        return [row[0] for row in await self._read_many(query)]
+    async def ping(self) -> None:
+        """Raise StorageUnavailableError unless the database can be written to now."""
+        try:
+            async with asyncio.timeout(PING_SECONDS):
+                await self._write_alone(lambda: self._engine.execute(self._engine.touch))
+        except TimeoutError:
+            raise StorageUnavailableError("the database is busy") from None
 
-    # --- writes ---
+    # --- writes of callers and of the poller ---
 
     async def create(self, task: Task, queue_max_tasks: int) -> Created | Existing | QueueFull:
         """Store a new task, unless the caller's request_id has one already or too many wait."""
-        return await self._write(lambda: self._create(task, queue_max_tasks))
+        return await self._write(self._create_each, Creation(task, queue_max_tasks))
 
     async def save(self, before: Task, after: Task) -> Task | None:
         """Store the snapshot that a move made of `before`, and return it with its new version.
 
         None if `before` is not the present one any more.
         """
-        return await self._write(lambda: self._save(before, after))
+        saved = await self._write(self._save_each, (before, after))
+        self._hint([saved] if saved and saved.revision > before.revision else [])
+        return saved
 
     async def claim(
-        self, lane: Lane, now: float, limit: int, move: Callable[[Task], Task]
-    ) -> list[Task]:
+        self, lane: Lane, now: float, limit: int, move: Callable[[Task], Task], quota: Quota
+    ) -> Claim:
         """Take due tasks of a lane, longest due first, and store what `move` makes of each.
 
         The move must change the due time or the lane, so that nobody takes the task again
-        meanwhile.
+        meanwhile. Each takes a slot of the quota; those for which none is free stay.
+
+        Raises:
+            ClaimUnknownError: Perhaps it was committed.
         """
-        return await self._write(lambda: self._claim(self._due(lane, now, limit), move))
+        return await self._claim(lambda: self._claim_due(lane, now, limit, move, quota))
 
     async def claim_in_turns(
         self,
         now: float,
+        *,
+        room: int,
         depth: int,
-        pick: Callable[[Sequence[Waiting]], Sequence[str]],
+        pick: Callable[[Sequence[Waiting], int], Sequence[str]],
         move: Callable[[Task], Task],
-    ) -> list[Task]:
-        """Take due tasks of the submit lane: those whose ids `pick` chooses.
+        quota: Quota,
+        running_max: float = math.inf,
+    ) -> Claim:
+        """Take at most `room` due tasks of the submit lane: those whose ids `pick` chooses.
 
-        It chooses among the first `depth` of each caller.
+        It chooses among the first `depth` of each caller, and is told how many. No more are taken
+        than may run beside those that run already, in whatever process.
+
+        Raises:
+            ClaimUnknownError: Perhaps it was committed.
         """
-        return await self._write(
-            lambda: self._claim(self._picked(pick(self._waiting(now, depth))), move)
+        claim = await self._claim(
+            lambda: self._claim_waiting(
+                now,
+                room=room,
+                depth=depth,
+                pick=pick,
+                move=move,
+                quota=quota,
+                running_max=running_max,
+            )
         )
+        self._hint(claim.tasks)
+        return claim
+
+    async def renew(self, tasks: Iterable[Task], due_time: float) -> list[Task]:
+        """Put off the tasks that are still as they were claimed; return those."""
+        return await self._write_alone(lambda: self._renew(tasks, due_time))
+
+    async def take_slot(self, quota: Quota, now: float) -> float:
+        """Take a slot of a quota; return 0, or when the next one is free."""
+        taken, next_time = await self._write_alone(lambda: self._take_slots(quota, 1, now))
+        return 0.0 if taken else next_time
+
+    async def add_slots(self, quota: Quota) -> None:
+        """Make the slots of a quota that are not there yet."""
+        await self._write_alone(lambda: self._add_slots(quota))
 
     async def release(self, now: float) -> None:
         """Make due what waits for workers that are gone: for the start of the only process."""
-        await self._write(lambda: self._writes.execute_sql(self._sql.release, (now, now)))
+        await self._write_alone(lambda: self._engine.execute(self._sql.release, now, now))
 
     async def hasten(self, now: float) -> None:
         """Make due what is polled and had setbacks: the provider answers again."""
-        await self._write(lambda: self._writes.execute_sql(self._sql.hasten, (now, now)))
+        await self._write_alone(lambda: self._engine.execute(self._sql.hasten, now, now))
+
+    async def purge(self, ended_before: float, limit: int) -> int:
+        """Delete the oldest tasks that ended before a time, in unix seconds; return how many.
+
+        Their request_ids are forgotten. What may still be delivered late is kept.
+        """
+        cursor = await self._write_alone(
+            lambda: self._engine.execute(self._sql.purge, ended_before, limit)
+        )
+        return int(cursor.rowcount)
 
     # --- in the writer's thread, inside its transaction ---
 
-    def _create(self, task: Task, queue_max_tasks: int) -> Created | Existing | QueueFull:
-        execute: Any = self._writes.execute_sql
-        if task.request_id:
-            row = execute(self._sql.find_request, (task.caller, task.request_id)).fetchone()
-            if row is not None:
-                return Existing(_task(row))
-        if execute(self._sql.count, (Lane.SUBMIT,)).fetchone()[0] >= queue_max_tasks:
-            return QueueFull()
-        execute(self._sql.insert, _row(task))
-        return Created(task)
+    def _create_each(self, creations: Sequence[Creation]) -> list[Created | Existing | QueueFull]:
+        tasks = [creation.task for creation in creations]
+        room = max(creations[0].queue_max_tasks - self._count(Lane.SUBMIT), 0)
+        new = self._engine.insert([row_of(task) for task in tasks[:room]]) if room else []
+        stored = [*new, *[False] * (len(tasks) - len(new))]
+        return [
+            Created(task) if done else self._existing(task) or QueueFull()
+            for task, done in zip(tasks, stored, strict=True)
+        ]
 
-    def _save(self, before: Task, after: Task) -> Task | None:
-        saved = replace(after, version=before.version + 1)
-        values = (*_row(saved)[_FIXED_COLUMNS:], before.id, before.version)
-        return saved if self._writes.execute_sql(self._sql.save, values).rowcount else None
+    def _existing(self, task: Task) -> Existing | None:
+        """Return what the request_id of a task that was not stored made before."""
+        row = self._engine.execute(
+            self._sql.find_request, task.caller, task.request_id or None
+        ).fetchone()
+        return row and Existing(task_of(row))
 
-    def _claim(self, rows: Iterable[Any], move: Callable[[Task], Task]) -> list[Task]:
-        claimed = (self._moved(row, move) for row in rows)
-        return list(filter(None, claimed))
+    def _save_each(self, changes: Sequence[tuple[Task, Task]]) -> list[Task | None]:
+        saved = [replace(after, version=before.version + 1) for before, after in changes]
+        rows = [
+            (*row_of(after)[FIXED_COLUMNS:], before.id, before.version)
+            for (before, _), after in zip(changes, saved, strict=True)
+        ]
+        found = self._engine.save(rows)
+        return [task if there else None for task, there in zip(saved, found, strict=True)]
 
-    def _moved(self, row: Any, move: Callable[[Task], Task]) -> Task | None:
-        task = _readable(row)
+    def _claim_due(
+        self, lane: Lane, now: float, limit: int, move: Callable[[Task], Task], quota: Quota
+    ) -> Claim:
+        rows = self._engine.execute(self._sql.due, lane, now, limit).fetchall()
+        taken, next_time = self._take_slots(quota, len(rows), now)
+        return Claim(self._moved(rows[:taken], move), next_time)
+
+    def _claim_waiting(
+        self,
+        now: float,
+        *,
+        room: int,
+        depth: int,
+        pick: Callable[[Sequence[Waiting], int], Sequence[str]],
+        move: Callable[[Task], Task],
+        quota: Quota,
+        running_max: float,
+    ) -> Claim:
+        if running_max < math.inf:
+            if not self._engine.try_lock():
+                return Claim([], now + LOCK_RETRY_SECONDS)
+            room = int(min(room, running_max - self._count(Lane.POLL)))
+            if room <= 0:
+                return Claim([], math.inf)
+        rows = self._engine.execute(self._sql.waiting, Lane.SUBMIT, now, depth)
+        waiting = [Waiting(*row) for row in rows]
+        taken, next_time = self._take_slots(quota, min(room, len(waiting)), now)
+        picked = pick(waiting, taken) if taken else []
+        return Claim(self._moved(self._lock(picked, now), move), next_time)
+
+    def _lock(self, task_ids: Sequence[str], now: float) -> Iterator[Row]:
+        for task_id in task_ids:
+            row = self._engine.execute(self._sql.lock, task_id, Lane.SUBMIT, now).fetchone()
+            if row is not None:  # else somebody moves it at this moment
+                yield row
+
+    def _moved(self, rows: Iterable[Row], move: Callable[[Task], Task]) -> list[Task]:
+        tasks = filter(None, map(self._readable, rows))
+        changes = [(task, move(task)) for task in tasks]
+        return [task for task in self._save_each(changes) if task] if changes else []
+
+    def _readable(self, row: Row) -> Task | None:
+        task = readable(row)
         if task is None:  # it leaves its lane, or it would hold up the others for ever
-            self._writes.execute_sql(self._sql.set_aside, (row[0],))
-            return None
-        return self._save(task, move(task))
+            self._engine.execute(self._sql.set_aside, row[0])
+        return task
 
-    def _due(self, lane: Lane, now: float, limit: int) -> list[Any]:
-        rows: list[Any] = self._writes.execute_sql(self._sql.due, (lane, now, limit)).fetchall()
-        return rows
+    def _take_slots(self, quota: Quota, wanted: int, now: float) -> tuple[int, float]:
+        """Take slots; return how many, and when there are more if there were too few."""
+        if not quota.limit or not wanted:
+            return wanted, 0.0
+        execute = self._engine.execute
+        free = execute(self._sql.free_slots, quota.name, quota.limit, now, wanted).fetchall()
+        for (number,) in free:
+            execute(self._sql.take_slot, now + quota.seconds, quota.name, number)
+        if len(free) == wanted:
+            return wanted, 0.0
+        ((next_time,),) = execute(self._sql.next_slot, quota.name, quota.limit).fetchall()
+        return len(free), max(next_time, now + LOCK_RETRY_SECONDS)
 
-    def _waiting(self, now: float, depth: int) -> list[Waiting]:
-        rows = self._writes.execute_sql(self._sql.waiting, (Lane.SUBMIT, now, depth))
-        return [Waiting(*row) for row in rows]
+    def _add_slots(self, quota: Quota) -> None:
+        for number in range(quota.limit):
+            self._engine.execute(self._sql.add_slot, quota.name, number)
 
-    def _picked(self, task_ids: Sequence[str]) -> list[Any]:
-        execute: Any = self._writes.execute_sql
-        return [execute(self._sql.get, (task_id,)).fetchone() for task_id in task_ids]
+    def _renew(self, tasks: Iterable[Task], due_time: float) -> list[Task]:
+        renewed = (
+            replace(task, due_time=due_time)
+            for task in tasks
+            if self._engine.execute(self._sql.renew, due_time, task.id, task.version).rowcount
+        )
+        return list(renewed)
 
-    # --- threads ---
+    def _count(self, lane: Lane) -> int:
+        return int(self._engine.execute(self._sql.count, lane).fetchone()[0])
 
-    async def _write(self, work: Callable[[], T]) -> T:
-        with _storage_errors():
-            return await self._writer.run(work)
+    # --- the way to the engine ---
 
-    async def _in_reader(self, work: Callable[[], T]) -> T:
-        def connected() -> T:
-            self._reads.connect(reuse_if_open=True)
-            return work()
+    async def _one(self, sql: str, *params: object) -> Row | None:
+        with storage_errors():
+            return await self._engine.one(sql, *params)
 
-        with _storage_errors():
-            return await asyncio.get_running_loop().run_in_executor(self._reader, connected)
+    async def _all(self, sql: str, *params: object) -> list[Row]:
+        with storage_errors():
+            return await self._engine.all(sql, *params)
 
-    async def _read_many(self, query: Any) -> list[Any]:
-        sql, params = query.bind(self._reads).sql()
-        return await self._in_reader(lambda: self._reads.execute_sql(sql, params).fetchall())
+    async def _write(
+        self, kind: Callable[[Sequence[Argument]], Sequence[T]], argument: Argument
+    ) -> T:
+        with storage_errors():
+            return await self._engine.write(kind, argument)
 
-    def _one(self, sql: str, *params: object) -> Task | None:
-        with _storage_errors():
-            row = self._reads.execute_sql(sql, params).fetchone()
-        return None if row is None else _task(row)
+    async def _write_alone(self, work: Callable[[], T]) -> T:
+        return await self._write(lambda _: [work()], None)
 
-    def _scalar(self, sql: str, *params: object) -> Any:
-        with _storage_errors():
-            return self._reads.execute_sql(sql, params).fetchone()[0]
+    async def _claim(self, work: Callable[[], Claim]) -> Claim:
+        """Run a claim; if its commit has no answer, say what it would have claimed."""
+        attempted: list[Task] = []
 
+        def noted() -> Claim:
+            claim = work()
+            attempted[:] = claim.tasks
+            return claim
 
-_COLUMNS = tuple(TaskRow._meta.sorted_fields)  # noqa: SLF001 - Peewee's documented way
-_FIXED_COLUMNS = 7  # the first ones, up to create_time, never change
+        try:
+            return await self._write_alone(noted)
+        except StorageUnavailableError as error:
+            if attempted:
+                raise ClaimUnknownError(str(error), attempted) from error
+            raise
 
-
-class _Statements:
-    """The hot statements as text, printed by Peewee for one kind of database."""
-
-    def __init__(self, db: SqliteDatabase) -> None:
-        def text(query: Any) -> str:
-            return str(query.bind(db).sql()[0])
-
-        arg = SQL(db.param)
-        row = TaskRow
-        present = (row.id == arg) & (row.version == arg)
-        due = (row.lane == arg) & (row.due_time <= arg)
-        waits = row.lane.in_([SQL(f"'{Lane.SUBMIT}'"), SQL(f"'{Lane.POLL}'")])
-        select = row.select(*_COLUMNS)
-        self.get = text(select.where(row.id == arg))
-        self.find_request = text(select.where(row.caller == arg, row.request_id == arg))
-        self.due = text(select.where(due).order_by(row.due_time).limit(arg))
-        turn = fn.ROW_NUMBER().over(partition_by=[row.caller], order_by=[row.create_time, row.id])
-        ranked = row.select(row.id, row.caller, turn.alias("turn"), row.setbacks).where(due)
-        waiting = ranked.alias("waiting")
-        each = (waiting.c.id, waiting.c.caller, waiting.c.turn, waiting.c.setbacks)
-        self.waiting = text(Select([waiting], each).where(waiting.c.turn <= arg))
-        self.next_due = text(row.select(fn.MIN(row.due_time)).where(row.lane == arg))
-        self.count = text(row.select(fn.COUNT(SQL("*"))).where(row.lane == arg))
-        self.insert = text(row.insert_many([[arg] * len(_COLUMNS)], fields=_COLUMNS))
-        self.save = text(row.update(dict.fromkeys(_COLUMNS[_FIXED_COLUMNS:], arg)).where(present))
-        self.set_aside = text(row.update({row.lane: SQL("NULL")}).where(row.id == arg))
-        hurry = {row.due_time: arg, row.version: row.version + SQL("1")}
-        later = (row.due_time > arg) & row.unknown_time.is_null()
-        self.release = text(row.update(hurry).where(waits, later))
-        polled = (row.lane == SQL(f"'{Lane.POLL}'")) & (row.setbacks > SQL("0"))
-        self.hasten = text(row.update(hurry).where(polled, later))
+    def _hint(self, tasks: Sequence[Task]) -> None:
+        if tasks:
+            self._engine.hint(tasks)
 
 
 def _page_query(which: ListFilter, before: tuple[float, str] | None, limit: int) -> Any:
     newest_first = (TaskRow.create_time.desc(), TaskRow.id.desc())
     where = _list_conditions(which, before)
-    return TaskRow.select(*_COLUMNS).where(*where).order_by(*newest_first).limit(limit)
+    return TaskRow.select(*COLUMNS).where(*where).order_by(*newest_first).limit(limit)
 
 
 def _list_conditions(which: ListFilter, before: tuple[float, str] | None) -> Iterator[Expression]:
@@ -379,148 +455,3 @@ def _list_conditions(which: ListFilter, before: tuple[float, str] | None) -> Ite
         yield TaskRow.status == which.status.value
     if before:
         yield Tuple(TaskRow.create_time, TaskRow.id) < before
-
-
-def _row(task: Task) -> tuple[object, ...]:
-    """Return a task's columns, in the order of the table."""
-    failure = task.failure
-    return (
-        task.id,
-        task.caller,
-        task.request_id or None,
-        task.prompt_id,
-        task.model,
-        task.params,
-        task.create_time,
-        task.update_time,
-        task.lane,
-        task.due_time,
-        task.status,
-        task.stage,
-        task.revision,
-        task.progress_percent,
-        json.dumps([(a.url, a.mime_type) for a in task.artifacts]) if task.artifacts else "[]",
-        task.result_json,
-        failure and failure.reason,
-        failure and failure.message,
-        failure and failure.provider_code,
-        task.provider_task_id,
-        task.credits_consumed,
-        task.complete_time,
-        task.submit_time,
-        task.accept_time,
-        task.unknown_time,
-        task.hinted_id,
-        task.setbacks,
-        task.version,
-    )
-
-
-def _task(row: Sequence[Any]) -> Task:
-    """Build a task from its columns, in the order of the table."""
-    (task_id, caller, request_id, prompt_id, model, params, create_time, update_time, _lane,
-     due_time, status, stage, revision, progress_percent, artifacts, result_json, failure_reason,
-     failure_message, failure_code, provider_task_id, credits_consumed, complete_time,
-     submit_time, accept_time, unknown_time, hinted_id, setbacks, version) = row  # fmt: skip
-    return Task(
-        id=task_id,
-        caller=caller,
-        request_id=request_id or "",
-        prompt_id=prompt_id,
-        model=model,
-        params=bytes(params),
-        create_time=create_time,
-        update_time=update_time,
-        due_time=due_time,
-        status=Status(status),
-        stage=stage and Stage(stage),
-        revision=revision,
-        progress_percent=progress_percent,
-        artifacts=_artifacts(artifacts),
-        result_json=result_json,
-        failure=failure_reason and Failure(failure_reason, failure_message, failure_code),
-        provider_task_id=provider_task_id,
-        credits_consumed=credits_consumed,
-        complete_time=complete_time,
-        submit_time=submit_time,
-        accept_time=accept_time,
-        unknown_time=unknown_time,
-        hinted_id=hinted_id,
-        setbacks=setbacks,
-        version=version,
-    )
-
-
-def _readable(row: Sequence[Any]) -> Task | None:
-    """Return the task of a row, or None if the row is damaged."""
-    try:
-        return _task(row)
-    except (TypeError, ValueError):
-        logger.exception("a row is damaged", extra={"task_id": row[0]})
-        return None
-
-
-def _artifacts(text: str) -> tuple[Artifact, ...]:
-    return () if text == "[]" else tuple(Artifact(*item) for item in json.loads(text))
-
-
-class _Sqlite(SqliteDatabase):
-    def rollback(self) -> None:
-        """Roll back, unless SQLite did so by itself, as it does when the disk is full.
-
-        The complaint about the second time would hide the error.
-        """
-        if self.connection().in_transaction:  # type: ignore[no-untyped-call] # peewee's stub
-            super().rollback()
-
-
-def _sqlite(path: Path, **pragmas: int) -> SqliteDatabase:
-    return _Sqlite(
-        str(path),
-        timeout=BUSY_TIMEOUT_SECONDS,
-        pragmas={
-            "journal_mode": "wal",
-            "synchronous": "full",  # an acknowledged write survives a power cut
-            **pragmas,
-        },
-    )
-
-
-def _is_sqlite(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(SQLITE_MAGIC)) in {b"", SQLITE_MAGIC}
-
-
-def _lock_file(path: Path) -> TextIO:
-    """Keep other processes off the database, and other users: it holds prompts.
-
-    Two pollers on one file would each believe to be alone.
-    """
-    try:
-        if path.exists() and not _is_sqlite(path):
-            raise StorageConfigError(f"{path} is no SQLite database")
-        path.touch(mode=0o600)
-        lock = path.with_name(path.name + ".lock").open("w")
-    except OSError as error:
-        raise StorageUnavailableError(f"cannot open {path}: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise StorageConfigError(f"{path} is in use by another process of this service") from None
-    return lock
-
-
-# What the driver raises for our own mistakes, and not because the database is away.
-_BUGS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
-
-
-@contextmanager
-def _storage_errors() -> Iterator[None]:
-    """Translate the driver's errors; here, and nowhere else."""
-    try:
-        yield
-    except (DatabaseError, InterfaceError) as error:
-        if isinstance(error, _BUGS):
-            raise
-        raise StorageUnavailableError(f"{type(error).__name__}: {error}") from error

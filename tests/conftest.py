@@ -48,9 +48,9 @@ async def kie() -> AsyncIterator[Simulator]:
 
 
 @pytest.fixture
-async def service(tmp_path: Path, kie: Simulator) -> AsyncIterator[Service]:
-    """The service with the settings that most tests want."""
-    async with serving(tmp_path, kie) as running_service:
+async def service(tmp_path: Path, kie: Simulator, database_url: str) -> AsyncIterator[Service]:
+    """The service with the settings that most tests want, on each database."""
+    async with serving(tmp_path, kie, database_url=database_url) as running_service:
         yield running_service
 
 
@@ -58,11 +58,11 @@ Serve = Callable[..., AbstractAsyncContextManager[Service]]
 
 
 @pytest.fixture
-def serve(tmp_path: Path, kie: Simulator) -> Serve:
+def serve(tmp_path: Path, kie: Simulator, database_url: str) -> Serve:
     """Start the service with other settings; again on the same database for a restart."""
 
     def start(**settings: Any) -> AbstractAsyncContextManager[Service]:
-        return serving(tmp_path, kie, **settings)
+        return serving(tmp_path, kie, database_url=database_url, **settings)
 
     return start
 

@@ -49,6 +49,7 @@ class Service:
     stub: "GenerationServiceAsyncStub"
     kie: Simulator
     folder: Path
+    database_url: str
 
     async def create(
         self, params: dict[str, Any] | None = None, **fields: Any
@@ -117,12 +118,15 @@ def create_request(
 
 
 @asynccontextmanager
-async def serving(folder: Path, kie: Simulator, **settings: Any) -> AsyncIterator[Service]:
-    """Run the service against a simulator, with a database in `folder`."""
+async def serving(
+    folder: Path, kie: Simulator, *, database_url: str = "", **settings: Any
+) -> AsyncIterator[Service]:
+    """Run the service against a simulator, with a database in `folder` unless another is given."""
+    database_url = database_url or f"sqlite:///{folder}/generation.db"
     values: dict[str, Any] = {
         "listen_address": "127.0.0.1:0",
         "admin_address": "",
-        "database_url": SecretStr(f"sqlite:///{folder}/generation.db"),
+        "database_url": SecretStr(database_url),
         "kie_api_key": SecretStr(API_KEY),
         "kie_api_url": kie.url,
         "kie_upload_url": kie.url,
@@ -137,7 +141,14 @@ async def serving(folder: Path, kie: Simulator, **settings: Any) -> AsyncIterato
     ):
         stub: GenerationServiceAsyncStub = GenerationServiceStub(channel)
         yield Service(
-            server.address, server.admin_address, server.http_address, channel, stub, kie, folder
+            server.address,
+            server.admin_address,
+            server.http_address,
+            channel,
+            stub,
+            kie,
+            folder,
+            database_url,
         )
 
 

@@ -16,6 +16,7 @@ from providers.kie.simulated.callbacks import signature
 from providers.kie.simulator import Simulator
 from service.callbacks import CallbackUrls
 from tests.conftest import Serve
+from tests.databases import rows
 from tests.harness import INSTANT, Service, ended, serving
 
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
@@ -282,8 +283,9 @@ async def test_callback_urls_are_kept_out_of_results_messages_and_the_database(
         seal = url.rsplit("/", 1)[1]
         assert url.startswith(f"http://127.0.0.1:{port}/callbacks/kie/{end.id}/")
         assert seal not in str(end)
-        stored = b"".join(file.read_bytes() for file in service.folder.glob("generation.db*"))
-        assert seal.encode() not in stored
+        [row] = rows(service.database_url, "SELECT * FROM tasks")
+        assert end.provider_task_id in row
+        assert not any(seal in str(value) for value in row)
 
 
 async def test_without_a_public_url_no_callback_is_asked_for(service: Service) -> None:

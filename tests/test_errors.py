@@ -1,7 +1,5 @@
 """Every row of the error table that a request or the provider can cause, through a real channel."""
 
-import sqlite3
-from contextlib import closing
 from typing import Any
 
 import grpc
@@ -10,6 +8,7 @@ import structlog
 
 from generated.generation.v1 import generation_pb2 as pb
 from tests.conftest import Serve
+from tests.databases import locked
 from tests.harness import (
     API_KEY,
     Service,
@@ -354,10 +353,10 @@ async def test_a_message_over_the_limit_is_refused_and_the_service_goes_on(
 async def test_a_database_that_is_away_is_unavailable_and_says_when_to_retry(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.store.BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("storage.sqlite.BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("storage.postgres.LOCK_MILLISECONDS", 50)
     async with serve() as service:
-        with closing(sqlite3.connect(service.folder / "generation.db")) as holder:
-            holder.execute("BEGIN EXCLUSIVE")
+        with locked(service.database_url):
             error = await refused(service.create())
         assert (error.code, error.reason) == (
             grpc.StatusCode.UNAVAILABLE,

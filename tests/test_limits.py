@@ -18,6 +18,7 @@ from providers.kie.simulator import Simulator
 from service import poller
 from service.limits import Turns
 from storage.store import Waiting
+from tests.conftest import Serve
 from tests.harness import INSTANT, Service, create_request, ended, eventually, serving
 
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
@@ -75,9 +76,10 @@ async def burst(service: Service, count: int) -> tuple[float, list[float]]:
 
 
 async def test_a_burst_uses_the_accounts_rate_and_earns_no_refusal(
-    tmp_path: Path, limited: Simulator
+    tmp_path: Path, limited: Simulator, database_url: str
 ) -> None:
-    settings = {"kie_creates_per_10_seconds": 20, "create_wait_seconds": 0}
+    settings: dict[str, Any] = {"kie_creates_per_10_seconds": 20, "create_wait_seconds": 0}
+    settings |= {"database_url": database_url}
     async with serving(tmp_path, limited, poll_interval_seconds=5, **settings) as service:
         seconds, queries = await burst(service, 120)
     assert limited.stats["creates_refused"] == {}
@@ -89,7 +91,7 @@ async def test_a_burst_uses_the_accounts_rate_and_earns_no_refusal(
 @pytest.mark.torture
 async def test_two_hundred_creates_at_once_use_95_percent_of_the_real_rate(tmp_path: Path) -> None:
     async with Simulator(replace(LIMITED, create_window_seconds=10)) as kie:
-        settings = {"kie_creates_per_10_seconds": 20, "create_wait_seconds": 0}
+        settings: dict[str, Any] = {"kie_creates_per_10_seconds": 20, "create_wait_seconds": 0}
         async with serving(tmp_path, kie, poll_interval_seconds=30, **settings) as service:
             seconds, queries = await burst(service, 200)
         assert kie.stats["creates_refused"] == {}
@@ -99,8 +101,11 @@ async def test_two_hundred_creates_at_once_use_95_percent_of_the_real_rate(tmp_p
     assert statistics.median(queries) < 0.05
 
 
-async def test_the_accounts_rate_survives_a_restart(tmp_path: Path, limited: Simulator) -> None:
-    settings = {"kie_creates_per_10_seconds": 20, "create_wait_seconds": 0}
+async def test_the_accounts_rate_survives_a_restart(
+    tmp_path: Path, limited: Simulator, database_url: str
+) -> None:
+    settings: dict[str, Any] = {"kie_creates_per_10_seconds": 20, "create_wait_seconds": 0}
+    settings |= {"database_url": database_url}
     async with serving(tmp_path, limited, **settings) as service:
         await asyncio.gather(*(service.create(STUCK) for _ in range(40)))
     async with serving(tmp_path, limited, **settings) as service:
@@ -108,9 +113,9 @@ async def test_the_accounts_rate_survives_a_restart(tmp_path: Path, limited: Sim
     assert limited.stats["creates_refused"] == {}
 
 
-async def test_no_more_tasks_run_than_the_account_may_run(tmp_path: Path, kie: Simulator) -> None:
+async def test_no_more_tasks_run_than_the_account_may_run(serve: Serve, kie: Simulator) -> None:
     kie.update(max_running=5)
-    async with serving(tmp_path, kie, kie_running_max=5, create_wait_seconds=0) as service:
+    async with serve(kie_running_max=5, create_wait_seconds=0) as service:
         created = await asyncio.gather(*(service.create() for _ in range(40)))
         ends = await asyncio.gather(*(service.end(task.id) for task in created))
     assert {end.status for end in ends} == {pb.TASK_STATUS_SUCCESS}
@@ -118,12 +123,13 @@ async def test_no_more_tasks_run_than_the_account_may_run(tmp_path: Path, kie: S
 
 
 async def test_callers_go_round_and_each_is_served_in_its_order(
-    tmp_path: Path, limited: Simulator
+    tmp_path: Path, limited: Simulator, database_url: str
 ) -> None:
     tokens = tmp_path / "tokens"
     names = ("large", "small")
     tokens.write_text("".join(f"{n} {sha256(n.encode()).hexdigest()}\n" for n in names))
-    settings = {"kie_creates_per_10_seconds": 20, "create_wait_seconds": 0}
+    settings: dict[str, Any] = {"kie_creates_per_10_seconds": 20, "create_wait_seconds": 0}
+    settings |= {"database_url": database_url}
     async with serving(tmp_path, limited, auth_tokens_file=tokens, **settings) as service:
 
         async def order(name: str, count: int) -> None:
@@ -145,9 +151,10 @@ async def test_callers_go_round_and_each_is_served_in_its_order(
 
 
 async def test_a_cancelled_task_in_the_queue_is_never_sent_however_close_its_turn(
-    tmp_path: Path, limited: Simulator
+    tmp_path: Path, limited: Simulator, database_url: str
 ) -> None:
-    settings = {"kie_creates_per_10_seconds": 20, "create_wait_seconds": 0}
+    settings: dict[str, Any] = {"kie_creates_per_10_seconds": 20, "create_wait_seconds": 0}
+    settings |= {"database_url": database_url}
     async with serving(tmp_path, limited, **settings) as service:
         created = await asyncio.gather(*(service.create(STUCK) for _ in range(60)))
 

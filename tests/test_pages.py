@@ -2,14 +2,13 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
-from storage.store import Store
+from storage.store import open_store
 from storage.task import Artifact, Failure, Status, Task
 from tests.conftest import Serve
 from tests.harness import Service, refusal
@@ -54,9 +53,9 @@ def stored(
     )
 
 
-async def store_tasks(folder: Path, tasks: Iterable[Task]) -> None:
+async def store_tasks(database_url: str, tasks: Iterable[Task]) -> None:
     """Fill the database before the service starts."""
-    store = Store.open(f"sqlite:///{folder}/generation.db")
+    store = open_store(database_url)
     for task in tasks:
         await store.create(task, queue_max_tasks=1_000_000)
     await store.close()
@@ -89,8 +88,8 @@ def ids(numbers: Iterable[int]) -> list[str]:
 # --- order and filters ---
 
 
-async def test_the_newest_task_comes_first(serve: Serve, tmp_path: Path) -> None:
-    await store_tasks(tmp_path, map(stored, (2, 0, 3, 1)))
+async def test_the_newest_task_comes_first(serve: Serve, database_url: str) -> None:
+    await store_tasks(database_url, map(stored, (2, 0, 3, 1)))
     async with serve() as service:
         assert await walked(service) == ids((3, 2, 1, 0))
         newest = await service.create()
@@ -104,11 +103,11 @@ async def test_a_list_without_tasks_is_empty_and_ends(service: Service) -> None:
 @pytest.mark.parametrize("prompt_id", ["", "p", "q", "P", "%", "nobody's"])
 @pytest.mark.parametrize("status", [None, *Status])
 async def test_the_filters_hold_alone_and_together(
-    serve: Serve, tmp_path: Path, prompt_id: str, status: Status | None
+    serve: Serve, database_url: str, prompt_id: str, status: Status | None
 ) -> None:
     kinds = [(p, s) for p in ("p", "q") for s in Status]
     tasks = [stored(n, prompt_id=p, status=s) for n, (p, s) in enumerate(kinds * 2)]
-    await store_tasks(tmp_path, tasks)
+    await store_tasks(database_url, tasks)
     wanted = [
         task.id
         for task in reversed(tasks)
@@ -133,9 +132,9 @@ async def test_a_listed_task_is_the_same_message_as_a_queried_one(service: Servi
     [(0, 50), (1, 1), (49, 49), (50, 50), (199, 199), (200, 200), (201, 200), (2**31 - 1, 200)],
 )
 async def test_a_page_holds_as_many_tasks_as_asked_50_by_default_and_200_at_most(
-    serve: Serve, tmp_path: Path, page_size: int, expected: int
+    serve: Serve, database_url: str, page_size: int, expected: int
 ) -> None:
-    await store_tasks(tmp_path, map(stored, range(203)))
+    await store_tasks(database_url, map(stored, range(203)))
     async with serve() as service:
         first = await page(service, page_size=page_size)
         assert [task.id for task in first.tasks] == ids(range(202, 202 - expected, -1))
@@ -144,16 +143,16 @@ async def test_a_page_holds_as_many_tasks_as_asked_50_by_default_and_200_at_most
 
 @pytest.mark.parametrize("count", [1, 4, 5, 6, 10, 11])
 async def test_the_last_page_and_no_other_has_an_empty_token(
-    serve: Serve, tmp_path: Path, count: int
+    serve: Serve, database_url: str, count: int
 ) -> None:
-    await store_tasks(tmp_path, map(stored, range(count)))
+    await store_tasks(database_url, map(stored, range(count)))
     async with serve() as service:
         sizes = [len(answer.tasks) async for answer in pages(service, page_size=5)]
     assert sizes == [5] * (count // 5) + [count % 5] * bool(count % 5)
 
 
-async def test_the_page_size_may_change_from_page_to_page(serve: Serve, tmp_path: Path) -> None:
-    await store_tasks(tmp_path, map(stored, range(10)))
+async def test_the_page_size_may_change_from_page_to_page(serve: Serve, database_url: str) -> None:
+    await store_tasks(database_url, map(stored, range(10)))
     async with serve() as service:
         first = await page(service, page_size=3)
         second = await page(service, first.next_page_token, page_size=7)
@@ -166,17 +165,17 @@ async def test_the_page_size_may_change_from_page_to_page(serve: Serve, tmp_path
 
 @pytest.mark.parametrize("page_size", [1, 7, 60])
 async def test_a_walk_meets_each_task_once_though_all_were_created_at_one_moment(
-    serve: Serve, tmp_path: Path, page_size: int
+    serve: Serve, database_url: str, page_size: int
 ) -> None:
-    await store_tasks(tmp_path, (stored(n, create_time=NOW + 1 / 3) for n in range(60)))
+    await store_tasks(database_url, (stored(n, create_time=NOW + 1 / 3) for n in range(60)))
     async with serve() as service:
         assert Counter(await walked(service, page_size=page_size)) == Counter(ids(range(60)))
 
 
 async def test_a_walk_meets_each_task_once_while_others_are_created_and_ended(
-    serve: Serve, tmp_path: Path
+    serve: Serve, database_url: str
 ) -> None:
-    await store_tasks(tmp_path, (stored(n, create_time=NOW + n // 3) for n in range(20)))
+    await store_tasks(database_url, (stored(n, create_time=NOW + n // 3) for n in range(20)))
     async with serve() as service:
         met: list[str] = []
         async for answer in pages(service, page_size=3):
@@ -185,16 +184,16 @@ async def test_a_walk_meets_each_task_once_while_others_are_created_and_ended(
         assert met == ids(range(19, -1, -1))
 
 
-async def test_a_page_that_is_asked_for_again_is_the_same(serve: Serve, tmp_path: Path) -> None:
-    await store_tasks(tmp_path, map(stored, range(9)))
+async def test_a_page_that_is_asked_for_again_is_the_same(serve: Serve, database_url: str) -> None:
+    await store_tasks(database_url, map(stored, range(9)))
     async with serve() as service:
         token = (await page(service, page_size=3)).next_page_token
         second = await page(service, token, page_size=3)
         assert await page(service, token, page_size=3) == second
 
 
-async def test_a_token_outlives_a_restart(serve: Serve, tmp_path: Path) -> None:
-    await store_tasks(tmp_path, map(stored, range(6)))
+async def test_a_token_outlives_a_restart(serve: Serve, database_url: str) -> None:
+    await store_tasks(database_url, map(stored, range(6)))
     async with serve() as service:
         token = (await page(service, page_size=3)).next_page_token
     async with serve() as service:
@@ -205,9 +204,9 @@ async def test_a_token_outlives_a_restart(serve: Serve, tmp_path: Path) -> None:
 
 
 async def test_a_page_ends_before_a_mebibyte_and_the_walk_goes_on(
-    serve: Serve, tmp_path: Path
+    serve: Serve, database_url: str
 ) -> None:
-    await store_tasks(tmp_path, (stored(n, prompt="\U0001f408" * 5_000) for n in range(120)))
+    await store_tasks(database_url, (stored(n, prompt="\U0001f408" * 5_000) for n in range(120)))
     async with serve() as service:
         answers = [answer async for answer in pages(service, page_size=200)]
     assert [t.id for answer in answers for t in answer.tasks] == ids(range(119, -1, -1))
@@ -219,12 +218,12 @@ async def test_a_page_ends_before_a_mebibyte_and_the_walk_goes_on(
 
 @pytest.mark.parametrize("large", [(0,), (3,), (6,), (2, 3, 4), range(7)])
 async def test_a_task_larger_than_a_page_has_one_of_its_own(
-    serve: Serve, tmp_path: Path, large: Iterable[int]
+    serve: Serve, database_url: str, large: Iterable[int]
 ) -> None:
     large = set(large)
     text = '{"resultUrls": [], "x": "%s"}' % ("x" * (PAGE_BYTES + 1))
     await store_tasks(
-        tmp_path, (stored(n, result_json=text if n in large else "") for n in range(7))
+        database_url, (stored(n, result_json=text if n in large else "") for n in range(7))
     )
     async with serve() as service:
         answers = [answer async for answer in pages(service)]
@@ -236,8 +235,8 @@ async def test_a_task_larger_than_a_page_has_one_of_its_own(
 # --- tokens ---
 
 
-async def test_a_token_belongs_to_its_filter(serve: Serve, tmp_path: Path) -> None:
-    await store_tasks(tmp_path, map(stored, range(6)))
+async def test_a_token_belongs_to_its_filter(serve: Serve, database_url: str) -> None:
+    await store_tasks(database_url, map(stored, range(6)))
     filters: list[dict[str, Any]] = [
         {},
         {"prompt_id": "p"},
@@ -273,9 +272,9 @@ SPOILED = {
 
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED.keys())
 async def test_a_spoiled_token_is_refused_by_its_field(
-    serve: Serve, tmp_path: Path, spoil: Callable[[str], str]
+    serve: Serve, database_url: str, spoil: Callable[[str], str]
 ) -> None:
-    await store_tasks(tmp_path, map(stored, range(6)))
+    await store_tasks(database_url, map(stored, range(6)))
     async with serve() as service:
         token = (await page(service, page_size=2)).next_page_token
         with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -3,10 +3,9 @@
 import asyncio
 import itertools
 import socket
-import sqlite3
 import sys
 import time
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
@@ -16,9 +15,9 @@ from generated.generation.v1 import generation_pb2 as pb
 from providers.base import Accepted
 from providers.kie.client import KieProvider
 from providers.kie.simulator import Simulator
-from service.limits import SlidingWindow
 from service.schedule import poll_delay
 from tests.conftest import Serve
+from tests.databases import change
 from tests.harness import INSTANT, Service, create_request, ended, eventually
 
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
@@ -45,13 +44,15 @@ async def test_a_task_that_was_not_sent_before_a_restart_is_sent_after_it(serve:
 
 
 async def test_a_task_found_submitting_at_start_is_unknown_and_not_sent_again(
-    serve: Serve,
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.poller.LEASE_SECONDS", 0.5)
     async with serve() as service:
         created = await service.create(STUCK)
-        folder = service.folder
-    with closing(sqlite3.connect(folder / "generation.db")) as db, db:
-        db.execute("UPDATE tasks SET stage = 'SUBMITTING', provider_task_id = '', lane = 'poll'")
+    change(
+        service.database_url,
+        "UPDATE tasks SET stage = 'SUBMITTING', provider_task_id = '', lane = 'poll', due_time = 0",
+    )
     async with serve() as service:
         end = await service.end(created.id)
     assert end.failure.reason == pb.ERROR_REASON_SUBMISSION_UNKNOWN
@@ -63,9 +64,8 @@ async def test_a_damaged_task_does_not_stop_the_others(serve: Serve) -> None:
     async with serve() as service:
         broken = await service.create(STUCK)
         healthy = await service.create(STUCK)
-        folder = service.folder
-    with closing(sqlite3.connect(folder / "generation.db")) as db, db:
-        db.execute("UPDATE tasks SET status = 'WHAT', due_time = 0 WHERE id = ?", (broken.id,))
+    sql = "UPDATE tasks SET status = 'WHAT', due_time = 0 WHERE id = ?"
+    change(service.database_url, sql, broken.id)
     async with serve() as service:
         service.kie.finish(healthy.provider_task_id)
         assert ended(await service.end(healthy.id))
@@ -163,23 +163,6 @@ async def test_polls_never_pass_the_accounts_rate(serve: Serve) -> None:
 # --- pure parts ---
 
 
-def test_a_window_never_lets_more_through_than_its_limit() -> None:
-    window = SlidingWindow(3, 10.0)
-    window.take(2, now=0.0)
-    window.take(1, now=4.0)
-    assert window.free(now=9.9) == 0
-    assert window.next_free_time(now=9.9) == 10.0
-    assert window.free(now=10.0) == 2
-    assert window.free(now=14.0) == 3
-
-
-def test_a_window_without_a_limit_is_always_open() -> None:
-    window = SlidingWindow(0, 10.0)
-    window.take(1_000_000, now=0.0)
-    assert window.free(now=0.0) == float("inf")
-    assert window.next_free_time(now=5.0) == 5.0
-
-
 @pytest.mark.parametrize(
     ("age", "setbacks", "least", "most"),
     [
@@ -209,12 +192,12 @@ async def test_an_answer_after_the_task_was_given_up_is_adopted_and_its_result_k
         async for task in service.watch(created.id):
             if task.stage == pb.TASK_STAGE_SUBMITTING:
                 break
-        with closing(sqlite3.connect(service.folder / "generation.db")) as db, db:
-            db.execute(
-                "UPDATE tasks SET status = 'FAILED', stage = NULL, lane = NULL, due_time = NULL,"
-                " failure_reason = 'SUBMISSION_UNKNOWN', failure_message = '', failure_code = '',"
-                " revision = revision + 1, version = version + 1"
-            )
+        change(
+            service.database_url,
+            "UPDATE tasks SET status = 'FAILED', stage = NULL, lane = NULL, due_time = NULL,"
+            " failure_reason = 'SUBMISSION_UNKNOWN', failure_message = '', failure_code = '',"
+            " revision = revision + 1, version = version + 1",
+        )
         late = created
         async with asyncio.timeout(10):
             while not late.artifacts:

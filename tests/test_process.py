@@ -5,7 +5,6 @@ import json
 import re
 import signal
 import socket
-import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -29,6 +28,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from providers.kie.simulator import Simulator
+from tests.databases import change, locked
 from tests.harness import (
     API_KEY,
     INSTANT,
@@ -296,8 +296,7 @@ async def test_a_process_whose_database_cannot_be_written_is_alive_but_not_ready
     launch: Serve, tmp_path: Path
 ) -> None:
     async with launch() as process:
-        with closing(sqlite3.connect(tmp_path / "generation.db")) as holder:
-            holder.execute("BEGIN EXCLUSIVE")
+        with locked(f"sqlite:///{tmp_path}/generation.db"):
             assert await process.get("/readyz") == (503, "the database is away\n")
             assert await process.get("/healthz") == (200, "ok\n")
         assert await process.get("/readyz") == (200, "ok\n")
@@ -488,9 +487,8 @@ async def cause_a_traceback(process: Served, kie: Simulator, folder: Path) -> No
     kie.add_fault("record:reset,times=2")
     created = await process.create(PROMPT, **ALICE)
     await read_to_end(process.stub.WatchTask(pb.WatchTaskRequest(task_id=created.id), **ALICE))
-    with closing(sqlite3.connect(folder / "generation.db")) as database:
-        database.execute("UPDATE tasks SET status = 'X' WHERE id = ?", [created.id])
-        database.commit()
+    database_url = f"sqlite:///{folder}/generation.db"
+    change(database_url, "UPDATE tasks SET status = 'X' WHERE id = ?", created.id)
     query = process.stub.QueryTask(pb.QueryTaskRequest(task_id=created.id), **ALICE)
     assert (await refused(query)).reason == "INTERNAL"
 

@@ -22,6 +22,8 @@ DEFAULTS = {
     "HTTP_ADDRESS": "127.0.0.1:8080",
     "ADMIN_ADDRESS": "127.0.0.1:9090",
     "DATABASE_URL": "sqlite:///generation.db",
+    "DATABASE_HINTS": True,
+    "TASK_RETENTION_SECONDS": 0.0,
     "KIE_API_KEY": None,
     "KIE_API_URL": "https://api.kie.ai",
     "KIE_UPLOAD_URL": "https://kieai.redpandaai.co",
@@ -113,7 +115,9 @@ def test_every_variable_of_the_contract_is_read(monkeypatch: pytest.MonkeyPatch)
         "ALLOW_UNAUTHENTICATED": "true",
         "HTTP_ADDRESS": "0.0.0.0:0",
         "ADMIN_ADDRESS": "0.0.0.0:65535",
-        "DATABASE_URL": "sqlite:////data/other.db",
+        "DATABASE_URL": "postgresql://user:word@host:6432/name?sslmode=require",
+        "DATABASE_HINTS": "false",
+        "TASK_RETENTION_SECONDS": "86400",
         "KIE_API_KEY": SECRET,
         "KIE_API_URL": "http://localhost:8099/",
         "KIE_UPLOAD_URL": "https://upload.example/base/",
@@ -133,6 +137,8 @@ def test_every_variable_of_the_contract_is_read(monkeypatch: pytest.MonkeyPatch)
     expected: dict[str, object] = {
         **{name: 7 if value == "7" else value for name, value in values.items()},
         "ALLOW_UNAUTHENTICATED": True,
+        "DATABASE_HINTS": False,
+        "TASK_RETENTION_SECONDS": 86_400.0,
         "KIE_API_URL": "http://localhost:8099",
         "KIE_UPLOAD_URL": "https://upload.example/base",
         "DISABLED_MODELS": frozenset({"sora2"}),
@@ -197,7 +203,14 @@ BAD = {
     "TLS_CERT_FILE": ("/no/such/file", "/"),
     "TLS_KEY_FILE": ("/no/such/file", "/"),
     "TLS_CLIENT_CA_FILE": ("/no/such/file", "/"),
-    "DATABASE_URL": ("postgresql://user:word@host/db", "generation.db", "sqlite:///"),
+    "DATABASE_URL": (
+        "mysql://user:word@host/db",
+        "postgresql://host/db?what=1",
+        "generation.db",
+        "sqlite:///",
+    ),
+    "DATABASE_HINTS": ("maybe", "2"),
+    "TASK_RETENTION_SECONDS": ("60", "-1", "nan", "inf", "a day"),
     "KIE_API_KEY": ("two words", "ends-with-a-newline\n", "schlüssel", "tab\t"),
     "KIE_API_URL": BAD_URLS,
     "KIE_UPLOAD_URL": BAD_URLS,
@@ -266,7 +279,7 @@ SECRETIVE = {
     "KIE_API_URL": f"ftp://user:{SECRET}@host",
     "KIE_UPLOAD_URL": f"https://user:{SECRET} @host",
     "AUTH_TOKENS_FILE": f"/no/{SECRET}",
-    "DATABASE_URL": f"postgresql://user:{SECRET}@host/db",
+    "DATABASE_URL": f"postgresql://user:{SECRET}@host/db?what=1",
 }
 
 
@@ -401,5 +414,7 @@ def test_a_database_url_of_an_unknown_kind_is_named_and_not_shown(tmp_path: Path
         DATABASE_URL=f"mysql://user:{SECRET}@127.0.0.1:1/db",
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "DATABASE_URL: must look like sqlite:///generation.db\n"
+    assert done.stderr == (
+        "DATABASE_URL: must look like sqlite:///generation.db or postgresql://host/name\n"
+    )
     assert SECRET not in done.stderr

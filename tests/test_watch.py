@@ -170,6 +170,6 @@ async def test_a_hub_forgets_what_nobody_watches() -> None:
     hub = Hub()
     with hub.subscribe("t"), hub.subscribe("t"):
         pass
-    assert not hub._subscriptions
+    assert not hub._topics
     hub.publish(snapshot(1))
-    assert not hub._subscriptions
+    assert not hub._topics

@@ -1,0 +1,306 @@
+"""PostgreSQL: as many processes as you like, and the database is what coordinates them.
+
+Claims pass over the rows that another process has locked (SKIP LOCKED), writes of a kind that wait
+together are one statement, and so are reads of single rows. Each process has at most four
+connections: one each for writes, single rows, lists, and hints.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from hashlib import blake2b
+from typing import Any, TypeVar
+
+import psycopg2
+from peewee import Database, PostgresqlDatabase
+from playhouse.migrations import Runner
+from psycopg2.extensions import parse_dsn
+
+from storage.errors import StorageConfigError, is_unavailable, storage_errors
+from storage.hints import Hints
+from storage.rows import COLUMNS, FIXED_COLUMNS
+from storage.schema import MIGRATIONS
+from storage.statements import KNOWN_REQUEST, Statements
+from storage.task import Task
+from storage.worker import Worker
+
+POSTGRES_PREFIXES = ("postgresql://", "postgres://")
+# Found dead within about ten seconds, however the network or the server went away.
+CONNECTION = {
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+    "application_name": "generation",
+}
+STATEMENT_MILLISECONDS = 5_000
+LOCK_MILLISECONDS = 2_000
+MIGRATION_MILLISECONDS = 600_000
+TOUCH = "UPDATE slots SET free_time = free_time WHERE false"
+CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float8"
+CLOCK_SECONDS = 60.0
+
+ARRAYS = {"TEXT": "text[]", "DOUBLE": "float8[]", "INT": "int[]", "BIGINT": "bigint[]"} | {
+    "BLOB": "bytea[]"
+}
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+Row = Sequence[Any]
+
+
+def is_postgres(database_url: str) -> bool:
+    """Whether a URL is of this kind."""
+    return database_url.startswith(POSTGRES_PREFIXES)
+
+
+def connection_params(database_url: str, **session: int) -> dict[str, Any]:
+    """Return what psycopg2 takes to connect.
+
+    Args:
+        database_url: As libpq takes it.
+        session: Settings of each session, such as `statement_timeout`, in milliseconds.
+
+    Raises:
+        StorageConfigError: It is no URL of PostgreSQL.
+    """
+    try:
+        given: dict[str, Any] = parse_dsn(database_url)
+    except psycopg2.ProgrammingError:
+        raise StorageConfigError("DATABASE_URL is no URL of PostgreSQL") from None
+    options = [given.pop("options", ""), *(f"-c {name}={value}" for name, value in session.items())]
+    joined = " ".join(filter(None, options))
+    return CONNECTION | {"dbname": ""} | given | ({"options": joined} if joined else {})
+
+
+def _database(params: dict[str, Any]) -> PostgresqlDatabase:
+    others = {name: value for name, value in params.items() if name != "dbname"}
+    return PostgresqlDatabase(params["dbname"], autoconnect=False, **others)
+
+
+def migrate(database_url: str) -> list[str]:
+    """Bring the tables up to date; return the names of the migrations that were applied.
+
+    However many processes do so at once, one works and the others wait. An older version of the
+    service goes on meanwhile: migrations add, and never wait long for a lock.
+    """
+    db = _database(connection_params(database_url, statement_timeout=MIGRATION_MILLISECONDS))
+    with storage_errors(), db.connection_context():
+        runner = Runner(db, str(MIGRATIONS))
+        if all(migration.applied for migration in runner.status()):
+            return []
+        with db.atomic():
+            db.execute_sql("SELECT pg_advisory_xact_lock(%s)", (_lock_key(db, "migrations"),))
+            db.execute_sql(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}")
+            applied: list[str] = runner.up()
+            return applied
+
+
+class PostgresEngine:
+    """The database that several processes share. See storage/engine.py."""
+
+    shared = True
+    touch = TOUCH
+
+    def __init__(self, database_url: str, *, hints: bool) -> None:
+        # A pooler in transaction mode, for which hints are off, has no sessions to set this for.
+        session = {
+            "statement_timeout": STATEMENT_MILLISECONDS,
+            "idle_in_transaction_session_timeout": STATEMENT_MILLISECONDS,
+            "lock_timeout": LOCK_MILLISECONDS,
+        }
+        params = connection_params(database_url, **(session if hints else {}))
+        self.db: Database = _database(params)
+        self._clock_offset = 0.0
+        self._clock_read = -CLOCK_SECONDS
+        migrate(database_url)
+        with storage_errors(), self.db.connection_context():
+            self._lock_key = _lock_key(self.db, "claims")
+            schema = _schema(self.db)
+            self._read_clock()
+        self.sql = Statements(self.db)
+        self._bulk = _BulkStatements(self.sql)
+        close = self._close_connection
+        self._writer = Worker("store-writer", self.db, self._transaction, recover=close)
+        self._reader = Worker("store-reader", self.db, nullcontext, recover=close)
+        self._lister = Worker("store-lister", self.db, nullcontext, recover=close)
+        connect = partial(psycopg2.connect, **params)
+        self._hints = Hints(connect, f"generation_{schema}") if hints else None
+
+    async def close(self) -> None:
+        """Finish the writes that wait, and close every connection."""
+        await self._writer.close()
+        if self._hints:
+            await self._hints.close()
+        await self._reader.close()
+        await self._lister.close()
+
+    # --- reads ---
+
+    def now(self) -> float:
+        """Return the time by the database's clock, in unix seconds, as all processes share it."""
+        return time.time() + self._clock_offset
+
+    async def get(self, task_id: str) -> Row | None:
+        """Return the row of a task."""
+        return await self._reader.run(self._get_each, task_id)
+
+    async def one(self, sql: str, *params: object) -> Row | None:
+        """Return the first row of a statement that reads few."""
+        rows = await self._reader.run(self._fetch_each, (sql, params))
+        return rows[0] if rows else None
+
+    async def all(self, sql: str, *params: object) -> list[Row]:
+        """Return the rows of a statement that may read many."""
+        return await self._lister.run(self._fetch_each, (sql, params))
+
+    async def newer(self, ids: Sequence[str], revisions: Sequence[int]) -> list[Row]:
+        """Return the rows of those tasks whose revision is above the one beside their id."""
+        return await self.all(self._bulk.newer, list(ids), list(revisions))
+
+    @property
+    def hinted(self) -> bool:
+        """Whether the hints of other processes are heard at this moment."""
+        return self._hints is not None and self._hints.connected
+
+    async def heard(self, timeout: float) -> dict[str, int]:
+        """Wait for hints of other processes, at most `timeout` seconds: {task id: revision}."""
+        if self._hints is None:
+            await asyncio.sleep(timeout)
+            return {}
+        return await self._hints.heard(timeout)
+
+    def _get_each(self, task_ids: Sequence[str]) -> list[Row | None]:
+        rows = self._fetch(self._bulk.get, list(task_ids))
+        found = {row[0]: row for row in rows}
+        return [found.get(task_id) for task_id in task_ids]
+
+    def _fetch_each(self, reads: Sequence[tuple[str, Sequence[object]]]) -> list[list[Row]]:
+        return [self._fetch(sql, *params) for sql, params in reads]
+
+    def _fetch(self, sql: str, *params: object) -> list[Row]:
+        """Read, and once more on a new connection if the old one has died meanwhile."""
+        try:
+            rows: list[Row] = self.db.execute_sql(sql, params).fetchall()
+        except Exception as error:
+            if not is_unavailable(error) or self.db.is_connection_usable():
+                raise
+            self._close_connection()
+            self.db.connect()
+            rows = self.db.execute_sql(sql, params).fetchall()
+        return rows
+
+    # --- writes ---
+
+    async def write(
+        self, kind: Callable[[Sequence[Argument]], Sequence[Result]], argument: Argument
+    ) -> Result:
+        """Have `kind` called in the writer's thread, inside a transaction."""
+        return await self._writer.run(kind, argument)
+
+    def execute(self, sql: str, *params: object) -> Any:
+        """Run a statement of the transaction; return its cursor."""
+        return self.db.execute_sql(sql, params)
+
+    def insert(self, rows: Sequence[Row]) -> list[bool]:
+        """Store new rows; say of each whether its request_id was new."""
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        new = {row[0] for row in self.execute(self._bulk.insert, *columns)}
+        return [row[0] in new for row in rows]
+
+    def save(self, changes: Sequence[Row]) -> list[bool]:
+        """Store changed columns, each with id and version to find it by; say which were found.
+
+        In the order of the ids, so that two processes never wait for each other.
+        """
+        ordered = sorted(enumerate(changes), key=lambda change: change[1][-2])
+        columns = zip(*((number, *change) for number, change in ordered), strict=True)
+        found = self.execute(self._bulk.save, *map(list, columns))
+        numbers = {number for (number,) in found}
+        return [number in numbers for number in range(len(changes))]
+
+    def try_lock(self) -> bool:
+        """Whether the transaction may decide by a count, as nobody else does until its end."""
+        cursor = self.execute("SELECT pg_try_advisory_xact_lock(%s)", self._lock_key)
+        return bool(cursor.fetchone()[0])
+
+    def hint(self, tasks: Sequence[Task]) -> None:
+        """Tell other processes of snapshots that were committed."""
+        if self._hints:
+            self._hints.say((task.id, task.revision) for task in tasks)
+
+    # --- connections ---
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Begin, if need be on a new connection; commit at the end."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.db.atomic())
+            except Exception as error:
+                if not is_unavailable(error):
+                    raise
+                self._close_connection()
+                self.db.connect()
+                stack.enter_context(self.db.atomic())
+            self._read_clock()
+            yield
+
+    def _close_connection(self) -> None:
+        """Close what may be dead: the next use opens another, at the server that is there then."""
+        with storage_errors():
+            self.db.close()
+
+    def _read_clock(self) -> None:
+        """Compare the clocks, now and then."""
+        started = time.monotonic()
+        if started - self._clock_read < CLOCK_SECONDS:
+            return
+        (there,) = self.db.execute_sql(CLOCK).fetchone()
+        half = (time.monotonic() - started) / 2
+        self._clock_offset = there + half - time.time()
+        self._clock_read = started
+
+
+class _BulkStatements:
+    """The statements for many rows at once: an array of values for each column."""
+
+    def __init__(self, sql: Statements) -> None:
+        changing = COLUMNS[FIXED_COLUMNS:]
+        names = ", ".join(f'"{column.name}"' for column in COLUMNS)
+        sets = ", ".join(f'"{column.name}" = new."{column.name}"' for column in changing)
+        new = ", ".join(["number", *(f'"{column.name}"' for column in changing), "task", "present"])
+        arrays = ", ".join(["%s::int[]", *map(_array, changing), "%s::text[]", "%s::bigint[]"])
+        self.get = sql.get.replace('"id" = %s', '"id" = ANY(%s)')
+        self.newer = (
+            f"SELECT {', '.join(f'tasks.{name}' for name in names.split(', '))}"  # noqa: S608
+            " FROM unnest(%s::text[], %s::bigint[]) AS seen(task, present)"
+            " JOIN tasks ON tasks.id = seen.task AND tasks.revision > seen.present"
+        )
+        self.insert = (
+            f"INSERT INTO tasks ({names})"  # noqa: S608 - of our own names
+            f" SELECT * FROM unnest({', '.join(map(_array, COLUMNS))}){KNOWN_REQUEST} RETURNING id"
+        )
+        self.save = (
+            f"UPDATE tasks SET {sets} FROM unnest({arrays}) AS new({new})"  # noqa: S608
+            " WHERE tasks.id = new.task AND tasks.version = new.present RETURNING new.number"
+        )
+
+
+def _array(column: Any) -> str:
+    return f"%s::{ARRAYS[column.field_type]}"
+
+
+def _schema(db: Database) -> str:
+    name: str = db.execute_sql("SELECT current_schema()").fetchone()[0]
+    return name
+
+
+def _lock_key(db: Database, what: str) -> int:
+    """Return the number of an advisory lock: each schema of a database has its own."""
+    digest = blake2b(f"generation.v1 {_schema(db)} {what}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)

@@ -1,0 +1,95 @@
+"""The hot statements as text, printed by Peewee once: building one costs more than running it."""
+
+from typing import Any
+
+from peewee import SQL, Database, Select, fn
+
+from storage.rows import COLUMNS, FIXED_COLUMNS
+from storage.schema import SlotRow, TaskRow
+from storage.task import Lane, Stage
+
+# Peewee prints INSERT OR IGNORE for SQLite, which would ignore more than this.
+KNOWN_REQUEST = ' ON CONFLICT ("caller", "request_id") DO NOTHING'
+
+
+class Statements:
+    """The statements for one kind of database.
+
+    Where it can, a claim locks the rows that it takes, and passes over those that another has
+    locked.
+    """
+
+    def __init__(self, db: Database) -> None:
+        def text(query: Any) -> str:
+            return str(query.bind(db).sql()[0])
+
+        def claimed(query: Any) -> str:
+            return text(query.for_update(skip_locked=True) if db.for_update else query)
+
+        arg = SQL(db.param)
+        row = TaskRow
+        select = row.select(*COLUMNS)
+        present = (row.id == arg) & (row.version == arg)
+        due = (row.lane == arg) & (row.due_time <= arg)
+
+        self.get = text(select.where(row.id == arg))
+        self.find_request = text(select.where(row.caller == arg, row.request_id == arg))
+        self.next_due = text(Select([], [_first_due_time(lane) for lane in Lane]))
+        self.count = text(row.select(fn.COUNT(SQL("*"))).where(row.lane == arg))
+
+        self.insert = text(row.insert_many([[arg] * len(COLUMNS)], fields=COLUMNS)) + KNOWN_REQUEST
+        self.save = text(row.update(dict.fromkeys(COLUMNS[FIXED_COLUMNS:], arg)).where(present))
+        self.due = claimed(select.where(due).order_by(row.due_time).limit(arg))
+        self.lock = claimed(select.where(row.id == arg, due))
+        self.waiting = text(_waiting(due, arg))
+        self.set_aside = text(row.update({row.lane: SQL("NULL")}).where(row.id == arg))
+        self.renew = text(row.update({row.due_time: arg}).where(present))
+
+        hurry = {row.due_time: arg, row.version: row.version + SQL("1")}
+        waits = row.lane.in_([_literal(Lane.SUBMIT), _literal(Lane.POLL)])
+        later = (row.due_time > arg) & row.unknown_time.is_null()
+        # A task that is being sent is its sender's alone.
+        polled = (row.lane == _literal(Lane.POLL)) & (row.stage != _literal(Stage.SUBMITTING))
+        self.release = text(row.update(hurry).where(waits, later))
+        self.hasten = text(row.update(hurry).where(polled, row.setbacks > SQL("0"), later))
+
+        old = row.select(row.id).where(row.lane.is_null(), row.complete_time < arg)
+        batch = old.order_by(row.complete_time).limit(arg)
+        if db.for_update:
+            batch = batch.for_update(skip_locked=True)
+        self.purge = text(row.delete().where(row.id.in_(batch)))
+
+        slot = SlotRow
+        this = (slot.quota == arg) & (slot.number < arg)
+        self.free_slots = claimed(
+            slot.select(slot.number)
+            .where(this, slot.free_time <= arg)
+            .order_by(slot.free_time)
+            .limit(arg)
+        )
+        self.take_slot = text(
+            slot.update({slot.free_time: arg}).where(slot.quota == arg, slot.number == arg)
+        )
+        self.next_slot = text(slot.select(fn.MIN(slot.free_time)).where(this))
+        self.add_slot = text(
+            slot.insert_many(
+                [[arg, arg, SQL("0")]], fields=[slot.quota, slot.number, slot.free_time]
+            ).on_conflict_ignore()
+        )
+
+
+def _literal(value: str) -> SQL:
+    return SQL(f"'{value}'")
+
+
+def _first_due_time(lane: Lane) -> Any:
+    return TaskRow.select(fn.MIN(TaskRow.due_time)).where(TaskRow.lane == _literal(lane))
+
+
+def _waiting(due: Any, arg: SQL) -> Any:
+    row = TaskRow
+    turn = fn.ROW_NUMBER().over(partition_by=[row.caller], order_by=[row.create_time, row.id])
+    ranked = row.select(row.id, row.caller, turn.alias("turn"), row.setbacks).where(due)
+    waiting = ranked.alias("waiting")
+    each = (waiting.c.id, waiting.c.caller, waiting.c.turn, waiting.c.setbacks)
+    return Select([waiting], each).where(waiting.c.turn <= arg)
