@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from service.admin import admin_app
 from service.callbacks import Callbacks, CallbackUrls
 from service.callers import Callers
 from service.interceptor import Boundary
+from service.metrics import Metrics, Queue, measure_loop_lag
 from service.poller import AccountLimits, Poller
 from service.servicer import Admission, Servicer
 from service.settings import Settings, split_address
@@ -29,6 +31,7 @@ from service.uploads import Uploads
 from service.verdicts import Verdicts
 from service.watch import Hub, Watcher
 from storage.store import Store, sqlite_path
+from storage.task import Lane
 
 # Together under the 10 s that orchestrators give by default.
 CALLS_GRACE_SECONDS = 3.0
@@ -74,9 +77,11 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         StorageError: The database cannot be opened.
     """
     async with AsyncExitStack() as stack:
+        metrics = Metrics(KieProvider.models)
+        stack.push_async_callback(_cancel, asyncio.create_task(measure_loop_lag(metrics)))
         store = Store.open(settings.database_url.get_secret_value())
         stack.push_async_callback(store.close)
-        provider = await _provider(settings, stack)
+        provider = await _provider(settings, metrics, stack)
         stack.push_async_callback(provider.close)
         hub = Hub()
         urls = _callback_urls(settings)
@@ -89,11 +94,11 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             disabled_models=settings.disabled_models,
             callback_url=urls.url if urls else None,
         )
-        boundary = Boundary(Callers(settings.auth_tokens_file))
+        boundary = Boundary(Callers(settings.auth_tokens_file), metrics)
         server, health = _grpc_server(boundary, _servicer(settings, store, provider, poller, hub))
         address = _bind(server, settings)
-        admin_address = await _start_admin(settings, store, hub, stack)
-        http_address = await _start_callbacks(settings, urls, poller, stack)
+        admin_address = await _start_admin(settings, store, metrics, hub, stack)
+        http_address = await _start_callbacks(settings, urls, poller, metrics, stack)
         # From here on it spends money: nothing above may still fail.
         polling = asyncio.create_task(poller.run())
         stack.push_async_callback(_stop_polling, poller, polling)
@@ -110,10 +115,12 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         yield Running(address, admin_address, http_address)
 
 
-async def _provider(settings: Settings, stack: AsyncExitStack) -> KieProvider:
+async def _provider(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> KieProvider:
     if settings.kie_api_key is not None:
         key = settings.kie_api_key.get_secret_value()
-        return KieProvider(settings.kie_api_url, settings.kie_upload_url, key)
+        return KieProvider(
+            settings.kie_api_url, settings.kie_upload_url, key, metrics.provider_called
+        )
     # Imported only where it is used: production never pays for it.
     from providers.kie.simulator import Simulator, SimulatorSettings  # noqa: PLC0415
 
@@ -124,7 +131,7 @@ async def _provider(settings: Settings, stack: AsyncExitStack) -> KieProvider:
         "KIE_API_KEY IS NOT SET: tasks go to the bundled simulator, and their results are samples",
         simulator=simulator.url,
     )
-    return KieProvider(simulator.url, simulator.url, "simulator")
+    return KieProvider(simulator.url, simulator.url, "simulator", metrics.provider_called)
 
 
 def _callback_urls(settings: Settings) -> CallbackUrls | None:
@@ -219,21 +226,34 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials:
     )
 
 
-async def _start_admin(settings: Settings, store: Store, hub: Hub, stack: AsyncExitStack) -> str:
+async def _start_admin(
+    settings: Settings, store: Store, metrics: Metrics, hub: Hub, stack: AsyncExitStack
+) -> str:
     if not settings.admin_address:
         return ""
-    app = admin_app(store, lambda: hub.draining)
+    app = admin_app(store, metrics, lambda: _queues(store, time.time()), lambda: hub.draining)
     return await _start_http(app, "ADMIN_ADDRESS", settings.admin_address, stack)
 
 
+async def _queues(store: Store, now: float) -> list[Queue]:
+    return [
+        Queue(lane, store.count(lane), max(0.0, now - (store.next_due_time(lane) or now)))
+        for lane in Lane
+    ]
+
+
 async def _start_callbacks(
-    settings: Settings, urls: CallbackUrls | None, poller: Poller, stack: AsyncExitStack
+    settings: Settings,
+    urls: CallbackUrls | None,
+    poller: Poller,
+    metrics: Metrics,
+    stack: AsyncExitStack,
 ) -> str:
     if urls is None:
         return ""
     key = settings.kie_webhook_key
     webhook_key = key.get_secret_value().encode() if key else None
-    callbacks = Callbacks(urls, webhook_key, poller)
+    callbacks = Callbacks(urls, webhook_key, poller, metrics)
     return await _start_http(callbacks.app(), "HTTP_ADDRESS", settings.http_address, stack)
 
 
@@ -271,3 +291,8 @@ async def _stop_polling(poller: Poller, polling: asyncio.Task[None]) -> None:
     poller.stop()
     await polling
     await poller.finish(POLLS_GRACE_SECONDS)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
