@@ -180,6 +180,19 @@ class StoredFile:
     expire_time: float | None
 
 
+class CallObserver(Protocol):
+    """Is told of each request to the provider once it is over."""
+
+    def __call__(self, endpoint: str, code: str, seconds: float) -> None:
+        """Take note of it; it must not raise.
+
+        Args:
+            endpoint: Its path, one of a few.
+            code: The code of the answer, or a word for why there is none; one of a few, too.
+            seconds: From its start to the end of its answer.
+        """
+
+
 class Provider(Protocol):
     """Where tasks are generated. Safe to call concurrently from one event loop."""
 

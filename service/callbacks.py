@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
+from service.metrics import Metrics
 from service.poller import Poller
 from storage.errors import StorageUnavailableError
 
@@ -48,10 +49,13 @@ class CallbackUrls:
 class Callbacks:
     """Answers the provider's callbacks."""
 
-    def __init__(self, urls: CallbackUrls, webhook_key: bytes | None, poller: Poller) -> None:
+    def __init__(
+        self, urls: CallbackUrls, webhook_key: bytes | None, poller: Poller, metrics: Metrics
+    ) -> None:
         self._urls = urls
         self._webhook_key = webhook_key
         self._poller = poller
+        self._metrics = metrics
 
     def app(self) -> web.Application:
         """Return the application that answers callbacks."""
@@ -64,6 +68,7 @@ class Callbacks:
 
     async def _refuse(self, request: web.Request) -> web.Response:
         log.warning("a request that is no callback", method=request.method)
+        self._metrics.called_back("no callback")
         return web.json_response({"status": "unknown"}, status=404)
 
     async def _receive(self, request: web.Request) -> web.Response:
@@ -83,6 +88,7 @@ class Callbacks:
 
     def _answer(self, status: int, verdict: str, task_id: str) -> web.Response:
         log.info("callback", verdict=verdict, task_id=task_id[:ID_MAX_CHARACTERS])
+        self._metrics.called_back(verdict)
         return web.json_response({"status": verdict}, status=status)
 
     def _is_signed(self, headers: Mapping[str, str], provider_task_id: str) -> bool:

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from service.callers import Callers, current_caller
 from service.errors import ServiceError
+from service.metrics import Metrics
 from storage.errors import StorageUnavailableError
 
 SERVICE_PREFIX = "/generation.v1."  # health and reflection need no token
@@ -33,8 +34,9 @@ log = structlog.get_logger()
 class Boundary(grpc.aio.ServerInterceptor):
     """Stands around every call."""
 
-    def __init__(self, callers: Callers) -> None:
+    def __init__(self, callers: Callers, metrics: Metrics) -> None:
         self._callers = callers
+        self._metrics = metrics
         self._wrapped: dict[str, Any] = {}
         self._open_calls = 0
         self._idle = asyncio.Event()
@@ -50,15 +52,16 @@ class Boundary(grpc.aio.ServerInterceptor):
         if method not in self._wrapped:
             handler = await continuation(handler_call_details)
             if handler is None:
+                self._metrics.unknown_method()
                 return None
-            self._wrapped[method] = self._wrap(method, handler)
+            self._wrapped[method] = self._wrap(_Method(method, self._metrics), handler)
         return self._wrapped[method]
 
     async def idle(self) -> None:
         """Wait until no call is under way: a stopped server returns before its handlers have."""
         await self._idle.wait()
 
-    def _wrap(self, method: str, handler: Any) -> Any:
+    def _wrap(self, method: "_Method", handler: Any) -> Any:
         parse = _parser(handler.request_deserializer)
         if handler.request_streaming:
             read: Callable[[Any], Any] = lambda requests: _parsed(parse, requests)  # noqa: E731
@@ -72,14 +75,14 @@ class Boundary(grpc.aio.ServerInterceptor):
             behaviour, response_serializer=handler.response_serializer
         )
 
-    def _single(self, method: str, inner: Any, read: Callable[[Any], Any]) -> Any:
+    def _single(self, method: "_Method", inner: Any, read: Callable[[Any], Any]) -> Any:
         async def call(request: Any, context: Any) -> Any:
             async with _Call(self, method, context):
                 return await inner(read(request), context)
 
         return call
 
-    def _streaming(self, method: str, inner: Any, read: Callable[[Any], Any]) -> Any:
+    def _streaming(self, method: "_Method", inner: Any, read: Callable[[Any], Any]) -> Any:
         async def call(request: Any, context: Any) -> None:
             async with _Call(self, method, context):
                 responses = inner(read(request), context)
@@ -92,11 +95,11 @@ class Boundary(grpc.aio.ServerInterceptor):
 
         return call
 
-    def enter(self, method: str, context: Any) -> None:
+    def enter(self, method: "_Method", context: Any) -> None:
         """Count a call in, and find out whose it is."""
         self._open_calls += 1
         self._idle.clear()
-        if method.startswith(SERVICE_PREFIX):
+        if method.needs_caller:
             authorization = _authorization(context.invocation_metadata())
             current_caller.set(self._callers.authenticate(authorization))
 
@@ -107,12 +110,24 @@ class Boundary(grpc.aio.ServerInterceptor):
             self._idle.set()
 
 
+class _Method:
+    """What is known of a method before its calls, so that they need not look it up."""
+
+    __slots__ = ("calls", "name", "needs_caller", "slow_seconds")
+
+    def __init__(self, path: str, metrics: Metrics) -> None:
+        self.name = path.rpartition("/")[2]
+        self.needs_caller = path.startswith(SERVICE_PREFIX)
+        self.slow_seconds = SLOW_SECONDS.get(self.name, math.inf)
+        self.calls = metrics.calls(self.name)
+
+
 class _Call:
     """One call: from its entry to its status."""
 
     __slots__ = ("_boundary", "_context", "_method", "_started")
 
-    def __init__(self, boundary: Boundary, method: str, context: Any) -> None:
+    def __init__(self, boundary: Boundary, method: _Method, context: Any) -> None:
         self._boundary = boundary
         self._method = method
         self._context = context
@@ -127,26 +142,31 @@ class _Call:
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._boundary.leave()
+        seconds = time.monotonic() - self._started
+        method = self._method
         if error is None:
-            self._log_if_slow()
-        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
-            await self._refuse(_service_error(error, self._method))
+            method.calls.succeeded(seconds)
+            if seconds > method.slow_seconds:
+                log.warning("slow call", method=method.name, seconds=round(seconds, 3))
+        elif isinstance(error, grpc.aio.AbortError):  # a handler of grpc's own has refused it
+            method.calls.failed(self._context.code().name, seconds)
+        elif isinstance(error, Exception):
+            refusal = _service_error(error, method.name)
+            method.calls.failed(refusal.code.name, seconds)
+            await self._refuse(refusal)
+        else:
+            method.calls.failed(grpc.StatusCode.CANCELLED.name, seconds)
 
     async def _refuse(self, error: ServiceError) -> None:
         log.log(
             _log_level(error),
             "call refused",
-            method=_name(self._method),
+            method=self._method.name,
             reason=error.reason,
             message=error.message,
             **error.metadata,
         )
         await self._context.abort_with_status(error.status())
-
-    def _log_if_slow(self) -> None:
-        seconds = time.monotonic() - self._started
-        if seconds > SLOW_SECONDS.get(_name(self._method), math.inf):
-            log.warning("slow call", method=_name(self._method), seconds=round(seconds, 3))
 
 
 _CALLERS_OWN = frozenset(
@@ -178,10 +198,10 @@ def _service_error(error: Exception, method: str) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, StorageUnavailableError):
-        log.error("storage unavailable", method=_name(method), error=str(error))
+        log.error("storage unavailable", method=method, error=str(error))
         return ServiceError("STORAGE_UNAVAILABLE", "the database is away: retry")
     error_id = uuid.uuid4().hex[:12]
-    log.error("a bug", method=_name(method), error_id=error_id, exc_info=error)
+    log.error("a bug", method=method, error_id=error_id, exc_info=error)
     return ServiceError("INTERNAL", f"an internal error, logged under {error_id}")
 
 
@@ -198,10 +218,6 @@ def _parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 async def _parsed(parse: Callable[[bytes], Any], requests: AsyncIterator[bytes]) -> Any:
     async for data in requests:
         yield parse(data)
-
-
-def _name(method: str) -> str:
-    return method.rpartition("/")[2]
 
 
 def _authorization(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:

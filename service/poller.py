@@ -31,6 +31,7 @@ from providers.base import (
     Weather,
 )
 from service.limits import Turns
+from service.metrics import Metrics
 from service.verdicts import Verdicts, after_callback
 from service.watch import Hub
 from storage.errors import ClaimUnknownError, StorageUnavailableError
@@ -74,6 +75,7 @@ class Poller:
         hub: Hub,
         verdicts: Verdicts,
         limits: AccountLimits,
+        metrics: Metrics,
         disabled_models: frozenset[str] = frozenset(),
         callback_url: Callable[[str], str] | None = None,
     ) -> None:
@@ -81,6 +83,7 @@ class Poller:
         self._provider = provider
         self._hub = hub
         self._verdicts = verdicts
+        self._metrics = metrics
         self._disabled_models = disabled_models
         self._callback_url = callback_url
         self._running_max = limits.running_max or math.inf
@@ -89,6 +92,7 @@ class Poller:
         self._quotas = {Lane.SUBMIT: creates, Lane.POLL: status, Lane.LATE: status}
         self._allowed_times = dict.fromkeys(Lane, 0.0)
         self._running_full = False
+        self._limited_since: dict[Lane, float] = {}
         self._turns = Turns()
         self._hold = _Hold()
         self._outage = _Outage()
@@ -167,7 +171,7 @@ class Poller:
         """
         cancelled = task.failed(Failure("CANCELLED", "cancelled by its caller"), self._store.now())
         if saved := await self._store.save(task, cancelled):
-            self._hub.publish(saved)
+            self._show(task, saved)
 
     async def called_back(self, task_id: str, provider_task_id: str) -> bool:
         """Poll a task now, as the provider has called back for it; False if there is no such task.
@@ -246,9 +250,16 @@ class Poller:
         self._allowed_times[lane] = min(claim.next_time, now + IDLE_SECONDS)
         if lane is Lane.SUBMIT:
             self._running_full = claim.next_time == math.inf
+        self._note_limits(lane, claim, now)
         for task in claim.tasks:
             self._start(lane, task, slot_time=now)
         return len(claim.tasks)
+
+    def _note_limits(self, lane: Lane, claim: Claim, now: float) -> None:
+        if claim.tasks and lane in self._limited_since:
+            self._metrics.limiter_waited(lane, now - self._limited_since.pop(lane))
+        if claim.next_time:
+            self._limited_since.setdefault(lane, now)
 
     async def _claim(self, lane: Lane, now: float, room: int) -> Claim:
         """Put tasks off, so that they come back if their worker is gone.
@@ -256,21 +267,32 @@ class Poller:
         Those to be sent are SUBMITTING from here on, on the disk.
         """
         lease_end = now + LEASE_SECONDS
-        quota = self._quotas[lane]
         if lane is not Lane.SUBMIT:
-            return await self._store.claim(
-                lane, now, room, lambda task: task.scheduled(lease_end, task.setbacks), quota
-            )
+            return await self._claim_polls(lane, now, room, lease_end)
         claim = await self._store.claim_in_turns(
             now,
             room=room,
             depth=PROBE_DEPTH if self._hold.half_open else room,
             pick=self._next_in_turn,
             move=lambda task: task.submitting(now, lease_end),
-            quota=quota,
+            quota=self._quotas[lane],
             running_max=self._running_max,
         )
         self._hold.note_sent(len(claim.tasks))
+        for task in claim.tasks:
+            self._metrics.task_moved(task.model, Stage.SUBMITTING)
+        return claim
+
+    async def _claim_polls(self, lane: Lane, now: float, room: int, lease_end: float) -> Claim:
+        due_times: dict[str, float | None] = {}
+
+        def put_off(task: Task) -> Task:
+            due_times[task.id] = task.due_time
+            return task.scheduled(lease_end, task.setbacks)
+
+        claim = await self._store.claim(lane, now, room, put_off, self._quotas[lane])
+        for task in claim.tasks:
+            self._metrics.poll_started(now - (due_times[task.id] or now))
         return claim
 
     def _next_in_turn(self, waiting: Sequence[Waiting], room: int) -> list[str]:
@@ -446,8 +468,11 @@ class Poller:
             self._allowed_times[Lane.SUBMIT] = 0.0
         if after.ended or (after.due_time or math.inf) < self._next_time:
             self.wake()
+        if after.stage and after.stage is not before.stage:
+            self._metrics.task_moved(after.model, after.stage)
         if after.ended and not before.ended:
             reason = after.failure and after.failure.reason
+            self._metrics.task_ended(after.model, after.status, reason or "")
             log.info("task ended", status=after.status, reason=reason)
 
 

@@ -23,6 +23,7 @@ from service.callbacks import Callbacks, CallbackUrls
 from service.callers import Callers
 from service.follow import Follower
 from service.interceptor import Boundary
+from service.metrics import Metrics, Queue, measure_loop_lag
 from service.poller import AccountLimits, Poller
 from service.purge import Purger
 from service.servicer import Admission, Servicer
@@ -77,9 +78,15 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         StorageError: The database cannot be opened.
     """
     async with AsyncExitStack() as stack:
-        store = open_store(settings.database_url.get_secret_value(), hints=settings.database_hints)
+        metrics = Metrics(KieProvider.models)
+        _run_beside(measure_loop_lag(metrics), stack)
+        store = open_store(
+            settings.database_url.get_secret_value(),
+            hints=settings.database_hints,
+            observe=metrics.database,
+        )
         stack.push_async_callback(store.close)
-        provider = await _provider(settings, stack)
+        provider = await _provider(settings, metrics, stack)
         stack.push_async_callback(provider.close)
         hub = Hub()
         urls = _callback_urls(settings)
@@ -89,14 +96,18 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             hub=hub,
             verdicts=_verdicts(settings, provider),
             limits=_limits(settings),
+            metrics=metrics,
             disabled_models=settings.disabled_models,
             callback_url=urls.url if urls else None,
         )
-        boundary = Boundary(Callers(settings.auth_tokens_file))
-        server, health = _grpc_server(boundary, _servicer(settings, store, provider, poller, hub))
+        boundary = Boundary(Callers(settings.auth_tokens_file), metrics)
+        servicer = _servicer(
+            settings, store=store, provider=provider, poller=poller, hub=hub, metrics=metrics
+        )
+        server, health = _grpc_server(boundary, servicer)
         address = _bind(server, settings)
-        admin_address = await _start_admin(settings, store, hub, stack)
-        http_address = await _start_callbacks(settings, urls, poller, stack)
+        admin_address = await _start_admin(settings, store, metrics, hub, stack)
+        http_address = await _start_callbacks(settings, urls, poller, metrics, stack)
         # From here on it spends money: nothing above may still fail.
         polling = asyncio.create_task(poller.run())
         stack.push_async_callback(_stop_polling, poller, polling)
@@ -128,10 +139,12 @@ def _run_beside(duty: Coroutine[None, None, None], stack: AsyncExitStack) -> Non
     stack.push_async_callback(end)
 
 
-async def _provider(settings: Settings, stack: AsyncExitStack) -> KieProvider:
+async def _provider(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> KieProvider:
     if settings.kie_api_key is not None:
         key = settings.kie_api_key.get_secret_value()
-        return KieProvider(settings.kie_api_url, settings.kie_upload_url, key)
+        return KieProvider(
+            settings.kie_api_url, settings.kie_upload_url, key, metrics.provider_called
+        )
     # Imported only where it is used: production never pays for it.
     from providers.kie.simulator import Simulator, SimulatorSettings  # noqa: PLC0415
 
@@ -142,7 +155,7 @@ async def _provider(settings: Settings, stack: AsyncExitStack) -> KieProvider:
         "KIE_API_KEY IS NOT SET: tasks go to the bundled simulator, and their results are samples",
         simulator=simulator.url,
     )
-    return KieProvider(simulator.url, simulator.url, "simulator")
+    return KieProvider(simulator.url, simulator.url, "simulator", metrics.provider_called)
 
 
 def _callback_urls(settings: Settings) -> CallbackUrls | None:
@@ -176,11 +189,18 @@ def _verdicts(settings: Settings, provider: KieProvider) -> Verdicts:
 
 
 def _servicer(
-    settings: Settings, store: Store, provider: KieProvider, poller: Poller, hub: Hub
+    settings: Settings,
+    *,
+    store: Store,
+    provider: KieProvider,
+    poller: Poller,
+    hub: Hub,
+    metrics: Metrics,
 ) -> Servicer:
     watcher = Watcher(
         store,
         hub,
+        metrics,
         heartbeat_seconds=settings.watch_heartbeat_seconds,
         max_age_seconds=settings.watch_max_age_seconds,
         max_streams=settings.watch_max_streams,
@@ -197,6 +217,7 @@ def _servicer(
         watcher=watcher,
         uploads=uploads,
         admission=admission,
+        metrics=metrics,
     )
 
 
@@ -237,21 +258,33 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials:
     )
 
 
-async def _start_admin(settings: Settings, store: Store, hub: Hub, stack: AsyncExitStack) -> str:
+async def _start_admin(
+    settings: Settings, store: Store, metrics: Metrics, hub: Hub, stack: AsyncExitStack
+) -> str:
     if not settings.admin_address:
         return ""
-    app = admin_app(store, lambda: hub.draining)
+    app = admin_app(store, metrics, lambda: _queues(store), lambda: hub.draining)
     return await _start_http(app, "ADMIN_ADDRESS", settings.admin_address, stack)
 
 
+async def _queues(store: Store) -> list[Queue]:
+    now = store.now()
+    waiting = await store.queues()
+    return [Queue(lane, count, max(0.0, now - first)) for lane, (count, first) in waiting.items()]
+
+
 async def _start_callbacks(
-    settings: Settings, urls: CallbackUrls | None, poller: Poller, stack: AsyncExitStack
+    settings: Settings,
+    urls: CallbackUrls | None,
+    poller: Poller,
+    metrics: Metrics,
+    stack: AsyncExitStack,
 ) -> str:
     if urls is None:
         return ""
     key = settings.kie_webhook_key
     webhook_key = key.get_secret_value().encode() if key else None
-    callbacks = Callbacks(urls, webhook_key, poller)
+    callbacks = Callbacks(urls, webhook_key, poller, metrics)
     return await _start_http(callbacks.app(), "HTTP_ADDRESS", settings.http_address, stack)
 
 

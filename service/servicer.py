@@ -17,6 +17,7 @@ from providers.base import ParamsError, Provider, Violation
 from service.callers import current_caller
 from service.errors import REFUSALS, ServiceError, invalid, invalid_params, not_found
 from service.messages import task_message
+from service.metrics import Metrics
 from service.poller import Poller
 from service.uploads import Uploads
 from service.watch import Hub, Subscription, Watcher
@@ -55,6 +56,7 @@ class Servicer(GenerationServiceServicer):
         watcher: Watcher,
         uploads: Uploads,
         admission: Admission,
+        metrics: Metrics,
     ) -> None:
         self._store = store
         self._provider = provider
@@ -63,6 +65,7 @@ class Servicer(GenerationServiceServicer):
         self._watcher = watcher
         self._uploads = uploads
         self._admission = admission
+        self._metrics = metrics
 
     async def CreateTask(  # noqa: N802 - the proto's name
         self, request: pb.CreateTaskRequest, context: Context
@@ -168,6 +171,7 @@ class Servicer(GenerationServiceServicer):
             case Existing(earlier):
                 return _same(earlier, request)
             case _:
+                self._metrics.task_moved(task.model, Stage.ACCEPTED)
                 self._poller.wake()
                 return None
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 
 from service.errors import ServiceError, invalid, not_found
+from service.metrics import Metrics
 from storage.store import Store
 from storage.task import Task
 
@@ -17,10 +18,11 @@ JITTER = 0.1  # of a stream's maximum age, so that streams opened together do no
 class Subscription:
     """One slot that holds the newest snapshot of a task, however slow its reader is."""
 
-    __slots__ = ("_newest", "_waiter", "draining")
+    __slots__ = ("_newest", "_waiter", "draining", "put_time")
 
     def __init__(self) -> None:
         self._newest: Task | None = None
+        self.put_time = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self.draining = False
 
@@ -28,6 +30,7 @@ class Subscription:
         """Replace what the slot holds, and wake the reader."""
         if self._newest is None or task.revision > self._newest.revision:
             self._newest = task
+            self.put_time = time.monotonic()
             self._wake()
 
     def drain(self) -> None:
@@ -132,6 +135,7 @@ class Watcher:
         self,
         store: Store,
         hub: Hub,
+        metrics: Metrics,
         *,
         heartbeat_seconds: float,
         max_age_seconds: float,
@@ -139,6 +143,7 @@ class Watcher:
     ) -> None:
         self._store = store
         self._hub = hub
+        self._metrics = metrics
         self._heartbeat_seconds = heartbeat_seconds
         self._max_age_seconds = max_age_seconds
         self._max_streams = max_streams
@@ -170,16 +175,20 @@ class Watcher:
                     _end_if_due(subscription, expiry)
                 task = newer or task
                 yield task
+                if newer:  # it is written by now
+                    self._metrics.fan_out(time.monotonic() - subscription.put_time)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
         if self._open_streams >= self._max_streams:
             raise ServiceError("RATE_LIMITED", f"{self._max_streams} streams are open already")
         self._open_streams += 1
+        self._metrics.watch_opened()
         try:
             yield
         finally:
             self._open_streams -= 1
+            self._metrics.watch_closed()
 
 
 def _end_if_due(subscription: Subscription, expiry: float) -> None:

@@ -35,6 +35,11 @@ class Statements:
         self.get = text(select.where(row.id == arg))
         self.find_request = text(select.where(row.caller == arg, row.request_id == arg))
         self.next_due = text(Select([], [_first_due_time(lane) for lane in Lane]))
+        self.queues = text(
+            row.select(row.lane, fn.COUNT(SQL("*")), fn.MIN(row.due_time))
+            .where(row.lane.is_null(False))
+            .group_by(row.lane)
+        )
         self.count = text(row.select(fn.COUNT(SQL("*"))).where(row.lane == arg))
 
         self.insert = text(row.insert_many([[arg] * len(COLUMNS)], fields=COLUMNS)) + KNOWN_REQUEST

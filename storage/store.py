@@ -7,7 +7,9 @@ is on the disk.
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -96,32 +98,41 @@ class ListFilter:
     status: Status | None = None
 
 
-def open_store(database_url: str, *, hints: bool = True) -> "Store":
+Observe = Callable[[str, float], None]
+
+
+def _unobserved(operation: str, seconds: float) -> None:
+    del operation, seconds
+
+
+def open_store(database_url: str, *, hints: bool = True, observe: Observe = _unobserved) -> "Store":
     """Open a database inside the event loop that uses it, and bring its tables up to date.
 
     Args:
         database_url: `sqlite:///file` or `postgresql://...`.
         hints: Whether replicas on PostgreSQL tell each other of changes by NOTIFY.
+        observe: Told of each operation, and how many seconds it took with its wait.
 
     Raises:
         StorageConfigError: The URL is of no kind that is served, or another process has the file.
         StorageUnavailableError: The database cannot be reached.
     """
     if is_postgres(database_url):
-        return Store(PostgresEngine(database_url, hints=hints))
+        return Store(PostgresEngine(database_url, hints=hints), observe)
     path = sqlite_path(database_url)
     if path is None:
         raise StorageConfigError(
             f"DATABASE_URL must look like {SQLITE_PREFIX}generation.db or postgresql://host/name"
         )
-    return Store(SqliteEngine(path))
+    return Store(SqliteEngine(path), observe)
 
 
 class Store:
     """The tasks of one database."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, observe: Observe = _unobserved) -> None:
         self._engine = engine
+        self._observe = observe
         self._sql = engine.sql
 
     @property
@@ -146,18 +157,18 @@ class Store:
 
     async def get(self, task_id: str) -> Task | None:
         """Return the newest committed snapshot of a task."""
-        with storage_errors():
+        with self._observed("get"):
             row = await self._engine.get(task_id)
         return None if row is None else task_of(row)
 
     async def find_request(self, caller: str, request_id: str) -> Task | None:
         """Return the task that the caller's request_id made."""
-        row = await self._one(self._sql.find_request, caller, request_id)
+        row = await self._one("find_request", self._sql.find_request, caller, request_id)
         return None if row is None else task_of(row)
 
     async def newer(self, revisions: Mapping[str, int]) -> list[Task]:
         """Return those tasks that other processes took past a revision: {task id: revision}."""
-        with storage_errors():
+        with self._observed("newer"):
             rows = await self._engine.newer([*revisions.keys()], [*revisions.values()])
         return list(filter(None, map(readable, rows)))
 
@@ -178,7 +189,7 @@ class Store:
         tasks: list[Task] = []
         while (room := limit - len(tasks)) > 0:
             sql, params = _page_query(which, before, room).bind(self._engine.db).sql()
-            rows = await self._all(sql, *params)
+            rows = await self._all("page", sql, *params)
             tasks += filter(None, map(readable, rows))
             if len(rows) < room:
                 break
@@ -188,21 +199,27 @@ class Store:
 
     async def next_due_times(self) -> dict[Lane, float]:
         """Return when the first task of each lane is due, in unix seconds; infinity is never."""
-        row = await self._one(self._sql.next_due)
+        row = await self._one("next_due_times", self._sql.next_due)
         assert row is not None
         return {lane: math.inf if t is None else t for lane, t in zip(Lane, row, strict=True)}
 
     async def count(self, lane: Lane) -> int:
         """Return how many tasks wait in a lane."""
-        row = await self._one(self._sql.count, lane)
+        row = await self._one("count", self._sql.count, lane)
         assert row is not None
         return int(row[0])
+
+    async def queues(self) -> dict[Lane, tuple[int, float]]:
+        """Return how many tasks wait in each lane, and when the first is due; infinity is never."""
+        rows = await self._all("queues", self._sql.queues)
+        found = {Lane(lane): (count, first) for lane, count, first in rows}
+        return {lane: found.get(lane, (0, math.inf)) for lane in Lane}
 
     async def ping(self) -> None:
         """Raise StorageUnavailableError unless the database can be written to now."""
         try:
             async with asyncio.timeout(PING_SECONDS):
-                await self._write_alone(lambda: self._engine.execute(self._engine.touch))
+                await self._write_alone("ping", lambda: self._engine.execute(self._engine.touch))
         except TimeoutError:
             raise StorageUnavailableError("the database is busy") from None
 
@@ -210,14 +227,14 @@ class Store:
 
     async def create(self, task: Task, queue_max_tasks: int) -> Created | Existing | QueueFull:
         """Store a new task, unless the caller's request_id has one already or too many wait."""
-        return await self._write(self._create_each, Creation(task, queue_max_tasks))
+        return await self._write("create", self._create_each, Creation(task, queue_max_tasks))
 
     async def save(self, before: Task, after: Task) -> Task | None:
         """Store the snapshot that a move made of `before`, and return it with its new version.
 
         None if `before` is not the present one any more.
         """
-        saved = await self._write(self._save_each, (before, after))
+        saved = await self._write("save", self._save_each, (before, after))
         self._hint([saved] if saved and saved.revision > before.revision else [])
         return saved
 
@@ -232,7 +249,7 @@ class Store:
         Raises:
             ClaimUnknownError: Perhaps it was committed.
         """
-        return await self._claim(lambda: self._claim_due(lane, now, limit, move, quota))
+        return await self._claim("claim", lambda: self._claim_due(lane, now, limit, move, quota))
 
     async def claim_in_turns(
         self,
@@ -254,6 +271,7 @@ class Store:
             ClaimUnknownError: Perhaps it was committed.
         """
         claim = await self._claim(
+            "claim_in_turns",
             lambda: self._claim_waiting(
                 now,
                 room=room,
@@ -262,31 +280,35 @@ class Store:
                 move=move,
                 quota=quota,
                 running_max=running_max,
-            )
+            ),
         )
         self._hint(claim.tasks)
         return claim
 
     async def renew(self, tasks: Iterable[Task], due_time: float) -> list[Task]:
         """Put off the tasks that are still as they were claimed; return those."""
-        return await self._write_alone(lambda: self._renew(tasks, due_time))
+        return await self._write_alone("renew", lambda: self._renew(tasks, due_time))
 
     async def take_slot(self, quota: Quota, now: float) -> float:
         """Take a slot of a quota; return 0, or when the next one is free."""
-        taken, next_time = await self._write_alone(lambda: self._take_slots(quota, 1, now))
+        taken, next_time = await self._write_alone(
+            "take_slot", lambda: self._take_slots(quota, 1, now)
+        )
         return 0.0 if taken else next_time
 
     async def add_slots(self, quota: Quota) -> None:
         """Make the slots of a quota that are not there yet."""
-        await self._write_alone(lambda: self._add_slots(quota))
+        await self._write_alone("add_slots", lambda: self._add_slots(quota))
 
     async def release(self, now: float) -> None:
         """Make due what waits for workers that are gone: for the start of the only process."""
-        await self._write_alone(lambda: self._engine.execute(self._sql.release, now, now))
+        await self._write_alone(
+            "release", lambda: self._engine.execute(self._sql.release, now, now)
+        )
 
     async def hasten(self, now: float) -> None:
         """Make due what is polled and had setbacks: the provider answers again."""
-        await self._write_alone(lambda: self._engine.execute(self._sql.hasten, now, now))
+        await self._write_alone("hasten", lambda: self._engine.execute(self._sql.hasten, now, now))
 
     async def purge(self, ended_before: float, limit: int) -> int:
         """Delete the oldest tasks that ended before a time, in unix seconds; return how many.
@@ -294,7 +316,7 @@ class Store:
         Their request_ids are forgotten. What may still be delivered late is kept.
         """
         cursor = await self._write_alone(
-            lambda: self._engine.execute(self._sql.purge, ended_before, limit)
+            "purge", lambda: self._engine.execute(self._sql.purge, ended_before, limit)
         )
         return int(cursor.rowcount)
 
@@ -403,24 +425,36 @@ class Store:
 
     # --- the way to the engine ---
 
-    async def _one(self, sql: str, *params: object) -> Row | None:
-        with storage_errors():
+    @contextmanager
+    def _observed(self, operation: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            with storage_errors():
+                yield
+        finally:
+            self._observe(operation, time.perf_counter() - started)
+
+    async def _one(self, operation: str, sql: str, *params: object) -> Row | None:
+        with self._observed(operation):
             return await self._engine.one(sql, *params)
 
-    async def _all(self, sql: str, *params: object) -> list[Row]:
-        with storage_errors():
+    async def _all(self, operation: str, sql: str, *params: object) -> list[Row]:
+        with self._observed(operation):
             return await self._engine.all(sql, *params)
 
     async def _write(
-        self, kind: Callable[[Sequence[Argument]], Sequence[T]], argument: Argument
+        self,
+        operation: str,
+        kind: Callable[[Sequence[Argument]], Sequence[T]],
+        argument: Argument,
     ) -> T:
-        with storage_errors():
+        with self._observed(operation):
             return await self._engine.write(kind, argument)
 
-    async def _write_alone(self, work: Callable[[], T]) -> T:
-        return await self._write(lambda _: [work()], None)
+    async def _write_alone(self, operation: str, work: Callable[[], T]) -> T:
+        return await self._write(operation, lambda _: [work()], None)
 
-    async def _claim(self, work: Callable[[], Claim]) -> Claim:
+    async def _claim(self, operation: str, work: Callable[[], Claim]) -> Claim:
         """Run a claim; if its commit has no answer, say what it would have claimed."""
         attempted: list[Task] = []
 
@@ -430,7 +464,7 @@ class Store:
             return claim
 
         try:
-            return await self._write_alone(noted)
+            return await self._write_alone(operation, noted)
         except StorageUnavailableError as error:
             if attempted:
                 raise ClaimUnknownError(str(error), attempted) from error

@@ -98,7 +98,7 @@ class Gate:
             loop.call_soon_threadsafe(self._reached.set)
             self._open.wait(10)
 
-        self._waiting = asyncio.create_task(store._write_alone(wait))
+        self._waiting = asyncio.create_task(store._write_alone("test", wait))
 
     async def reached(self) -> None:
         async with asyncio.timeout(10):

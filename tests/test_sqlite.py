@@ -52,7 +52,9 @@ async def test_a_write_is_on_the_disk_before_it_is_acknowledged(store: Store) ->
     def pragma(name: str) -> Any:
         return store._engine.execute(f"PRAGMA {name}").fetchone()[0]
 
-    settings = await store._write_alone(lambda: [pragma("journal_mode"), pragma("synchronous")])
+    settings = await store._write_alone(
+        "test", lambda: [pragma("journal_mode"), pragma("synchronous")]
+    )
     assert settings == ["wal", 2], "2 is FULL: every commit is flushed"
 
 
@@ -81,7 +83,7 @@ async def test_writes_that_wait_together_are_committed_together(
     gate = Gate(store)
     await gate.reached()
     jobs = await enqueued(*(store.create(new(f"t{i}"), NO_LIMIT) for i in range(20)))
-    seen = await enqueued(store._write_alone(lambda: committed(tmp_path)))
+    seen = await enqueued(store._write_alone("test", lambda: committed(tmp_path)))
     await gate.open()
     await asyncio.gather(*jobs)
     assert await asyncio.gather(*seen) == [0], "the one behind them saw none committed"
@@ -141,7 +143,7 @@ async def test_a_full_disk_is_unavailable_and_leaves_nothing_half_written(
             return store._engine.execute("PRAGMA page_count").fetchone()[0]
         return store._engine.execute(f"PRAGMA max_page_count = {most}").fetchone()
 
-    await store._write_alone(lambda: pages(pages(None) + 40))
+    await store._write_alone("test", lambda: pages(pages(None) + 40))
     large = [new(f"t{i}", params=bytes(20_000)) for i in range(50)]
     created: list[Task] = []
 
@@ -163,7 +165,7 @@ async def test_a_full_disk_is_unavailable_and_leaves_nothing_half_written(
     assert len(await store.page(ListFilter("c"), None, 100)) == len(created)
     assert rows(url(tmp_path), "PRAGMA integrity_check") == [("ok",)]
 
-    await store._write_alone(lambda: pages(100_000))
+    await store._write_alone("test", lambda: pages(100_000))
     await stored(store, *large[len(created) :])
     assert await store.count(Lane.SUBMIT) == 50
 

@@ -794,7 +794,7 @@ async def test_a_job_that_raises_fails_alone_and_leaves_nothing(store: Store) ->
     await gate.reached()
     jobs = await enqueued(
         store.create(new("first"), NO_LIMIT),
-        store._write_alone(insert_and_raise),
+        store._write_alone("test", insert_and_raise),
         store.create(new("second"), NO_LIMIT),
         store.create(new("first"), NO_LIMIT),
         store.create(new("third", request_id="r"), NO_LIMIT),

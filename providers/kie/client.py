@@ -1,14 +1,16 @@
 """Kie.ai over HTTP: the one place where its API is called, and where its errors become outcomes."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 from aiohttp import hdrs
 
 from generated.generation.v1.generation_pb2 import ProviderParams
 from providers.base import (
+    CallObserver,
     ParamsError,
     Poll,
     Postponed,
@@ -51,7 +53,13 @@ UPLOAD_PATH = "/api/file-stream-upload"
 USER_AGENT = "kie-generation-service"  # Kie's edge answers 403 to a library's own
 
 NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+BROKEN = (aiohttp.ClientError, TimeoutError, OSError, UnreadableAnswerError)
 SERVER_ERRORS = range(500, 600)
+CODES = range(100, 600)  # what an observer is told by its number
+
+
+def _unobserved(endpoint: str, code: str, seconds: float) -> None:
+    del endpoint, code, seconds
 
 
 class KieProvider:
@@ -62,8 +70,11 @@ class KieProvider:
 
     models = frozenset(ADAPTERS)
 
-    def __init__(self, api_url: str, upload_url: str, api_key: str) -> None:
+    def __init__(
+        self, api_url: str, upload_url: str, api_key: str, observe: CallObserver = _unobserved
+    ) -> None:
         self._api_key = api_key
+        self._observe = observe
         self._api_url = api_url.rstrip("/")
         self._upload_url = upload_url.rstrip("/")
         headers = {hdrs.AUTHORIZATION: f"Bearer {api_key}", hdrs.USER_AGENT: USER_AGENT}
@@ -118,26 +129,32 @@ class KieProvider:
         body = adapter.body(model_params)
         if callback_url:
             body["callBackUrl"] = callback_url
-        posting = asyncio.create_task(self._post(adapter.create_path, body))
-        try:
-            done, _ = await asyncio.wait({posting}, timeout=CREATE_SECONDS)
-            if not done:  # a process that was paused finds the time over, and the answer waiting
-                await asyncio.wait({posting}, timeout=SECOND_LOOK_SECONDS)
-            return posting.result() if posting.done() else Unknown("no answer in time")
-        finally:
-            posting.cancel()
+        with _Call(adapter.create_path, self._observe) as call:
+            posting = asyncio.create_task(self._post(adapter.create_path, body, call))
+            try:
+                done, _ = await asyncio.wait({posting}, timeout=CREATE_SECONDS)
+                if not done:  # a process that was paused finds the time over, the answer waiting
+                    await asyncio.wait({posting}, timeout=SECOND_LOOK_SECONDS)
+                if posting.done():
+                    return posting.result()
+                call.broke(TimeoutError())
+                return Unknown("no answer in time")
+            finally:
+                posting.cancel()
 
-    async def _post(self, path: str, body: Mapping[str, Any]) -> Submission:
+    async def _post(self, path: str, body: Mapping[str, Any], call: "_Call") -> Submission:
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS)
         try:
             async with self._writes.post(
                 self._api_url + path, json=body, timeout=timeout, allow_redirects=False
             ) as response:
                 seal = str(body.get("callBackUrl", "")).rpartition("/")[2]
-                return read_submission(await self._read_envelope(response, seal))
+                return read_submission(await self._read_envelope(response, call, seal))
         except NOT_CONNECTED as error:
+            call.broke(error)
             return Postponed(f"not connected: {_describe(error)}")
-        except (aiohttp.ClientError, TimeoutError, OSError, UnreadableAnswerError) as error:
+        except BROKEN as error:
+            call.broke(error)
             return Unknown(_describe(error))
 
     async def poll(self, model: str, provider_task_id: str) -> Poll:
@@ -156,25 +173,38 @@ class KieProvider:
 
     async def _record(self, adapter: Adapter, provider_task_id: str) -> Envelope | Weather:
         try:
-            async with self._reads.get(
-                self._api_url + adapter.record_path,
-                params={"taskId": provider_task_id},
-                timeout=aiohttp.ClientTimeout(total=POLL_SECONDS, connect=CONNECT_SECONDS),
-                allow_redirects=False,
-            ) as response:
-                envelope = await self._read_envelope(response)
-        except (aiohttp.ClientError, TimeoutError, OSError, UnreadableAnswerError) as error:
+            with _Call(adapter.record_path, self._observe) as call:
+                envelope = await self._ask(adapter.record_path, provider_task_id, call)
+        except BROKEN as error:
             return Weather(_describe(error))
         told = (envelope.record or {}).get("taskId")
         if isinstance(told, str) and told != provider_task_id:
             return Weather(f"the record of another task, {clean(told, 64)!r}")
         return envelope
 
+    async def _ask(self, path: str, provider_task_id: str, call: "_Call") -> Envelope:
+        async with self._reads.get(
+            self._api_url + path,
+            params={"taskId": provider_task_id},
+            timeout=aiohttp.ClientTimeout(total=POLL_SECONDS, connect=CONNECT_SECONDS),
+            allow_redirects=False,
+        ) as response:
+            return await self._read_envelope(response, call)
+
     # --- uploads ---
 
     async def upload(self, upload: Upload, chunks: AsyncIterator[bytes]) -> StoredFile:
         """Stream a file as multipart/form-data; the text parts first, as the file may be large."""
         source = _Source(chunks)
+        with _Call(UPLOAD_PATH, self._observe) as call:
+            envelope = await self._send_file(upload, source, call)
+        stored = _stored_file(envelope)
+        if not source.ended:
+            words = "the provider answered before it had the whole file"
+            raise source.error or UploadError("PROVIDER_UNAVAILABLE", words)
+        return stored
+
+    async def _send_file(self, upload: Upload, source: "_Source", call: "_Call") -> Envelope:
         form = aiohttp.MultipartWriter("form-data")
         _add_text(form, "uploadPath", upload.upload_path)
         _add_text(form, "fileName", upload.file_name)
@@ -189,16 +219,15 @@ class KieProvider:
                     allow_redirects=False,
                 ) as response,
             ):
-                envelope = await self._read_envelope(response)
-        except (aiohttp.ClientError, TimeoutError, OSError, UnreadableAnswerError) as error:
+                return await self._read_envelope(response, call)
+        except BROKEN as error:
+            if source.error is None and not _is_callers_stall(error, source):
+                call.broke(error)
             raise source.error or _upload_error(error, source) from None
-        stored = _stored_file(envelope)
-        if not source.ended:
-            words = "the provider answered before it had the whole file"
-            raise source.error or UploadError("PROVIDER_UNAVAILABLE", words)
-        return stored
 
-    async def _read_envelope(self, response: aiohttp.ClientResponse, seal: str = "") -> Envelope:
+    async def _read_envelope(
+        self, response: aiohttp.ClientResponse, call: "_Call", seal: str = ""
+    ) -> Envelope:
         """Read a bounded answer, without our key and without the seal of our callback URL.
 
         Raises:
@@ -209,7 +238,45 @@ class KieProvider:
             text += chunk
             if len(text) > ANSWER_MAX_BYTES:
                 raise UnreadableAnswerError(f"more than {ANSWER_MAX_BYTES} bytes")
-        return parse_envelope(response.status, _without((self._api_key, seal), bytes(text)))
+        hidden = _without((self._api_key, seal), bytes(text))
+        envelope = parse_envelope(response.status, hidden)
+        call.answered(envelope.code)
+        return envelope
+
+
+class _Call:
+    """One request, from its start until the observer is told of its end.
+
+    Its code is the answer's, or a word for why there is none: `not_connected`, `no_answer`,
+    `unreadable`, or `given_up` if it was neither answered nor broken but left from here.
+    """
+
+    def __init__(self, endpoint: str, observe: CallObserver) -> None:
+        self._endpoint = endpoint
+        self._observe = observe
+        self._code = ""
+
+    def answered(self, code: int) -> None:
+        """Note the code of an envelope."""
+        self._code = str(code) if code in CODES else "other"
+
+    def broke(self, error: BaseException) -> None:
+        """Note why there is no answer, if the other side is why."""
+        if isinstance(error, NOT_CONNECTED):
+            self._code = "not_connected"
+        elif isinstance(error, UnreadableAnswerError):
+            self._code = "unreadable"
+        elif isinstance(error, BROKEN):
+            self._code = "no_answer"
+
+    def __enter__(self) -> Self:
+        self._started = time.monotonic()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and not self._code:
+            self.broke(error)
+        self._observe(self._endpoint, self._code or "given_up", time.monotonic() - self._started)
 
 
 class _Source:
@@ -259,12 +326,16 @@ class _FilePayload(aiohttp.AsyncIterablePayload):
 
 
 def _upload_error(error: BaseException, source: _Source) -> UploadError:
-    if isinstance(error, TimeoutError) and source.waiting:
+    if _is_callers_stall(error, source):
         words = f"no bytes came for {UPLOAD_STALL_SECONDS} s: the upload was given up"
         return UploadError("UPLOAD_MISMATCH", words)
     return UploadError(
         "PROVIDER_UNAVAILABLE", f"the provider cannot be reached: {_describe(error)}"
     )
+
+
+def _is_callers_stall(error: BaseException, source: _Source) -> bool:
+    return isinstance(error, TimeoutError) and source.waiting
 
 
 def _add_text(form: aiohttp.MultipartWriter, name: str, value: str) -> None:
