@@ -378,6 +378,7 @@ class Poller:
         if after.ended or (after.due_time or math.inf) < self._next_time:
             self.wake()
         if after.ended and not before.ended:
+            self._verdicts.learn(after)
             reason = after.failure and after.failure.reason
             log.info("task ended", status=after.status, reason=reason)
 

@@ -23,6 +23,7 @@ from service.callbacks import Callbacks, CallbackUrls
 from service.callers import Callers
 from service.interceptor import Boundary
 from service.poller import AccountLimits, Poller
+from service.schedule import Schedule
 from service.servicer import Admission, Servicer
 from service.settings import Settings, split_address
 from service.uploads import Uploads
@@ -150,8 +151,7 @@ def _limits(settings: Settings) -> AccountLimits:
 
 def _verdicts(settings: Settings, provider: KieProvider) -> Verdicts:
     return Verdicts(
-        usual_seconds=provider.usual_seconds,
-        poll_interval_seconds=settings.poll_interval_seconds,
+        schedule=Schedule(settings.poll_interval_seconds, provider.usual_seconds),
         task_max_age_seconds=settings.task_max_age_seconds,
         unknown_wait_seconds=settings.effective_unknown_wait_seconds,
     )

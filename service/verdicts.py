@@ -5,7 +5,6 @@ and returns the snapshot to store, or None to leave the task alone.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -22,7 +21,7 @@ from providers.base import (
     Unknown,
     Weather,
 )
-from service.schedule import poll_delay
+from service.schedule import Schedule
 from storage.task import LATE_POLL_SECONDS, Artifact, Failure, Stage, Task
 
 PUT_OFF_SECONDS = 1.0
@@ -37,14 +36,12 @@ class Verdicts:
     """What becomes of a task, by the operator's patience. Times are unix seconds.
 
     Attributes:
-        usual_seconds: How long most tasks of a model take at the most.
-        poll_interval_seconds: The shortest time between two polls of one task.
+        schedule: When to ask again; it learns from every end.
         task_max_age_seconds: From a task's acceptance by the provider to its time-out.
         unknown_wait_seconds: How long a create without an answer waits for its callback.
     """
 
-    usual_seconds: Callable[[str], float]
-    poll_interval_seconds: float
+    schedule: Schedule
     task_max_age_seconds: float
     unknown_wait_seconds: float
 
@@ -59,7 +56,7 @@ class Verdicts:
         match outcome:
             case Accepted(provider_task_id):
                 called_back = bool(task.hinted_id)
-                due_time = now if called_back else now + self._delay(task, 0, now)
+                due_time = now if called_back else now + self._wait(task, 0, now)
                 return task.queued(provider_task_id, now, due_time)
             case Refused(reason, message, code):
                 return task.failed(Failure(reason, message, code), now)
@@ -98,7 +95,7 @@ class Verdicts:
         lost = task.unknown_time or task.submit_time or task.create_time
         if agrees is None and now < lost + self.task_max_age_seconds:
             setbacks = task.setbacks + 1
-            return task.scheduled(now + self._delay(task, setbacks, now), setbacks)
+            return task.scheduled(now + self._wait(task, setbacks, now), setbacks)
         if task.ended:
             return task.adopted_late(task.hinted_id, now, now) if agrees else task.unhinted(None)
         if agrees:
@@ -136,7 +133,18 @@ class Verdicts:
         if answered and _age(task, now) > self.task_max_age_seconds:
             words = f"no end within {self.task_max_age_seconds:g} s of its acceptance"
             return task.failed(Failure("TASK_TIMEOUT", words), now, late_delivery=True)
-        return task.scheduled(now + self._delay(task, setbacks, now), setbacks)
+        return task.scheduled(now + self._wait(task, setbacks, now), setbacks)
+
+    def learn(self, task: Task) -> None:
+        """Learn from a task that has ended how long its model takes, if the provider told.
+
+        Where it did not, `complete_time` is when we came to know, which says more of our polls. An
+        orphan is accepted here only after its end, and says nothing.
+        """
+        if task.accept_time is None or task.complete_time is None:
+            return
+        if task.accept_time < task.complete_time < task.update_time:
+            self.schedule.learn(task.model, task.complete_time - task.accept_time)
 
     def after_late_poll(self, task: Task, outcome: Poll, now: float) -> Task | None:
         """Decide by what the provider says of a task that ended without its paid result."""
@@ -158,12 +166,11 @@ class Verdicts:
     def _late_delay(self, task: Task, now: float) -> float:
         """Hourly; but an adopted orphan may be under way just now, like any other task."""
         if _is_unknown(task) and _age(task, now) < self.task_max_age_seconds:
-            return self._delay(task, 0, now)
+            return self._wait(task, 0, now)
         return LATE_POLL_SECONDS
 
-    def _delay(self, task: Task, setbacks: int, now: float) -> float:
-        usual = self.usual_seconds(task.model)
-        return poll_delay(self.poll_interval_seconds, _age(task, now), usual, setbacks)
+    def _wait(self, task: Task, setbacks: int, now: float) -> float:
+        return self.schedule.wait(task.model, _age(task, now), setbacks)
 
 
 def after_callback(task: Task, provider_task_id: str, now: float) -> Task | None:

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 from providers.base import Accepted, Failed, Progress, Succeeded, Unknown, Weather
+from service.schedule import Schedule
 from service.verdicts import Verdicts, after_callback
 from storage.task import Failure, Stage, Status, Task
 
 NOW = 10_000.0
 VERDICTS = Verdicts(
-    usual_seconds=lambda _: 100.0,
-    poll_interval_seconds=2.0,
+    schedule=Schedule(2.0, lambda _: 100.0),
     task_max_age_seconds=3_600.0,
     unknown_wait_seconds=900.0,
 )
@@ -143,3 +143,31 @@ def test_a_callback_makes_due_what_can_still_change_and_nothing_else() -> None:
     assert hinted is not None
     assert (hinted.hinted_id, hinted.due_time) == ("k", NOW)
     assert after_callback(hinted, "other", NOW) is None, "the first sign is looked into first"
+
+
+# --- what is learned ---
+
+
+def learned_from(complete_time: float | None, now: float) -> list[tuple[str, float]]:
+    """End a task that was accepted at NOW; return what the schedule was told."""
+    told: list[tuple[str, float]] = []
+
+    class Learner(Schedule):
+        def learn(self, model: str, seconds: float) -> None:
+            told.append((model, seconds))
+
+    learner = replace(VERDICTS, schedule=Learner(2.0, lambda _: 100.0))
+    ended = learner.after_poll(QUEUED, replace(SUCCESS, complete_time=complete_time), now)
+    assert ended is not None
+    learner.learn(ended)
+    return told
+
+
+def test_a_duration_is_learned_only_where_the_provider_told_it() -> None:
+    assert learned_from(NOW + 30, now=NOW + 35) == [("imagen4", 30.0)]
+    assert learned_from(None, now=NOW + 35) == []
+    assert learned_from(NOW + 99, now=NOW + 35) == [], "a time that cannot be"
+
+
+def test_an_orphan_that_came_home_after_its_end_teaches_nothing() -> None:
+    assert learned_from(NOW - 1, now=NOW + 35) == []
