@@ -160,6 +160,21 @@ class Poller:
                 return True
         return False
 
+    async def watched(self, task_id: str) -> None:
+        """Leave a task to its callback no longer, as somebody watches it."""
+        if self._callback_url is None:
+            return
+        try:
+            while task := self._store.get(task_id):
+                after = self._verdicts.after_watch(task, time.time())
+                if after is None:
+                    return
+                if await self._store.save(task, after):
+                    self.wake()
+                    return
+        except StorageUnavailableError:
+            return  # the stream goes on, and its next heartbeat says it again
+
     async def _resume(self, now: float) -> None:
         """Take up what an earlier process left, and the account's limits as it left them."""
         await self._store.release(now)

@@ -22,6 +22,9 @@ DURATIONS_MIN = 8  # fewer say too little about a model
 DURATIONS_MAX = 256  # of its last tasks; older ones may be of another time
 USUAL_SHARE = 0.95
 
+OVERDUE_FACTOR = 2.0  # times what most tasks take at the most
+OVERDUE_MIN_SECONDS = 60.0  # Kie tries a callback three times again, each for 15 s (kie-api.md 6)
+
 
 class Schedule:
     """Places the polls of tasks, by the durations that it is told of. Ages count from acceptance.
@@ -58,6 +61,10 @@ class Schedule:
         factor = self._factor(model, age_seconds) * 2.0 ** min(setbacks, 8)
         jitter = random.uniform(1, 1 + JITTER)
         return self._interval_seconds * min(factor, LONGEST_FACTOR) * jitter
+
+    def overdue_age(self, model: str) -> float:
+        """Return the age at which a task's callback should have come long ago."""
+        return max(OVERDUE_FACTOR * self._usual(model), OVERDUE_MIN_SECONDS)
 
     def _factor(self, model: str, age: float) -> float:
         longest = _age_factor(age, self._usual(model))

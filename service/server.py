@@ -85,7 +85,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             store=store,
             provider=provider,
             hub=hub,
-            verdicts=_verdicts(settings, provider),
+            verdicts=_verdicts(settings, provider, hub),
             limits=_limits(settings),
             disabled_models=settings.disabled_models,
             callback_url=urls.url if urls else None,
@@ -149,11 +149,13 @@ def _limits(settings: Settings) -> AccountLimits:
     )
 
 
-def _verdicts(settings: Settings, provider: KieProvider) -> Verdicts:
+def _verdicts(settings: Settings, provider: KieProvider, hub: Hub) -> Verdicts:
+    callbacks = settings.public_url is not None
     return Verdicts(
         schedule=Schedule(settings.poll_interval_seconds, provider.usual_seconds),
         task_max_age_seconds=settings.task_max_age_seconds,
         unknown_wait_seconds=settings.effective_unknown_wait_seconds,
+        left_to_callback=lambda task_id: callbacks and not hub.is_watched(task_id),
     )
 
 
@@ -163,6 +165,7 @@ def _servicer(
     watcher = Watcher(
         store,
         hub,
+        poller.watched,
         heartbeat_seconds=settings.watch_heartbeat_seconds,
         max_age_seconds=settings.watch_max_age_seconds,
         max_streams=settings.watch_max_streams,

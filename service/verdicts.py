@@ -5,6 +5,7 @@ and returns the snapshot to store, or None to leave the task alone.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -39,11 +40,14 @@ class Verdicts:
         schedule: When to ask again; it learns from every end.
         task_max_age_seconds: From a task's acceptance by the provider to its time-out.
         unknown_wait_seconds: How long a create without an answer waits for its callback.
+        left_to_callback: Whether a task's callback may be waited for: one was asked for, and nobody
+            watches the task.
     """
 
     schedule: Schedule
     task_max_age_seconds: float
     unknown_wait_seconds: float
+    left_to_callback: Callable[[str], bool]
 
     # --- a task was sent ---
 
@@ -56,7 +60,7 @@ class Verdicts:
         match outcome:
             case Accepted(provider_task_id):
                 called_back = bool(task.hinted_id)
-                due_time = now if called_back else now + self._wait(task, 0, now)
+                due_time = now if called_back else self._next_time(task, 0, now)
                 return task.queued(provider_task_id, now, due_time)
             case Refused(reason, message, code):
                 return task.failed(Failure(reason, message, code), now)
@@ -90,7 +94,7 @@ class Verdicts:
 
         None says that the provider did not tell: it is asked again, as long as for any task.
         """
-        if not task.hinted_id:
+        if not task.hinted_id or task.provider_task_id:
             return None
         lost = task.unknown_time or task.submit_time or task.create_time
         if agrees is None and now < lost + self.task_max_age_seconds:
@@ -133,7 +137,15 @@ class Verdicts:
         if answered and _age(task, now) > self.task_max_age_seconds:
             words = f"no end within {self.task_max_age_seconds:g} s of its acceptance"
             return task.failed(Failure("TASK_TIMEOUT", words), now, late_delivery=True)
-        return task.scheduled(now + self._wait(task, setbacks, now), setbacks)
+        return task.scheduled(self._next_time(task, setbacks, now), setbacks)
+
+    def after_watch(self, task: Task, now: float) -> Task | None:
+        """Poll a task as its age deserves, as somebody watches it; None if that is not sooner."""
+        if task.stage not in {Stage.QUEUED, Stage.GENERATING}:
+            return None
+        due_time = now + self._wait(task, task.setbacks, now)
+        sooner = task.due_time is None or due_time < task.due_time
+        return task.scheduled(due_time, task.setbacks) if sooner else None
 
     def learn(self, task: Task) -> None:
         """Learn from a task that has ended how long its model takes, if the provider told.
@@ -169,6 +181,17 @@ class Verdicts:
             return self._wait(task, 0, now)
         return LATE_POLL_SECONDS
 
+    def _next_time(self, task: Task, setbacks: int, now: float) -> float:
+        """Return when to poll a task under way: rarely, while its callback is still to come."""
+        if setbacks or task.hinted_id or not self.left_to_callback(task.id):
+            return now + self._wait(task, setbacks, now)
+        age = _age(task, now)
+        overdue_age = self.schedule.overdue_age(task.model)
+        asked = age >= overdue_age / 2  # that often is often enough, however the schedule moved
+        next_age = age + LATE_POLL_SECONDS if asked else overdue_age
+        wait = min(next_age, self.task_max_age_seconds) - age
+        return now + max(wait, self._wait(task, 0, now))
+
     def _wait(self, task: Task, setbacks: int, now: float) -> float:
         return self.schedule.wait(task.model, _age(task, now), setbacks)
 
@@ -180,7 +203,7 @@ def after_callback(task: Task, provider_task_id: str, now: float) -> Task | None
     no answer.
     """
     if task.provider_task_id:
-        return None if task.lane is None else task.scheduled(now, task.setbacks)
+        return None if task.lane is None else task.called_back(now)
     orphaned = task.stage is Stage.SUBMITTING or _is_unknown(task)
     if not orphaned or not provider_task_id or task.hinted_id:
         return None

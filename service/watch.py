@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from service.errors import ServiceError, invalid, not_found
@@ -15,14 +15,19 @@ JITTER = 0.1  # of a stream's maximum age, so that streams opened together do no
 
 
 class Subscription:
-    """One slot that holds the newest snapshot of a task, however slow its reader is."""
+    """One slot that holds the newest snapshot of a task, however slow its reader is.
 
-    __slots__ = ("_newest", "_waiter", "draining")
+    Attributes:
+        to_the_end: Whether its reader stays until the task has ended, and so watches it.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_newest", "_waiter", "draining", "to_the_end")
+
+    def __init__(self, *, to_the_end: bool = False) -> None:
         self._newest: Task | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.draining = False
+        self.to_the_end = to_the_end
 
     def put(self, task: Task) -> None:
         """Replace what the slot holds, and wake the reader."""
@@ -70,9 +75,9 @@ class Hub:
         self.draining = False
 
     @contextmanager
-    def subscribe(self, task_id: str) -> Iterator[Subscription]:
+    def subscribe(self, task_id: str, *, to_the_end: bool = False) -> Iterator[Subscription]:
         """Receive what is published of a task from now on."""
-        subscription = Subscription()
+        subscription = Subscription(to_the_end=to_the_end)
         subscription.draining = self.draining
         self._subscriptions[task_id].add(subscription)
         try:
@@ -81,6 +86,10 @@ class Hub:
             self._subscriptions[task_id].discard(subscription)
             if not self._subscriptions[task_id]:
                 del self._subscriptions[task_id]
+
+    def is_watched(self, task_id: str) -> bool:
+        """Whether somebody in this process waits for the end of a task."""
+        return any(reader.to_the_end for reader in self._subscriptions.get(task_id, ()))
 
     def publish(self, task: Task) -> None:
         """Hand a committed snapshot to everybody who waits for it."""
@@ -105,6 +114,7 @@ class Watcher:
         self,
         store: Store,
         hub: Hub,
+        watched: Callable[[str], Awaitable[None]],
         *,
         heartbeat_seconds: float,
         max_age_seconds: float,
@@ -112,6 +122,7 @@ class Watcher:
     ) -> None:
         self._store = store
         self._hub = hub
+        self._watched = watched
         self._heartbeat_seconds = heartbeat_seconds
         self._max_age_seconds = max_age_seconds
         self._max_streams = max_streams
@@ -124,7 +135,7 @@ class Watcher:
             ServiceError: TASK_NOT_FOUND, INVALID_PARAMS, RATE_LIMITED; STREAM_EXPIRED or
                 SHUTTING_DOWN later.
         """
-        with self._counted(), self._hub.subscribe(task_id) as subscription:
+        with self._counted(), self._hub.subscribe(task_id, to_the_end=True) as subscription:
             # Subscribed first: a change from here on is seen twice and dropped by its revision,
             # never missed.
             task = self._store.get(task_id)
@@ -136,6 +147,9 @@ class Watcher:
                 yield task
             expiry = time.monotonic() + self._max_age_seconds * random.uniform(1 - JITTER, 1)
             while not task.ended:
+                # Said at each heartbeat, too: another process may have polled it, and knows no
+                # streams but its own.
+                await self._watched(task_id)
                 wait = min(self._heartbeat_seconds, expiry - time.monotonic())
                 newer = await subscription.newer(task.revision, wait)
                 if newer is None:

@@ -130,7 +130,14 @@ def test_each_model_is_learned_by_itself() -> None:
 
 def test_only_the_last_ends_are_remembered() -> None:
     made = schedule([500.0] * 10_000)
+    assert made.overdue_age("m") == 1_000
     for _ in range(DURATIONS_MAX):
         made.learn("m", 100.0)
-    assert made._durations["m"].earliest == 100.0
+    assert made.overdue_age("m") == 200
     assert len(made._durations["m"]._ascending) == DURATIONS_MAX
+
+
+def test_a_callback_is_overdue_when_nearly_every_task_would_have_ended_long_ago() -> None:
+    assert schedule().overdue_age("m") == 2 * USUAL, "by what was known beforehand"
+    assert 180 < schedule(LIKE_IMAGES).overdue_age("m") < 224
+    assert schedule([0.01] * 100).overdue_age("m") == 60, "its repetitions take that long"
