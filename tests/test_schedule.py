@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from benchmarks.polling import Comparison, compare, unwatched
 from service.schedule import DURATIONS_MAX, Schedule
 
 INTERVAL = 2.0
@@ -141,3 +142,30 @@ def test_a_callback_is_overdue_when_nearly_every_task_would_have_ended_long_ago(
     assert schedule().overdue_age("m") == 2 * USUAL, "by what was known beforehand"
     assert 180 < schedule(LIKE_IMAGES).overdue_age("m") < 224
     assert schedule([0.01] * 100).overdue_age("m") == 60, "its repetitions take that long"
+
+
+# --- against fixed schedules, on durations like the recorded ones ---
+
+
+@pytest.fixture(scope="module")
+def comparisons() -> list[Comparison]:
+    return compare(tasks=1_000)
+
+
+def test_ours_knows_earlier_than_each_fixed_schedule_at_no_more_requests(
+    comparisons: list[Comparison],
+) -> None:
+    assert len(comparisons) == 6
+    for found in comparisons:
+        assert found.ours.requests_mean <= found.theirs.requests_mean, found
+        assert found.ours.late_mean < found.theirs.late_mean, found
+        assert found.ours.late_median < found.theirs.late_median, found
+
+
+@pytest.mark.parametrize("kind", ["images", "videos"])
+@pytest.mark.parametrize("callbacks_come", [True, False])
+def test_with_callbacks_on_a_task_that_nobody_watches_costs_at_most_two_requests(
+    kind: str, callbacks_come: bool
+) -> None:
+    spent = unwatched(kind, callbacks_come=callbacks_come, tasks=500)
+    assert spent.requests_max <= 2
