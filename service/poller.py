@@ -187,6 +187,31 @@ class Poller:
                 return True
         return False
 
+    async def watched(self, task: Task) -> None:
+        """Leave a task to its callback no longer, as somebody watches it."""
+        if self._callback_url is None:
+            return
+        present: Task | None = task
+        try:
+            while present and (after := self._verdicts.after_watch(present, self._store.now())):
+                if await self._store.save(present, after):
+                    self.wake()
+                    return
+                present = await self._store.get(task.id)
+        except StorageUnavailableError as error:
+            log.warning("storage unavailable, a watched task waits", error=str(error))
+
+    async def still_watched(self, task_id: str) -> None:
+        """The same again: another process may have polled it, and knows no streams but its own."""
+        if self._callback_url is None or not self._store.shared:
+            return
+        try:
+            task = await self._store.get(task_id)
+        except StorageUnavailableError:
+            return  # the next heartbeat says it again
+        if task:
+            await self.watched(task)
+
     async def _resume(self, now: float) -> None:
         """Take up what an earlier process left."""
         for quota in {*self._quotas.values()}:
@@ -471,6 +496,7 @@ class Poller:
         if after.stage and after.stage is not before.stage:
             self._metrics.task_moved(after.model, after.stage)
         if after.ended and not before.ended:
+            self._verdicts.learn(after)
             reason = after.failure and after.failure.reason
             self._metrics.task_ended(after.model, after.status, reason or "")
             log.info("task ended", status=after.status, reason=reason)

@@ -26,6 +26,7 @@ from service.interceptor import Boundary
 from service.metrics import Metrics, Queue, measure_loop_lag
 from service.poller import AccountLimits, Poller
 from service.purge import Purger
+from service.schedule import Schedule
 from service.servicer import Admission, Servicer
 from service.settings import Settings, split_address
 from service.uploads import Uploads
@@ -94,7 +95,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             store=store,
             provider=provider,
             hub=hub,
-            verdicts=_verdicts(settings, provider),
+            verdicts=_verdicts(settings, provider, hub),
             limits=_limits(settings),
             metrics=metrics,
             disabled_models=settings.disabled_models,
@@ -179,12 +180,13 @@ def _limits(settings: Settings) -> AccountLimits:
     )
 
 
-def _verdicts(settings: Settings, provider: KieProvider) -> Verdicts:
+def _verdicts(settings: Settings, provider: KieProvider, hub: Hub) -> Verdicts:
+    callbacks = settings.public_url is not None
     return Verdicts(
-        usual_seconds=provider.usual_seconds,
-        poll_interval_seconds=settings.poll_interval_seconds,
+        schedule=Schedule(settings.poll_interval_seconds, provider.usual_seconds),
         task_max_age_seconds=settings.task_max_age_seconds,
         unknown_wait_seconds=settings.effective_unknown_wait_seconds,
+        left_to_callback=lambda task_id: callbacks and not hub.is_watched(task_id),
     )
 
 
@@ -201,6 +203,7 @@ def _servicer(
         store,
         hub,
         metrics,
+        poller,
         heartbeat_seconds=settings.watch_heartbeat_seconds,
         max_age_seconds=settings.watch_max_age_seconds,
         max_streams=settings.watch_max_streams,

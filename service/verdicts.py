@@ -22,7 +22,7 @@ from providers.base import (
     Unknown,
     Weather,
 )
-from service.schedule import poll_delay
+from service.schedule import Schedule
 from storage.task import LATE_POLL_SECONDS, Artifact, Failure, Stage, Task
 
 PUT_OFF_SECONDS = 1.0
@@ -37,16 +37,17 @@ class Verdicts:
     """What becomes of a task, by the operator's patience. Times are unix seconds.
 
     Attributes:
-        usual_seconds: How long most tasks of a model take at the most.
-        poll_interval_seconds: The shortest time between two polls of one task.
+        schedule: When to ask again; it learns from every end.
         task_max_age_seconds: From a task's acceptance by the provider to its time-out.
         unknown_wait_seconds: How long a create without an answer waits for its callback.
+        left_to_callback: Whether a task's callback may be waited for: one was asked for, and nobody
+            watches the task.
     """
 
-    usual_seconds: Callable[[str], float]
-    poll_interval_seconds: float
+    schedule: Schedule
     task_max_age_seconds: float
     unknown_wait_seconds: float
+    left_to_callback: Callable[[str], bool]
 
     # --- a task was sent ---
 
@@ -59,7 +60,7 @@ class Verdicts:
         match outcome:
             case Accepted(provider_task_id):
                 called_back = bool(task.hinted_id)
-                due_time = now if called_back else now + self._delay(task, 0, now)
+                due_time = now if called_back else self._next_time(task, 0, now)
                 return task.queued(provider_task_id, now, due_time)
             case Refused(reason, message, code):
                 return task.failed(Failure(reason, message, code), now)
@@ -93,12 +94,12 @@ class Verdicts:
 
         None says that the provider did not tell: it is asked again, as long as for any task.
         """
-        if not task.hinted_id:
+        if not task.hinted_id or task.provider_task_id:
             return None
         lost = task.unknown_time or task.submit_time or task.create_time
         if agrees is None and now < lost + self.task_max_age_seconds:
             setbacks = task.setbacks + 1
-            return task.scheduled(now + self._delay(task, setbacks, now), setbacks)
+            return task.scheduled(now + self._wait(task, setbacks, now), setbacks)
         if task.ended:
             return task.adopted_late(task.hinted_id, now, now) if agrees else task.unhinted(None)
         if agrees:
@@ -136,7 +137,26 @@ class Verdicts:
         if answered and _age(task, now) > self.task_max_age_seconds:
             words = f"no end within {self.task_max_age_seconds:g} s of its acceptance"
             return task.failed(Failure("TASK_TIMEOUT", words), now, late_delivery=True)
-        return task.scheduled(now + self._delay(task, setbacks, now), setbacks)
+        return task.scheduled(self._next_time(task, setbacks, now), setbacks)
+
+    def after_watch(self, task: Task, now: float) -> Task | None:
+        """Poll a task as its age deserves, as somebody watches it; None if that is not sooner."""
+        if task.stage not in {Stage.QUEUED, Stage.GENERATING}:
+            return None
+        due_time = now + self._wait(task, task.setbacks, now)
+        sooner = task.due_time is None or due_time < task.due_time
+        return task.scheduled(due_time, task.setbacks) if sooner else None
+
+    def learn(self, task: Task) -> None:
+        """Learn from a task that has ended how long its model takes, if the provider told.
+
+        Where it did not, `complete_time` is when we came to know, which says more of our polls. An
+        orphan is accepted here only after its end, and says nothing.
+        """
+        if task.accept_time is None or task.complete_time is None:
+            return
+        if task.accept_time < task.complete_time < task.update_time:
+            self.schedule.learn(task.model, task.complete_time - task.accept_time)
 
     def after_late_poll(self, task: Task, outcome: Poll, now: float) -> Task | None:
         """Decide by what the provider says of a task that ended without its paid result."""
@@ -158,12 +178,22 @@ class Verdicts:
     def _late_delay(self, task: Task, now: float) -> float:
         """Hourly; but an adopted orphan may be under way just now, like any other task."""
         if _is_unknown(task) and _age(task, now) < self.task_max_age_seconds:
-            return self._delay(task, 0, now)
+            return self._wait(task, 0, now)
         return LATE_POLL_SECONDS
 
-    def _delay(self, task: Task, setbacks: int, now: float) -> float:
-        usual = self.usual_seconds(task.model)
-        return poll_delay(self.poll_interval_seconds, _age(task, now), usual, setbacks)
+    def _next_time(self, task: Task, setbacks: int, now: float) -> float:
+        """Return when to poll a task under way: rarely, while its callback is still to come."""
+        if setbacks or task.hinted_id or not self.left_to_callback(task.id):
+            return now + self._wait(task, setbacks, now)
+        age = _age(task, now)
+        overdue_age = self.schedule.overdue_age(task.model)
+        asked = age >= overdue_age / 2  # that often is often enough, however the schedule moved
+        next_age = age + LATE_POLL_SECONDS if asked else overdue_age
+        wait = min(next_age, self.task_max_age_seconds) - age
+        return now + max(wait, self._wait(task, 0, now))
+
+    def _wait(self, task: Task, setbacks: int, now: float) -> float:
+        return self.schedule.wait(task.model, _age(task, now), setbacks)
 
 
 def after_callback(task: Task, provider_task_id: str, now: float) -> Task | None:
@@ -173,7 +203,7 @@ def after_callback(task: Task, provider_task_id: str, now: float) -> Task | None
     no answer.
     """
     if task.provider_task_id:
-        return None if task.lane is None else task.scheduled(now, task.setbacks)
+        return None if task.lane is None else task.called_back(now)
     orphaned = task.stage is Stage.SUBMITTING or _is_unknown(task)
     if not orphaned or not provider_task_id or task.hinted_id:
         return None

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 from service.errors import ServiceError, invalid, not_found
 from service.metrics import Metrics
@@ -16,15 +17,21 @@ JITTER = 0.1  # of a stream's maximum age, so that streams opened together do no
 
 
 class Subscription:
-    """One slot that holds the newest snapshot of a task, however slow its reader is."""
+    """One slot that holds the newest snapshot of a task, however slow its reader is.
 
-    __slots__ = ("_newest", "_waiter", "draining", "put_time")
+    Attributes:
+        put_time: When it was filled, by the monotonic clock.
+        to_the_end: Whether its reader stays until the task has ended, and so watches it.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_newest", "_waiter", "draining", "put_time", "to_the_end")
+
+    def __init__(self, *, to_the_end: bool = False) -> None:
         self._newest: Task | None = None
         self.put_time = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self.draining = False
+        self.to_the_end = to_the_end
 
     def put(self, task: Task) -> None:
         """Replace what the slot holds, and wake the reader."""
@@ -83,9 +90,9 @@ class Hub:
         self.draining = False
 
     @contextmanager
-    def subscribe(self, task_id: str) -> Iterator[Subscription]:
+    def subscribe(self, task_id: str, *, to_the_end: bool = False) -> Iterator[Subscription]:
         """Receive what is published of a task from now on."""
-        subscription = Subscription()
+        subscription = Subscription(to_the_end=to_the_end)
         subscription.draining = self.draining
         self._topics[task_id].subscriptions.add(subscription)
         try:
@@ -95,6 +102,11 @@ class Hub:
             topic.subscriptions.discard(subscription)
             if not topic.subscriptions:
                 del self._topics[task_id]
+
+    def is_watched(self, task_id: str) -> bool:
+        """Whether somebody in this process waits for the end of a task."""
+        topic = self._topics.get(task_id)
+        return topic is not None and any(s.to_the_end for s in topic.subscriptions)
 
     def publish(self, task: Task) -> None:
         """Hand a committed snapshot to everybody who waits for it; an older one changes nothing."""
@@ -125,6 +137,16 @@ class Hub:
                 subscription.drain()
 
 
+class Attention(Protocol):
+    """Who polls tasks, and lets those rest that nobody watches."""
+
+    async def watched(self, task: Task) -> None:
+        """Hear that somebody watches a task."""
+
+    async def still_watched(self, task_id: str) -> None:
+        """Hear that the task is watched after a quiet while."""
+
+
 class Watcher:
     """Streams of snapshots.
 
@@ -136,6 +158,7 @@ class Watcher:
         store: Store,
         hub: Hub,
         metrics: Metrics,
+        attention: Attention,
         *,
         heartbeat_seconds: float,
         max_age_seconds: float,
@@ -144,6 +167,7 @@ class Watcher:
         self._store = store
         self._hub = hub
         self._metrics = metrics
+        self._attention = attention
         self._heartbeat_seconds = heartbeat_seconds
         self._max_age_seconds = max_age_seconds
         self._max_streams = max_streams
@@ -156,7 +180,7 @@ class Watcher:
             ServiceError: TASK_NOT_FOUND, INVALID_PARAMS, RATE_LIMITED; STREAM_EXPIRED or
                 SHUTTING_DOWN later.
         """
-        with self._counted(), self._hub.subscribe(task_id) as subscription:
+        with self._counted(), self._hub.subscribe(task_id, to_the_end=True) as subscription:
             # Subscribed first: a change from here on is seen twice and dropped by its revision,
             # never missed.
             task = await self._store.get(task_id)
@@ -168,11 +192,14 @@ class Watcher:
             if task.ended or task.revision != after_revision:
                 yield task
             expiry = time.monotonic() + self._max_age_seconds * random.uniform(1 - JITTER, 1)
+            if not task.ended:
+                await self._attention.watched(task)
             while not task.ended:
                 wait = min(self._heartbeat_seconds, expiry - time.monotonic())
                 newer = await subscription.newer(task.revision, wait)
                 if newer is None:
                     _end_if_due(subscription, expiry)
+                    await self._attention.still_watched(task_id)
                 task = newer or task
                 yield task
                 if newer:  # it is written by now

@@ -81,7 +81,7 @@ class Task:
         accept_time: When the provider accepted it; its age counts from here.
         unknown_time: When the answer to its paid request was found to be lost.
         hinted_id: The provider's id that a callback brought while that answer was missing; believed
-            once its record agrees.
+            once its record agrees. Later the sign that its callback has come.
         due_time: When it must be looked at next, or None. A claim puts it off, so that a task whose
             worker is gone comes back.
         setbacks: How many times in a row the provider could not be asked.
@@ -158,7 +158,6 @@ class Task:
             provider_task_id=provider_task_id,
             accept_time=now,
             unknown_time=None,
-            hinted_id="",
             due_time=due_time,
             setbacks=0,
         )
@@ -183,6 +182,14 @@ class Task:
     def unhinted(self, due_time: float | None) -> "Task":
         """The hint was of another task. Not visible to callers."""
         return replace(self, hinted_id="", due_time=due_time)
+
+    def called_back(self, now: float) -> "Task":
+        """Its callback has come: look at it now, and wait for no other one.
+
+        Not visible to callers.
+        """
+        assert self.provider_task_id, self
+        return replace(self, hinted_id=self.provider_task_id, due_time=now)
 
     # --- the work ---
 

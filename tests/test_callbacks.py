@@ -16,8 +16,8 @@ from providers.kie.simulated.callbacks import signature
 from providers.kie.simulator import Simulator
 from service.callbacks import CallbackUrls
 from tests.conftest import Serve
-from tests.databases import rows
-from tests.harness import INSTANT, Service, ended, serving
+from tests.databases import change, rows
+from tests.harness import INSTANT, Service, ended, eventually, serving
 
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 MODELS: dict[str, dict[str, Any]] = {
@@ -291,6 +291,94 @@ async def test_callback_urls_are_kept_out_of_results_messages_and_the_database(
 async def test_without_a_public_url_no_callback_is_asked_for(service: Service) -> None:
     await service.create()
     assert service.kie.tasks[-1]["callBackUrl"] is None
+
+
+OFTEN: dict[str, Any] = {"poll_interval_seconds": 0.02}
+
+
+async def test_a_task_that_nobody_watches_costs_at_most_two_status_requests(
+    serve: Serve, port: int
+) -> None:
+    async with serve(**with_callbacks(port, **OFTEN)) as service:
+        created = await service.create({"imagen4": {"prompt": "x [sim:seconds=0.5]"}})
+        await until_ended(service, created.id)
+        assert polls_of(service.kie, created.provider_task_id) <= 2
+
+
+async def test_a_task_is_polled_while_it_is_watched_and_left_to_its_callback_before_and_after(
+    serve: Serve, port: int
+) -> None:
+    async with serve(**with_callbacks(port, **OFTEN)) as service:
+        created = await service.create(STUCK)
+        await a_while(service)
+        assert polls_of(service.kie, created.provider_task_id) == 0
+        watch = service.stub.WatchTask(pb.WatchTaskRequest(task_id=created.id))
+        await eventually(lambda: polls_of(service.kie, created.provider_task_id) >= 5)
+        watch.cancel()
+        await a_while(service)
+        left = polls_of(service.kie, created.provider_task_id)
+        await a_while(service)
+        assert polls_of(service.kie, created.provider_task_id) == left
+
+
+async def test_a_task_that_was_watched_before_it_was_sent_is_polled(
+    serve: Serve, port: int
+) -> None:
+    async with serve(**with_callbacks(port, create_wait_seconds=0, **OFTEN)) as service:
+        service.kie.add_fault("create:slow,seconds=0.2")
+        service.kie.add_fault("callback:drop")
+        assert ended(await service.end((await service.create()).id))
+
+
+async def test_a_watch_hastens_a_task_that_another_process_left_to_its_callback(
+    tmp_path: Path, kie: Simulator, postgresql_url: str, port: int
+) -> None:
+    settings = with_callbacks(port, watch_heartbeat_seconds=0.05, poll_interval_seconds=0.2)
+    async with serving(tmp_path, kie, database_url=postgresql_url, **settings) as service:
+        created = await service.create(STUCK)
+        watching = asyncio.ensure_future(service.end(created.id))
+        await eventually(lambda: polls_of(service.kie, created.provider_task_id) >= 1)
+        sql = "UPDATE tasks SET due_time = due_time + 9999, version = version + 1"
+        change(postgresql_url, sql)
+        polls = polls_of(service.kie, created.provider_task_id)
+        await eventually(lambda: polls_of(service.kie, created.provider_task_id) >= polls + 3)
+        service.kie.finish(created.provider_task_id)
+        assert ended(await watching)
+
+
+async def test_a_lost_callback_is_noticed_once_it_is_overdue(
+    serve: Serve, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.schedule.OVERDUE_FACTOR", 0.0)
+    monkeypatch.setattr("service.schedule.OVERDUE_MIN_SECONDS", 0.3)
+    async with serve(**with_callbacks(port, **OFTEN)) as service:
+        service.kie.add_fault("callback:drop")
+        created = await service.create()
+        await until_ended(service, created.id)
+        assert polls_of(service.kie, created.provider_task_id) == 1
+
+
+async def test_a_record_that_lags_behind_its_callback_is_asked_for_again(
+    serve: Serve, port: int
+) -> None:
+    async with serve(**with_callbacks(port, **OFTEN)) as service:
+        service.kie.add_fault("record:late,times=3")
+        created = await service.create()
+        await until_ended(service, created.id)
+        assert polls_of(service.kie, created.provider_task_id) == 4
+
+
+async def until_ended(service: Service, task_id: str) -> None:
+    """Wait for the end of a task without watching it."""
+    async with asyncio.timeout(10):
+        while not ended(await service.query(task_id)):
+            pass
+
+
+async def a_while(service: Service) -> None:
+    """Let another task of 0.5 s come and go: many intervals."""
+    another = await service.create({"imagen4": {"prompt": "x [sim:seconds=0.5]"}})
+    await until_ended(service, another.id)
 
 
 async def until_bought(service: Service) -> None:

@@ -15,7 +15,6 @@ from generated.generation.v1 import generation_pb2 as pb
 from providers.base import Accepted
 from providers.kie.client import KieProvider
 from providers.kie.simulator import Simulator
-from service.schedule import poll_delay
 from tests.conftest import Serve
 from tests.databases import change
 from tests.harness import INSTANT, Service, create_request, ended, eventually
@@ -150,6 +149,20 @@ async def test_a_thousand_tasks_in_flight_all_end_and_none_is_polled_too_often(
         assert min(gaps, default=1_000) >= interval * 1_000 * 0.8, times
 
 
+async def test_once_durations_are_known_no_poll_is_spent_before_a_task_can_have_ended(
+    serve: Serve,
+) -> None:
+    async with serve(poll_interval_seconds=0.1) as service:
+        service.kie.update(seconds={"imagen4": [0.5, 0.5]})
+        for round_ in range(2):
+            created = await asyncio.gather(*(service.create() for _ in range(10)))
+            await asyncio.gather(*(service.end(task.id) for task in created))
+            if round_ == 0:
+                unlearned = sum(task["polls"]["count"] for task in service.kie.tasks)
+    learned = sum(task["polls"]["count"] for task in service.kie.tasks) - unlearned
+    assert learned <= unlearned / 2
+
+
 async def test_polls_never_pass_the_accounts_rate(serve: Serve) -> None:
     async with serve(kie_status_per_second=10, poll_interval_seconds=0.01) as service:
         service.kie.update(records_per_second=10)
@@ -161,26 +174,6 @@ async def test_polls_never_pass_the_accounts_rate(serve: Serve) -> None:
 
 
 # --- pure parts ---
-
-
-@pytest.mark.parametrize(
-    ("age", "setbacks", "least", "most"),
-    [
-        (0, 0, 2.0, 2.2),
-        (29, 0, 2.0, 2.2),
-        (31, 0, 6.0, 6.6),
-        (121, 0, 10.0, 11.0),
-        (400, 0, 16.0, 17.6),
-        (0, 1, 4.0, 4.4),
-        (0, 50, 16.0, 17.6),
-        (400, 50, 16.0, 17.6),
-    ],
-)
-def test_polls_start_early_and_back_off_by_age_and_setbacks(
-    age: float, setbacks: int, least: float, most: float
-) -> None:
-    for _ in range(100):
-        assert least <= poll_delay(2.0, age, usual_seconds=313, setbacks=setbacks) <= most
 
 
 async def test_an_answer_after_the_task_was_given_up_is_adopted_and_its_result_kept(

@@ -77,9 +77,21 @@ MOVES: dict[str, tuple[Move, set[str]]] = {  # each with the tasks that it is al
     "undeliverable": (lambda t: t.undeliverable(), OWED),
     "hinted": (lambda t: t.hinted("k-2", DUE), {*SENDING, "LOST"}),
     "unhinted": (lambda t: t.unhinted(DUE), {"HINTED"}),
+    "called_back": (
+        lambda t: t.called_back(NOW),
+        {name for name, task in TASKS.items() if task.provider_task_id},
+    ),
     "adopted_late": (lambda t: t.adopted_late("k-2", NOW, DUE), {"LOST"}),
 }
-INVISIBLE = {"unknown", "scheduled", "still_undelivered", "undeliverable", "hinted", "unhinted"}
+INVISIBLE = {
+    "unknown",
+    "scheduled",
+    "still_undelivered",
+    "undeliverable",
+    "hinted",
+    "unhinted",
+    "called_back",
+}
 PAIRS = [(move, task) for move in MOVES for task in TASKS]
 ALLOWED = [(move, task) for move, task in PAIRS if task in MOVES[move][1]]
 NOT_GUARDED = [
@@ -191,9 +203,10 @@ def test_a_queued_task_has_the_providers_id_and_its_age_begins() -> None:
     }
 
 
-def test_a_task_of_which_a_sign_came_is_not_unknown_any_more() -> None:
+def test_a_task_of_which_a_sign_came_is_not_unknown_any_more_and_waits_for_no_other() -> None:
     queued = HINTED.queued("k", NOW, DUE)
-    assert (queued.provider_task_id, queued.unknown_time, queued.hinted_id) == ("k", None, "")
+    assert (queued.provider_task_id, queued.unknown_time, queued.hinted_id) == ("k", None, "k")
+    assert changes(QUEUED, QUEUED.called_back(NOW)) == {"hinted_id": "k", "due_time": NOW}
 
 
 @pytest.mark.parametrize("task", ["SUBMITTING", "UNKNOWN", "LOST"])

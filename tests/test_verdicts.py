@@ -2,17 +2,25 @@
 
 from dataclasses import replace
 
-from providers.base import Accepted, Failed, Progress, Succeeded, Unknown, Weather
+from providers.base import Accepted, Failed, Poll, Progress, Succeeded, Unknown, Weather
+from service.schedule import Schedule
 from service.verdicts import Verdicts, after_callback
 from storage.task import Failure, Stage, Status, Task
 
 NOW = 10_000.0
-VERDICTS = Verdicts(
-    usual_seconds=lambda _: 100.0,
-    poll_interval_seconds=2.0,
-    task_max_age_seconds=3_600.0,
-    unknown_wait_seconds=900.0,
-)
+
+
+def verdicts(*, left_to_callback: bool = False) -> Verdicts:
+    return Verdicts(
+        schedule=Schedule(2.0, lambda _: 100.0),
+        task_max_age_seconds=3_600.0,
+        unknown_wait_seconds=900.0,
+        left_to_callback=lambda _: left_to_callback,
+    )
+
+
+VERDICTS = verdicts()
+UNWATCHED = verdicts(left_to_callback=True)
 SUBMITTING = Task(
     id="t",
     caller="c",
@@ -28,6 +36,7 @@ UNKNOWN = SUBMITTING.unknown(NOW, NOW + 900)
 HINTED = UNKNOWN.hinted("k", NOW)
 QUEUED = SUBMITTING.queued("k", NOW, NOW + 2)
 GIVEN_UP = SUBMITTING.failed(Failure("SUBMISSION_UNKNOWN", ""), NOW)
+UNDER_WAY = Progress(generating=True)
 SUCCESS = Succeeded(("http://x/1.png",), ("image/png",), "{}", complete_time=NOW + 1)
 
 
@@ -143,3 +152,83 @@ def test_a_callback_makes_due_what_can_still_change_and_nothing_else() -> None:
     assert hinted is not None
     assert (hinted.hinted_id, hinted.due_time) == ("k", NOW)
     assert after_callback(hinted, "other", NOW) is None, "the first sign is looked into first"
+
+
+# --- a task that is left to its callback ---
+
+
+def due_after(seconds: float, outcome: Poll, task: Task = QUEUED) -> float:
+    """Poll a task that nobody watches; return how much later it is due again."""
+    after = UNWATCHED.after_poll(task, outcome, NOW + seconds)
+    assert after is not None
+    assert after.due_time is not None
+    return after.due_time - NOW - seconds
+
+
+def test_a_task_that_nobody_watches_is_asked_for_once_its_callback_is_overdue() -> None:
+    queued = UNWATCHED.after_submission(SUBMITTING, Accepted("k"), NOW, 0)
+    assert queued is not None
+    assert queued.due_time == NOW + 200
+    assert due_after(10, UNDER_WAY) == 190, "after a watcher has left"
+
+
+def test_and_then_not_before_its_time_out() -> None:
+    assert due_after(200, UNDER_WAY) == 3_400
+    slower = verdicts(left_to_callback=True)
+    for _ in range(100):
+        slower.schedule.learn("imagen4", 190.0)
+    after = slower.after_poll(QUEUED, UNDER_WAY, NOW + 200)
+    assert after is not None
+    assert after.due_time == NOW + 3_600, "once is enough, though overdue is later by now"
+
+
+def test_a_poll_without_a_verdict_is_repeated_soon_though_nobody_watches() -> None:
+    assert due_after(200, Weather("502")) <= 17.6
+
+
+def test_once_its_callback_has_come_a_task_is_polled_until_its_record_says_so() -> None:
+    told = after_callback(QUEUED, "", NOW + 5)
+    assert told is not None
+    assert due_after(5, UNDER_WAY, told) <= 2.2
+    home = UNWATCHED.after_recognition(HINTED, True, NOW)
+    assert home is not None
+    assert due_after(1, UNDER_WAY, home) <= 2.2
+    assert UNWATCHED.after_recognition(home, True, NOW) is None, "it came home already"
+
+
+def test_a_watch_brings_the_next_poll_nearer_and_never_puts_one_off() -> None:
+    left = QUEUED.scheduled(NOW + 200, 0)
+    watched = VERDICTS.after_watch(left, NOW + 40)
+    assert watched is not None
+    assert watched.due_time is not None
+    assert 6.0 <= watched.due_time - NOW - 40 <= 6.6
+    assert VERDICTS.after_watch(QUEUED.scheduled(NOW + 41, 0), NOW + 40) is None
+    assert VERDICTS.after_watch(UNKNOWN, NOW + 40) is None
+
+
+# --- what is learned ---
+
+
+def learned_from(complete_time: float | None, now: float) -> list[tuple[str, float]]:
+    """End a task that was accepted at NOW; return what the schedule was told."""
+    told: list[tuple[str, float]] = []
+
+    class Learner(Schedule):
+        def learn(self, model: str, seconds: float) -> None:
+            told.append((model, seconds))
+
+    learner = replace(VERDICTS, schedule=Learner(2.0, lambda _: 100.0))
+    ended = learner.after_poll(QUEUED, replace(SUCCESS, complete_time=complete_time), now)
+    assert ended is not None
+    learner.learn(ended)
+    return told
+
+
+def test_a_duration_is_learned_only_where_the_provider_told_it() -> None:
+    assert learned_from(NOW + 30, now=NOW + 35) == [("imagen4", 30.0)]
+    assert learned_from(None, now=NOW + 35) == []
+    assert learned_from(NOW + 99, now=NOW + 35) == [], "a time that cannot be"
+
+
+def test_an_orphan_that_came_home_after_its_end_teaches_nothing() -> None:
+    assert learned_from(NOW - 1, now=NOW + 35) == []

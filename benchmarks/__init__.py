@@ -1,0 +1,1 @@
+"""Measurements: what the README and the documents say in figures."""
