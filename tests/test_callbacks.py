@@ -5,6 +5,7 @@ import io
 import statistics
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import aiohttp
