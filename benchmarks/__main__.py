@@ -8,13 +8,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import query
+from benchmarks import create, polls, query, start, upload, watches
 from benchmarks.bench import Bench, child
 from benchmarks.databases import kinds
 from benchmarks.report import Line, Results, print_table
 
 MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Line]]] = {
     "query": query.measure,
+    "create": create.measure,
+    "watches": watches.measure,
+    "polls": polls.measure,
+    "upload": upload.measure,
+    "start": start.measure,
 }
 ROUNDS = 15
 QUICK_ROUNDS = 2

@@ -37,6 +37,11 @@ class Child:
         self.hello = self._receive()
 
     @property
+    def address(self) -> str:
+        """Where it serves, if it is a server."""
+        return str(self.hello["address"])
+
+    @property
     def pid(self) -> int:
         """The number of the process."""
         return self._process.pid
