@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import create, polls, query, start, upload, watches
+from benchmarks import create, curves, polls, query, start, upload, watches
 from benchmarks.bench import Bench, child
 from benchmarks.databases import kinds
-from benchmarks.report import Line, Results, print_table
+from benchmarks.report import CURVE_HEAD, Line, Results, curve_rows, print_table
 
 MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Line]]] = {
     "query": query.measure,
@@ -32,12 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         bench = _bench(given, stack)
         results = Results()
-        for name in given.measurements or MEASUREMENTS:
+        chosen = given.measurements or ([] if given.curves else MEASUREMENTS)
+        for name in chosen:
             started = time.monotonic()
             lines = list(MEASUREMENTS[name](bench))
             print(f"\n{name} ({time.monotonic() - started:.0f} s)\n")
             print_table([line.cells() for line in lines])
             results.put_lines(name, lines)
+        if given.curves:
+            found = list(curves.measure(bench))
+            print_table(curve_rows(found), CURVE_HEAD)
+            results.put_curves(found)
         if not given.quick:
             results.write()
     return 0
@@ -48,6 +53,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("measurements", nargs="*", choices=[*MEASUREMENTS, []], default=[])
     parser.add_argument("--rounds", type=int, help=f"how often each side is measured ({ROUNDS})")
     parser.add_argument("--quick", action="store_true", help="only see that all of it runs")
+    parser.add_argument("--curves", action="store_true", help="how cost grows; many minutes")
     parser.add_argument("--databases", default="sqlite,postgres", help="which kinds (both)")
     return parser.parse_args(arguments)
 

@@ -88,7 +88,7 @@ def _lag(bench: Bench, kind: Kind) -> Iterator[Line]:
     rate = len(polls) / (now - started)
     yield Line(
         f"poll lag, 2,000 in flight, {kind.name}: p99",
-        f"{milliseconds(worst)} (p50 {milliseconds(percentile(lags, 0.5))})",
+        f"{milliseconds(worst)} (p50 {milliseconds(percentile(lags, 0.5))}, {len(lags):,} polls)",
         value=worst,
         target=Target(LAG_TARGET_SECONDS, "≤ 100 ms"),
     )

@@ -25,6 +25,7 @@ PAGE = FOLDER / "results.md"
 TARGETS_CHART = FOLDER / "results.svg"
 CURVES_CHART = FOLDER / "curves.svg"
 HEAD = ("what", "ours", "floor", "ratio (quartiles)", "target", "")
+CURVE_HEAD = ("what", "should be", "exponent", "measured")
 LIBRARIES = ("grpcio", "protobuf", "uvloop", "aiohttp", "peewee", "psycopg2-binary", "pydantic")
 
 Cells = tuple[str, str, str, str, str, str]
@@ -70,6 +71,12 @@ class Line:
             return ""
         return "met" if self.target.use(self.value) <= 1 else "MISSED"
 
+    @property
+    def held(self) -> str:
+        """What is held against the target, as text."""
+        of_ratio = self.ratio is not None and self.value == self.ratio.median
+        return f"{self.value:.2f} x" if of_ratio else self.ours
+
     def cells(self) -> Cells:
         """Return the line as text."""
         target = self.target.text if self.target else ""
@@ -81,7 +88,7 @@ class Curve:
     """How a cost grows.
 
     Attributes:
-        should: `flat` or `straight`.
+        should: `flat`, `straight` or `falling`.
     """
 
     title: str
@@ -92,8 +99,12 @@ class Curve:
 
     @property
     def growth(self) -> float:
-        """The exponent of the growth from end to end: 0 is flat, 1 is straight."""
-        (x0, y0), (x1, y1) = self.points[0], self.points[-1]
+        """The exponent of the growth: 0 is flat, 1 is straight.
+
+        From end to end; of what should be straight over the last step, as it starts from something.
+        """
+        first = -2 if self.should == "straight" else 0
+        (x0, y0), (x1, y1) = self.points[first], self.points[-1]
         return math.log(max(y1, 1e-9) / max(y0, 1e-9)) / math.log(x1 / x0)
 
 
@@ -149,7 +160,7 @@ class Results:
 
     def put_lines(self, measurement: str, lines: Sequence[Line]) -> None:
         """Replace a measurement's lines."""
-        kept = [{"cells": line.cells(), "use": _use(line)} for line in lines]
+        kept = [{"cells": line.cells(), "held": line.held, "use": _use(line)} for line in lines]
         self._data["lines"][measurement] = {"where": _where(), "lines": kept}
 
     def put_curves(self, curves: Sequence[Curve]) -> None:
@@ -176,15 +187,15 @@ class Results:
         if curves := self._curves():
             yield "## How cost grows\n"
             yield "![Curves of cost](curves.svg)\n"
-            yield from curve_table(curves)
+            yield from markdown(curve_rows(curves), CURVE_HEAD)
             yield f"\n{self._data['curves']['where']}"
 
     def _bars(self) -> Iterator[tuple[str, str, float]]:
         for kept in self._data["lines"].values():
             for line in kept["lines"]:
                 if line["use"] is not None:
-                    what, ours, _, ratio, target, _ = line["cells"]
-                    yield what, f"{ratio.partition(' (')[0] or ours}, {target}", line["use"]
+                    what, *_, target, _ = line["cells"]
+                    yield what, f"{line['held']}, target {target}", line["use"]
 
     def _curves(self) -> list[Curve]:
         return [Curve(**curve) for curve in self._data["curves"].get("curves", ())]
@@ -245,12 +256,9 @@ def print_table(rows: Sequence[Sequence[str]], head: Sequence[str] = HEAD) -> No
     sys.stdout.flush()
 
 
-def curve_table(curves: Sequence[Curve]) -> Iterator[str]:
-    """Yield the lines of a Markdown table of curves."""
-    yield from markdown(
-        [(c.title, c.should, f"{c.growth:+.2f}", _points(c)) for c in curves],
-        ("what", "should be", "exponent", "measured"),
-    )
+def curve_rows(curves: Sequence[Curve]) -> list[Sequence[str]]:
+    """Return curves as rows of a table under CURVE_HEAD."""
+    return [(c.title, c.should, f"{c.growth:+.2f}", _points(c)) for c in curves]
 
 
 def _points(curve: Curve) -> str:
@@ -261,7 +269,7 @@ def _points(curve: Curve) -> str:
 
 GOOD, BAD, INK, FAINT = "#2f855a", "#c53030", "#1a202c", "#a0aec0"
 FONT = 'font-family="system-ui, sans-serif" font-size="12"'
-BAR_STEP, LABEL_WIDTH, TARGET_WIDTH, VALUE_WIDTH, USE_MAX = 24, 330, 220, 250, 1.8
+BAR_STEP, LABEL_WIDTH, TARGET_WIDTH, VALUE_WIDTH, USE_MAX = 24, 430, 220, 270, 1.8
 PANEL_WIDTH, PANEL_HEIGHT, PANEL_COLUMNS = 300, 190, 3
 
 
