@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from benchmarks.child import Child
 from benchmarks.databases import Kind, Row, insert
-from benchmarks.measure import cpu_seconds, settle
+from benchmarks.measure import cpu_seconds
 from benchmarks.servers import Service
 
 MAX_ERROR_SHARE = 0.001
@@ -65,7 +65,7 @@ def child(module: str) -> Iterator[Child]:
 
 
 def in_turns(rounds: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
-    """Measure each side once a round, forwards and backwards, so that a drift hits all alike."""
+    """Measure each side once a round, in one order and then in the other."""
     found: dict[str, list[T]] = {name: [] for name in sides}
     names = list(sides)
     for number in range(rounds):
@@ -78,18 +78,54 @@ def in_turns(rounds: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, lis
 class Slice:
     """What a closed loop on one server came to. Times are seconds."""
 
-    cpu_a_call: float
-    calls_a_second: float
+    cpu: float
+    calls: int
+    seconds: float
     p50: float
     p99: float
+
+    @property
+    def cpu_a_call(self) -> float:
+        """The server's CPU time for a call."""
+        return self.cpu / self.calls
+
+    @property
+    def calls_a_second(self) -> float:
+        """How many calls were answered."""
+        return self.calls / self.seconds
+
+    def __add__(self, other: "Slice") -> "Slice":
+        """Both as one; of the percentiles the mean."""
+        return Slice(
+            self.cpu + other.cpu,
+            self.calls + other.calls,
+            self.seconds + other.seconds,
+            (self.p50 + other.p50) / 2,
+            (self.p99 + other.p99) / 2,
+        )
+
+
+def slices_in_turns(
+    rounds: int, sides: Mapping[str, Callable[[], Slice]]
+) -> dict[str, list[Slice]]:
+    """Measure each side twice a round, forwards and then backwards: A B C C B A.
+
+    What drifts during a round, as the load of a shared machine does, so hits all sides alike.
+    """
+    for side in sides.values():
+        side()  # what is slow only once is not measured
+    halves = in_turns(2 * rounds, sides)
+    return {
+        name: [first + second for first, second in zip(found[::2], found[1::2], strict=True)]
+        for name, found in halves.items()
+    }
 
 
 def closed_loop(load: Child, command: str, pid: int, **arguments: Any) -> Slice:
     """Run a closed loop, and read the server's CPU time before and after."""
-    settle(pid)
     before = cpu_seconds(pid)
     seen = load.ask(command, **arguments)
     spent = cpu_seconds(pid) - before
     calls, errors = seen["calls"], seen["errors"]
     assert errors <= calls * MAX_ERROR_SHARE, f"{errors} of {calls + errors} calls failed"
-    return Slice(spent / calls, calls / seen["seconds"], seen["p50"], seen["p99"])
+    return Slice(spent, calls, seen["seconds"], seen["p50"], seen["p99"])

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from benchmarks.bench import Bench, Slice, child, closed_loop, in_turns
+from benchmarks.bench import Bench, Slice, child, closed_loop, slices_in_turns
 from benchmarks.child import Child
 from benchmarks.databases import Kind, database_of_floor
 from benchmarks.measure import ratios, spread
 from benchmarks.report import Line, Target, a_second, at_most, microseconds, milliseconds, versus
 from benchmarks.servers import TOKEN, Service
 
-SLICE_SECONDS = 1.0
+SLICE_SECONDS = 0.5
 OUTSTANDING = 16  # on each of four connections
 COST_TARGET = 1.5
 A_SECOND_TARGETS = {"SQLite": 300.0, "PostgreSQL": 250.0}
@@ -34,9 +34,7 @@ def _slices(bench: Bench, kind: Kind) -> tuple[list[Slice], list[Slice]]:
         database = database_of_floor(service.database_url)
         floor.ask("use", provider_url=bench.provider_url, database=database)
         sides = {"ours": _side(bench, service), "floor": _side(bench, floor)}
-        for side in sides.values():
-            side()
-        slices = in_turns(bench.rounds, sides)
+        slices = slices_in_turns(bench.rounds, sides)
     return slices["ours"], slices["floor"]
 
 
