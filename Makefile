@@ -10,7 +10,7 @@ IMAGE ?= generation-service
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test check demo torture proto proto-check simulator image lock lint clean
+.PHONY: help install install-dev run test check demo torture proto proto-check simulator bench bench-curves image lock lint clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,6 +55,12 @@ lint: install-dev
 
 torture: install-dev  ## The long kill and fault runs (many minutes)
 	@$(PYTEST) -m torture -n 0 -s
+
+bench: install  ## Measure the service beside the floor; results in benchmarks/results.md (some minutes)
+	@$(BIN)/python -m benchmarks
+
+bench-curves: install  ## Measure how cost grows with rows, tasks and watchers (many minutes)
+	@$(BIN)/python -m benchmarks --curves
 
 PROTO := generated/generation/v1/generation.proto
 OUT ?= .

@@ -236,6 +236,8 @@ class Poller:
                 await self.renew_once()
             except StorageUnavailableError as error:
                 log.warning("storage unavailable, leases are not renewed", error=str(error))
+            except Exception:
+                log.exception("the renewal of leases stumbled, and goes on")
 
     async def renew_once(self) -> None:
         """Renew the leases of what is worked on since some time; quick work needs none."""

@@ -1,0 +1,131 @@
+"""What every measurement is given, and how two sides take turns."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from benchmarks.child import Child
+from benchmarks.databases import Kind, Row, insert
+from benchmarks.measure import cpu_seconds
+from benchmarks.servers import Service
+
+MAX_ERROR_SHARE = 0.001
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The settings of a run, and its long-lived processes.
+
+    Attributes:
+        rounds: How often each side is measured, in turns.
+        scale: What sizes and durations are multiplied with: 1, or less for a smoke test.
+    """
+
+    folder: Path
+    databases: Sequence[Kind]
+    rounds: int
+    scale: float
+    load: Child
+    provider: Child
+
+    @property
+    def provider_url(self) -> str:
+        """Where the provider's stub serves."""
+        return str(self.provider.hello["url"])
+
+    def count(self, full: int) -> int:
+        """Return a size, scaled."""
+        return max(int(full * self.scale), 1)
+
+    def service(self, database_url: str, **settings: str) -> Service:
+        """Return a service that is not started."""
+        return Service(self.folder, database_url, self.provider_url, **settings)
+
+    def seeded(self, kind: Kind, rows: Iterator[Row], **settings: str) -> Service:
+        """Return a service that is not started, on a database with these tasks."""
+        service = self.service(kind.new_url(), **settings)
+        with service.running():
+            pass  # it makes its own tables
+        insert(service.database_url, rows)
+        return service
+
+
+@contextmanager
+def child(module: str) -> Iterator[Child]:
+    """Run a process that takes commands for as long as the context lasts."""
+    process = Child(module)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def in_turns(rounds: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
+    """Measure each side once a round, in one order and then in the other."""
+    found: dict[str, list[T]] = {name: [] for name in sides}
+    names = list(sides)
+    for number in range(rounds):
+        for name in names if number % 2 == 0 else reversed(names):
+            found[name].append(sides[name]())
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What a closed loop on one server came to. Times are seconds."""
+
+    cpu: float
+    calls: int
+    seconds: float
+    p50: float
+    p99: float
+
+    @property
+    def cpu_a_call(self) -> float:
+        """The server's CPU time for a call."""
+        return self.cpu / self.calls
+
+    @property
+    def calls_a_second(self) -> float:
+        """How many calls were answered."""
+        return self.calls / self.seconds
+
+    def __add__(self, other: "Slice") -> "Slice":
+        """Both as one; of the percentiles the mean."""
+        return Slice(
+            self.cpu + other.cpu,
+            self.calls + other.calls,
+            self.seconds + other.seconds,
+            (self.p50 + other.p50) / 2,
+            (self.p99 + other.p99) / 2,
+        )
+
+
+def slices_in_turns(
+    rounds: int, sides: Mapping[str, Callable[[], Slice]]
+) -> dict[str, list[Slice]]:
+    """Measure each side twice a round, forwards and then backwards: A B C C B A.
+
+    What drifts during a round, as the load of a shared machine does, so hits all sides alike.
+    """
+    for side in sides.values():
+        side()  # what is slow only once is not measured
+    halves = in_turns(2 * rounds, sides)
+    return {
+        name: [first + second for first, second in zip(found[::2], found[1::2], strict=True)]
+        for name, found in halves.items()
+    }
+
+
+def closed_loop(load: Child, command: str, pid: int, **arguments: Any) -> Slice:
+    """Run a closed loop, and read the server's CPU time before and after."""
+    before = cpu_seconds(pid)
+    seen = load.ask(command, **arguments)
+    spent = cpu_seconds(pid) - before
+    calls, errors = seen["calls"], seen["errors"]
+    assert errors <= calls * MAX_ERROR_SHARE, f"{errors} of {calls + errors} calls failed"
+    return Slice(spent, calls, seen["seconds"], seen["p50"], seen["p99"])

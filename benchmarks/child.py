@@ -1,0 +1,107 @@
+"""A process that takes commands: a JSON object a line on its stdin, an answer a line on stdout.
+
+The parent's end is blocking, as the bench does one thing at a time.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+LINE_MAX_BYTES = 1 << 28
+STOP_SECONDS = 10
+
+Command = Callable[..., Awaitable[Any]]
+
+
+class ChildError(Exception):
+    """A child process failed, or answered with an error."""
+
+
+class Child:
+    """A process that runs one of the modules that take commands."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        self.hello = self._receive()
+
+    @property
+    def address(self) -> str:
+        """Where it serves, if it is a server."""
+        return str(self.hello["address"])
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """Send a command and wait for its answer.
+
+        Raises:
+            ChildError: It failed.
+        """
+        self.send(command, **arguments)
+        return self.receive()
+
+    def send(self, command: str, **arguments: Any) -> None:
+        """Send a command; `receive` has its answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
+        self._process.stdin.flush()
+
+    def receive(self) -> Any:
+        """Wait for the answer to the oldest command.
+
+        Raises:
+            ChildError: It failed.
+        """
+        answer = self._receive()
+        if "error" in answer:
+            raise ChildError(f"{self._module}: {answer['error']}")
+        return answer["answer"]
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def _receive(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise ChildError(f"{self._module} ended with {self._process.wait()}")
+        return json.loads(line)
+
+
+async def answer_commands(commands: Mapping[str, Command], hello: Mapping[str, Any]) -> None:
+    """Say hello, then answer commands one after the other until stdin ends."""
+    lines = asyncio.StreamReader(limit=LINE_MAX_BYTES)
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    print(json.dumps(hello), flush=True)
+    while line := await lines.readline():
+        arguments = json.loads(line)
+        try:
+            answer = {"answer": await commands[arguments.pop("command")](**arguments)}
+        except Exception as error:  # noqa: BLE001 - the parent is told
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)

@@ -1,0 +1,141 @@
+"""How cost grows with rows, with tasks in flight and with watchers of one task."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.bench import Bench, Slice, closed_loop
+from benchmarks.databases import Kind, ended, pending
+from benchmarks.measure import MIB, cpu_seconds, memory_bytes, settle, spread
+from benchmarks.report import Curve
+from benchmarks.servers import TOKEN, Service
+from benchmarks.watches import Ours, cpu_a_push
+
+ROWS = (1_000, 10_000, 100_000, 1_000_000)
+IN_FLIGHT = (10, 100, 1_000, 10_000)
+WATCHERS = (1, 10, 100, 1_000)
+SLICES = 5
+PUSHES = 5
+OLDER_THAN_SECONDS = 130.0  # such tasks are polled at the longest interval, eight times two seconds
+CYCLE_SECONDS = 16.8  # of which this is the middle, with its jitter
+WARM_SECONDS = 16.0  # at start everything is due at once
+
+
+def measure(bench: Bench) -> Iterator[Curve]:
+    """Measure the curves: those of rows for each kind of database, the others on the first."""
+    for kind in bench.databases:
+        yield from _rows(bench, kind)
+    yield from _in_flight(bench, bench.databases[0])
+    yield from _watchers(bench, bench.databases[0])
+
+
+def _sizes(bench: Bench, sizes: Sequence[int]) -> Sequence[int]:
+    return sizes if bench.scale == 1 else sizes[:2]
+
+
+# --- rows ---
+
+
+def _rows(bench: Bench, kind: Kind) -> Iterator[Curve]:
+    found = {rows: _with_rows(bench, kind, rows) for rows in _sizes(bench, ROWS)}
+    for index, (title, y) in enumerate(
+        (
+            ("QueryTask, recent", "us of CPU a call"),
+            ("QueryTask, uniform", "us of CPU a call"),
+            ("CreateTask", "us of CPU a call"),
+            ("process start", "ms to SERVING"),
+            ("idle memory", "MiB"),
+        )
+    ):
+        points = [(float(rows), values[index]) for rows, values in found.items()]
+        yield Curve(f"{title}, {kind.name}", "tasks stored", y, "flat", points)
+
+
+def _with_rows(bench: Bench, kind: Kind, rows: int) -> Sequence[float]:
+    service = bench.seeded(kind, ended(range(rows), time.time()))
+    started = service.start()
+    settle(service.pid)
+    memory = memory_bytes(service.pid)
+
+    def cost(command: str, **arguments: Any) -> float:
+        slices = [_slice(bench, service, command, **arguments) for _ in range(SLICES)]
+        return spread([s.cpu_a_call for s in slices[1:]]).median * 1e6
+
+    costs = (
+        cost("query", pattern="recent", first=0, count=rows),
+        cost("query", pattern="uniform", first=0, count=rows),
+        cost("create"),
+    )
+    service.stop()
+    return *costs, started * 1e3, memory / MIB
+
+
+def _slice(bench: Bench, service: Service, command: str, **arguments: Any) -> Slice:
+    return closed_loop(
+        bench.load,
+        command,
+        service.pid,
+        address=service.address,
+        token=TOKEN,
+        outstanding=8,
+        seconds=0.5,
+        **arguments,
+    )
+
+
+# --- tasks in flight ---
+
+
+def _in_flight(bench: Bench, kind: Kind) -> Iterator[Curve]:
+    found = {count: _with_in_flight(bench, kind, count) for count in _sizes(bench, IN_FLIGHT)}
+    for index, (title, y, should) in enumerate(
+        (
+            ("polling", "us of CPU a poll", "flat"),
+            ("polling, all of it", "% of a core", "straight"),
+            ("memory while polling", "MiB", "flat"),
+        )
+    ):
+        points = [(float(count), values[index]) for count, values in found.items()]
+        yield Curve(title, "tasks in flight", y, should, points)
+
+
+def _with_in_flight(bench: Bench, kind: Kind, count: int) -> Sequence[float]:
+    rows = pending(range(count), time.time() - OLDER_THAN_SECONDS)
+    service = bench.seeded(kind, rows, POLL_INTERVAL_SECONDS="2")
+    with service.running():
+        time.sleep(WARM_SECONDS)
+        bench.provider.ask("polls")
+        before = cpu_seconds(service.pid)
+        time.sleep(CYCLE_SECONDS)
+        spent = cpu_seconds(service.pid) - before
+        polls = len(bench.provider.ask("polls"))
+        memory = memory_bytes(service.pid)
+    return spent / polls * 1e6, spent / CYCLE_SECONDS * 100, memory / MIB
+
+
+# --- watchers ---
+
+
+def _watchers(bench: Bench, kind: Kind) -> Iterator[Curve]:
+    with bench.service(kind.new_url()).running() as service:
+        ours = Ours(bench, service, 1)
+        changes = [(float(n), _change(bench, ours, n)) for n in _sizes(bench, WATCHERS)]
+    each = [(n, ms * 1e3 / n) for n, ms in changes]
+    yield Curve("a change of a task", "watchers of it", "ms of CPU a change", "straight", changes)
+    yield Curve("the same, for each", "watchers of it", "us of CPU a watcher", "falling", each)
+
+
+def _change(bench: Bench, ours: Ours, watchers: int) -> float:
+    bench.load.ask(
+        "open",
+        group="watches",
+        address=ours.server.address,
+        token=TOKEN,
+        task_ids=ours.task_ids,
+        streams=watchers,
+        connections=min(watchers, 100),
+    )
+    settle(ours.server.pid)
+    costs = [cpu_a_push(bench, ours, watchers) * watchers for _ in range(PUSHES)]
+    bench.load.ask("close", group="watches")
+    return spread(costs).median * 1e3

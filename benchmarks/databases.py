@@ -1,0 +1,147 @@
+"""SQLite and PostgreSQL: empty databases, and tasks put into one by SQL."""
+
+import importlib
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+from psycopg2.extras import execute_values
+
+from benchmarks.tasks import params, provider_id, task_id
+from storage.schema import TaskRow
+
+CALLER = "bench"
+SQLITE_PREFIX = "sqlite:///"
+ROWS_A_STATEMENT = 1_000
+SECONDS_APART = 10.0  # the seeded tasks, and so 100,000 of them are eleven days of work
+IMAGE_SECONDS = 12.0
+COLUMNS = [column.name for column in TaskRow._meta.sorted_fields]  # noqa: SLF001 - Peewee's way
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of database: its name, and what makes the URL of an empty one."""
+
+    name: str
+    new_url: Callable[[], str]
+
+
+def kinds(names: Sequence[str], folder: Path, stack: ExitStack) -> list[Kind]:
+    """Return the kinds of database that there are here; what is missing is said."""
+    found = []
+    if "sqlite" in names:
+        numbers = iter(range(1_000_000))
+        found.append(Kind("SQLite", lambda: f"{SQLITE_PREFIX}{folder}/{next(numbers)}.db"))
+    if "postgres" in names and (postgres := _postgres(stack)):
+        found.append(postgres)
+    return found
+
+
+def _postgres(stack: ExitStack) -> Kind | None:
+    """TEST_DATABASE_URL, or a server of our own from the system's binaries."""
+    try:
+        # The tests know how to run one; a checkout without them measures SQLite alone.
+        tests: Any = importlib.import_module("tests.postgres")
+    except ImportError as error:
+        print(f"PostgreSQL is not measured: {error}")
+        return None
+    url = os.environ.get("TEST_DATABASE_URL")
+    if not url:
+        try:
+            url = stack.enter_context(tests.Cluster(fsync=True)).url
+        except tests.PostgresUnavailableError as error:
+            print(f"PostgreSQL is not measured: {error}")
+            return None
+    return Kind("PostgreSQL", lambda: stack.enter_context(tests.new_schema(url)))
+
+
+def ended(numbers: Iterable[int], now: float) -> Iterator[Row]:
+    """Yield tasks that have ended with one image; the higher the number, the older."""
+    for number in numbers:
+        row = _row(number, now - IMAGE_SECONDS - number * SECONDS_APART)
+        url = f"https://tempfile.aiquickdraw.com/imagen/{provider_id(number)}_0.png"
+        done = row["create_time"] + IMAGE_SECONDS
+        yield row | {
+            "update_time": done,
+            "complete_time": done,
+            "status": "SUCCESS",
+            "revision": 5,
+            "artifacts": json.dumps([[url, "image/png"]]),
+            "result_json": json.dumps({"resultUrls": [url]}),
+            "version": 7,
+        }
+
+
+def pending(numbers: Sequence[int], now: float, oldest_seconds: float = 0) -> Iterator[Row]:
+    """Yield tasks that the provider works on, of ages from nothing to `oldest_seconds`."""
+    for index, number in enumerate(numbers):
+        row = _row(number, now - oldest_seconds * index / len(numbers))
+        yield row | {"lane": "poll", "due_time": now, "stage": "GENERATING"}
+
+
+def _row(number: int, create_time: float) -> Row:
+    return dict.fromkeys(COLUMNS) | {
+        "id": task_id(number),
+        "caller": CALLER,
+        "request_id": f"request {number}",
+        "prompt_id": f"prompt {number % 1_000}",
+        "model": "imagen4",
+        "params": params().SerializeToString(deterministic=True),
+        "create_time": create_time,
+        "update_time": create_time,
+        "status": "PENDING",
+        "revision": 4,
+        "artifacts": "[]",
+        "result_json": "",
+        "provider_task_id": provider_id(number),
+        "submit_time": create_time,
+        "accept_time": create_time,
+        "hinted_id": "",
+        "setbacks": 0,
+        "version": 4,
+    }
+
+
+def insert(url: str, rows: Iterable[Row]) -> None:
+    """Put tasks into a database that the service has made its tables in, and does not use now."""
+    names = ", ".join(COLUMNS)
+    values = ([row[name] for name in COLUMNS] for row in rows)
+    if path := _sqlite_path(url):
+        marks = ", ".join("?" * len(COLUMNS))
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.executemany(f"INSERT INTO tasks ({names}) VALUES ({marks})", values)  # noqa: S608
+        return
+    with closing(psycopg2.connect(url)) as connection, connection, connection.cursor() as cursor:
+        statement = f"INSERT INTO tasks ({names}) VALUES %s"  # noqa: S608 - the names are ours
+        execute_values(cursor, statement, values, page_size=ROWS_A_STATEMENT)
+        cursor.execute("ANALYZE tasks")
+
+
+def due_times(url: str) -> list[tuple[str, float]]:
+    """Return the provider's id and the due time of each task that is polled, as it stands now."""
+    query = "SELECT provider_task_id, due_time FROM tasks WHERE lane = 'poll'"
+    if path := _sqlite_path(url):
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            return connection.execute(query).fetchall()
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(query)
+        found: list[tuple[str, float]] = cursor.fetchall()
+        return found
+
+
+def database_of_floor(url: str) -> str:
+    """Return what the floor commits to, beside the service's: a file, or the same server."""
+    path = _sqlite_path(url)
+    return f"{path}.floor" if path else url
+
+
+def _sqlite_path(url: str) -> str | None:
+    return url.removeprefix(SQLITE_PREFIX) if url.startswith(SQLITE_PREFIX) else None

@@ -1,0 +1,323 @@
+"""The load: a process that calls a server, and tells what it saw.
+
+`python -m benchmarks.load` takes commands, see child.py. Times are those of `time.monotonic()`,
+which all processes of a machine share.
+"""
+
+import asyncio
+import gc
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import uvloop
+
+from benchmarks.child import answer_commands
+from benchmarks.h2 import Connection, connect, request, request_headers
+from benchmarks.measure import percentile
+from benchmarks.tasks import creates, queries
+from generated.generation.v1 import generation_pb2 as pb
+
+SERVICE = "/generation.v1.GenerationService/"
+DEADLINE = ("grpc-timeout", "20S")
+CONNECTIONS = 4
+WATCH_CONNECTIONS = 100
+DRAWN_PER_SECOND = 12_000  # more than any server here answers
+OPEN_SECONDS = 60.0
+SMALL_WINDOW_BYTES = 4_096
+
+Frames = Callable[[int], bytes]
+
+
+class Line:
+    """One caller that always has one call under way, until the loop is over."""
+
+    __slots__ = ("_answered", "_connection", "_loop", "_started")
+
+    def __init__(self, loop: "ClosedLoop", connection: Connection) -> None:
+        self._loop = loop
+        self._connection = connection
+        self.begin(time.monotonic())
+
+    def begin(self, now: float) -> None:
+        """Call, unless the time is over."""
+        frames = self._loop.next(now)
+        if frames is not None:
+            self._answered = False
+            self._started = now
+            self._connection.call(frames, self)
+
+    def message(self, data: bytes, now: float) -> None:
+        """The answer."""
+        del now
+        self._answered = True
+        self._loop.answers.append(data)
+
+    def ended(self, status_ok: bool, now: float) -> None:
+        """Note the call, and begin the next."""
+        self._loop.note(status_ok and self._answered, now - self._started)
+        self.begin(now)
+
+
+class ClosedLoop:
+    """A number of callers that each call again as soon as they are answered."""
+
+    def __init__(self, requests: Iterator[Frames], seconds: float) -> None:
+        self._requests = requests
+        self._started = time.monotonic()
+        self._deadline = self._started + seconds
+        self._lines = 0
+        self._over = asyncio.get_running_loop().create_future()
+        self.latencies: list[float] = []
+        self.answers: list[bytes] = []
+        self.errors = 0
+
+    async def run(self, connections: Sequence[Connection], outstanding: int) -> float:
+        """Run to the end of the last call; return how many seconds it took."""
+        self._lines = outstanding * len(connections)
+        for connection in connections:
+            for _ in range(outstanding):
+                Line(self, connection)
+            connection.flush()
+        await self._over
+        return time.monotonic() - self._started
+
+    def next(self, now: float) -> Frames | None:
+        """Return the next request; None once it is time to end."""
+        frames = next(self._requests, None) if now < self._deadline else None
+        if frames is None:
+            self._lines -= 1
+            if not self._lines:
+                self._over.set_result(None)
+        return frames
+
+    def note(self, good: bool, seconds: float) -> None:
+        """Count a call."""
+        if good:
+            self.latencies.append(seconds)
+        else:
+            self.errors += 1
+
+
+@dataclass
+class Group:
+    """Streams that were opened together."""
+
+    connections: list[Connection]
+    opened: set[int] = field(default_factory=set)
+    lost: set[int] = field(default_factory=set)
+    arrivals: list[float] = field(default_factory=list)
+    ends: list[tuple[int, float]] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait until something holds of the group."""
+        async with asyncio.timeout(seconds):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+class Stream:
+    """One watch."""
+
+    __slots__ = ("_group", "_index")
+
+    def __init__(self, group: Group, index: int) -> None:
+        self._group = group
+        self._index = index
+
+    def message(self, data: bytes, now: float) -> None:
+        """The first snapshot opens the stream, the others arrive."""
+        del data
+        if self._index in self._group.opened:
+            self._group.arrivals.append(now)
+        else:
+            self._group.opened.add(self._index)
+        self._group.changed.set()
+
+    def ended(self, status_ok: bool, now: float) -> None:
+        """The terminal snapshot was before this; or the stream is lost."""
+        if status_ok:
+            self._group.ends.append((self._index, now))
+        else:
+            self._group.lost.add(self._index)
+        self._group.changed.set()
+
+
+class Load:
+    """The commands."""
+
+    def __init__(self) -> None:
+        self._connections: dict[str, list[Connection]] = {}
+        self._groups: dict[str, Group] = {}
+
+    async def query(
+        self,
+        *,
+        address: str,
+        token: str,
+        seconds: float,
+        outstanding: int,
+        pattern: str,
+        first: int,
+        count: int,
+    ) -> Any:
+        """Ask for tasks in a closed loop."""
+        drawn = _drawn(queries(pattern, first, count), seconds)
+        frames = list(_frames("QueryTask", token, drawn, DEADLINE))
+        return await self._unary(address, frames, seconds, outstanding)
+
+    async def create(self, *, address: str, token: str, seconds: float, outstanding: int) -> Any:
+        """Create tasks in a closed loop."""
+        frames = list(_frames("CreateTask", token, _drawn(creates(), seconds), DEADLINE))
+        return await self._unary(address, frames, seconds, outstanding)
+
+    async def _unary(
+        self, address: str, frames: Sequence[Frames], seconds: float, outstanding: int
+    ) -> Any:
+        connections = await self._connected(address)
+        loop = ClosedLoop(iter(frames), seconds)
+        took = await loop.run(connections, outstanding)
+        return {
+            "calls": len(loop.latencies),
+            "errors": loop.errors,
+            "seconds": took,
+            "p50": percentile(loop.latencies, 0.50),
+            "p99": percentile(loop.latencies, 0.99),
+        }
+
+    async def create_tasks(self, *, address: str, token: str, count: int, characters: int) -> Any:
+        """Create so many tasks; return the ids of each, ours and the provider's."""
+        requests = itertools.islice(creates(characters), count)
+        frames = _frames("CreateTask", token, requests, DEADLINE)
+        loop = ClosedLoop(frames, OPEN_SECONDS)
+        await loop.run(await self._connected(address), 8)
+        tasks = [pb.CreateTaskResponse.FromString(answer).task for answer in loop.answers]
+        assert not loop.errors, f"{loop.errors} of {count} creates failed"
+        return [(task.id, task.provider_task_id) for task in tasks]
+
+    async def fetch(self, *, address: str, token: str, task_id: str) -> Any:
+        """Ask for one task; return the answer's bytes in hexadecimal."""
+        asked = pb.QueryTaskRequest(task_id=task_id).SerializeToString()
+        loop = ClosedLoop(_frames("QueryTask", token, iter([asked])), OPEN_SECONDS)
+        await loop.run((await self._connected(address))[:1], 1)
+        return loop.answers[0].hex()
+
+    async def open(
+        self,
+        *,
+        group: str,
+        address: str,
+        token: str,
+        task_ids: Sequence[str],
+        streams: int,
+        connections: int = WATCH_CONNECTIONS,
+    ) -> Any:
+        """Open streams, all at once, each on the next of the tasks; wait for their first message.
+
+        The connections are there already, as when a load balancer has just come back.
+        """
+        opening = Group([await connect(address) for _ in range(connections)])
+        watches = [pb.WatchTaskRequest(task_id=task_id).SerializeToString() for task_id in task_ids]
+        requests = _frames("WatchTask", token, itertools.cycle(watches))
+        started = time.monotonic()
+        for index in range(streams):
+            connection = opening.connections[index % connections]
+            connection.call(next(requests), Stream(opening, index))
+        for connection in opening.connections:
+            connection.flush()
+        await opening.until(lambda: len(opening.opened | opening.lost) >= streams, OPEN_SECONDS)
+        self._groups[group] = opening
+        seconds = time.monotonic() - started
+        return {"seconds": seconds, "opened": len(opening.opened), "lost": len(opening.lost)}
+
+    async def open_stopped(self, *, group: str, address: str, token: str, task_id: str) -> Any:
+        """Open one more stream, whose reader stops after its first message."""
+        stopping = Group([await connect(address, SMALL_WINDOW_BYTES)])
+        watch = pb.WatchTaskRequest(task_id=task_id).SerializeToString()
+        stopping.connections[0].call(
+            next(_frames("WatchTask", token, iter([watch]))), Stream(stopping, 0)
+        )
+        stopping.connections[0].flush()
+        await asyncio.sleep(0.5)  # its window is too small for one whole message
+        stopping.connections[0].stop_reading()
+        self._groups[group] = stopping
+
+    async def take(self, *, group: str, count: int, seconds: float) -> Any:
+        """Wait for so many messages; return when each arrived."""
+        streams = self._groups[group]
+        await streams.until(lambda: len(streams.arrivals) >= count, seconds)
+        taken, streams.arrivals = streams.arrivals, []
+        return taken
+
+    async def ends(self, *, group: str, count: int, seconds: float) -> Any:
+        """Wait until so many streams have ended well; return each one's number and time."""
+        streams = self._groups[group]
+        await streams.until(lambda: len(streams.ends) >= count, seconds)
+        return streams.ends
+
+    async def close(self, *, group: str) -> Any:
+        """Close the connections of a group."""
+        for connection in self._groups.pop(group).connections:
+            connection.close()
+
+    async def upload(self, *, address: str, token: str, size_bytes: int, chunk_bytes: int) -> Any:
+        """Upload a file of zeros; return how many seconds it took."""
+        metadata = pb.UploadMetadata(file_name="film.mp4", size_bytes=size_bytes)
+        started = time.monotonic()
+        async with grpc.aio.insecure_channel(address) as channel:
+            call: Any = channel.stream_unary(SERVICE + "UploadFile")
+            answer = await call(
+                _upload_messages(metadata, chunk_bytes), metadata=_authorization(token)
+            )
+        seconds = time.monotonic() - started
+        assert pb.UploadFileResponse.FromString(answer).file.size_bytes == size_bytes
+        return seconds
+
+    async def _connected(self, address: str) -> list[Connection]:
+        if address not in self._connections:
+            self._connections[address] = [await connect(address) for _ in range(CONNECTIONS)]
+        return self._connections[address]
+
+
+def _drawn(requests: Iterator[bytes], seconds: float) -> Iterator[bytes]:
+    """Draw before the loop begins, so that it only sends."""
+    return itertools.islice(requests, int(DRAWN_PER_SECOND * seconds))
+
+
+def _authorization(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),)
+
+
+def _frames(
+    method: str, token: str, requests: Iterator[bytes], *metadata: tuple[str, str]
+) -> Iterator[Frames]:
+    headers = request_headers(SERVICE + method, (*_authorization(token), *metadata))
+    return (request(headers, message) for message in requests)
+
+
+async def _upload_messages(metadata: pb.UploadMetadata, chunk_bytes: int) -> AsyncIterator[bytes]:
+    yield pb.UploadFileRequest(metadata=metadata).SerializeToString()
+    whole, rest = divmod(metadata.size_bytes, chunk_bytes)
+    chunk = pb.UploadFileRequest(chunk=bytes(chunk_bytes)).SerializeToString()
+    for _ in range(whole):
+        yield chunk
+    if rest:
+        yield pb.UploadFileRequest(chunk=bytes(rest)).SerializeToString()
+
+
+async def main() -> None:
+    """Take commands until stdin ends."""
+    gc.disable()  # its pauses would be taken for the server's
+    load = Load()
+    commands = ("query", "create", "create_tasks", "fetch", "open", "open_stopped", "take", "ends",
+                "close", "upload")  # fmt: skip
+    await answer_commands({name: getattr(load, name) for name in commands}, {})
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

@@ -1,0 +1,143 @@
+"""The service under test, as it runs in production: its own process, callers with tokens, metrics.
+
+It is known from outside only: its environment, its ports, its memory and CPU time.
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from benchmarks.databases import CALLER
+
+ROOT = Path(__file__).parent.parent
+TOKEN = "0123456789abcdef" * 4
+CALLERS = 10
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+CONNECT_PAUSE_SECONDS = 0.002
+HEALTH_SERVING = b"\x08\x01"  # HealthCheckResponse{status: SERVING}
+HOUR = "3600"
+
+# What every measurement starts from: the account's limits off, and nothing by the clock, so that a
+# slice holds only what it asks for. A measurement of the clock sets its own.
+QUIET = {
+    "KIE_CREATES_PER_10_SECONDS": "0",
+    "KIE_STATUS_PER_SECOND": "0",
+    "KIE_RUNNING_MAX": "0",
+    "QUEUE_MAX_TASKS": "100000",
+    "POLL_INTERVAL_SECONDS": HOUR,
+    "TASK_MAX_AGE_SECONDS": "1000000",
+    "WATCH_HEARTBEAT_SECONDS": HOUR,
+    "WATCH_MAX_AGE_SECONDS": HOUR,
+}
+
+
+class ServiceError(Exception):
+    """The service did not start; the message holds its last words."""
+
+
+class Service:
+    """One service process on ports of its own."""
+
+    def __init__(self, folder: Path, database_url: str, provider_url: str, **settings: str) -> None:
+        ports = free_ports(3)
+        self.address, self.admin_address, self.http_address = (f"127.0.0.1:{p}" for p in ports)
+        self.database_url = database_url
+        self.token = TOKEN
+        self._log = folder / f"service-{ports[0]}.log"
+        tokens = folder / "tokens"
+        tokens.write_text("".join(_tokens()))
+        self._env = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "LISTEN_ADDRESS": self.address,
+            "ADMIN_ADDRESS": self.admin_address,
+            "HTTP_ADDRESS": self.http_address,
+            "PUBLIC_URL": f"http://{self.http_address}",
+            "AUTH_TOKENS_FILE": str(tokens),
+            "DATABASE_URL": database_url,
+            "KIE_API_KEY": "key-of-the-bench",
+            "KIE_API_URL": provider_url,
+            "KIE_UPLOAD_URL": provider_url,
+            "LOG_FORMAT": "json",
+            **QUIET,
+            **settings,
+        }
+        self._process: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
+    def start(self) -> float:
+        """Start it; return how many seconds it took to SERVING.
+
+        Raises:
+            ServiceError: It ended, or does not serve.
+        """
+        started = time.monotonic()
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "service"],
+                env=self._env, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=log,
+            )  # fmt: skip
+        self._wait_for_port(started + START_SECONDS)
+        with grpc.insecure_channel(self.address) as channel:
+            check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+            while check(b"", timeout=START_SECONDS) != HEALTH_SERVING:
+                time.sleep(CONNECT_PAUSE_SECONDS)
+        return time.monotonic() - started
+
+    def stop(self) -> None:
+        """Stop it in order."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Service"]:
+        """Run it for as long as the context lasts."""
+        self.start()
+        try:
+            yield self
+        finally:
+            self.stop()
+
+    def _wait_for_port(self, deadline: float) -> None:
+        host, port = self.address.split(":")
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(OSError):
+                socket.create_connection((host, int(port))).close()
+                return
+            time.sleep(CONNECT_PAUSE_SECONDS)
+        raise ServiceError(f"the service does not start: {self._log.read_text()[-2000:]}")
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on now."""
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def _tokens() -> Iterator[str]:
+    for number in range(CALLERS - 1):
+        yield f"caller-{number} {sha256(b'token %d' % number).hexdigest()}\n"
+    yield f"{CALLER} {sha256(TOKEN.encode()).hexdigest()}\n"

@@ -1,0 +1,38 @@
+"""From process start to SERVING, and what an idle process holds."""
+
+import time
+from collections.abc import Iterator
+
+from benchmarks.bench import Bench
+from benchmarks.databases import ended
+from benchmarks.measure import MIB, memory_bytes, settle, spread
+from benchmarks.report import Line, Target, mib
+
+TASKS = 100_000
+START_TARGET_SECONDS = 1.0
+MEMORY_TARGET_BYTES = 100 * MIB
+
+
+def measure(bench: Bench) -> Iterator[Line]:
+    """Start on a database with 100,000 tasks, again and again."""
+    for kind in bench.databases:
+        service = bench.seeded(kind, ended(range(bench.count(TASKS)), time.time()))
+        starts, memories = [], []
+        for _ in range(bench.rounds):
+            starts.append(service.start())
+            settle(service.pid)
+            memories.append(memory_bytes(service.pid))
+            service.stop()
+        start, memory = spread(starts), spread(memories)
+        yield Line(
+            f"process start to SERVING, {kind.name}",
+            f"{start.median:.2f} s ({start.low:.2f}-{start.high:.2f})",
+            value=start.median,
+            target=Target(START_TARGET_SECONDS, "≤ 1.0 s"),
+        )
+        yield Line(
+            f"idle memory, {kind.name}",
+            mib(memory.median),
+            value=memory.median,
+            target=Target(MEMORY_TARGET_BYTES, "≤ 100 MiB"),
+        )
