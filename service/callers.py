@@ -1,6 +1,5 @@
 """Who calls: bearer tokens from a file of their hashes."""
 
-import hmac
 import time
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
@@ -50,18 +49,11 @@ class Callers:
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise ServiceError("UNAUTHENTICATED", "send metadata `authorization: Bearer <token>`")
-        caller = self._find(sha256(token.strip().encode(errors="replace")).digest())
+        # Found by its hash: how long that takes tells nothing of the token.
+        caller = self._callers.get(sha256(token.strip().encode(errors="replace")).digest())
         if caller is None:
             raise ServiceError("UNAUTHENTICATED", "the token is not known")
         return caller
-
-    def _find(self, digest: bytes) -> str | None:
-        """Compare with every hash, each in constant time."""
-        found = None
-        for known, caller in self._callers.items():
-            if hmac.compare_digest(known, digest):
-                found = caller
-        return found
 
     def _reread_if_changed(self, file: Path) -> None:
         now = time.monotonic()

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -28,6 +29,10 @@ SERVICE_PREFIX = "/generation.v1."  # health and reflection need no token
 SLOW_SECONDS = {"CreateTask": 15.0, "QueryTask": 1.0, "ListTasks": 1.0, "CancelTask": 1.0}
 AUTHORIZATION = "authorization"
 
+# What the call under way brought along: the interceptor has it already, where asking for it again
+# costs as much as the rest of the boundary.
+_metadata: ContextVar[Iterable[tuple[str, str | bytes]]] = ContextVar("_metadata")
+
 log = structlog.get_logger()
 
 
@@ -39,8 +44,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         self._wrapped: dict[str, Any] = {}
         self._open_calls = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None
 
     async def intercept_service(
         self,
@@ -48,6 +52,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Return the handler with everything around it; None for a method that is not there."""
+        _metadata.set(handler_call_details.invocation_metadata)
         method = handler_call_details.method
         if method not in self._wrapped:
             handler = await continuation(handler_call_details)
@@ -59,7 +64,9 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     async def idle(self) -> None:
         """Wait until no call is under way: a stopped server returns before its handlers have."""
-        await self._idle.wait()
+        if self._open_calls:
+            self._idle = asyncio.Event()
+            await self._idle.wait()
 
     def _wrap(self, method: "_Method", handler: Any) -> Any:
         parse = _parser(handler.request_deserializer)
@@ -72,42 +79,72 @@ class Boundary(grpc.aio.ServerInterceptor):
         else:
             behaviour = self._single(method, handler.stream_unary or handler.unary_unary, read)
         return _KINDS[handler.request_streaming, handler.response_streaming](
-            behaviour, response_serializer=handler.response_serializer
+            behaviour, response_serializer=_serializer(handler.response_serializer)
         )
 
     def _single(self, method: "_Method", inner: Any, read: Callable[[Any], Any]) -> Any:
         async def call(request: Any, context: Any) -> Any:
-            async with _Call(self, method, context):
-                return await inner(read(request), context)
+            started = self._enter()
+            try:
+                self._identify(method)
+                answer = await inner(read(request), context)
+            except BaseException as error:
+                await self._fail(method, context, started, error)
+                raise
+            self._succeed(method, started)
+            return answer
 
         return call
 
     def _streaming(self, method: "_Method", inner: Any, read: Callable[[Any], Any]) -> Any:
         async def call(request: Any, context: Any) -> None:
-            async with _Call(self, method, context):
-                responses = inner(read(request), context)
-                if inspect.isawaitable(responses):
-                    await responses
-                    return
-                async with aclosing(responses):
-                    async for response in responses:
-                        await context.write(response)
+            started = self._enter()
+            try:
+                self._identify(method)
+                await _write_all(inner(read(request), context), context)
+            except BaseException as error:
+                await self._fail(method, context, started, error)
+                raise
+            self._succeed(method, started)
 
         return call
 
-    def enter(self, method: "_Method", context: Any) -> None:
-        """Count a call in, and find out whose it is."""
-        self._open_calls += 1
-        self._idle.clear()
-        if method.needs_caller:
-            authorization = _authorization(context.invocation_metadata())
-            current_caller.set(self._callers.authenticate(authorization))
+    # --- from the entry of a call to its status ---
 
-    def leave(self) -> None:
-        """Count a call out."""
+    def _enter(self) -> float:
+        self._open_calls += 1
+        return time.monotonic()
+
+    def _identify(self, method: "_Method") -> None:
+        if method.needs_caller:
+            current_caller.set(self._callers.authenticate(_authorization(_metadata.get())))
+
+    def _leave(self) -> None:
         self._open_calls -= 1
-        if not self._open_calls:
+        if self._idle and not self._open_calls:
             self._idle.set()
+
+    def _succeed(self, method: "_Method", started: float) -> None:
+        self._leave()
+        seconds = time.monotonic() - started
+        method.calls.succeeded(seconds)
+        if seconds > method.slow_seconds:
+            log.warning("slow call", method=method.name, seconds=round(seconds, 3))
+
+    async def _fail(
+        self, method: "_Method", context: Any, started: float, error: BaseException
+    ) -> None:
+        self._leave()
+        seconds = time.monotonic() - started
+        if isinstance(error, grpc.aio.AbortError):  # a handler of grpc's own has refused it
+            method.calls.failed(context.code().name, seconds)
+        elif isinstance(error, Exception):
+            refusal = _service_error(error, method.name)
+            method.calls.failed(refusal.code.name, seconds)
+            _log_refusal(refusal, method.name)
+            await context.abort_with_status(refusal.status())
+        else:
+            method.calls.failed(grpc.StatusCode.CANCELLED.name, seconds)
 
 
 class _Method:
@@ -122,51 +159,13 @@ class _Method:
         self.calls = metrics.calls(self.name)
 
 
-class _Call:
-    """One call: from its entry to its status."""
-
-    __slots__ = ("_boundary", "_context", "_method", "_started")
-
-    def __init__(self, boundary: Boundary, method: _Method, context: Any) -> None:
-        self._boundary = boundary
-        self._method = method
-        self._context = context
-        self._started = time.monotonic()
-
-    async def __aenter__(self) -> None:
-        try:
-            self._boundary.enter(self._method, self._context)
-        except BaseException as error:
-            await self.__aexit__(type(error), error, None)
-            raise
-
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._boundary.leave()
-        seconds = time.monotonic() - self._started
-        method = self._method
-        if error is None:
-            method.calls.succeeded(seconds)
-            if seconds > method.slow_seconds:
-                log.warning("slow call", method=method.name, seconds=round(seconds, 3))
-        elif isinstance(error, grpc.aio.AbortError):  # a handler of grpc's own has refused it
-            method.calls.failed(self._context.code().name, seconds)
-        elif isinstance(error, Exception):
-            refusal = _service_error(error, method.name)
-            method.calls.failed(refusal.code.name, seconds)
-            await self._refuse(refusal)
-        else:
-            method.calls.failed(grpc.StatusCode.CANCELLED.name, seconds)
-
-    async def _refuse(self, error: ServiceError) -> None:
-        log.log(
-            _log_level(error),
-            "call refused",
-            method=self._method.name,
-            reason=error.reason,
-            message=error.message,
-            **error.metadata,
-        )
-        await self._context.abort_with_status(error.status())
+async def _write_all(responses: Any, context: Any) -> None:
+    if inspect.isawaitable(responses):  # a handler that writes by itself
+        await responses
+        return
+    async with aclosing(responses):
+        async for response in responses:
+            await context.write(response)
 
 
 _CALLERS_OWN = frozenset(
@@ -186,6 +185,17 @@ _KINDS = {
 }
 
 
+def _log_refusal(error: ServiceError, method: str) -> None:
+    log.log(
+        _log_level(error),
+        "call refused",
+        method=method,
+        reason=error.reason,
+        message=error.message,
+        **error.metadata,
+    )
+
+
 def _log_level(error: ServiceError) -> int:
     """Planned ends are for debugging, callers' mistakes for information, the rest for a person."""
     if error.reason in _PLANNED:
@@ -203,6 +213,11 @@ def _service_error(error: Exception, method: str) -> ServiceError:
     error_id = uuid.uuid4().hex[:12]
     log.error("a bug", method=method, error_id=error_id, exc_info=error)
     return ServiceError("INTERNAL", f"an internal error, logged under {error_id}")
+
+
+def _serializer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Let answers pass that are bytes already."""
+    return lambda answer: answer if isinstance(answer, bytes) else serialize(answer)
 
 
 def _parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -1,17 +1,49 @@
-"""From a stored snapshot to the message that callers see."""
+"""From a stored snapshot to the message that callers see.
 
+A snapshot never changes: (task id, revision) says what its message is, whoever asks for it and in
+whatever process. So the bytes of the last ones are kept, and a change that goes out to many streams
+is serialised once.
+"""
+
+from cachetools import LRUCache
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from generated.generation.v1 import generation_pb2 as pb
 from storage.task import Stage, Status, Task
 
 ARTIFACT_LIFE_SECONDS = 86_400.0  # the shorter of Kie's two statements (kie-api.md 1.4)
+ANSWERS_MAX_BYTES = 16 << 20
+ANSWER_BYTES = 200  # what an entry takes beside the answer itself
 
 STATUSES = {status: pb.TaskStatus.Value(f"TASK_STATUS_{status}") for status in Status}
 STAGES: dict[Stage | None, pb.TaskStage.ValueType] = {
     None: pb.TASK_STAGE_UNSPECIFIED,
     **{stage: pb.TaskStage.Value(f"TASK_STAGE_{stage}") for stage in Stage},
 }
+
+
+class Answers:
+    """Serialised answers that hold a task, bounded by their size.
+
+    CreateTaskResponse, QueryTaskResponse, WatchTaskResponse and CancelTaskResponse are the same on
+    the wire: a task in field 1.
+    """
+
+    def __init__(self) -> None:
+        self._bytes: LRUCache[tuple[str, int], bytes] = LRUCache(ANSWERS_MAX_BYTES, _size)
+
+    def of(self, task: Task) -> bytes:
+        """Return the answer that holds this snapshot."""
+        key = task.id, task.revision
+        known = self._bytes.get(key)
+        if known is None:
+            known = pb.QueryTaskResponse(task=task_message(task)).SerializeToString()
+            self._bytes[key] = known
+        return known
+
+
+def _size(answer: bytes) -> int:
+    return ANSWER_BYTES + len(answer)
 
 
 def task_message(task: Task) -> pb.GenerationTask:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 import grpc
 
@@ -16,7 +17,7 @@ from generated.generation.v1.generation_pb2_grpc import GenerationServiceService
 from providers.base import ParamsError, Provider, Violation
 from service.callers import current_caller
 from service.errors import REFUSALS, ServiceError, invalid, invalid_params, not_found
-from service.messages import task_message
+from service.messages import Answers, task_message
 from service.metrics import Metrics
 from service.poller import Poller
 from service.uploads import Uploads
@@ -32,6 +33,7 @@ PAGE_SIZE_MAX = 200
 PAGE_MAX_BYTES = 1 << 20
 
 Context = grpc.aio.ServicerContext[object, object]
+Answer = Any  # the bytes of the response's message: see messages.Answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,11 @@ class Servicer(GenerationServiceServicer):
         self._uploads = uploads
         self._admission = admission
         self._metrics = metrics
+        self._answers = Answers()
 
     async def CreateTask(  # noqa: N802 - the proto's name
         self, request: pb.CreateTaskRequest, context: Context
-    ) -> pb.CreateTaskResponse:
+    ) -> Answer:
         """Check, store, wake the poller, wait for the verdict, answer."""
         self._check(request)
         task = self._new_task(request)
@@ -83,18 +86,18 @@ class Servicer(GenerationServiceServicer):
             raise ServiceError(
                 task.failure.reason, task.failure.message, metadata={"task_id": task.id}
             )
-        return pb.CreateTaskResponse(task=task_message(task))
+        return self._answers.of(task)
 
     async def QueryTask(  # noqa: N802
         self, request: pb.QueryTaskRequest, context: Context
-    ) -> pb.QueryTaskResponse:
+    ) -> Answer:
         """Read one row."""
         del context
-        return pb.QueryTaskResponse(task=task_message(await self._own(request.task_id)))
+        return self._answers.of(await self._own(request.task_id))
 
     async def WatchTask(  # noqa: N802
         self, request: pb.WatchTaskRequest, context: Context
-    ) -> AsyncIterator[pb.WatchTaskResponse]:
+    ) -> AsyncIterator[Answer]:
         """Pass the watcher's snapshots on."""
         del context
         _check_task_id(request.task_id)
@@ -102,7 +105,7 @@ class Servicer(GenerationServiceServicer):
             raise invalid("after_revision", "must not be negative")
         caller = current_caller.get()
         async for task in self._watcher.watch(caller, request.task_id, request.after_revision):
-            yield pb.WatchTaskResponse(task=task_message(task))
+            yield self._answers.of(task)
 
     async def UploadFile(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.UploadFileRequest], context: Context
@@ -129,7 +132,7 @@ class Servicer(GenerationServiceServicer):
 
     async def CancelTask(  # noqa: N802
         self, request: pb.CancelTaskRequest, context: Context
-    ) -> pb.CancelTaskResponse:
+    ) -> Answer:
         """Cancel what was not sent."""
         del context
         task = await self._own(request.task_id)
@@ -144,7 +147,7 @@ class Servicer(GenerationServiceServicer):
                 else "the task has ended",
                 metadata={"task_id": task.id},
             )
-        return pb.CancelTaskResponse(task=task_message(task))
+        return self._answers.of(task)
 
     # --- CreateTask, step by step ---
 

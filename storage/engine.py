@@ -54,11 +54,15 @@ class Engine(Protocol):
         """Wait for hints of other processes, at most `timeout` seconds: {task id: revision}."""
 
     async def write(
-        self, kind: Callable[[Sequence[Argument]], Sequence[Result]], argument: Argument
+        self,
+        kind: Callable[[Sequence[Argument]], Sequence[Result]],
+        argument: Argument,
+        note: Callable[[Result | Exception], None],
     ) -> Result:
         """Have `kind` called in the writer's thread, inside a transaction.
 
         It gets the arguments of all the writes of its kind that wait, and returns a result of each.
+        `note` is told of the result or the error in the event loop, before anybody else is.
         """
 
     async def close(self) -> None:

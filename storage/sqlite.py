@@ -112,10 +112,13 @@ class SqliteEngine:
     # --- writes ---
 
     async def write(
-        self, kind: Callable[[Sequence[Argument]], Sequence[Result]], argument: Argument
+        self,
+        kind: Callable[[Sequence[Argument]], Sequence[Result]],
+        argument: Argument,
+        note: Callable[[Result | Exception], None],
     ) -> Result:
         """Have `kind` called in the writer's thread, inside a transaction."""
-        return await self._writer.run(kind, argument)
+        return await self._writer.run(kind, argument, note)
 
     def execute(self, sql: str, *params: object) -> Any:
         """Run a statement of the transaction; return its cursor."""

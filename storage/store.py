@@ -23,6 +23,7 @@ from storage.errors import (
     storage_errors,
 )
 from storage.postgres import PostgresEngine, is_postgres
+from storage.recent import RecentTasks
 from storage.rows import COLUMNS, FIXED_COLUMNS, readable, row_of, task_of
 from storage.schema import TaskRow
 from storage.sqlite import SQLITE_PREFIX, SqliteEngine, sqlite_path
@@ -133,6 +134,7 @@ class Store:
     def __init__(self, engine: Engine, observe: Observe = _unobserved) -> None:
         self._engine = engine
         self._observe = observe
+        self._recent = RecentTasks(shared=engine.shared)
         self._sql = engine.sql
 
     @property
@@ -157,9 +159,15 @@ class Store:
 
     async def get(self, task_id: str) -> Task | None:
         """Return the newest committed snapshot of a task."""
+        if (known := self._recent.get(task_id)) is not None:
+            return known
         with self._observed("get"):
             row = await self._engine.get(task_id)
-        return None if row is None else task_of(row)
+        if row is None:
+            return None
+        task = task_of(row)
+        self._recent.keep([task])
+        return task
 
     async def find_request(self, caller: str, request_id: str) -> Task | None:
         """Return the task that the caller's request_id made."""
@@ -191,6 +199,7 @@ class Store:
             sql, params = _page_query(which, before, room).bind(self._engine.db).sql()
             rows = await self._all("page", sql, *params)
             tasks += filter(None, map(readable, rows))
+            self._recent.update(tasks)
             if len(rows) < room:
                 break
             task_id, *_, create_time = rows[-1][:FIXED_COLUMNS]
@@ -219,7 +228,9 @@ class Store:
         """Raise StorageUnavailableError unless the database can be written to now."""
         try:
             async with asyncio.timeout(PING_SECONDS):
-                await self._write_alone("ping", lambda: self._engine.execute(self._engine.touch))
+                await self._write_alone(
+                    "ping", lambda: self._engine.execute(self._engine.touch), _changes_no_task
+                )
         except TimeoutError:
             raise StorageUnavailableError("the database is busy") from None
 
@@ -227,14 +238,21 @@ class Store:
 
     async def create(self, task: Task, queue_max_tasks: int) -> Created | Existing | QueueFull:
         """Store a new task, unless the caller's request_id has one already or too many wait."""
-        return await self._write("create", self._create_each, Creation(task, queue_max_tasks))
+        return await self._write(
+            "create", self._create_each, Creation(task, queue_max_tasks), self._note_created
+        )
 
     async def save(self, before: Task, after: Task) -> Task | None:
         """Store the snapshot that a move made of `before`, and return it with its new version.
 
         None if `before` is not the present one any more.
         """
-        saved = await self._write("save", self._save_each, (before, after))
+        saved = await self._write(
+            "save",
+            self._save_each,
+            (before, after),
+            lambda answer: self._note_saved(before, answer),
+        )
         self._hint([saved] if saved and saved.revision > before.revision else [])
         return saved
 
@@ -287,18 +305,20 @@ class Store:
 
     async def renew(self, tasks: Iterable[Task], due_time: float) -> list[Task]:
         """Put off the tasks that are still as they were claimed; return those."""
-        return await self._write_alone("renew", lambda: self._renew(tasks, due_time))
+        return await self._write_alone(
+            "renew", lambda: self._renew(tasks, due_time), self._recent.keep
+        )
 
     async def take_slot(self, quota: Quota, now: float) -> float:
         """Take a slot of a quota; return 0, or when the next one is free."""
         taken, next_time = await self._write_alone(
-            "take_slot", lambda: self._take_slots(quota, 1, now)
+            "take_slot", lambda: self._take_slots(quota, 1, now), _changes_no_task
         )
         return 0.0 if taken else next_time
 
     async def add_slots(self, quota: Quota) -> None:
         """Make the slots of a quota that are not there yet."""
-        await self._write_alone("add_slots", lambda: self._add_slots(quota))
+        await self._write_alone("add_slots", lambda: self._add_slots(quota), _changes_no_task)
 
     async def release(self, now: float) -> None:
         """Make due what waits for workers that are gone: for the start of the only process."""
@@ -316,7 +336,9 @@ class Store:
         Their request_ids are forgotten. What may still be delivered late is kept.
         """
         cursor = await self._write_alone(
-            "purge", lambda: self._engine.execute(self._sql.purge, ended_before, limit)
+            "purge",
+            lambda: self._engine.execute(self._sql.purge, ended_before, limit),
+            lambda _: self._recent.forget_ended(ended_before),
         )
         return int(cursor.rowcount)
 
@@ -447,12 +469,26 @@ class Store:
         operation: str,
         kind: Callable[[Sequence[Argument]], Sequence[T]],
         argument: Argument,
+        note: Callable[[T], None],
     ) -> T:
-        with self._observed(operation):
-            return await self._engine.write(kind, argument)
+        """Have a write done; `note` is told of its result before anybody else is."""
 
-    async def _write_alone(self, operation: str, work: Callable[[], T]) -> T:
-        return await self._write(operation, lambda _: [work()], None)
+        def noted(answer: T | Exception) -> None:
+            if isinstance(answer, Exception):
+                self._recent.forget_all()
+            else:
+                note(answer)
+
+        with self._observed(operation):
+            return await self._engine.write(kind, argument, noted)
+
+    async def _write_alone(
+        self, operation: str, work: Callable[[], T], note: Callable[[T], None] | None = None
+    ) -> T:
+        """Have a write done that is of no kind; without a note it may change any task."""
+        return await self._write(
+            operation, lambda _: [work()], None, note or (lambda _: self._recent.forget_all())
+        )
 
     async def _claim(self, operation: str, work: Callable[[], Claim]) -> Claim:
         """Run a claim; if its commit has no answer, say what it would have claimed."""
@@ -464,15 +500,33 @@ class Store:
             return claim
 
         try:
-            return await self._write_alone(operation, noted)
+            return await self._write_alone(
+                operation, noted, lambda claim: self._recent.keep(claim.tasks)
+            )
         except StorageUnavailableError as error:
             if attempted:
                 raise ClaimUnknownError(str(error), attempted) from error
             raise
 
+    # --- what is known without reading ---
+
+    def _note_created(self, answer: Created | Existing | QueueFull) -> None:
+        if not isinstance(answer, QueueFull):
+            self._recent.keep([answer.task])
+
+    def _note_saved(self, before: Task, saved: Task | None) -> None:
+        if saved is None:  # what we took for the present one is not
+            self._recent.forget(before.id)
+        else:
+            self._recent.keep([saved])
+
     def _hint(self, tasks: Sequence[Task]) -> None:
         if tasks:
             self._engine.hint(tasks)
+
+
+def _changes_no_task(answer: object) -> None:
+    del answer
 
 
 def _page_query(which: ListFilter, before: tuple[float, str] | None, limit: int) -> Any:

@@ -27,6 +27,7 @@ class _Job:
     kind: Callable[[Sequence[Any]], Sequence[Any]]
     argument: Any
     done: "asyncio.Future[Any]"
+    note: Callable[[Any], None]
 
 
 Answers = list[tuple[_Job, Any]]
@@ -68,13 +69,19 @@ class Worker:
         self._thread.start()
 
     async def run(
-        self, kind: Callable[[Sequence[Argument]], Sequence[Result]], argument: Argument
+        self,
+        kind: Callable[[Sequence[Argument]], Sequence[Result]],
+        argument: Argument,
+        note: Callable[[Result | Exception], None] = lambda _: None,
     ) -> Result:
-        """Have a job done, and return its result once it is committed."""
+        """Have a job done, and return its result once it is committed.
+
+        `note` is told of the result or the error first, even if nobody waits for it any more.
+        """
         if self._jobs.qsize() >= WAITING_MAX_JOBS:
             raise StorageUnavailableError("too much waits for the database")
         done: asyncio.Future[Result] = self._loop.create_future()
-        self._jobs.put(_Job(kind, argument, done))
+        self._jobs.put(_Job(kind, argument, done, note))
         return await done
 
     async def close(self) -> None:
@@ -131,6 +138,7 @@ def _done(jobs: list[_Job]) -> Iterator[tuple[_Job, Any]]:
 
 def _deliver(answers: Answers) -> None:
     for job, answer in answers:
+        job.note(answer)
         if job.done.done():  # nobody waits any more
             continue
         if isinstance(answer, Exception):

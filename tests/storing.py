@@ -41,6 +41,12 @@ async def saved(store: Store, before: Task, after: Task) -> Task:
     return task
 
 
+async def read(store: Store, task_id: str) -> Task | None:
+    """Return a task as it stands in the database, whatever the store remembers."""
+    store._recent.forget_all()
+    return await store.get(task_id)
+
+
 NO_QUOTA = Quota("none", 0, 1.0)
 
 

@@ -372,7 +372,7 @@ async def test_a_bug_is_internal_under_an_id_that_the_log_has_too(
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("service.servicer.task_message", broken)
+    monkeypatch.setattr("service.messages.task_message", broken)
     with structlog.testing.capture_logs() as logs:
         error = await refused(service.create())
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")

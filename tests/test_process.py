@@ -483,14 +483,14 @@ async def cause_failures(process: Served, kie: Simulator) -> None:
 
 
 async def cause_a_traceback(process: Served, kie: Simulator, folder: Path) -> None:
-    """End a task over bad weather, damage its row, and read it."""
+    """End a task over bad weather, damage its row, and find it by its request_id."""
     kie.add_fault("record:reset,times=2")
-    created = await process.create(PROMPT, **ALICE)
+    request = create_request({"imagen4": {"prompt": PROMPT}}, request_id="r")
+    created = (await process.stub.CreateTask(request, **ALICE)).task
     await read_to_end(process.stub.WatchTask(pb.WatchTaskRequest(task_id=created.id), **ALICE))
     database_url = f"sqlite:///{folder}/generation.db"
     change(database_url, "UPDATE tasks SET status = 'X' WHERE id = ?", created.id)
-    query = process.stub.QueryTask(pb.QueryTaskRequest(task_id=created.id), **ALICE)
-    assert (await refused(query)).reason == "INTERNAL"
+    assert (await refused(process.stub.CreateTask(request, **ALICE))).reason == "INTERNAL"
 
 
 async def spoil_the_tokens_file(process: Served, folder: Path) -> None:

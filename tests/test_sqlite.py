@@ -25,6 +25,7 @@ from tests.storing import (
     claim_in_turns,
     enqueued,
     new,
+    read,
     send,
     some_tasks,
     stored,
@@ -113,9 +114,9 @@ async def test_a_locked_database_is_unavailable_and_works_again_after(
         for write in writes:
             with pytest.raises(StorageUnavailableError, match="locked"):
                 await write
-        assert await store.get("t") == new("t"), "reads go on"
+        assert await read(store, "t") == new("t"), "reads go on"
         assert await store.page(ListFilter("c"), None, 10) == [new("t")]
-    assert await store.get("u") is None
+    assert await read(store, "u") is None
     await store.ping()
     await stored(store, new("u"))
     assert len(await claim(store, Lane.SUBMIT, NOW, 10, send)) == 2
@@ -237,7 +238,7 @@ async def test_a_database_damaged_on_the_disk_is_unavailable(tmp_path: Path) -> 
 
     store = open_store(url(tmp_path))
     with pytest.raises(StorageUnavailableError, match="malformed"):
-        await store.get("t")
+        await read(store, "t")
     with pytest.raises(StorageUnavailableError, match="malformed"):
         await store.page(ListFilter("c"), None, 10)
     with pytest.raises(StorageUnavailableError, match="malformed"):

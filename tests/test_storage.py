@@ -43,6 +43,7 @@ from tests.storing import (
     enqueued,
     new,
     off,
+    read,
     saved,
     send,
     some_tasks,
@@ -122,7 +123,7 @@ async def test_opening_again_migrates_nothing_and_keeps_everything(database_url:
     before = schema(database_url), rows(database_url, "SELECT * FROM schema_migration")
 
     store = open_store(database_url)
-    assert await store.get("t") == new("t")
+    assert await read(store, "t") == new("t")
     await store.close()
     assert (schema(database_url), rows(database_url, "SELECT * FROM schema_migration")) == before
 
@@ -231,7 +232,7 @@ def test_the_full_task_differs_from_the_empty_one_in_every_field() -> None:
 @pytest.mark.parametrize("task", [FULL, EMPTY], ids=["full", "empty"])
 async def test_a_task_comes_back_as_it_was_created(store: Store, task: Task) -> None:
     assert await store.create(task, NO_LIMIT) == Created(task)
-    assert await store.get(task.id) == task
+    assert await read(store, task.id) == task
     assert await store.page(ListFilter(task.caller), None, 10) == [task]
 
 
@@ -241,13 +242,13 @@ async def test_any_task_comes_back_as_it_was_created_and_as_it_was_saved(
 ) -> None:
     task = any_task(seed)
     await stored(store, task)
-    assert await store.get(task.id) == task
+    assert await read(store, task.id) == task
 
     kept = ("id", "caller", "request_id", "prompt_id", "model", "params", "create_time")
     other = replace(any_task(seed + 1_000), **{name: getattr(task, name) for name in kept})
     after = await saved(store, task, other)
     assert after == replace(other, version=task.version + 1)
-    assert await store.get(task.id) == after
+    assert await read(store, task.id) == after
 
 
 async def test_a_task_comes_back_after_the_store_was_closed(database_url: str) -> None:
@@ -256,12 +257,12 @@ async def test_a_task_comes_back_after_the_store_was_closed(database_url: str) -
     await stored(store, *tasks)
     await store.close()
     store = open_store(database_url)
-    assert [await store.get(task.id) for task in tasks] == tasks
+    assert [await read(store, task.id) for task in tasks] == tasks
     await store.close()
 
 
 async def test_a_task_that_is_not_there_is_none(store: Store) -> None:
-    assert await store.get("nobody") is None
+    assert await read(store, "nobody") is None
     assert await store.find_request("c", "nobody") is None
 
 
@@ -280,7 +281,7 @@ async def test_a_request_id_of_one_caller_makes_one_task_whatever_becomes_of_it(
     ended = await saved(store, first, first.failed(Failure("CANCELLED", "no"), NOW))
     assert await store.create(new("third", request_id="r"), NO_LIMIT) == Existing(ended)
     assert await store.find_request("c", "r") == ended
-    assert await store.get("second") is None
+    assert await read(store, "second") is None
 
 
 async def test_a_request_id_of_another_caller_is_another(store: Store) -> None:
@@ -314,7 +315,7 @@ async def test_an_id_that_is_taken_is_a_bug_and_harms_nobody(store: Store) -> No
     )
     assert isinstance(answers[0], IntegrityError)
     assert answers[1] == Created(new("u"))
-    assert await store.get("t") == new("t")
+    assert await read(store, "t") == new("t")
 
 
 # --- the queue's limit ---
@@ -324,7 +325,7 @@ async def test_only_tasks_that_wait_to_be_sent_count_for_the_queues_limit(store:
     first, second = new("t0"), new("t1", due_time=NOW + 900)
     await stored(store, first, second)
     assert await store.create(new("t2"), 2) == QueueFull()
-    assert await store.get("t2") is None
+    assert await read(store, "t2") is None
 
     await saved(store, first, send(first))
     assert await store.create(new("t2"), 2) == Created(new("t2"))
@@ -354,7 +355,7 @@ async def test_a_save_of_a_stale_snapshot_changes_nothing(store: Store) -> None:
     await stored(store, first)
     second = await saved(store, first, send(first))
     assert await store.save(first, first.failed(Failure("CANCELLED", "no"), NOW)) is None
-    assert await store.get("t") == second
+    assert await read(store, "t") == second
 
 
 async def test_a_move_that_nobody_sees_makes_earlier_snapshots_stale_too(store: Store) -> None:
@@ -363,7 +364,7 @@ async def test_a_move_that_nobody_sees_makes_earlier_snapshots_stale_too(store: 
     second = await saved(store, first, first.scheduled(NOW + 1, 1))
     assert second.revision == first.revision
     assert await store.save(first, first.scheduled(NOW + 2, 2)) is None
-    assert await store.get("t") == second
+    assert await read(store, "t") == second
 
 
 async def test_a_task_goes_on_from_what_a_save_returned(store: Store) -> None:
@@ -373,7 +374,7 @@ async def test_a_task_goes_on_from_what_a_save_returned(store: Store) -> None:
     task = await saved(store, task, task.queued("k", NOW, NOW))
     task = await saved(store, task, task.progressed(True, 5, NOW))
     assert (task.revision, task.version) == (4, 4)
-    assert await store.get("t") == task
+    assert await read(store, "t") == task
 
 
 async def test_one_of_racing_saves_wins(store: Store) -> None:
@@ -381,12 +382,12 @@ async def test_one_of_racing_saves_wins(store: Store) -> None:
     await stored(store, first)
     racing = (store.save(first, first.scheduled(NOW + i, i)) for i in range(20))
     [winner] = filter(None, await asyncio.gather(*racing))
-    assert await store.get("t") == winner
+    assert await read(store, "t") == winner
 
 
 async def test_a_save_of_a_task_that_was_never_created_stores_nothing(store: Store) -> None:
     assert await store.save(new("t"), send(new("t"))) is None
-    assert await store.get("t") is None
+    assert await read(store, "t") is None
 
 
 async def test_a_task_is_cancelled_or_claimed_and_never_both(store: Store) -> None:
@@ -441,7 +442,7 @@ async def test_a_claim_stores_and_returns_what_the_move_made(store: Store) -> No
     await stored(store, new("t"))
     [claimed] = await claim(store, Lane.SUBMIT, NOW, 10, send)
     assert claimed == replace(send(new("t")), version=2)
-    assert await store.get("t") == claimed
+    assert await read(store, "t") == claimed
 
 
 async def test_no_task_is_claimed_twice_by_racing_claims(store: Store) -> None:
@@ -466,7 +467,7 @@ async def test_a_move_that_breaks_claims_nothing_and_the_writer_goes_on(store: S
 
     with pytest.raises(ZeroDivisionError):
         await claim(store, Lane.SUBMIT, NOW, 10, broken)
-    assert await store.get("t") == new("t")
+    assert await read(store, "t") == new("t")
     assert await claim(store, Lane.SUBMIT, NOW, 10, send)
 
 
@@ -520,7 +521,7 @@ async def test_tasks_wait_in_turns_of_their_callers_by_their_creation(store: Sto
         Waiting("d3", "d", 1, 0),
         Waiting("d2", "d", 2, 0),
     }
-    assert await store.get("d2") == claimed[0]
+    assert await read(store, "d2") == claimed[0]
     assert await store.count(Lane.SUBMIT) == 5
 
 
@@ -623,8 +624,8 @@ async def test_a_lease_is_renewed_as_long_as_nobody_else_has_moved_the_task(stor
     moved = await saved(store, by_id["moved"], by_id["moved"].queued("k", NOW, NOW))
     renewed = await store.renew(claimed, NOW + 500)
     assert renewed == [replace(by_id["mine"], due_time=NOW + 500)]
-    assert await store.get("mine") == renewed[0]
-    assert await store.get("moved") == moved
+    assert await read(store, "mine") == renewed[0]
+    assert await read(store, "moved") == moved
     assert await store.save(renewed[0], renewed[0].queued("k", NOW, NOW))
 
 
@@ -646,7 +647,7 @@ async def test_a_purge_deletes_the_oldest_ended_tasks_and_forgets_their_request_
     ]
     await stored(store, *ended, *kept[:2])
     assert [await store.purge(NOW + 4, 3) for _ in range(3)] == [3, 1, 0]
-    assert [await store.get(task.id) for task in kept] == kept
+    assert [await read(store, task.id) for task in kept] == kept
     assert await store.find_request("c", "r0") is None
     assert await store.create(new("again", request_id="r0"), NO_LIMIT) == Created(
         new("again", request_id="r0")
@@ -673,9 +674,9 @@ async def test_a_release_makes_due_what_waits_for_workers_that_are_gone(store: S
     await stored(store, *waiting, *others)
     await store.release(NOW)
     for task in waiting:
-        assert await store.get(task.id) == replace(task, due_time=NOW, version=task.version + 1)
+        assert await read(store, task.id) == replace(task, due_time=NOW, version=task.version + 1)
     for task in others:
-        assert await store.get(task.id) == task
+        assert await read(store, task.id) == task
 
 
 async def test_what_was_released_is_stale_for_whoever_still_works_on_it(store: Store) -> None:
@@ -705,9 +706,9 @@ async def test_what_had_setbacks_is_polled_at_once_when_the_provider_answers_aga
     ]
     await stored(store, hurried, *others)
     await store.hasten(NOW)
-    assert await store.get("t") == replace(hurried, due_time=NOW, version=2)
+    assert await read(store, "t") == replace(hurried, due_time=NOW, version=2)
     for task in others:
-        assert await store.get(task.id) == task
+        assert await read(store, task.id) == task
 
 
 # --- questions about many tasks ---
@@ -810,7 +811,7 @@ async def test_a_job_that_raises_fails_alone_and_leaves_nothing(store: Store) ->
     assert isinstance(taken, IntegrityError)
     assert third == Created(new("third", request_id="r"))
     assert fourth == Existing(new("third", request_id="r"))
-    assert await store.get("half") is None
+    assert await read(store, "half") is None
     listed = await store.page(ListFilter("c"), None, 10)
     assert {task.id for task in listed} == {"first", "second", "third"}
 
@@ -825,7 +826,7 @@ async def test_a_write_whose_caller_is_gone_is_done_all_the_same(store: Store) -
     await gate.open()
     assert await stays == Created(new("stays"))
     assert gone.cancelled()
-    assert await store.get("gone") == new("gone")
+    assert await read(store, "gone") == new("gone")
 
 
 async def test_a_thousand_writes_at_once_are_all_done(store: Store) -> None:

@@ -1,0 +1,147 @@
+"""What the store remembers: never older than what was shown, and bounded."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from storage.errors import StorageUnavailableError
+from storage.recent import MAX_BYTES, RecentTasks
+from storage.store import ListFilter, Store, open_store
+from storage.task import Failure, Lane, Stage, Status, Task
+from tests.databases import change, locked
+from tests.storing import NO_LIMIT, NOW, Gate, claim, enqueued, new, off, send, stored
+
+SUCCESS = new("t", status=Status.SUCCESS, stage=None, due_time=None, complete_time=NOW)
+
+
+@pytest.fixture
+async def store(database_url: str) -> object:
+    store = open_store(database_url)
+    yield store
+    await store.close()
+
+
+def remembered(store: Store, task_id: str) -> Task | None:
+    return store._recent.get(task_id)
+
+
+async def test_a_success_is_remembered_and_not_read_again(store: Store, database_url: str) -> None:
+    await stored(store, SUCCESS)
+    change(database_url, "DELETE FROM tasks")
+    assert await store.get("t") == SUCCESS
+
+
+async def test_what_another_process_may_change_is_read_every_time(postgresql_url: str) -> None:
+    first, second = open_store(postgresql_url), open_store(postgresql_url)
+    task = new("t")
+    await stored(first, task)
+    for number in range(5):
+        assert await first.get("t") == task
+        saved = await second.save(task, task.scheduled(NOW + number, number))
+        assert saved
+        task = saved
+    failed = await second.save(task, task.failed(Failure("CANCELLED", "no"), NOW))
+    assert await first.get("t") == failed
+    await first.close()
+    await second.close()
+
+
+async def test_what_is_remembered_follows_every_write(store: Store) -> None:
+    await stored(store, new("t"), new("u", stage=Stage.QUEUED, setbacks=1, due_time=NOW + 9))
+    [claimed] = await claim(store, Lane.SUBMIT, NOW, 1, send)
+    assert await store.get("t") == claimed
+    [renewed] = await store.renew([claimed], NOW + 500)
+    assert await store.get("t") == renewed
+    saved = await store.save(renewed, renewed.queued("k", NOW, NOW))
+    assert await store.get("t") == saved
+    await store.hasten(NOW)
+    hastened = await store.get("u")
+    assert hastened
+    assert hastened.due_time == NOW
+    assert await claim(store, Lane.POLL, NOW, 9, off(60))
+
+
+async def test_a_save_that_lost_its_race_reads_again(store: Store, database_url: str) -> None:
+    await stored(store, new("t"))
+    change(database_url, "UPDATE tasks SET version = 9, prompt_id = 'q'")
+    assert await store.save(new("t"), send(new("t"))) is None
+    assert await store.get("t") == new("t", version=9, prompt_id="q")
+
+
+async def test_a_write_whose_caller_has_left_is_remembered_all_the_same(store: Store) -> None:
+    await stored(store, new("t"))
+    gate = Gate(store)
+    await gate.reached()
+    [saving] = await enqueued(store.save(new("t"), send(new("t"))))
+    saving.cancel()
+    await gate.open()
+    await store.ping()  # it is written after that
+    assert await store.get("t") == replace(send(new("t")), version=2)
+
+
+async def test_after_a_write_that_failed_nothing_is_taken_for_known(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.sqlite.BUSY_TIMEOUT_SECONDS", 0.02)
+    monkeypatch.setattr("storage.postgres.LOCK_MILLISECONDS", 20)
+    store = open_store(database_url)
+    await stored(store, SUCCESS, new("u"))
+    with locked(database_url), pytest.raises(StorageUnavailableError):
+        await store.save(new("u"), send(new("u")))
+    assert remembered(store, "t") is None
+    assert await store.get("t") == SUCCESS
+    await store.close()
+
+
+async def test_a_page_is_never_newer_than_what_is_remembered(store: Store) -> None:
+    tasks = [new(f"t{i}") for i in range(20)]
+    await stored(store, *tasks)
+
+    async def move(task: Task) -> None:
+        for number in range(10):
+            saved = await store.save(task, task.scheduled(NOW + number, number))
+            assert saved
+            task = saved
+
+    async def look() -> None:
+        for _ in range(20):
+            for listed in await store.page(ListFilter("c"), None, 50):
+                present = await store.get(listed.id)
+                assert present
+                assert present.version >= listed.version
+
+    await asyncio.gather(look(), *map(move, tasks))
+
+
+async def test_what_was_purged_anywhere_is_forgotten(store: Store) -> None:
+    await stored(store, SUCCESS, replace(SUCCESS, id="u", complete_time=NOW + 9))
+    await store.purge(NOW + 1, 100)
+    assert await store.get("t") is None
+    assert remembered(store, "u")
+
+
+async def test_a_purge_by_another_process_is_followed_by_our_own(postgresql_url: str) -> None:
+    first, second = open_store(postgresql_url), open_store(postgresql_url)
+    await stored(first, SUCCESS)
+    assert await second.purge(NOW + 1, 100) == 1
+    assert await first.purge(NOW + 1, 100) == 0
+    assert await first.get("t") is None
+    await first.close()
+    await second.close()
+
+
+async def test_a_full_queue_remembers_nothing_of_what_it_refused(store: Store) -> None:
+    await store.create(new("t"), 0)
+    assert await store.get("t") is None
+    await store.create(new("t"), NO_LIMIT)
+    assert await store.get("t") == new("t")
+
+
+def test_what_was_used_longest_ago_goes_first_when_it_is_too_much() -> None:
+    recent = RecentTasks(shared=False)
+    large = [new(f"t{i}", params=bytes(MAX_BYTES // 4)) for i in range(4)]
+    recent.keep(large[:3])
+    assert recent.get("t0")
+    recent.keep(large[3:])
+    assert [bool(recent.get(task.id)) for task in large] == [True, False, True, True]
