@@ -2,8 +2,11 @@
 
 A snapshot never changes: (task id, revision) says what its message is, whoever asks for it and in
 whatever process. So the bytes of the last ones are kept, and a change that goes out to many streams
-is serialised once.
+is serialised once. And nothing changes a SUCCESS any more: its answer needs no read at all.
 """
+
+from contextlib import suppress
+from dataclasses import dataclass
 
 from cachetools import LRUCache
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -12,14 +15,24 @@ from generated.generation.v1 import generation_pb2 as pb
 from storage.task import Stage, Status, Task
 
 ARTIFACT_LIFE_SECONDS = 86_400.0  # the shorter of Kie's two statements (kie-api.md 1.4)
-ANSWERS_MAX_BYTES = 16 << 20
-ANSWER_BYTES = 200  # what an entry takes beside the answer itself
+CHANGING_MAX_BYTES = 8 << 20
+ENDED_MAX_BYTES = 32 << 20
+ANSWER_BYTES = 400  # what an entry takes beside the answer itself
 
 STATUSES = {status: pb.TaskStatus.Value(f"TASK_STATUS_{status}") for status in Status}
 STAGES: dict[Stage | None, pb.TaskStage.ValueType] = {
     None: pb.TASK_STAGE_UNSPECIFIED,
     **{stage: pb.TaskStage.Value(f"TASK_STAGE_{stage}") for stage in Stage},
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """The answer for a task that nothing changes any more, and whose it is."""
+
+    caller: str
+    complete_time: float
+    answer: bytes
 
 
 class Answers:
@@ -30,16 +43,33 @@ class Answers:
     """
 
     def __init__(self) -> None:
-        self._bytes: LRUCache[tuple[str, int], bytes] = LRUCache(ANSWERS_MAX_BYTES, _size)
+        self._changing: LRUCache[tuple[str, int], bytes] = LRUCache(CHANGING_MAX_BYTES, _size)
+        self._ended: LRUCache[str, _Ended] = LRUCache(ENDED_MAX_BYTES, lambda e: _size(e.answer))
 
     def of(self, task: Task) -> bytes:
         """Return the answer that holds this snapshot."""
         key = task.id, task.revision
-        known = self._bytes.get(key)
-        if known is None:
-            known = pb.QueryTaskResponse(task=task_message(task)).SerializeToString()
-            self._bytes[key] = known
-        return known
+        answer = self._changing.get(key)
+        if answer is None:
+            answer = pb.QueryTaskResponse(task=task_message(task)).SerializeToString()
+            with suppress(ValueError):  # larger than all there is room for
+                if task.status is Status.SUCCESS:
+                    ended = _Ended(task.caller, task.complete_time or 0, answer)
+                    self._ended[task.id] = ended
+                else:
+                    self._changing[key] = answer
+        return answer
+
+    def of_ended(self, caller: str, task_id: str) -> bytes | None:
+        """Return the answer for a caller's task that has succeeded, if it is known."""
+        known = self._ended.get(task_id)
+        return known.answer if known and known.caller == caller else None
+
+    def forget_ended(self, before: float) -> None:
+        """Forget what ended before a time, in unix seconds: some process purges it."""
+        old = [task_id for task_id, e in self._ended.items() if e.complete_time < before]
+        for task_id in old:
+            del self._ended[task_id]
 
 
 def _size(answer: bytes) -> int:

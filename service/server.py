@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import math
 import secrets
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,6 +24,7 @@ from service.callbacks import Callbacks, CallbackUrls
 from service.callers import Callers
 from service.follow import Follower
 from service.interceptor import Boundary
+from service.messages import Answers
 from service.metrics import Metrics, Queue, measure_loop_lag
 from service.poller import AccountLimits, Poller
 from service.purge import Purger
@@ -32,12 +34,16 @@ from service.settings import Settings, split_address
 from service.uploads import Uploads
 from service.verdicts import Verdicts
 from service.watch import Hub, Watcher
+from storage.errors import StorageUnavailableError
 from storage.sqlite import sqlite_path
 from storage.store import Store, open_store
 
 # Together under the 10 s that orchestrators give by default.
 CALLS_GRACE_SECONDS = 3.0
 POLLS_GRACE_SECONDS = 5.0
+
+REMEMBERED_TASKS = 20_000
+REMEMBERED_AT_ONCE = 100  # some 2 ms of the event loop
 
 CALLBACK_PURPOSE = b"generation.v1 callback URLs"
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
@@ -90,6 +96,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         provider = await _provider(settings, metrics, stack)
         stack.push_async_callback(provider.close)
         hub = Hub()
+        answers = Answers()
         urls = _callback_urls(settings)
         poller = Poller(
             store=store,
@@ -103,7 +110,13 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         )
         boundary = Boundary(Callers(settings.auth_tokens_file), metrics)
         servicer = _servicer(
-            settings, store=store, provider=provider, poller=poller, hub=hub, metrics=metrics
+            settings,
+            store=store,
+            provider=provider,
+            poller=poller,
+            hub=hub,
+            answers=answers,
+            metrics=metrics,
         )
         server, health = _grpc_server(boundary, servicer)
         address = _bind(server, settings)
@@ -115,7 +128,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         if store.shared:
             _run_beside(Follower(store, hub).run(), stack)
         if settings.task_retention_seconds:
-            _run_beside(Purger(store, settings.task_retention_seconds).run(), stack)
+            _run_beside(Purger(store, answers, settings.task_retention_seconds).run(), stack)
         await server.start()
         stack.push_async_callback(_drain, server, health, hub, boundary)
         for name in ("", SERVICE_NAME):
@@ -126,6 +139,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             admin_address=admin_address or "off",
             http_address=http_address or "off",
         )
+        _run_beside(_remember_ended(store, answers), stack)
         yield Running(address, admin_address, http_address)
 
 
@@ -138,6 +152,21 @@ def _run_beside(duty: Coroutine[None, None, None], stack: AsyncExitStack) -> Non
         await asyncio.gather(running_duty, return_exceptions=True)
 
     stack.push_async_callback(end)
+
+
+async def _remember_ended(store: Store, answers: Answers) -> None:
+    """Have the answers ready that were asked for before the restart: the newest results."""
+    before = math.inf
+    try:
+        for _ in range(0, REMEMBERED_TASKS, REMEMBERED_AT_ONCE):
+            tasks = await store.newest_ended(before, REMEMBERED_AT_ONCE)
+            for task in tasks:
+                answers.of(task)
+            if len(tasks) < REMEMBERED_AT_ONCE:
+                return
+            before = tasks[-1].complete_time or 0
+    except StorageUnavailableError as error:
+        log.warning("storage unavailable, nothing is remembered", error=str(error))
 
 
 async def _provider(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> KieProvider:
@@ -197,6 +226,7 @@ def _servicer(
     provider: KieProvider,
     poller: Poller,
     hub: Hub,
+    answers: Answers,
     metrics: Metrics,
 ) -> Servicer:
     watcher = Watcher(
@@ -220,6 +250,7 @@ def _servicer(
         watcher=watcher,
         uploads=uploads,
         admission=admission,
+        answers=answers,
         metrics=metrics,
     )
 

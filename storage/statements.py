@@ -34,6 +34,8 @@ class Statements:
 
         self.get = text(select.where(row.id == arg))
         self.find_request = text(select.where(row.caller == arg, row.request_id == arg))
+        ended = select.where(row.lane.is_null(), row.complete_time < arg)
+        self.newest_ended = text(ended.order_by(row.complete_time.desc()).limit(arg))
         self.next_due = text(Select([], [_first_due_time(lane) for lane in Lane]))
         self.queues = text(
             row.select(row.lane, fn.COUNT(SQL("*")), fn.MIN(row.due_time))

@@ -23,7 +23,7 @@ from storage.errors import (
     storage_errors,
 )
 from storage.postgres import PostgresEngine, is_postgres
-from storage.recent import RecentTasks
+from storage.recent import MAX_BYTES, RecentTasks
 from storage.rows import COLUMNS, FIXED_COLUMNS, readable, row_of, task_of
 from storage.schema import TaskRow
 from storage.sqlite import SQLITE_PREFIX, SqliteEngine, sqlite_path
@@ -134,7 +134,7 @@ class Store:
     def __init__(self, engine: Engine, observe: Observe = _unobserved) -> None:
         self._engine = engine
         self._observe = observe
-        self._recent = RecentTasks(shared=engine.shared)
+        self._recent = RecentTasks(0 if engine.shared else MAX_BYTES)
         self._sql = engine.sql
 
     @property
@@ -205,6 +205,11 @@ class Store:
             task_id, *_, create_time = rows[-1][:FIXED_COLUMNS]
             before = create_time, task_id
         return tasks
+
+    async def newest_ended(self, before: float, limit: int) -> list[Task]:
+        """Return the tasks that ended last, newest first, of those that ended before a time."""
+        rows = await self._all("newest_ended", self._sql.newest_ended, before, limit)
+        return list(filter(None, map(readable, rows)))
 
     async def next_due_times(self) -> dict[Lane, float]:
         """Return when the first task of each lane is due, in unix seconds; infinity is never."""
@@ -338,7 +343,6 @@ class Store:
         cursor = await self._write_alone(
             "purge",
             lambda: self._engine.execute(self._sql.purge, ended_before, limit),
-            lambda _: self._recent.forget_ended(ended_before),
         )
         return int(cursor.rowcount)
 

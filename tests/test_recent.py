@@ -2,9 +2,12 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from service.messages import Answers
+from service.server import _remember_ended
 from storage.errors import StorageUnavailableError
 from storage.recent import MAX_BYTES, RecentTasks
 from storage.store import ListFilter, Store, open_store
@@ -26,10 +29,13 @@ def remembered(store: Store, task_id: str) -> Task | None:
     return store._recent.get(task_id)
 
 
-async def test_a_success_is_remembered_and_not_read_again(store: Store, database_url: str) -> None:
+async def test_what_only_we_write_is_remembered_and_not_read_again(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/generation.db"
+    store = open_store(url)
     await stored(store, SUCCESS)
-    change(database_url, "DELETE FROM tasks")
+    change(url, "DELETE FROM tasks")
     assert await store.get("t") == SUCCESS
+    await store.close()
 
 
 async def test_what_another_process_may_change_is_read_every_time(postgresql_url: str) -> None:
@@ -114,21 +120,10 @@ async def test_a_page_is_never_newer_than_what_is_remembered(store: Store) -> No
     await asyncio.gather(look(), *map(move, tasks))
 
 
-async def test_what_was_purged_anywhere_is_forgotten(store: Store) -> None:
-    await stored(store, SUCCESS, replace(SUCCESS, id="u", complete_time=NOW + 9))
+async def test_what_was_purged_is_forgotten(store: Store) -> None:
+    await stored(store, SUCCESS)
     await store.purge(NOW + 1, 100)
     assert await store.get("t") is None
-    assert remembered(store, "u")
-
-
-async def test_a_purge_by_another_process_is_followed_by_our_own(postgresql_url: str) -> None:
-    first, second = open_store(postgresql_url), open_store(postgresql_url)
-    await stored(first, SUCCESS)
-    assert await second.purge(NOW + 1, 100) == 1
-    assert await first.purge(NOW + 1, 100) == 0
-    assert await first.get("t") is None
-    await first.close()
-    await second.close()
 
 
 async def test_a_full_queue_remembers_nothing_of_what_it_refused(store: Store) -> None:
@@ -139,9 +134,57 @@ async def test_a_full_queue_remembers_nothing_of_what_it_refused(store: Store) -
 
 
 def test_what_was_used_longest_ago_goes_first_when_it_is_too_much() -> None:
-    recent = RecentTasks(shared=False)
+    recent = RecentTasks()
     large = [new(f"t{i}", params=bytes(MAX_BYTES // 4)) for i in range(4)]
     recent.keep(large[:3])
     assert recent.get("t0")
     recent.keep(large[3:])
     assert [bool(recent.get(task.id)) for task in large] == [True, False, True, True]
+
+
+def test_a_task_larger_than_everything_is_not_remembered_and_neither_is_what_it_was() -> None:
+    recent = RecentTasks()
+    recent.keep([new("t")])
+    recent.keep([new("t", version=2, params=bytes(MAX_BYTES))])
+    assert recent.get("t") is None
+
+
+# --- answers ---
+
+
+def test_an_answer_is_known_only_to_its_caller_and_only_for_a_success() -> None:
+    answers = Answers()
+    answer = answers.of(SUCCESS)
+    assert answers.of_ended("c", "t") == answer
+    assert answers.of_ended("d", "t") is None
+    answers.of(new("u"))
+    answers.of(new("f").failed(Failure("CANCELLED", "no"), NOW))
+    assert answers.of_ended("c", "u") is answers.of_ended("c", "f") is None
+
+
+def test_the_same_revision_is_serialised_once_and_the_next_one_anew() -> None:
+    answers = Answers()
+    task = new("t")
+    assert answers.of(task) is answers.of(replace(task, version=5))
+    assert answers.of(send(task)) != answers.of(task)
+
+
+def test_answers_of_what_was_purged_anywhere_are_forgotten() -> None:
+    answers = Answers()
+    answers.of(SUCCESS)
+    answers.of(replace(SUCCESS, id="u", complete_time=NOW + 9))
+    answers.forget_ended(NOW + 1)
+    assert answers.of_ended("c", "t") is None
+    assert answers.of_ended("c", "u")
+
+
+async def test_the_newest_results_are_known_from_the_start(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.server.REMEMBERED_TASKS", 6)
+    monkeypatch.setattr("service.server.REMEMBERED_AT_ONCE", 2)
+    await stored(store, *(replace(SUCCESS, id=f"t{i}", complete_time=NOW + i) for i in range(9)))
+    answers = Answers()
+    await _remember_ended(store, answers)
+    known = [bool(answers.of_ended("c", f"t{i}")) for i in range(9)]
+    assert known == [False] * 3 + [True] * 6
