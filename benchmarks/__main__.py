@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         bench = _bench(given, stack)
         results = Results()
+        if given.quick:
+            print("quick: sizes are a fiftieth of what the table says")
         chosen = given.measurements or ([] if given.curves else MEASUREMENTS)
         for name in chosen:
             started = time.monotonic()

@@ -18,6 +18,7 @@ SLICES = 5
 PUSHES = 5
 OLDER_THAN_SECONDS = 130.0  # such tasks are polled at the longest interval, eight times two seconds
 CYCLE_SECONDS = 16.8  # of which this is the middle, with its jitter
+IDLE_SECONDS = 10.0
 WARM_SECONDS = 16.0  # at start everything is due at once
 
 
@@ -87,11 +88,16 @@ def _slice(bench: Bench, service: Service, command: str, **arguments: Any) -> Sl
 
 
 def _in_flight(bench: Bench, kind: Kind) -> Iterator[Curve]:
-    found = {count: _with_in_flight(bench, kind, count) for count in _sizes(bench, IN_FLIGHT)}
+    with bench.service(kind.new_url()).running() as idle:
+        settle(idle.pid)
+        idle_share = _share(idle, IDLE_SECONDS)
+    found = {
+        count: _with_in_flight(bench, kind, count, idle_share) for count in _sizes(bench, IN_FLIGHT)
+    }
     for index, (title, y, should) in enumerate(
         (
-            ("polling", "us of CPU a poll", "flat"),
-            ("polling, all of it", "% of a core", "straight"),
+            ("a poll", "us of CPU above idle", "flat or falling"),
+            ("all polls", "% of a core above idle", "straight"),
             ("memory while polling", "MiB", "flat"),
         )
     ):
@@ -99,18 +105,23 @@ def _in_flight(bench: Bench, kind: Kind) -> Iterator[Curve]:
         yield Curve(title, "tasks in flight", y, should, points)
 
 
-def _with_in_flight(bench: Bench, kind: Kind, count: int) -> Sequence[float]:
+def _with_in_flight(bench: Bench, kind: Kind, count: int, idle_share: float) -> Sequence[float]:
     rows = pending(range(count), time.time() - OLDER_THAN_SECONDS)
     service = bench.seeded(kind, rows, POLL_INTERVAL_SECONDS="2")
     with service.running():
         time.sleep(WARM_SECONDS)
         bench.provider.ask("polls")
-        before = cpu_seconds(service.pid)
-        time.sleep(CYCLE_SECONDS)
-        spent = cpu_seconds(service.pid) - before
+        share = max(_share(service, CYCLE_SECONDS) - idle_share, 1e-6)
         polls = len(bench.provider.ask("polls"))
         memory = memory_bytes(service.pid)
-    return spent / polls * 1e6, spent / CYCLE_SECONDS * 100, memory / MIB
+    return share * CYCLE_SECONDS / polls * 1e6, share * 100, memory / MIB
+
+
+def _share(service: Service, seconds: float) -> float:
+    """Return the share of a core that a service uses in the next seconds."""
+    before = cpu_seconds(service.pid)
+    time.sleep(seconds)
+    return (cpu_seconds(service.pid) - before) / seconds
 
 
 # --- watchers ---

@@ -56,7 +56,7 @@ def _callbacks(bench: Bench, kind: Kind) -> Line:
     delays = [seen[index] - at for index, at in enumerate(ended)]
     worst = percentile(delays, 0.99)
     return Line(
-        f"provider done to watcher by callback, 1,000 in flight, {kind.name}: p99",
+        f"provider done to watcher, 1,000 in flight, {kind.name}: p99",
         f"{milliseconds(worst)} (p50 {milliseconds(percentile(delays, 0.5))})",
         value=worst,
         target=Target(CALLBACK_TARGET_SECONDS, "≤ 50 ms"),

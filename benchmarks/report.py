@@ -88,7 +88,7 @@ class Curve:
     """How a cost grows.
 
     Attributes:
-        should: `flat`, `straight` or `falling`.
+        should: `flat`, `straight`, `falling` or `flat or falling`.
     """
 
     title: str
@@ -262,7 +262,7 @@ def curve_rows(curves: Sequence[Curve]) -> list[Sequence[str]]:
 
 
 def _points(curve: Curve) -> str:
-    return ", ".join(f"{x:,.0f}: {y:,.4g}" for x, y in curve.points) + f" ({curve.y})"
+    return ", ".join(f"{x:,.0f}: {_number(y)}" for x, y in curve.points) + f" ({curve.y})"
 
 
 # --- charts ---
@@ -327,7 +327,7 @@ def _panel(curve: Curve) -> str:
     labels = "".join(
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{GOOD}"/>'
         f'<text x="{x:.1f}" y="{y - 7:.1f}" text-anchor="middle" font-size="10" fill="{INK}">'
-        f'{value:,.3g}</text><text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle"'
+        f'{_number(value)}</text><text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle"'
         f' font-size="10" fill="{FAINT}">{_short(number)}</text>'
         for (x, y), (number, value) in zip(places, curve.points, strict=True)
     )
@@ -340,6 +340,10 @@ def _panel(curve: Curve) -> str:
         f'<text x="{(left + right) / 2}" y="{bottom + 28}" text-anchor="middle" font-size="10"'
         f' fill="{INK}">{escape(curve.x)}</text>'
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004 - three digits
 
 
 def _short(number: float) -> str:
