@@ -1,11 +1,14 @@
-"""`python -m service`: serve until SIGTERM or SIGINT.
+"""`python -m service`: serve until SIGTERM or SIGINT; or bring a database up to date, or fill it.
 
-Exit codes: 0 after a clean stop, 2 for bad settings, 1 when it cannot start.
+Exit codes: 0 after a clean stop or a command that did it all, 2 for bad settings or arguments, 1
+when it cannot start or could not do it all.
 """
 
+import argparse
 import asyncio
 import signal
 import sys
+from collections.abc import Sequence
 
 import structlog
 import uvloop
@@ -14,6 +17,9 @@ from service.logs import configure_logs
 from service.server import StartError, running
 from service.settings import Settings, SettingsError, load_settings
 from storage.errors import StorageConfigError, StorageError
+from storage.sqlite import sqlite_path
+from storage.store import migrate
+from storage.transfer import TransferError, carry_over
 
 EXIT_FAILED = 1
 EXIT_BAD_SETTINGS = 2
@@ -21,8 +27,9 @@ EXIT_BAD_SETTINGS = 2
 log = structlog.get_logger()
 
 
-def main() -> int:
-    """Run the service; return the exit code."""
+def main(arguments: Sequence[str] = ()) -> int:
+    """Run the service or a command; return the exit code."""
+    given = _parser().parse_args(arguments)
     try:
         settings = load_settings()
     except SettingsError as error:
@@ -30,14 +37,65 @@ def main() -> int:
         return EXIT_BAD_SETTINGS
     configure_logs(settings.log_format, settings.log_level)
     try:
-        uvloop.run(serve(settings))
+        match given.command:
+            case "migrate":
+                bring_up_to_date(settings)
+            case "import":
+                import_tasks(settings, given.source)
+            case _:
+                uvloop.run(serve(settings))
     except StorageConfigError as error:
-        log.critical("cannot start", error=str(error))
+        log.critical(given.failure, error=str(error))
         return EXIT_BAD_SETTINGS
     except (StartError, StorageError) as error:
-        log.critical("cannot start", error=str(error))
+        log.critical(given.failure, error=str(error))
         return EXIT_FAILED
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        usage="python -m service [-h] [COMMAND]",
+        description="Serve. The settings are environment variables; README.md has the table.",
+    )
+    parser.set_defaults(command="serve", failure="cannot start")
+    commands = parser.add_subparsers(title="commands", metavar="", prog="python -m service")
+    migrating = commands.add_parser("migrate", help="bring the tables of DATABASE_URL up to date")
+    migrating.set_defaults(command="migrate", failure="cannot migrate")
+    importing = commands.add_parser(
+        "import", help="carry the tasks of a SQLite file into DATABASE_URL, a PostgreSQL"
+    )
+    importing.set_defaults(command="import", failure="cannot import")
+    importing.add_argument("source", metavar="sqlite:///FILE", help="no service may have it")
+    return parser
+
+
+def bring_up_to_date(settings: Settings) -> None:
+    """Apply the migrations that DATABASE_URL lacks, and say which."""
+    applied = migrate(settings.database_url.get_secret_value())
+    _say(*(f"applied {name}" for name in applied) if applied else ("nothing to apply",))
+
+
+def import_tasks(settings: Settings, source: str) -> None:
+    """Carry the tasks of a SQLite file into DATABASE_URL, and say how many.
+
+    Raises:
+        StorageError: Some or all were left behind.
+    """
+    path = sqlite_path(source)
+    if path is None:
+        raise StorageConfigError("what is imported must look like sqlite:///generation.db")
+    carried = carry_over(path, settings.database_url.get_secret_value())
+    _say(f"tasks carried over: {carried.tasks}; there already: {carried.present}")
+    for left in carried.left:
+        log.error("a task is left behind", task_id=left.task_id, why=left.why)
+    if carried.left:
+        raise TransferError(f"tasks left behind: {len(carried.left)}")
+
+
+def _say(*lines: str) -> None:
+    print(*lines, sep="\n")  # noqa: T201 - what a command was asked for
 
 
 async def serve(settings: Settings) -> None:
@@ -52,4 +110,4 @@ async def serve(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

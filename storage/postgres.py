@@ -11,14 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg2
-from peewee import Database, PostgresqlDatabase
-from playhouse.migrations import Runner
+from peewee import Database, OperationalError, PostgresqlDatabase
+from playhouse.migrations import Migration, Runner
+from psycopg2.errors import LockNotAvailable
 from psycopg2.extensions import parse_dsn
 
-from storage.errors import StorageConfigError, is_unavailable, storage_errors
+from storage.errors import (
+    StorageConfigError,
+    StorageUnavailableError,
+    is_unavailable,
+    storage_errors,
+)
 from storage.hints import Hints
 from storage.rows import COLUMNS, FIXED_COLUMNS
 from storage.schema import MIGRATIONS
@@ -39,7 +46,11 @@ CONNECTION = {
 }
 STATEMENT_MILLISECONDS = 5_000
 LOCK_MILLISECONDS = 2_000
-MIGRATION_MILLISECONDS = 600_000
+MIGRATION_SECONDS = 600  # of one migration, and of waiting for another process that migrates
+MIGRATION_ASK_SECONDS = 0.2
+MIGRATION_LOCK_MILLISECONDS = 500  # whoever comes after a migration that waits has to wait as well
+MIGRATION_ATTEMPTS = 30
+MIGRATION_PAUSE_SECONDS = 1.0
 TOUCH = "UPDATE slots SET free_time = free_time WHERE false"
 CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float8"
 CLOCK_SECONDS = 60.0
@@ -77,27 +88,77 @@ def connection_params(database_url: str, **session: int) -> dict[str, Any]:
     return CONNECTION | {"dbname": ""} | given | ({"options": joined} if joined else {})
 
 
-def _database(params: dict[str, Any]) -> PostgresqlDatabase:
+def database_of(params: dict[str, Any]) -> PostgresqlDatabase:
+    """Return what Peewee connects by, once it is told to."""
     others = {name: value for name, value in params.items() if name != "dbname"}
     return PostgresqlDatabase(params["dbname"], autoconnect=False, **others)
 
 
-def migrate(database_url: str) -> list[str]:
+def migrate(database_url: str, migrations: Path = MIGRATIONS) -> list[str]:
     """Bring the tables up to date; return the names of the migrations that were applied.
 
-    However many processes do so at once, one works and the others wait. An older version of the
-    service goes on meanwhile: migrations add, and never wait long for a lock.
+    However many processes do so at once, one works and the others wait. Replicas of an older
+    version go on meanwhile: CONTRIBUTING.md has the rules that migrations keep for that.
+
+    Raises:
+        StorageUnavailableError: The database is away, or others keep it busy for too long.
     """
-    db = _database(connection_params(database_url, statement_timeout=MIGRATION_MILLISECONDS))
+    params = connection_params(database_url)
+    db = database_of(params)
     with storage_errors(), db.connection_context():
-        runner = Runner(db, str(MIGRATIONS))
-        if all(migration.applied for migration in runner.status()):
+        runner = Runner(db, str(migrations))
+        if not _pending(runner):
             return []
-        with db.atomic():
-            db.execute_sql("SELECT pg_advisory_xact_lock(%s)", (_lock_key(db, "migrations"),))
-            db.execute_sql(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}")
-            applied: list[str] = runner.up()
-            return applied
+        with _alone(database_of(params)):
+            return [_apply(db, runner, migration) for migration in _pending(runner)]
+
+
+def _pending(runner: Any) -> list[Any]:
+    return [migration for migration in runner.status() if not migration.applied]
+
+
+@contextmanager
+def _alone(holder: Database) -> Iterator[None]:
+    """Keep other processes from migrating, by a connection of its own, as long as this lasts.
+
+    The lock is a transaction's, as a pooler in transaction mode has no sessions. Who has to wait
+    asks again and again: CREATE INDEX CONCURRENTLY would wait for any statement that waits for us.
+    """
+    deadline = time.monotonic() + MIGRATION_SECONDS
+    with holder.connection_context():
+        key = _lock_key(holder, "migrations")
+        while True:
+            with holder.atomic():
+                holder.execute_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+                if holder.execute_sql("SELECT pg_try_advisory_xact_lock(%s)", (key,)).fetchone()[0]:
+                    yield
+                    return
+            if time.monotonic() > deadline:
+                raise StorageUnavailableError("another process migrates, and does not end")
+            time.sleep(MIGRATION_ASK_SECONDS)
+
+
+def _apply(db: Database, runner: Any, migration: Migration) -> str:
+    """Apply a migration; return its name.
+
+    It has a transaction to itself, in which it waits for a table only so long that nobody behind
+    it is held up, and then tries again; unless it says `atomic = False`, and sees to that itself.
+    """
+    if not getattr(migration.load(), "atomic", True):
+        runner.up(migration.name)
+        return str(migration.name)
+    for _ in range(MIGRATION_ATTEMPTS):
+        try:
+            with db.atomic():
+                db.execute_sql(f"SET LOCAL lock_timeout = {MIGRATION_LOCK_MILLISECONDS}")
+                db.execute_sql(f"SET LOCAL statement_timeout = '{MIGRATION_SECONDS}s'")
+                runner.up(migration.name)
+                return str(migration.name)
+        except OperationalError as error:
+            if not isinstance(error.orig, LockNotAvailable):  # type: ignore[attr-defined]
+                raise
+        time.sleep(MIGRATION_PAUSE_SECONDS)
+    raise StorageUnavailableError(f"migration {migration.name}: others keep its tables locked")
 
 
 class PostgresEngine:
@@ -114,7 +175,7 @@ class PostgresEngine:
             "lock_timeout": LOCK_MILLISECONDS,
         }
         params = connection_params(database_url, **(session if hints else {}))
-        self.db: Database = _database(params)
+        self.db: Database = database_of(params)
         self._clock_offset = 0.0
         self._clock_read = -CLOCK_SECONDS
         migrate(database_url)
@@ -284,14 +345,20 @@ class _BulkStatements:
             " FROM unnest(%s::text[], %s::bigint[]) AS seen(task, present)"
             " JOIN tasks ON tasks.id = seen.task AND tasks.revision > seen.present"
         )
-        self.insert = (
-            f"INSERT INTO tasks ({names})"  # noqa: S608 - of our own names
-            f" SELECT * FROM unnest({', '.join(map(_array, COLUMNS))}){KNOWN_REQUEST} RETURNING id"
-        )
+        self.insert = bulk_insert(KNOWN_REQUEST)
         self.save = (
             f"UPDATE tasks SET {sets} FROM unnest({arrays}) AS new({new})"  # noqa: S608
             " WHERE tasks.id = new.task AND tasks.version = new.present RETURNING new.number"
         )
+
+
+def bulk_insert(on_conflict: str) -> str:
+    """Return the statement that stores rows, an array for each column, and returns the new ids."""
+    names = ", ".join(f'"{column.name}"' for column in COLUMNS)
+    return (
+        f"INSERT INTO tasks ({names})"  # noqa: S608 - of our own names
+        f" SELECT * FROM unnest({', '.join(map(_array, COLUMNS))}){on_conflict} RETURNING id"
+    )
 
 
 def _array(column: Any) -> str:

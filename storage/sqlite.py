@@ -7,8 +7,8 @@ rows have a thread of their own.
 import asyncio
 import fcntl
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -26,6 +26,7 @@ SQLITE_PREFIX = "sqlite:///"
 SQLITE_MAGIC = b"SQLite format 3\0"
 BUSY_TIMEOUT_SECONDS = 5
 TOUCH = "PRAGMA user_version = 1"  # the least that needs room on the disk
+RETIRED_VERSION = 2  # the tasks of the file go on in another database
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -36,6 +37,27 @@ def sqlite_path(database_url: str) -> Path | None:
     """Return the file that a URL names; None if it names none."""
     path = database_url.removeprefix(SQLITE_PREFIX)
     return None if path in {database_url, "", ":memory:"} else Path(path)
+
+
+def migrate(path: Path, migrations: Path = MIGRATIONS) -> list[str]:
+    """Bring the tables up to date; return the names of the migrations that were applied.
+
+    Raises:
+        StorageConfigError: A service has the file.
+        StorageUnavailableError: The file cannot be opened or written.
+    """
+    with storage_errors(), alone(path) as db:
+        applied: list[str] = Runner(db, str(migrations)).up()
+        return applied
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[SqliteDatabase]:
+    """Have a database to oneself, without a service on it."""
+    with _lock_file(path):
+        db = _database(path)
+        with db.connection_context():
+            yield db
 
 
 class SqliteEngine:
@@ -61,6 +83,10 @@ class SqliteEngine:
 
     def _prepare(self) -> None:
         with storage_errors():
+            if self.db.pragma("user_version") == RETIRED_VERSION:
+                raise StorageConfigError(
+                    f"{self.db.database} was carried over to PostgreSQL, and its tasks go on there"
+                )
             Runner(self.db, str(MIGRATIONS)).up()
             self.db.close()
             self._reads.connect()

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from peewee import Expression, Tuple
 
+from storage import postgres, sqlite
 from storage.engine import Engine, Row
 from storage.errors import (
     ClaimUnknownError,
@@ -120,12 +122,28 @@ def open_store(database_url: str, *, hints: bool = True, observe: Observe = _uno
     """
     if is_postgres(database_url):
         return Store(PostgresEngine(database_url, hints=hints), observe)
+    return Store(SqliteEngine(_path(database_url)), observe)
+
+
+def migrate(database_url: str) -> list[str]:
+    """Bring a database's tables up to date; return the names of the migrations that were applied.
+
+    Raises:
+        StorageConfigError: The URL is of no kind that is served, or another process has the file.
+        StorageUnavailableError: The database cannot be reached, or is too busy.
+    """
+    if is_postgres(database_url):
+        return postgres.migrate(database_url)
+    return sqlite.migrate(_path(database_url))
+
+
+def _path(database_url: str) -> Path:
     path = sqlite_path(database_url)
     if path is None:
         raise StorageConfigError(
             f"DATABASE_URL must look like {SQLITE_PREFIX}generation.db or postgresql://host/name"
         )
-    return Store(SqliteEngine(path), observe)
+    return path
 
 
 class Store:

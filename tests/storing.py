@@ -3,12 +3,15 @@
 import asyncio
 import random
 import threading
+import types
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from typing import Any
 
 from storage.store import Created, Quota, Store, Waiting
-from storage.task import Lane, Status, Task
+from storage.task import Artifact, Failure, Lane, Status, Task
 
 NOW = 1_800_000_000.0
 NO_LIMIT = 1_000_000
@@ -90,6 +93,53 @@ def some_tasks() -> list[Task]:
         )
         for _ in range(200)
     ]
+
+
+TEXTS = [
+    "",
+    "a",
+    "Größe 猫 חתול 👨\u200d👩\u200d👧 𐍈 \u202f \uffff",
+    "'; DROP TABLE tasks; --",
+    '{"resultUrls": ["https://x.example/?a=1&b=%00"]}',
+    "\r\n\t \\ \" '",
+    "[]",
+    "x" * 3_000_000,
+]
+FLOATS = [0.0, -1.5, 5e-324, 1e300, 1_800_000_000.123456, 0.1 + 0.2]
+INTEGERS = [0, 1, -1, 2**31 - 1]
+LARGE_INTEGERS = [*INTEGERS, 2**31, 2**53 + 1, 2**63 - 2]
+LARGE = {"revision", "version"}
+INDEXED = {"id", "caller", "request_id", "prompt_id"}  # callers' words, of limited length
+HINTS = typing.get_type_hints(Task)
+
+
+def any_value(kind: Any, rng: random.Random) -> Any:
+    """Return a value that a field of this type may have."""
+    if typing.get_origin(kind) in {types.UnionType, typing.Union}:
+        return any_value(rng.choice(typing.get_args(kind)), rng)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return rng.choice(list(kind))
+    if kind == tuple[Artifact, ...]:
+        return tuple(
+            Artifact(rng.choice(TEXTS), rng.choice(TEXTS)) for _ in range(rng.choice([0, 1, 9]))
+        )
+    choices: dict[Any, Callable[[], Any]] = {
+        str: lambda: rng.choice(TEXTS),
+        bytes: lambda: rng.choice([b"", bytes(range(256)), rng.randbytes(100_000)]),
+        float: lambda: rng.choice(FLOATS),
+        int: lambda: rng.choice(INTEGERS),
+        types.NoneType: lambda: None,
+        Failure: lambda: Failure("GENERATION_FAILED", rng.choice(TEXTS), rng.choice(TEXTS)),
+    }
+    return choices[kind]()
+
+
+def any_task(seed: int) -> Task:
+    """A task with any values, the odd ones too, always the same for a seed."""
+    rng = random.Random(seed)
+    values = {name: any_value(kind, rng) for name, kind in HINTS.items()}
+    values |= {name: rng.choice(LARGE_INTEGERS) for name in LARGE}
+    return Task(**values | {name: values[name][:255] for name in INDEXED})
 
 
 class Gate:

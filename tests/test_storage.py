@@ -1,13 +1,9 @@
 """The store on both databases: what it keeps, what it refuses, and what it survives."""
 
 import asyncio
-import random
-import types
-import typing
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import fields, replace
-from enum import StrEnum
 from math import inf
 from typing import Any
 
@@ -38,6 +34,7 @@ from tests.storing import (
     NO_QUOTA,
     NOW,
     Gate,
+    any_task,
     claim,
     claim_in_turns,
     enqueued,
@@ -136,52 +133,6 @@ def test_every_field_of_a_task_has_a_column() -> None:
 
 
 # --- a task as it comes back ---
-
-TEXTS = [
-    "",
-    "a",
-    "Größe 猫 חתול 👨\u200d👩\u200d👧 𐍈 \u202f \uffff",
-    "'; DROP TABLE tasks; --",
-    '{"resultUrls": ["https://x.example/?a=1&b=%00"]}',
-    "\r\n\t \\ \" '",
-    "[]",
-    "x" * 3_000_000,
-]
-FLOATS = [0.0, -1.5, 5e-324, 1e300, 1_800_000_000.123456, 0.1 + 0.2]
-INTEGERS = [0, 1, -1, 2**31 - 1]
-LARGE_INTEGERS = [*INTEGERS, 2**31, 2**53 + 1, 2**63 - 2]
-LARGE = {"revision", "version"}
-INDEXED = {"id", "caller", "request_id", "prompt_id"}  # callers' words, of limited length
-HINTS = typing.get_type_hints(Task)
-
-
-def any_value(kind: Any, rng: random.Random) -> Any:
-    """Return a value that a field of this type may have."""
-    if typing.get_origin(kind) in {types.UnionType, typing.Union}:
-        return any_value(rng.choice(typing.get_args(kind)), rng)
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return rng.choice(list(kind))
-    if kind == tuple[Artifact, ...]:
-        return tuple(
-            Artifact(rng.choice(TEXTS), rng.choice(TEXTS)) for _ in range(rng.choice([0, 1, 9]))
-        )
-    choices: dict[Any, Callable[[], Any]] = {
-        str: lambda: rng.choice(TEXTS),
-        bytes: lambda: rng.choice([b"", bytes(range(256)), rng.randbytes(100_000)]),
-        float: lambda: rng.choice(FLOATS),
-        int: lambda: rng.choice(INTEGERS),
-        types.NoneType: lambda: None,
-        Failure: lambda: Failure("GENERATION_FAILED", rng.choice(TEXTS), rng.choice(TEXTS)),
-    }
-    return choices[kind]()
-
-
-def any_task(seed: int) -> Task:
-    rng = random.Random(seed)
-    values = {name: any_value(kind, rng) for name, kind in HINTS.items()}
-    values |= {name: rng.choice(LARGE_INTEGERS) for name in LARGE}
-    return Task(**values | {name: values[name][:255] for name in INDEXED})
-
 
 FULL = Task(
     id="t",
