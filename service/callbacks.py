@@ -5,10 +5,12 @@ the URL, which nobody can make up: it carries our task id and an HMAC of it.
 """
 
 import hmac
+import logging
 import time
 from base64 import b64encode
 from collections.abc import Mapping
 from hashlib import sha256
+from http import HTTPStatus
 from json import JSONDecodeError
 from typing import Any
 
@@ -87,7 +89,8 @@ class Callbacks:
         return self._answer(200, "received", task_id)
 
     def _answer(self, status: int, verdict: str, task_id: str) -> web.Response:
-        log.info("callback", verdict=verdict, task_id=task_id[:ID_MAX_CHARACTERS])
+        level = logging.DEBUG if status == HTTPStatus.OK else logging.INFO
+        log.log(level, "callback", verdict=verdict, task_id=task_id[:ID_MAX_CHARACTERS])
         self._metrics.called_back(verdict)
         return web.json_response({"status": verdict}, status=status)
 

@@ -12,6 +12,7 @@ gone is due again when the lease has run out.
 """
 
 import asyncio
+import logging
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -179,13 +180,23 @@ class Poller:
         `provider_task_id` is what the callback said, or "".
         """
         while task := await self._store.get(task_id):
-            after = after_callback(task, provider_task_id, self._store.now())
+            now = self._store.now()
+            after = after_callback(task, provider_task_id, now)
             if after is None:
                 return True
-            if await self._store.save(task, after):
-                self.wake()
+            at_once = after.lane is Lane.POLL and bool(after.provider_task_id) and self._has_room()
+            if at_once:  # before all that is due, and without a claim: this save is one
+                after = after.scheduled(now + LEASE_SECONDS, after.setbacks)
+            if saved := await self._store.save(task, after):
+                if at_once:
+                    self._start(Lane.POLL, saved, slot_time=0)
+                else:
+                    self.wake()
                 return True
         return False
+
+    def _has_room(self) -> bool:
+        return not self._stopping and self._busy[Lane.POLL] < CONCURRENT_MAX[Lane.POLL]
 
     async def watched(self, task: Task) -> None:
         """Leave a task to its callback no longer, as somebody watches it."""
@@ -413,7 +424,7 @@ class Poller:
                 log.warning("task refused", reason=reason, message=message, provider_code=code)
             case Accepted(provider_task_id):
                 self._hold.clear()
-                log.info("task accepted", provider_task_id=provider_task_id)
+                log.debug("task accepted", provider_task_id=provider_task_id)
 
     # --- asking ---
 
@@ -501,7 +512,8 @@ class Poller:
             self._verdicts.learn(after)
             reason = after.failure and after.failure.reason
             self._metrics.task_ended(after.model, after.status, reason or "")
-            log.info("task ended", status=after.status, reason=reason)
+            level = logging.INFO if after.failure else logging.DEBUG
+            log.log(level, "task ended", status=after.status, reason=reason)
 
 
 class _Hold:
