@@ -249,16 +249,21 @@ class Poller:
                 self._leases[task.id] = task
 
     async def _confirm_claims(self) -> None:
-        """Go on with what was claimed though the answer to its commit was lost."""
-        if not self._unconfirmed:
-            return
-        tasks = [task for _, task in self._unconfirmed]
-        ours = await self._store.renew(tasks, self._store.now() + LEASE_SECONDS)
-        confirmed = {task.id: task for task in ours}
-        for lane, task in self._unconfirmed:
-            if task.id in confirmed:
-                self._start(lane, confirmed[task.id], slot_time=0)
-        self._unconfirmed.clear()
+        """Go on with what was claimed though the answer to its commit was lost.
+
+        It is ours if it is to the last field as we left it: others count versions as we do.
+        """
+        claims, self._unconfirmed = self._unconfirmed, []
+        try:
+            present = await asyncio.gather(*(self._store.get(task.id) for _, task in claims))
+        except StorageUnavailableError:
+            self._unconfirmed = claims
+            raise
+        for (lane, task), found in zip(claims, present, strict=True):
+            if found == task:
+                self._start(lane, task, slot_time=0)
+        if claims:
+            await self.renew_once()
 
     # --- lanes ---
 
@@ -473,11 +478,14 @@ class Poller:
     async def _settle(self, task: Task, decide: Callable[[Task, float], Task | None]) -> None:
         """Store what is decided of a task, and show it.
 
-        The verdict is given anew if the task has moved meanwhile; None is to leave it. While the
-        database is away it waits, as what was paid for must not be forgotten.
+        The verdict is given anew if the task has moved meanwhile; None is to leave it, and so is a
+        task that is sent anew. While the database is away it waits, as what was paid for must not
+        be forgotten.
         """
         present: Task | None = task
-        while present and (after := decide(present, self._store.now())):
+        while present and present.submit_time == task.submit_time:
+            if (after := decide(present, self._store.now())) is None:
+                break
             try:
                 if saved := await self._store.save(present, after):
                     self._show(present, saved)
