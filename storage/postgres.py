@@ -271,8 +271,12 @@ class PostgresEngine:
         return self.db.execute_sql(sql, params)
 
     def insert(self, rows: Sequence[Row]) -> list[bool]:
-        """Store new rows; say of each whether its request_id was new."""
-        columns = [list(column) for column in zip(*rows, strict=True)]
+        """Store new rows; say of each whether its request_id was new.
+
+        In the order of callers and request_ids, so that two processes never wait for each other.
+        """
+        ordered = sorted(rows, key=lambda row: (row[1], row[2] or ""))
+        columns = [list(column) for column in zip(*ordered, strict=True)]
         new = {row[0] for row in self.execute(self._bulk.insert, *columns)}
         return [row[0] in new for row in rows]
 

@@ -17,11 +17,12 @@ from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2 import Imagen4Params
 from providers.kie.simulator import Simulator
 from service import poller
-from storage.store import Store, open_store
+from storage.store import Created, Store, open_store
 from storage.task import Task
 from tests.databases import rows
 from tests.harness import INSTANT, Service, ended, eventually, refusal, serving
 from tests.killing import Victim, patient_client, replicas
+from tests.storing import NO_LIMIT, Gate, enqueued, new
 
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 PASSES_ON_SECONDS = 15.0
@@ -109,6 +110,30 @@ async def test_a_request_id_raced_over_all_replicas_makes_one_task_and_one_purch
     assert len(tasks) == len({n for n, _ in tasks}) == 50
     assert all(answer.provider_task_id for answer in answers), "each waited for the verdict"
     assert kie.stats["purchases"]["total"] == 50
+
+
+async def test_creates_of_the_same_request_ids_in_any_order_do_not_block_each_other(
+    elsewhere: Store, postgresql_url: str
+) -> None:
+    other = open_store(postgresql_url)
+    names = [f"r-{n}" for n in range(200)]
+    try:
+        for n in range(10):
+            tasks = [new(f"{n}-{name}", request_id=f"{n}-{name}") for name in names]
+            again = [new(f"{n}-{name}-b", request_id=f"{n}-{name}") for name in reversed(names)]
+            gates = [Gate(elsewhere), Gate(other)]
+            for gate in gates:
+                await gate.reached()
+            creates = [
+                *await enqueued(*(elsewhere.create(task, NO_LIMIT) for task in tasks)),
+                *await enqueued(*(other.create(task, NO_LIMIT) for task in again)),
+            ]
+            for gate in gates:
+                gate._open.set()
+            answers = await asyncio.gather(*creates)
+            assert sum(isinstance(answer, Created) for answer in answers) == len(names)
+    finally:
+        await other.close()
 
 
 async def test_a_create_that_is_repeated_on_another_replica_gets_the_refusal_of_the_first(
