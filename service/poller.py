@@ -349,7 +349,8 @@ class Poller:
             except Exception:
                 log.exception("work on a task broke off")
             finally:
-                self._leases.pop(task.id, None)
+                if task.id not in self._sending:  # else the lease is its sender's from now on
+                    self._leases.pop(task.id, None)
                 if self._busy[lane] == CONCURRENT_MAX[lane]:
                     self.wake()
                 self._busy[lane] -= 1

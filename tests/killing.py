@@ -122,6 +122,12 @@ async def create(client: GenerationClient, request_id: str) -> pb.GenerationTask
     return await client.create(params, prompt_id="p", request_id=request_id, timeout=120)
 
 
+def creates(kie: Simulator) -> int:
+    """Count the paid requests that came in."""
+    requests: dict[str, int] = kie.stats["requests"]
+    return requests.get("/api/v1/jobs/createTask", 0)
+
+
 def purchases(kie: Simulator) -> Counter[str]:
     """Count what was bought, by our task: its id stands in the callback URL."""
     return Counter(task["callBackUrl"].split("/")[-2] for task in kie.tasks)

@@ -12,6 +12,7 @@ import pytest
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from tests.harness import Service, ended, eventually, refusal, serving
+from tests.killing import creates
 from tests.wire import Wire
 
 # What the statements of a transaction say.
@@ -38,12 +39,6 @@ def replica(tmp_path: Path, kie: Simulator) -> Replica:
         return serving(tmp_path, kie, database_url=database_url, create_wait_seconds=0)
 
     return start
-
-
-def creates(kie: Simulator) -> int:
-    """How many paid requests came in."""
-    requests: dict[str, int] = kie.stats["requests"]
-    return requests.get("/api/v1/jobs/createTask", 0)
 
 
 async def end(service: Service, task_id: str) -> pb.GenerationTask:

@@ -13,15 +13,17 @@ from typing import Any
 import grpc
 import pytest
 
+from client import GenerationClient
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2 import Imagen4Params
 from providers.kie.simulator import Simulator
 from service import poller
+from storage.schema import MIGRATIONS
 from storage.store import Created, Store, open_store
 from storage.task import Task
-from tests.databases import rows
+from tests.databases import change, rows
 from tests.harness import INSTANT, Service, ended, eventually, refusal, serving
-from tests.killing import Victim, patient_client, replicas
+from tests.killing import Victim, creates, patient_client, replicas
 from tests.storing import NO_LIMIT, Gate, enqueued, new
 
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
@@ -354,3 +356,99 @@ async def test_a_poll_of_a_paused_replica_passes_on_and_what_it_saves_late_chang
     print(f"a poll passed on within {seconds:.1f} s")  # noqa: T201
     assert end.status == SUCCESS
     assert seconds < PASSES_ON_SECONDS
+
+
+@asynccontextmanager
+async def paused_sender(
+    processes: Any, kie: Simulator, prompt: str, **settings: str
+) -> AsyncIterator[tuple[Victim, GenerationClient, str]]:
+    """One replica is paused while its paid request is under way, and another goes on."""
+    async with processes(**settings) as (sender, other):
+        other.pause()
+        kie.add_fault("create:slow,seconds=1")
+        async with patient_client(sender) as client:
+            created = await client.create(imagen(prompt), prompt_id="p")
+        await eventually(lambda: kie.stats["faults_struck"].get("slow") == 1)
+        sender.pause()
+        other.resume()
+        await eventually(lambda: len(kie.tasks) == 1)
+        async with patient_client(other) as client:
+            yield sender, client, created.id
+            assert creates(kie) == 1, "never sent twice"
+
+
+async def test_a_paused_senders_task_is_unknown_elsewhere_and_its_late_answer_adopted(
+    processes: Any, kie: Simulator
+) -> None:
+    settings = {"PUBLIC_URL": "", "UNKNOWN_WAIT_SECONDS": "0"}
+    async with paused_sender(processes, kie, "a cat", **settings) as (sender, client, task_id):
+        async with asyncio.timeout(PASSES_ON_SECONDS):
+            unknown = await client.wait(task_id)
+        assert unknown.failure.reason == pb.ERROR_REASON_SUBMISSION_UNKNOWN
+        sender.resume()
+        late = unknown
+        async with asyncio.timeout(10):
+            while not late.artifacts:
+                late = await client.get(task_id)
+        assert late.failure == unknown.failure
+        assert late.provider_task_id == kie.tasks[0]["id"]
+
+
+async def test_a_paused_senders_task_waits_for_its_callback_and_its_late_answer_is_adopted(
+    processes: Any, kie: Simulator, postgresql_url: str
+) -> None:
+    settings = {"UNKNOWN_WAIT_SECONDS": "60"}
+    async with paused_sender(processes, kie, "x [sim:stuck]", **settings) as given:
+        sender, client, task_id = given
+        sql = "SELECT count(*) FROM tasks WHERE unknown_time IS NOT NULL"
+        await eventually(lambda: rows(postgresql_url, sql) == [(1,)], PASSES_ON_SECONDS)
+        assert (await client.get(task_id)).stage == pb.TASK_STAGE_SUBMITTING
+        sender.resume()
+        async for task in client.watch(task_id):
+            if task.stage == pb.TASK_STAGE_QUEUED:
+                kie.finish(task.provider_task_id)
+        assert task.status == SUCCESS
+
+
+async def test_a_paused_senders_task_comes_home_to_another_replica_by_its_callback(
+    processes: Any, kie: Simulator
+) -> None:
+    async with paused_sender(processes, kie, "a cat") as (sender, client, task_id):
+        async with asyncio.timeout(PASSES_ON_SECONDS):
+            end = await client.wait(task_id)
+        assert end.status == SUCCESS
+        sender.resume()
+        async with patient_client(sender) as its_client:
+            assert await its_client.get(task_id) == end
+
+
+async def test_a_sender_that_finds_its_own_lease_run_out_takes_it_anew(
+    fleet: Any, kie: Simulator, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an outage of the database, before the other replicas judge."""
+    monkeypatch.setattr(poller, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(poller, "RENEW_SECONDS", 0.3)
+    kie.add_fault("create:slow,seconds=4")
+    async with fleet(1, create_wait_seconds=0) as (sender,):
+        created = await sender.create()
+        await eventually(lambda: kie.stats["faults_struck"].get("slow") == 1)
+        change(postgresql_url, "UPDATE tasks SET due_time = 0")
+        await sender.create()  # wakes it
+        sql = "SELECT version FROM tasks WHERE stage = 'SUBMITTING' AND version > 2"
+        await eventually(lambda: bool(rows(postgresql_url, sql)))
+        async with fleet(1) as (other,):
+            assert (await other.end(created.id)).status == SUCCESS
+    assert creates(kie) == 2
+
+
+async def test_eight_replicas_started_at_once_on_an_empty_database_migrate_once_and_all_serve(
+    tmp_path: Path, kie: Simulator, postgresql_url: str, unused_tcp_port_factory: Any
+) -> None:
+    settings = {"DATABASE_URL": postgresql_url, "PUBLIC_URL": ""}
+    async with replicas(8, tmp_path, kie, unused_tcp_port_factory, **settings) as victims:
+        for victim in victims:
+            async with patient_client(victim) as client:
+                task = await client.create(imagen("a cat"), prompt_id="p")
+                assert (await client.wait(task.id, timeout=30)).status == SUCCESS
+    applied = rows(postgresql_url, "SELECT name, count(*) FROM schema_migration GROUP BY name")
+    assert sorted(applied) == [(file.stem, 1) for file in sorted(MIGRATIONS.glob("0*.py"))]
