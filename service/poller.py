@@ -336,6 +336,8 @@ class Poller:
         self._hub.publish(task)
         self._busy[lane] += 1
         self._leases[task.id] = task
+        if lane is Lane.SUBMIT:
+            self._sending.add(task.id)
         working = asyncio.create_task(self._guarded(lane, task, slot_time))
         self._working.add(working)
         working.add_done_callback(self._working.discard)
@@ -349,6 +351,8 @@ class Poller:
             except Exception:
                 log.exception("work on a task broke off")
             finally:
+                if lane is Lane.SUBMIT:
+                    self._sending.discard(task.id)
                 if task.id not in self._sending:  # else the lease is its sender's from now on
                     self._leases.pop(task.id, None)
                 if self._busy[lane] == CONCURRENT_MAX[lane]:
@@ -386,8 +390,10 @@ class Poller:
 
     async def _submit(self, task: Task) -> None:
         """Send the paid request: the task is SUBMITTING by now, on the disk."""
-        self._sending.add(task.id)
         try:
+            if not await self._is_still_ours(task):
+                log.error("a paid request was given up before it was sent")
+                return
             outcome = await self._send(task)
             self._note(outcome, self._store.now())
             await self._settle(
@@ -397,8 +403,20 @@ class Poller:
                 ),
             )
         finally:
-            self._sending.discard(task.id)
             self._hold.probing = False
+
+    async def _is_still_ours(self, task: Task) -> bool:
+        """Whether nobody judged the task while this process was paused, and past its lease."""
+        while (now := self._store.now()) > ((lease := self._leases[task.id]).due_time or now):
+            try:
+                renewed = await self._store.renew([lease], now + LEASE_SECONDS)
+            except StorageUnavailableError:
+                await asyncio.sleep(STORAGE_RETRY_SECONDS)
+                continue
+            if not renewed:
+                return False
+            self._leases[task.id] = renewed[0]
+        return lease.unknown_time is None
 
     async def _send(self, task: Task) -> Submission:
         if task.model in self._disabled_models:

@@ -441,6 +441,27 @@ async def test_a_sender_that_finds_its_own_lease_run_out_takes_it_anew(
     assert creates(kie) == 2
 
 
+@pytest.mark.parametrize("judged", [True, False])
+async def test_a_sender_that_was_paused_before_its_request_sends_it_unless_others_have_judged(
+    fleet: Any, kie: Simulator, postgresql_url: str, monkeypatch: pytest.MonkeyPatch, judged: bool
+) -> None:
+    take_fresh_slot = poller.Poller._take_fresh_slot
+
+    async def paused(*args: Any) -> None:
+        change(postgresql_url, "UPDATE tasks SET due_time = 0")
+        if judged:
+            change(postgresql_url, "UPDATE tasks SET version = version + 1, unknown_time = 1")
+        await asyncio.sleep(0.2)  # longer than the lease: the pause itself
+        await take_fresh_slot(*args)
+
+    monkeypatch.setattr(poller, "LEASE_SECONDS", 0.1)
+    monkeypatch.setattr(poller.Poller, "_take_fresh_slot", paused)
+    async with fleet(1, create_wait_seconds=0) as (sender,):
+        end = await sender.end((await sender.create()).id)
+    unknown = end.failure.reason == pb.ERROR_REASON_SUBMISSION_UNKNOWN
+    assert (unknown, creates(kie)) == ((True, 0) if judged else (False, 1))
+
+
 async def test_eight_replicas_started_at_once_on_an_empty_database_migrate_once_and_all_serve(
     tmp_path: Path, kie: Simulator, postgresql_url: str, unused_tcp_port_factory: Any
 ) -> None:
