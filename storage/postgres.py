@@ -43,6 +43,7 @@ CONNECTION = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
     "application_name": "generation",
+    "target_session_attrs": "read-write",  # not a standby, which may be behind
 }
 STATEMENT_MILLISECONDS = 5_000
 LOCK_MILLISECONDS = 2_000
