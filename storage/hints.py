@@ -54,9 +54,11 @@ class Hints:
     def say(self, revisions: Iterable[tuple[str, int]]) -> None:
         """Tell others of committed snapshots, by the ids of their tasks and their revisions."""
         with self._unsent_lock:
+            is_first = not self._unsent
             if len(self._unsent) < UNSENT_MAX:
                 self._unsent.update(revisions)
-        self._wake()
+        if is_first:
+            self._wake()
 
     # --- in the event loop ---
 
@@ -111,6 +113,7 @@ class Hints:
             cursor.execute(f'LISTEN "{self._channel}"')
             self.connected = True
             self._loop.call_soon_threadsafe(self._hear, {})  # what was said before is lost
+            self._send(cursor)  # what was to be said meanwhile
             while not self._closing:
                 ready, _, _ = select.select([connection, self._wake_out], [], [])
                 if self._wake_out in ready:
