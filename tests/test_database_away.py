@@ -18,6 +18,7 @@ from tests.databases import locked
 from tests.harness import Service, create_request, eventually, refusal, serving
 from tests.killing import PATIENT, create
 from tests.postgres import Cluster
+from tests.wire import Wire
 
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 RESUMES_SECONDS = 15.0
@@ -222,6 +223,22 @@ async def test_callers_are_told_while_the_server_only_lets_read_as_a_standby_doe
         read_only(cluster.url, "off")
         assert await watched.end() < RESUMES_SECONDS
         assert (await service.create(STUCK)).provider_task_id
+    assert len(service.kie.tasks) == 11
+
+
+async def test_callers_are_told_when_the_line_goes_dead_without_a_word(
+    watching: Watching, cluster: Cluster
+) -> None:
+    with Wire(cluster.url) as wire:
+        async with watching(wire.url) as (service, watched):
+            wire.freeze()
+            started = time.monotonic()
+            for error in await calls(service, watched.task_ids[0]):
+                assert_told(error)
+            assert time.monotonic() - started < RESUMES_SECONDS
+            wire.thaw()
+            assert await watched.end() < RESUMES_SECONDS
+            assert (await service.create(STUCK)).provider_task_id
     assert len(service.kie.tasks) == 11
 
 
