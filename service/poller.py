@@ -260,16 +260,21 @@ class Poller:
                 self._leases[task.id] = task
 
     async def _confirm_claims(self) -> None:
-        """Go on with what was claimed though the answer to its commit was lost."""
-        if not self._unconfirmed:
-            return
-        tasks = [task for _, task in self._unconfirmed]
-        ours = await self._store.renew(tasks, self._store.now() + LEASE_SECONDS)
-        confirmed = {task.id: task for task in ours}
-        for lane, task in self._unconfirmed:
-            if task.id in confirmed:
-                self._start(lane, confirmed[task.id], slot_time=0)
-        self._unconfirmed.clear()
+        """Go on with what was claimed though the answer to its commit was lost.
+
+        It is ours if it is to the last field as we left it: others count versions as we do.
+        """
+        claims, self._unconfirmed = self._unconfirmed, []
+        try:
+            present = await asyncio.gather(*(self._store.get(task.id) for _, task in claims))
+        except StorageUnavailableError:
+            self._unconfirmed = claims
+            raise
+        for (lane, task), found in zip(claims, present, strict=True):
+            if found == task:
+                self._start(lane, task, slot_time=0)
+        if claims:
+            await self.renew_once()
 
     # --- lanes ---
 
@@ -342,6 +347,8 @@ class Poller:
         self._hub.publish(task)
         self._busy[lane] += 1
         self._leases[task.id] = task
+        if lane is Lane.SUBMIT:
+            self._sending.add(task.id)
         working = asyncio.create_task(self._guarded(lane, task, slot_time))
         self._working.add(working)
         working.add_done_callback(self._working.discard)
@@ -355,7 +362,10 @@ class Poller:
             except Exception:
                 log.exception("work on a task broke off")
             finally:
-                self._leases.pop(task.id, None)
+                if lane is Lane.SUBMIT:
+                    self._sending.discard(task.id)
+                if task.id not in self._sending:  # else the lease is its sender's from now on
+                    self._leases.pop(task.id, None)
                 if self._busy[lane] == CONCURRENT_MAX[lane]:
                     self.wake()
                 self._busy[lane] -= 1
@@ -391,8 +401,10 @@ class Poller:
 
     async def _submit(self, task: Task) -> None:
         """Send the paid request: the task is SUBMITTING by now, on the disk."""
-        self._sending.add(task.id)
         try:
+            if not await self._is_still_ours(task):
+                log.error("a paid request was given up before it was sent")
+                return
             outcome = await self._send(task)
             self._note(outcome, self._store.now())
             await self._settle(
@@ -402,8 +414,20 @@ class Poller:
                 ),
             )
         finally:
-            self._sending.discard(task.id)
             self._hold.probing = False
+
+    async def _is_still_ours(self, task: Task) -> bool:
+        """Whether nobody judged the task while this process was paused, and past its lease."""
+        while (now := self._store.now()) > ((lease := self._leases[task.id]).due_time or now):
+            try:
+                renewed = await self._store.renew([lease], now + LEASE_SECONDS)
+            except StorageUnavailableError:
+                await asyncio.sleep(STORAGE_RETRY_SECONDS)
+                continue
+            if not renewed:
+                return False
+            self._leases[task.id] = renewed[0]
+        return lease.unknown_time is None
 
     async def _send(self, task: Task) -> Submission:
         if task.model in self._disabled_models:
@@ -484,11 +508,14 @@ class Poller:
     async def _settle(self, task: Task, decide: Callable[[Task, float], Task | None]) -> None:
         """Store what is decided of a task, and show it.
 
-        The verdict is given anew if the task has moved meanwhile; None is to leave it. While the
-        database is away it waits, as what was paid for must not be forgotten.
+        The verdict is given anew if the task has moved meanwhile; None is to leave it, and so is a
+        task that is sent anew. While the database is away it waits, as what was paid for must not
+        be forgotten.
         """
         present: Task | None = task
-        while present and (after := decide(present, self._store.now())):
+        while present and present.submit_time == task.submit_time:
+            if (after := decide(present, self._store.now())) is None:
+                break
             try:
                 if saved := await self._store.save(present, after):
                     self._show(present, saved)

@@ -36,7 +36,7 @@ class ClaimUnknownError(StorageUnavailableError):
     """The database went away while a claim was committed.
 
     Attributes:
-        tasks: What was claimed, if it was: `Store.renew` tells.
+        tasks: What was claimed, if it was: then `Store.get` returns the very same.
     """
 
     def __init__(self, message: str, tasks: Sequence[Task]) -> None:

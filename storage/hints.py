@@ -7,6 +7,7 @@ with a NOTIFY commit at a time. A hint may be lost; nothing may depend on it.
 
 import asyncio
 import logging
+import math
 import os
 import select
 import threading
@@ -16,6 +17,8 @@ from contextlib import closing, suppress
 from typing import Any
 
 import psycopg2
+
+from storage.line import Line
 
 GATHER_SECONDS = 0.005
 PAYLOAD_MAX_BYTES = 7_900  # PostgreSQL takes 7,999
@@ -46,6 +49,8 @@ class Hints:
         os.set_blocking(self._wake_in, False)
         self._closing = False
         self.connected = False
+        self.busy_since = math.inf  # by the monotonic clock; infinity while nothing is said
+        self.line: Line | None = None
         self._thread = threading.Thread(target=self._serve, name="store-hints", daemon=True)
         self._thread.start()
 
@@ -54,9 +59,11 @@ class Hints:
     def say(self, revisions: Iterable[tuple[str, int]]) -> None:
         """Tell others of committed snapshots, by the ids of their tasks and their revisions."""
         with self._unsent_lock:
+            is_first = not self._unsent
             if len(self._unsent) < UNSENT_MAX:
                 self._unsent.update(revisions)
-        self._wake()
+        if is_first:
+            self._wake()
 
     # --- in the event loop ---
 
@@ -95,7 +102,10 @@ class Hints:
     def _serve(self) -> None:
         while not self._closing:
             try:
-                with closing(self._connect()) as connection:
+                with (
+                    closing(self._connect()) as connection,
+                    closing(Line(connection)) as self.line,
+                ):
                     self._listen(connection)
             except psycopg2.Error as error:
                 words = " ".join(str(error).split())
@@ -108,9 +118,10 @@ class Hints:
     def _listen(self, connection: Any) -> None:
         connection.autocommit = True
         with connection.cursor() as cursor:
-            cursor.execute(f'LISTEN "{self._channel}"')
+            self._say(cursor, f'LISTEN "{self._channel}"')
             self.connected = True
             self._loop.call_soon_threadsafe(self._hear, {})  # what was said before is lost
+            self._send(cursor)  # what was to be said meanwhile
             while not self._closing:
                 ready, _, _ = select.select([connection, self._wake_out], [], [])
                 if self._wake_out in ready:
@@ -128,10 +139,19 @@ class Hints:
             unsent, self._unsent = self._unsent, {}
         if unsent:
             payloads = list(_packed(unsent))
-            cursor.execute(
+            self._say(
+                cursor,
                 "SELECT pg_notify(%s, payload) FROM unnest(%s) AS payload",
-                (self._channel, payloads),
+                self._channel,
+                payloads,
             )
+
+    def _say(self, cursor: Any, sql: str, *params: object) -> None:
+        self.busy_since = time.monotonic()
+        try:
+            cursor.execute(sql, params or None)
+        finally:
+            self.busy_since = math.inf
 
     def _receive(self, connection: Any) -> None:
         connection.poll()

@@ -6,9 +6,10 @@ connections: one each for writes, single rows, lists, and hints.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -27,6 +28,7 @@ from storage.errors import (
     storage_errors,
 )
 from storage.hints import Hints
+from storage.line import Line
 from storage.rows import COLUMNS, FIXED_COLUMNS
 from storage.schema import MIGRATIONS
 from storage.statements import KNOWN_REQUEST, Statements
@@ -43,9 +45,12 @@ CONNECTION = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
     "application_name": "generation",
+    "target_session_attrs": "read-write",  # not a standby, which may be behind
 }
 STATEMENT_MILLISECONDS = 5_000
 LOCK_MILLISECONDS = 2_000
+SILENCE_SECONDS = 8.0  # a little more than the server may take
+SILENCE_CHECK_SECONDS = 0.5
 MIGRATION_SECONDS = 600  # of one migration, and of waiting for another process that migrates
 MIGRATION_ASK_SECONDS = 0.2
 MIGRATION_LOCK_MILLISECONDS = 500  # whoever comes after a migration that waits has to wait as well
@@ -58,6 +63,8 @@ CLOCK_SECONDS = 60.0
 ARRAYS = {"TEXT": "text[]", "DOUBLE": "float8[]", "INT": "int[]", "BIGINT": "bigint[]"} | {
     "BLOB": "bytea[]"
 }
+
+logger = logging.getLogger(__name__)
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -88,10 +95,24 @@ def connection_params(database_url: str, **session: int) -> dict[str, Any]:
     return CONNECTION | {"dbname": ""} | given | ({"options": joined} if joined else {})
 
 
-def database_of(params: dict[str, Any]) -> PostgresqlDatabase:
-    """Return what Peewee connects by, once it is told to."""
-    others = {name: value for name, value in params.items() if name != "dbname"}
-    return PostgresqlDatabase(params["dbname"], autoconnect=False, **others)
+class PostgresDatabase(PostgresqlDatabase):
+    """What Peewee connects by, once it is told to, in one thread; others may cut the connection."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        others = {name: value for name, value in params.items() if name != "dbname"}
+        super().__init__(params["dbname"], autoconnect=False, **others)
+        self.line: Line | None = None
+
+    def _connect(self) -> Any:
+        connection = super()._connect()  # type: ignore[misc] # peewee's stub
+        self.line = Line(connection)
+        return connection
+
+    def _close(self, conn: Any) -> None:
+        if self.line:
+            self.line.close()
+            self.line = None
+        super()._close(conn)  # type: ignore[misc] # peewee's stub
 
 
 def migrate(database_url: str, migrations: Path = MIGRATIONS) -> list[str]:
@@ -104,12 +125,12 @@ def migrate(database_url: str, migrations: Path = MIGRATIONS) -> list[str]:
         StorageUnavailableError: The database is away, or others keep it busy for too long.
     """
     params = connection_params(database_url)
-    db = database_of(params)
+    db = PostgresDatabase(params)
     with storage_errors(), db.connection_context():
         runner = Runner(db, str(migrations))
         if not _pending(runner):
             return []
-        with _alone(database_of(params)):
+        with _alone(PostgresDatabase(params)):
             return [_apply(db, runner, migration) for migration in _pending(runner)]
 
 
@@ -175,7 +196,9 @@ class PostgresEngine:
             "lock_timeout": LOCK_MILLISECONDS,
         }
         params = connection_params(database_url, **(session if hints else {}))
-        self.db: Database = database_of(params)
+        # One for each thread: Peewee lets only one thread at a time connect to a database.
+        self._writes, self._reads, self._lists = (PostgresDatabase(params) for _ in range(3))
+        self.db: Database = self._writes
         self._clock_offset = 0.0
         self._clock_read = -CLOCK_SECONDS
         migrate(database_url)
@@ -185,12 +208,14 @@ class PostgresEngine:
             self._read_clock()
         self.sql = Statements(self.db)
         self._bulk = _BulkStatements(self.sql)
-        close = self._close_connection
-        self._writer = Worker("store-writer", self.db, self._transaction, recover=close)
-        self._reader = Worker("store-reader", self.db, nullcontext, recover=close)
-        self._lister = Worker("store-lister", self.db, nullcontext, recover=close)
+        self._writer = _worker("store-writer", self._writes, self._transaction)
+        self._reader = _worker("store-reader", self._reads, nullcontext)
+        self._lister = _worker("store-lister", self._lists, nullcontext)
+        self._fetch_each = partial(_fetch_each, self._reads)
+        self._list_each = partial(_fetch_each, self._lists)
         connect = partial(psycopg2.connect, **params)
         self._hints = Hints(connect, f"generation_{schema}") if hints else None
+        self._cutting = asyncio.create_task(self._cut_silent())
 
     async def close(self) -> None:
         """Finish the writes that wait, and close every connection."""
@@ -199,6 +224,8 @@ class PostgresEngine:
             await self._hints.close()
         await self._reader.close()
         await self._lister.close()
+        self._cutting.cancel()
+        await asyncio.gather(self._cutting, return_exceptions=True)
 
     # --- reads ---
 
@@ -217,7 +244,7 @@ class PostgresEngine:
 
     async def all(self, sql: str, *params: object) -> list[Row]:
         """Return the rows of a statement that may read many."""
-        return await self._lister.run(self._fetch_each, (sql, params))
+        return await self._lister.run(self._list_each, (sql, params))
 
     async def newer(self, ids: Sequence[str], revisions: Sequence[int]) -> list[Row]:
         """Return the rows of those tasks whose revision is above the one beside their id."""
@@ -236,24 +263,9 @@ class PostgresEngine:
         return await self._hints.heard(timeout)
 
     def _get_each(self, task_ids: Sequence[str]) -> list[Row | None]:
-        rows = self._fetch(self._bulk.get, list(task_ids))
+        rows = _fetch(self._reads, self._bulk.get, list(task_ids))
         found = {row[0]: row for row in rows}
         return [found.get(task_id) for task_id in task_ids]
-
-    def _fetch_each(self, reads: Sequence[tuple[str, Sequence[object]]]) -> list[list[Row]]:
-        return [self._fetch(sql, *params) for sql, params in reads]
-
-    def _fetch(self, sql: str, *params: object) -> list[Row]:
-        """Read, and once more on a new connection if the old one has died meanwhile."""
-        try:
-            rows: list[Row] = self.db.execute_sql(sql, params).fetchall()
-        except Exception as error:
-            if not is_unavailable(error) or self.db.is_connection_usable():
-                raise
-            self._close_connection()
-            self.db.connect()
-            rows = self.db.execute_sql(sql, params).fetchall()
-        return rows
 
     # --- writes ---
 
@@ -271,8 +283,12 @@ class PostgresEngine:
         return self.db.execute_sql(sql, params)
 
     def insert(self, rows: Sequence[Row]) -> list[bool]:
-        """Store new rows; say of each whether its request_id was new."""
-        columns = [list(column) for column in zip(*rows, strict=True)]
+        """Store new rows; say of each whether its request_id was new.
+
+        In the order of callers and request_ids, so that two processes never wait for each other.
+        """
+        ordered = sorted(rows, key=lambda row: (row[1], row[2] or ""))
+        columns = [list(column) for column in zip(*ordered, strict=True)]
         new = {row[0] for row in self.execute(self._bulk.insert, *columns)}
         return [row[0] in new for row in rows]
 
@@ -308,16 +324,29 @@ class PostgresEngine:
             except Exception as error:
                 if not is_unavailable(error):
                     raise
-                self._close_connection()
+                _close(self.db)
                 self.db.connect()
                 stack.enter_context(self.db.atomic())
             self._read_clock()
             yield
 
-    def _close_connection(self) -> None:
-        """Close what may be dead: the next use opens another, at the server that is there then."""
-        with storage_errors():
-            self.db.close()
+    async def _cut_silent(self) -> None:
+        """Cut the connections from which an answer does not come, so that nobody waits for ever."""
+        users: list[tuple[Worker | Hints, PostgresDatabase | Hints]] = [
+            (self._writer, self._writes),
+            (self._reader, self._reads),
+            (self._lister, self._lists),
+        ]
+        if self._hints:
+            users.append((self._hints, self._hints))
+        while True:
+            await asyncio.sleep(SILENCE_CHECK_SECONDS)
+            long_ago = time.monotonic() - SILENCE_SECONDS
+            for user, holder in users:
+                line = holder.line
+                if line and max(user.busy_since, line.opened) < long_ago:
+                    logger.warning("the database says nothing; a connection is cut")
+                    line.cut()
 
     def _read_clock(self) -> None:
         """Compare the clocks, now and then."""
@@ -328,6 +357,35 @@ class PostgresEngine:
         half = (time.monotonic() - started) / 2
         self._clock_offset = there + half - time.time()
         self._clock_read = started
+
+
+def _worker(
+    name: str, db: Database, transaction: Callable[[], AbstractContextManager[object]]
+) -> Worker:
+    return Worker(name, db, transaction, recover=partial(_close, db))
+
+
+def _close(db: Database) -> None:
+    """Close what may be dead: the next use opens another, at the server that is there then."""
+    with storage_errors():
+        db.close()
+
+
+def _fetch_each(db: Database, reads: Sequence[tuple[str, Sequence[object]]]) -> list[list[Row]]:
+    return [_fetch(db, sql, *params) for sql, params in reads]
+
+
+def _fetch(db: Database, sql: str, *params: object) -> list[Row]:
+    """Read, and once more on a new connection if the old one has died meanwhile."""
+    try:
+        rows: list[Row] = db.execute_sql(sql, params).fetchall()
+    except Exception as error:
+        if not is_unavailable(error) or db.is_connection_usable():
+            raise
+        _close(db)
+        db.connect()
+        rows = db.execute_sql(sql, params).fetchall()
+    return rows
 
 
 class _BulkStatements:

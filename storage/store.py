@@ -410,9 +410,10 @@ class Store:
         quota: Quota,
         running_max: float,
     ) -> Claim:
+        # One at a time: others would take slots for the very same tasks, and waste them.
+        if (quota.limit or running_max < math.inf) and not self._engine.try_lock():
+            return Claim([], now + LOCK_RETRY_SECONDS)
         if running_max < math.inf:
-            if not self._engine.try_lock():
-                return Claim([], now + LOCK_RETRY_SECONDS)
             room = int(min(room, running_max - self._count(Lane.POLL)))
             if room <= 0:
                 return Claim([], math.inf)

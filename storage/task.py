@@ -145,6 +145,7 @@ class Task:
             now,
             stage=Stage.ACCEPTED,
             submit_time=None,
+            unknown_time=None,
             due_time=due_time,
             setbacks=self.setbacks + 1,
         )

@@ -80,7 +80,7 @@ def carry_over(path: Path, database_url: str) -> Carried:
     with storage_errors(), sqlite.alone(path) as source:
         _bring_up_to_date(source, path)
         postgres.migrate(database_url)
-        target = postgres.database_of(postgres.connection_params(database_url))
+        target = postgres.PostgresDatabase(postgres.connection_params(database_url))
         with target.connection_context():
             _refuse_known_requests(source, target)
             source.pragma("user_version", sqlite.RETIRED_VERSION)

@@ -4,7 +4,9 @@ What waits for it is done together: a flush to the disk, or a round trip, costs 
 """
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -63,6 +65,7 @@ class Worker:
         self._transaction = transaction
         self._one_commit = one_commit
         self._recover = recover
+        self.busy_since = math.inf  # by the monotonic clock; infinity while nothing is done
         self._loop = asyncio.get_running_loop()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
@@ -112,6 +115,7 @@ class Worker:
         return batch
 
     def _perform(self, unit: list[_Job]) -> Answers:
+        self.busy_since = time.monotonic()
         try:
             self._db.connect(reuse_if_open=True)
             with self._transaction():
@@ -123,6 +127,8 @@ class Worker:
             if len(unit) == 1:
                 return [(unit[0], error)]
             return [answer for job in unit for answer in self._perform([job])]
+        finally:
+            self.busy_since = math.inf
 
 
 def _by_kind(jobs: list[_Job]) -> Iterator[list[_Job]]:

@@ -9,6 +9,10 @@ from typing import Any, NoReturn
 
 import pytest
 
+# Read when grpc is imported. Its handlers of a fork now and then crash the child while another
+# thread uses it; and a server of the tests that is to run as another user is forked.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
+
 from providers.kie.simulator import Simulator
 from tests.harness import INSTANT, Service, serving
 from tests.postgres import Cluster, PostgresUnavailableError, new_schema

@@ -96,9 +96,9 @@ class Service:
         return [task["body"] for task in self.kie.tasks]
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
+async def eventually(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> None:
     """Wait until a condition holds."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - conditions of other processes, too
             await asyncio.sleep(0.005)
 

@@ -1,11 +1,12 @@
-"""A service process that tests kill and start again, and the ledger of what was bought."""
+"""Service processes that tests kill, pause and start again, and the ledger of what was bought."""
 
 import asyncio
 import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ PATIENT = Retry(attempts=200, first_delay_seconds=0.05, max_delay_seconds=0.3)
 
 
 class Victim:
-    """One service on fixed addresses and one database, whatever process runs it."""
+    """One service on fixed addresses and one database, whatever process runs it.
+
+    Its database is a file in the folder, unless its settings name another.
+    """
 
     def __init__(self, folder: Path, kie: Simulator, ports: Sequence[int], **settings: str) -> None:
         self.address = f"127.0.0.1:{ports[0]}"
@@ -70,10 +74,18 @@ class Victim:
         assert code == -signal.SIGKILL
 
     async def kill(self) -> None:
-        """Kill it as a power cut would."""
-        assert self._process is not None
-        self._process.kill()
-        await self._process.wait()
+        """Kill it as a power cut would, if it runs."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+    def pause(self) -> None:
+        """Let nothing in it move, as when a machine is suspended."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on, as if no time had passed."""
+        os.kill(self.pid, signal.SIGCONT)
 
     async def stop(self) -> None:
         """Stop it in order, if it runs."""
@@ -82,14 +94,38 @@ class Victim:
             assert await asyncio.wait_for(self._process.wait(), START_SECONDS) == 0
 
 
-def patient_client(victim: Victim) -> GenerationClient:
-    """A caller that does not give up on a service that is killed again and again."""
-    return GenerationClient(victim.address, retry=PATIENT)
+@asynccontextmanager
+async def replicas(
+    count: int, folder: Path, kie: Simulator, ports: Callable[[], int], **settings: str
+) -> AsyncIterator[list[Victim]]:
+    """Run several on one PostgreSQL; at the end each is stopped in order, and must do so."""
+    victims = [Victim(folder, kie, (ports(), ports()), **settings) for _ in range(count)]
+    try:
+        await asyncio.gather(*(victim.start() for victim in victims))
+        yield victims
+        await asyncio.gather(*(victim.stop() for victim in victims))
+    finally:
+        await asyncio.gather(*(victim.kill() for victim in victims))
+
+
+def patient_client(*victims: Victim) -> GenerationClient:
+    """A caller that does not give up on services that are killed again and again.
+
+    It is connected to the first of them that answers.
+    """
+    addresses = ",".join(victim.address for victim in victims)
+    return GenerationClient(f"ipv4:{addresses}", retry=PATIENT)
 
 
 async def create(client: GenerationClient, request_id: str) -> pb.GenerationTask:
     params = Imagen4Params(prompt=f"the picture of {request_id}")
     return await client.create(params, prompt_id="p", request_id=request_id, timeout=120)
+
+
+def creates(kie: Simulator) -> int:
+    """Count the paid requests that came in."""
+    requests: dict[str, int] = kie.stats["requests"]
+    return requests.get("/api/v1/jobs/createTask", 0)
 
 
 def purchases(kie: Simulator) -> Counter[str]:

@@ -122,7 +122,7 @@ async def test_whoever_waits_for_another_that_migrates_gives_up_in_the_end(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres, "MIGRATION_SECONDS", 0.3)
-    with postgres._alone(postgres.database_of(postgres.connection_params(postgresql_url))):
+    with postgres._alone(postgres.PostgresDatabase(postgres.connection_params(postgresql_url))):
         migrating = asyncio.to_thread(migrate, postgresql_url)
         with pytest.raises(StorageUnavailableError, match="another process migrates"):
             await asyncio.wait_for(migrating, 10)
@@ -259,7 +259,7 @@ def test_a_migration_that_breaks_leaves_nothing_and_those_before_it(
 
 def test_a_process_that_dies_while_it_migrates_leaves_the_lock_to_others(cluster: Any) -> None:
     holder = psycopg2.connect(cluster.url)
-    database = postgres.database_of(postgres.connection_params(cluster.url))
+    database = postgres.PostgresDatabase(postgres.connection_params(cluster.url))
     with database.connection_context():
         key = postgres._lock_key(database, "migrations")
     holder.cursor().execute("SELECT pg_advisory_xact_lock(%s)", (key,))

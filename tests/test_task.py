@@ -185,6 +185,10 @@ def test_a_postponed_task_is_accepted_again_with_one_more_setback_and_was_never_
     }
 
 
+def test_a_task_that_was_held_for_unknown_and_was_not_sent_after_all_is_unknown_no_more() -> None:
+    assert UNKNOWN.postponed(NOW, DUE).unknown_time is None
+
+
 def test_a_postponed_task_can_be_sent_and_accepted_which_clears_its_setbacks() -> None:
     again = SUBMITTING.postponed(NOW, DUE).submitting(DUE, DUE + 120)
     assert (again.stage, again.submit_time, again.setbacks) == (Stage.SUBMITTING, DUE, 1)

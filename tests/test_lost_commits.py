@@ -1,0 +1,116 @@
+"""Commits whose answer is lost: what was paid for is neither forgotten nor bought twice."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from generated.generation.v1 import generation_pb2 as pb
+from providers.kie.simulator import Simulator
+from tests.harness import Service, ended, eventually, refusal, serving
+from tests.killing import creates
+from tests.wire import Wire
+
+# What the statements of a transaction say.
+STORED = rb"INSERT INTO tasks"
+CLAIMED = rb"UPDATE tasks SET.*'SUBMITTING'"
+PUT_BACK = rb"UPDATE tasks SET.*'ACCEPTED'"
+QUEUED = rb"UPDATE tasks SET.*'QUEUED'"
+ENDED = rb"UPDATE tasks SET.*'SUCCESS'"
+
+Replica = Callable[..., AbstractAsyncContextManager[Service]]
+
+
+@pytest.fixture
+def wire(postgresql_url: str) -> Iterator[Wire]:
+    with Wire(postgresql_url) as line:
+        yield line
+
+
+@pytest.fixture
+def replica(tmp_path: Path, kie: Simulator) -> Replica:
+    """Start a replica that waits for no verdict."""
+
+    def start(database_url: str) -> AbstractAsyncContextManager[Service]:
+        return serving(tmp_path, kie, database_url=database_url, create_wait_seconds=0)
+
+    return start
+
+
+async def end(service: Service, task_id: str) -> pb.GenerationTask:
+    """Watch to the end, as soon as the database is back."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await service.end(task_id)
+            except grpc.aio.AioRpcError as error:
+                if refusal(error).reason != "STORAGE_UNAVAILABLE":
+                    raise
+
+
+@pytest.mark.parametrize("committed", [True, False])
+@pytest.mark.parametrize("what", [CLAIMED, QUEUED, ENDED])
+async def test_a_task_is_bought_once_whichever_commit_on_its_way_has_no_answer(
+    replica: Replica, wire: Wire, what: bytes, committed: bool
+) -> None:
+    async with replica(wire.url) as service:
+        struck = wire.cut_at_commit(what, committed=committed)
+        created = await service.create()
+        await eventually(struck.is_set)
+        wire.mend()
+        assert (await end(service, created.id)).status == pb.TASK_STATUS_SUCCESS
+        assert len(service.kie.tasks) == creates(service.kie) == 1
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_create_whose_commit_has_no_answer_is_asked_again_by_its_request_id(
+    replica: Replica, wire: Wire, committed: bool
+) -> None:
+    async with replica(wire.url) as service:
+        wire.cut_at_commit(STORED, committed=committed)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await service.create(request_id="r")
+        assert refusal(caught.value).reason == "STORAGE_UNAVAILABLE"
+        wire.mend()
+        created = await service.create(request_id="r")
+        assert (await end(service, created.id)).status == pb.TASK_STATUS_SUCCESS
+        assert len(service.kie.tasks) == 1
+
+
+async def test_a_claim_that_was_not_committed_is_left_to_who_claimed_the_task_meanwhile(
+    replica: Replica, wire: Wire, postgresql_url: str, kie: Simulator
+) -> None:
+    kie.add_fault("create:slow,seconds=3")
+    async with replica(wire.url) as service:
+        struck = wire.cut_at_commit(CLAIMED, committed=False)
+        created = await service.create()
+        await eventually(struck.is_set)
+        async with replica(postgresql_url) as other:
+            await eventually(lambda: creates(kie) == 1)
+            wire.mend()
+            assert (await end(other, created.id)).status == pb.TASK_STATUS_SUCCESS
+        later = await service.create()
+        assert ended(await end(service, later.id))
+    assert len(kie.tasks) == creates(kie) == 2
+
+
+async def test_a_task_that_was_put_back_is_not_put_back_again_from_under_its_next_sender(
+    replica: Replica, wire: Wire, postgresql_url: str, kie: Simulator, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("service.poller.HOLD_SECONDS", 0.05)
+    kie.add_fault("create:code,code=455")
+    async with replica(wire.url) as service:
+        struck = wire.cut_at_commit(PUT_BACK, committed=True)
+        created = await service.create()
+        await eventually(struck.is_set)
+        kie.add_fault("create:slow,seconds=3")
+        async with replica(postgresql_url) as other:
+            await eventually(lambda: creates(kie) == 2)
+            wire.mend()
+            assert (await end(other, created.id)).status == pb.TASK_STATUS_SUCCESS
+    assert len(kie.tasks) == 1
+    assert creates(kie) == 2
