@@ -70,7 +70,8 @@ def _lag(bench: Bench, kind: Kind) -> Iterator[Line]:
     """
     numbers = range(bench.count(LAG_TASKS))
     rows = pending(numbers, time.time(), IMAGES_TAKE_SECONDS)
-    service = bench.seeded(kind, rows, **DEFAULT_INTERVAL)
+    # Without callbacks: with them, what nobody watches is hardly asked for.
+    service = bench.seeded(kind, rows, **DEFAULT_INTERVAL, PUBLIC_URL="")
     with service.running():
         time.sleep(WARM_SECONDS * bench.scale)  # at start everything is due at once
         bench.provider.ask("polls")

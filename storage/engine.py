@@ -79,6 +79,12 @@ class Engine(Protocol):
     def save(self, changes: Sequence[Row]) -> list[bool]:
         """Store changed columns, each with id and version to find it by; say which were found."""
 
+    def lock(self, task_ids: Sequence[str], lane: str, now: float) -> list[Row]:
+        """Return the rows of those tasks, in their order, that are due in the lane and nobody's.
+
+        What somebody else moves at this moment is left out.
+        """
+
     def try_lock(self) -> bool:
         """Whether the transaction may decide by a count, as nobody else does until its end."""
 

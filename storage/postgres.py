@@ -303,6 +303,13 @@ class PostgresEngine:
         numbers = {number for (number,) in found}
         return [number in numbers for number in range(len(changes))]
 
+    def lock(self, task_ids: Sequence[str], lane: str, now: float) -> list[Row]:
+        """Return the rows of those tasks, in their order, that are due in the lane and nobody's."""
+        if not task_ids:
+            return []
+        rows = {row[0]: row for row in self.execute(self._bulk.lock, list(task_ids), lane, now)}
+        return [rows[task_id] for task_id in task_ids if task_id in rows]
+
     def try_lock(self) -> bool:
         """Whether the transaction may decide by a count, as nobody else does until its end."""
         cursor = self.execute("SELECT pg_try_advisory_xact_lock(%s)", self._lock_key)
@@ -398,6 +405,7 @@ class _BulkStatements:
         new = ", ".join(["number", *(f'"{column.name}"' for column in changing), "task", "present"])
         arrays = ", ".join(["%s::int[]", *map(_array, changing), "%s::text[]", "%s::bigint[]"])
         self.get = sql.get.replace('"id" = %s', '"id" = ANY(%s)')
+        self.lock = sql.lock.replace('"id" = %s', '"id" = ANY(%s)')
         self.newer = (
             f"SELECT {', '.join(f'tasks.{name}' for name in names.split(', '))}"  # noqa: S608
             " FROM unnest(%s::text[], %s::bigint[]) AS seen(task, present)"

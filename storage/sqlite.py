@@ -158,6 +158,11 @@ class SqliteEngine:
         """Store changed columns, each with id and version to find it by; say which were found."""
         return [bool(self.execute(self.sql.save, *change).rowcount) for change in changes]
 
+    def lock(self, task_ids: Sequence[str], lane: str, now: float) -> list[Row]:
+        """Return the rows of those tasks, in their order, that are due in the lane."""
+        found = (self.execute(self.sql.lock, task_id, lane, now).fetchone() for task_id in task_ids)
+        return [row for row in found if row is not None]
+
     def try_lock(self) -> bool:
         """Whether the transaction may decide by a count: here always, as nobody else writes."""
         return True

@@ -421,13 +421,7 @@ class Store:
         waiting = [Waiting(*row) for row in rows]
         taken, next_time = self._take_slots(quota, min(room, len(waiting)), now)
         picked = pick(waiting, taken) if taken else []
-        return Claim(self._moved(self._lock(picked, now), move), next_time)
-
-    def _lock(self, task_ids: Sequence[str], now: float) -> Iterator[Row]:
-        for task_id in task_ids:
-            row = self._engine.execute(self._sql.lock, task_id, Lane.SUBMIT, now).fetchone()
-            if row is not None:  # else somebody moves it at this moment
-                yield row
+        return Claim(self._moved(self._engine.lock(picked, Lane.SUBMIT, now), move), next_time)
 
     def _moved(self, rows: Iterable[Row], move: Callable[[Task], Task]) -> list[Task]:
         tasks = filter(None, map(self._readable, rows))

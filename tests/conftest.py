@@ -15,7 +15,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 from providers.kie.simulator import Simulator
 from tests.harness import INSTANT, Service, serving
-from tests.postgres import Cluster, PostgresUnavailableError, new_schema
+from tests.postgres import Cluster, PostgresUnavailableError, free_port, new_schema
 
 # A runner that was started in the background ignores SIGINT, and the processes that the tests
 # interrupt would inherit that.
@@ -76,6 +76,18 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
     """What a test opens in passing, closed in reverse."""
     async with AsyncExitStack() as exits:
         yield exits
+
+
+@pytest.fixture
+def unused_tcp_port_factory() -> Callable[[], int]:
+    """Ports for servers: pytest-asyncio's own may be taken by an outgoing connection meanwhile."""
+    return free_port
+
+
+@pytest.fixture
+def unused_tcp_port() -> int:
+    """One such port."""
+    return free_port()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

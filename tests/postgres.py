@@ -61,7 +61,7 @@ class Cluster:
         self._server: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         try:
-            self._port = _free_port()
+            self._port = free_port()
             self._binaries = binaries or installed() or bundled()
             if account is not None:
                 self._binaries = self._within_reach(self._binaries)
@@ -247,7 +247,8 @@ def _environment() -> dict[str, str]:
     return inherited | {"LC_ALL": "C"}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on, and that no outgoing connection takes by itself."""
     # By the system's randomness: the tests' own is seeded alike in every worker.
     for port in secrets.SystemRandom().sample(PORTS, 100):
         with closing(socket.socket()) as probe, suppress(OSError):
