@@ -7,6 +7,7 @@ from hashlib import blake2b
 from generated.generation.v1 import generation_pb2 as pb
 
 PROMPT = "a lighthouse at dawn, seen from the water, in the manner of an old postcard, no people "
+RECENT_TASKS = 1_000  # eight minutes at the account's own limit of two creates a second
 PROMPT_CHARACTERS = 200  # a snapshot with its one result then has about 600 bytes
 
 
@@ -35,15 +36,17 @@ def queries(pattern: str, first: int, count: int) -> Iterator[bytes]:
     """Yield requests for tasks `first` to `first + count`, without end.
 
     Args:
-        pattern: `uniform`, or `recent`: the k-th newest is asked for 1/k as often as the newest
-            (Zipf's law), so that of 100,000 the newest 300 get half of the calls.
+        pattern: `uniform`, or `recent`: callers ask for what they wait for, so that the tasks newer
+            than the one that is asked for are RECENT_TASKS on average.
         first: The number of the newest.
         count: How many there are.
     """
     assert pattern in {"uniform", "recent"}, pattern
     while True:
-        share = random.random()
-        rank = int(count * share) if pattern == "uniform" else int(count**share) - 1
+        if pattern == "uniform":
+            rank = random.randrange(count)
+        else:
+            rank = int(random.expovariate(1 / RECENT_TASKS)) % count
         yield pb.QueryTaskRequest(task_id=task_id(first + rank)).SerializeToString()
 
 

@@ -14,6 +14,7 @@ gone is due again when the lease has run out.
 import asyncio
 import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,9 @@ class Poller:
         self._working: set[asyncio.Task[None]] = set()
         self._background: list[asyncio.Task[None]] = []
         self._busy: Counter[Lane] = Counter()
+        self._due_times = dict.fromkeys(Lane, 0.0)  # as they were read last
+        self._sooner: dict[Lane, float] = {}  # and what fell due since
+        self._read_time = 0.0
         self._next_time = 0.0
         self._in_touch_since = math.inf
         self._woken = asyncio.Event()
@@ -115,6 +119,7 @@ class Poller:
         self._background.append(asyncio.create_task(self._renew_leases()))
         resumed = False
         while not self._stopping:
+            started = time.monotonic()
             self._woken.clear()
             self._next_time = self._store.now() + STORAGE_RETRY_SECONDS
             try:
@@ -128,25 +133,33 @@ class Poller:
             except Exception:
                 log.exception("the poller stumbled, and goes on")
             await self._wait_until(self._next_time)
+            await asyncio.sleep(started + CLAIM_PAUSE_SECONDS - time.monotonic())
 
     async def run_once(self) -> float:
         """Start work on all that is due and allowed; return when to look again, in unix seconds."""
         await self._confirm_claims()
         now = self._store.now()
-        due_times = await self._store.next_due_times()
-        self._in_touch_since = min(self._in_touch_since, now)
-        started = 0
-        for lane in self._works:
-            if max(due_times[lane], self._opening_time(lane)) <= now:
-                started += await self._serve(lane, now)
-        if started:
-            due_times = await self._store.next_due_times()
-        lanes = (max(due_times[lane], self._opening_time(lane)) for lane in Lane)
-        return min(now + IDLE_SECONDS, *lanes)
+        sooner, self._sooner = self._sooner, {}
+        for lane, due_time in sooner.items():
+            self._due_times[lane] = min(self._due_times[lane], due_time)
+        due = [lane for lane in self._works if self._look_time(lane) <= now]
+        for lane in due:
+            await self._serve(lane, now)
+        if due or now >= self._read_time + IDLE_SECONDS:  # others may have stored tasks, too
+            self._due_times = await self._store.next_due_times()
+            self._read_time = now
+            self._in_touch_since = min(self._in_touch_since, now)
+        return min(now + IDLE_SECONDS, *map(self._look_time, Lane))
 
-    def wake(self) -> None:
-        """Look at once: something fell due."""
-        self._woken.set()
+    def _look_time(self, lane: Lane) -> float:
+        return max(self._due_times[lane], self._opening_time(lane))
+
+    def wake(self, lane: Lane | None = None, due_time: float = 0.0) -> None:
+        """Look again, in time for a task that falls due in a lane; without one, at once."""
+        if lane:
+            self._sooner[lane] = min(self._sooner.get(lane, math.inf), due_time)
+        if due_time < self._next_time:
+            self._woken.set()
 
     def stop(self) -> None:
         """Start nothing more: `run` ends once what it has claimed is under way."""
@@ -191,7 +204,7 @@ class Poller:
                 if at_once:
                     self._start(Lane.POLL, saved, slot_time=0)
                 else:
-                    self.wake()
+                    self._note_due(saved)
                 return True
         return False
 
@@ -205,8 +218,8 @@ class Poller:
         present: Task | None = task
         try:
             while present and (after := self._verdicts.after_watch(present, self._store.now())):
-                if await self._store.save(present, after):
-                    self.wake()
+                if saved := await self._store.save(present, after):
+                    self._note_due(saved)
                     return
                 present = await self._store.get(task.id)
         except StorageUnavailableError as error:
@@ -231,9 +244,8 @@ class Poller:
             await self._store.release(now)
 
     async def _wait_until(self, next_time: float) -> None:
-        seconds = max(next_time - self._store.now(), CLAIM_PAUSE_SECONDS)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(next_time - self._store.now()):
                 await self._woken.wait()
         except TimeoutError:
             pass
@@ -283,8 +295,8 @@ class Poller:
         """First what is new, then what is under way; late deliveries come last."""
         return {Lane.SUBMIT: self._submit, Lane.POLL: self._poll, Lane.LATE: self._poll_late}
 
-    async def _serve(self, lane: Lane, now: float) -> int:
-        """Start work on the due tasks of a lane; return on how many."""
+    async def _serve(self, lane: Lane, now: float) -> None:
+        """Start work on the due tasks of a lane."""
         try:
             claim = await self._claim(lane, now, self._room(lane, now))
         except ClaimUnknownError as error:
@@ -296,7 +308,6 @@ class Poller:
         self._note_limits(lane, claim, now)
         for task in claim.tasks:
             self._start(lane, task, slot_time=now)
-        return len(claim.tasks)
 
     def _note_limits(self, lane: Lane, claim: Claim, now: float) -> None:
         if claim.tasks and lane in self._limited_since:
@@ -355,20 +366,21 @@ class Poller:
 
     async def _guarded(self, lane: Lane, task: Task, slot_time: float) -> None:
         """Keep one broken task from the others; its lease runs out, and it comes back."""
-        with structlog.contextvars.bound_contextvars(task_id=task.id, model=task.model):
-            try:
-                await self._take_fresh_slot(self._quotas[lane], slot_time)
-                await self._works[lane](task)
-            except Exception:
-                log.exception("work on a task broke off")
-            finally:
-                if lane is Lane.SUBMIT:
-                    self._sending.discard(task.id)
-                if task.id not in self._sending:  # else the lease is its sender's from now on
-                    self._leases.pop(task.id, None)
-                if self._busy[lane] == CONCURRENT_MAX[lane]:
-                    self.wake()
-                self._busy[lane] -= 1
+        # The work is an asyncio task of its own, and so are its context variables.
+        structlog.contextvars.bind_contextvars(task_id=task.id, model=task.model)
+        try:
+            await self._take_fresh_slot(self._quotas[lane], slot_time)
+            await self._works[lane](task)
+        except Exception:
+            log.exception("work on a task broke off")
+        finally:
+            if lane is Lane.SUBMIT:
+                self._sending.discard(task.id)
+            if task.id not in self._sending:  # else the lease is its sender's from now on
+                self._leases.pop(task.id, None)
+            if self._busy[lane] == CONCURRENT_MAX[lane]:
+                self.wake()
+            self._busy[lane] -= 1
 
     async def _take_fresh_slot(self, quota: Quota, slot_time: float) -> None:
         """See that a request starts soon after its slot was taken, which covers it only then."""
@@ -414,7 +426,9 @@ class Poller:
                 ),
             )
         finally:
-            self._hold.probing = False
+            if self._hold.probing:
+                self._hold.probing = False
+                self.wake()
 
     async def _is_still_ours(self, task: Task) -> bool:
         """Whether nobody judged the task while this process was paused, and past its lease."""
@@ -501,7 +515,7 @@ class Poller:
         if self._outage.is_over(silent=silent):
             log.info("the provider answers again")
             await self._store.hasten(self._store.now())
-            self.wake()
+            self.wake(Lane.POLL)
 
     # --- saving ---
 
@@ -531,8 +545,8 @@ class Poller:
             self._hub.publish(after)
         if self._running_full and before.lane is Lane.POLL and after.lane is not Lane.POLL:
             self._allowed_times[Lane.SUBMIT] = 0.0
-        if after.ended or (after.due_time or math.inf) < self._next_time:
             self.wake()
+        self._note_due(after)
         if after.stage and after.stage is not before.stage:
             self._metrics.task_moved(after.model, after.stage)
         if after.ended and not before.ended:
@@ -541,6 +555,10 @@ class Poller:
             self._metrics.task_ended(after.model, after.status, reason or "")
             level = logging.INFO if after.failure else logging.DEBUG
             log.log(level, "task ended", status=after.status, reason=reason)
+
+    def _note_due(self, task: Task) -> None:
+        if task.lane and task.due_time is not None:
+            self.wake(task.lane, task.due_time)
 
 
 class _Hold:

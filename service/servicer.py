@@ -23,7 +23,7 @@ from service.poller import Poller
 from service.uploads import Uploads
 from service.watch import Hub, Subscription, Watcher
 from storage.store import Existing, ListFilter, QueueFull, Store
-from storage.task import Stage, Status, Task
+from storage.task import Lane, Stage, Status, Task
 
 PROMPT_ID_MAX_CHARACTERS = 255
 REQUEST_ID_MAX_CHARACTERS = 128
@@ -177,7 +177,7 @@ class Servicer(GenerationServiceServicer):
                 return _same(earlier, request)
             case _:
                 self._metrics.task_moved(task.model, Stage.ACCEPTED)
-                self._poller.wake()
+                self._poller.wake(Lane.SUBMIT)
                 return None
 
     async def _earlier_of_disabled(self, task: Task, request: pb.CreateTaskRequest) -> Task:

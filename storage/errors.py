@@ -53,13 +53,20 @@ def is_unavailable(error: BaseException) -> bool:
     return isinstance(error, (DatabaseError, InterfaceError)) and not isinstance(error, _BUGS)
 
 
+def translated(error: BaseException) -> StorageUnavailableError | None:
+    """Return a driver's error in our words, if it says that the database is away."""
+    if not is_unavailable(error):
+        return None
+    words = " ".join(str(error).split())
+    return StorageUnavailableError(f"{type(error).__name__}: {words}")
+
+
 @contextmanager
 def storage_errors() -> Iterator[None]:
     """Translate the drivers' errors."""
     try:
         yield
     except (DatabaseError, InterfaceError) as error:
-        if not is_unavailable(error):
-            raise
-        words = " ".join(str(error).split())
-        raise StorageUnavailableError(f"{type(error).__name__}: {words}") from error
+        if unavailable := translated(error):
+            raise unavailable from error
+        raise

@@ -8,8 +8,8 @@ is on the disk.
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from storage.errors import (
     ClaimUnknownError,
     StorageConfigError,
     StorageUnavailableError,
-    storage_errors,
+    translated,
 )
 from storage.postgres import PostgresEngine, is_postgres
 from storage.recent import MAX_BYTES, RecentTasks
@@ -33,7 +33,8 @@ from storage.task import Lane, Status, Task
 
 PING_SECONDS = 1.0
 LOCK_RETRY_SECONDS = 0.02
-
+_NAMES = [column.name for column in COLUMNS]
+CALLER, CREATE_TIME, SETBACKS = map(_NAMES.index, ("caller", "create_time", "setbacks"))
 T = TypeVar("T")
 Argument = TypeVar("Argument")
 
@@ -417,11 +418,21 @@ class Store:
             room = int(min(room, running_max - self._count(Lane.POLL)))
             if room <= 0:
                 return Claim([], math.inf)
-        rows = self._engine.execute(self._sql.waiting, Lane.SUBMIT, now, depth)
-        waiting = [Waiting(*row) for row in rows]
+        rows = self._engine.execute(self._sql.due, Lane.SUBMIT, now, room + 1).fetchall()
+        few = len(rows) <= room  # then all may go, and the rows are at hand
+        waiting = _in_turns(rows, depth) if few else self._waiting(now, depth)
         taken, next_time = self._take_slots(quota, min(room, len(waiting)), now)
         picked = pick(waiting, taken) if taken else []
-        return Claim(self._moved(self._engine.lock(picked, Lane.SUBMIT, now), move), next_time)
+        if few:
+            found = {row[0]: row for row in rows}
+            claimed = [found[task_id] for task_id in picked]
+        else:
+            claimed = self._engine.lock(picked, Lane.SUBMIT, now)
+        return Claim(self._moved(claimed, move), next_time)
+
+    def _waiting(self, now: float, depth: int) -> list[Waiting]:
+        rows = self._engine.execute(self._sql.waiting, Lane.SUBMIT, now, depth)
+        return [Waiting(*row) for row in rows]
 
     def _moved(self, rows: Iterable[Row], move: Callable[[Task], Task]) -> list[Task]:
         tasks = filter(None, map(self._readable, rows))
@@ -464,14 +475,8 @@ class Store:
 
     # --- the way to the engine ---
 
-    @contextmanager
-    def _observed(self, operation: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            with storage_errors():
-                yield
-        finally:
-            self._observe(operation, time.perf_counter() - started)
+    def _observed(self, operation: str) -> "_Observed":
+        return _Observed(self._observe, operation)
 
     async def _one(self, operation: str, sql: str, *params: object) -> Row | None:
         with self._observed(operation):
@@ -540,6 +545,36 @@ class Store:
     def _hint(self, tasks: Sequence[Task]) -> None:
         if tasks:
             self._engine.hint(tasks)
+
+
+def _in_turns(rows: Iterable[Row], depth: int) -> list[Waiting]:
+    """Number the first tasks of each caller by creation, as `Statements.waiting` does."""
+    turns: Counter[str] = Counter()
+    waiting = []
+    for row in sorted(rows, key=lambda row: (row[CREATE_TIME], row[0])):
+        turns[row[CALLER]] += 1
+        if turns[row[CALLER]] <= depth:
+            waiting.append(Waiting(row[0], row[CALLER], turns[row[CALLER]], row[SETBACKS]))
+    return waiting
+
+
+class _Observed:
+    """An operation: its errors are translated, and its time is told."""
+
+    __slots__ = ("_observe", "_operation", "_started")
+
+    def __init__(self, observe: Observe, operation: str) -> None:
+        self._observe = observe
+        self._operation = operation
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._observe(self._operation, time.perf_counter() - self._started)
+        if error is not None and (unavailable := translated(error)):
+            raise unavailable from error
 
 
 def _changes_no_task(answer: object) -> None:

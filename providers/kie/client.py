@@ -129,18 +129,18 @@ class KieProvider:
         body = adapter.body(model_params)
         if callback_url:
             body["callBackUrl"] = callback_url
+        loop = asyncio.get_running_loop()
         with _Call(adapter.create_path, self._observe) as call:
-            posting = asyncio.create_task(self._post(adapter.create_path, body, call))
             try:
-                done, _ = await asyncio.wait({posting}, timeout=CREATE_SECONDS)
-                if not done:  # a process that was paused finds the time over, the answer waiting
-                    await asyncio.wait({posting}, timeout=SECOND_LOOK_SECONDS)
-                if posting.done():
-                    return posting.result()
-                call.broke(TimeoutError())
+                async with asyncio.timeout(None) as limit:
+                    time_over = loop.call_later(CREATE_SECONDS, _look_again, limit)
+                    try:
+                        return await self._post(adapter.create_path, body, call)
+                    finally:
+                        time_over.cancel()
+            except TimeoutError as error:
+                call.broke(error)
                 return Unknown("no answer in time")
-            finally:
-                posting.cancel()
 
     async def _post(self, path: str, body: Mapping[str, Any], call: "_Call") -> Submission:
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS)
@@ -242,6 +242,11 @@ class KieProvider:
         envelope = parse_envelope(response.status, hidden)
         call.answered(envelope.code)
         return envelope
+
+
+def _look_again(limit: asyncio.Timeout) -> None:
+    """Give up a little later: a paused process finds the time over, and the answer waiting."""
+    limit.reschedule(asyncio.get_running_loop().time() + SECOND_LOOK_SECONDS)
 
 
 class _Call:
