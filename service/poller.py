@@ -45,7 +45,7 @@ STATUS_WINDOW_SECONDS = 1.2  # likewise of 1 s
 SLOT_FRESH_SECONDS = 0.15  # a request that starts later than this after its slot takes another
 CONCURRENT_MAX = {Lane.SUBMIT: 128, Lane.POLL: 256, Lane.LATE: 16}
 CLAIM_PAUSE_SECONDS = 0.01  # tasks that fall due together are claimed together
-IDLE_SECONDS = 5.0
+IDLE_SECONDS = 3.0  # what other processes leave behind is found within this time
 LEASE_SECONDS = 10.0  # after its holder is gone, a task is due again at the latest
 RENEW_SECONDS = 3.0
 STORAGE_RETRY_SECONDS = 1.0
@@ -104,7 +104,7 @@ class Poller:
         self._working: set[asyncio.Task[None]] = set()
         self._background: list[asyncio.Task[None]] = []
         self._busy: Counter[Lane] = Counter()
-        self._due_times = dict.fromkeys(Lane, 0.0)  # as they were read last
+        self._due_times = dict.fromkeys(Lane, math.inf)  # as they were read last
         self._sooner: dict[Lane, float] = {}  # and what fell due since
         self._read_time = 0.0
         self._next_time = 0.0
@@ -242,6 +242,7 @@ class Poller:
             await self._store.add_slots(quota)
         if not self._store.shared:
             await self._store.release(now)
+        self._due_times = await self._store.next_due_times()
 
     async def _wait_until(self, next_time: float) -> None:
         try:

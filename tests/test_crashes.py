@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from client import GenerationError
+from client import GenerationClient, GenerationError
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from tests.harness import INSTANT
@@ -56,11 +56,11 @@ async def test_a_process_killed_at_any_await_loses_nothing_and_buys_nothing_twic
     victim = Victim(tmp_path, kie, _ports(unused_tcp_port_factory))
     await victim.start(point)
     async with patient_client(victim) as client:
-        creating = asyncio.ensure_future(create(client, "r-1"))
+        ending = asyncio.ensure_future(_create_and_wait(client))
         await victim.crashed()
         await victim.start()
         try:
-            task = await client.wait((await creating).id, timeout=60)
+            task = await ending
         finally:
             await victim.stop()
     verdict(kie, [task])
@@ -69,6 +69,12 @@ async def test_a_process_killed_at_any_await_loses_nothing_and_buys_nothing_twic
     else:
         assert task.failure.reason == UNKNOWN
         assert kie.tasks == []
+
+
+async def _create_and_wait(client: GenerationClient) -> pb.GenerationTask:
+    """Watch the task, or its polls would be left to its callback."""
+    task = await create(client, "r-1")
+    return await client.wait(task.id, timeout=60)
 
 
 @pytest.mark.torture
