@@ -303,6 +303,7 @@ class Poller:
         except ClaimUnknownError as error:
             self._unconfirmed += [(lane, task) for task in error.tasks]
             raise
+        self._in_touch_since = min(self._in_touch_since, now)
         self._allowed_times[lane] = min(claim.next_time, now + IDLE_SECONDS)
         if lane is Lane.SUBMIT:
             self._running_full = claim.next_time == math.inf

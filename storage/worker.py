@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ class _Job:
     argument: Any
     done: "asyncio.Future[Any]"
     note: Callable[[Any], None]
+    since: float = field(default_factory=time.monotonic)
 
 
 Answers = list[tuple[_Job, Any]]
@@ -66,6 +67,9 @@ class Worker:
         self._one_commit = one_commit
         self._recover = recover
         self.busy_since = math.inf  # by the monotonic clock; infinity while nothing is done
+        # Why nobody could connect, and until when: who waited for that need not wait once more.
+        self._away: Exception | None = None
+        self._away_time = 0.0
         self._loop = asyncio.get_running_loop()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
@@ -115,6 +119,8 @@ class Worker:
         return batch
 
     def _perform(self, unit: list[_Job]) -> Answers:
+        if self._away and unit[0].since < self._away_time:
+            return [(job, self._away) for job in unit]
         self.busy_since = time.monotonic()
         try:
             self._db.connect(reuse_if_open=True)
@@ -122,6 +128,8 @@ class Worker:
                 return [answer for jobs in _by_kind(unit) for answer in _done(jobs)]
         except Exception as error:  # noqa: BLE001 - it is the caller's, and goes there
             if is_unavailable(error):
+                if self._db.is_closed():
+                    self._away, self._away_time = error, time.monotonic()
                 self._recover()
                 return [(job, error) for job in unit]
             if len(unit) == 1:

@@ -11,6 +11,7 @@ import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
+from tests.databases import rows
 from tests.harness import Service, ended, eventually, refusal, serving
 from tests.killing import creates
 from tests.wire import Wire
@@ -114,3 +115,25 @@ async def test_a_task_that_was_put_back_is_not_put_back_again_from_under_its_nex
             assert (await end(other, created.id)).status == pb.TASK_STATUS_SUCCESS
     assert len(kie.tasks) == 1
     assert creates(kie) == 2
+
+
+async def test_who_is_back_first_after_an_outage_lets_senders_save_their_answers_before_it_judges(
+    replica: Replica, wire: Wire, postgresql_url: str, kie: Simulator, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("service.poller.LEASE_SECONDS", 3.0)
+    kie.add_fault("create:slow,seconds=0.5")
+    with Wire(postgresql_url) as other_wire:
+        async with replica(wire.url) as sender:
+            created = await sender.create()
+            await eventually(lambda: kie.stats["faults_struck"].get("slow") == 1)
+            async with replica(other_wire.url) as other:
+                wire.cut()
+                other_wire.cut()
+                lost = "SELECT 1 FROM tasks WHERE due_time < extract(epoch FROM now())"
+                await eventually(lambda: bool(rows(postgresql_url, lost)))
+                other_wire.mend()
+                claimed = "SELECT 1 FROM tasks WHERE version > 2"
+                await eventually(lambda: bool(rows(postgresql_url, claimed)))
+                wire.mend()
+                assert (await end(other, created.id)).status == pb.TASK_STATUS_SUCCESS
+    assert len(kie.tasks) == 1

@@ -1,6 +1,7 @@
 """Three replicas under load while they are killed, or PostgreSQL is: nothing is lost."""
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,7 +23,7 @@ from tests.postgres import Cluster
 
 STATUS_PER_SECOND = 30
 END_SECONDS = 180.0
-Trouble = Callable[[list[Victim]], Awaitable[None]]
+Trouble = Callable[[list[Victim]], Awaitable[int]]  # how many times it struck
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ async def survive(
         clients_of(victims) as clients,
     ):
         waiting = asyncio.gather(*(create_and_watch(clients, n) for n in range(load.tasks)))
-        await asyncio.gather(trouble(victims), waiting)
-        ends = waiting.result()
+        strikes, ends = await asyncio.gather(trouble(victims), waiting)
         stored = rows(database_url, "SELECT count(*), count(DISTINCT request_id) FROM tasks")
         assert stored == [(load.tasks, load.tasks)], "what was created is there, once each"
         assert kie.stats["creates_refused"] == {}
@@ -76,7 +76,7 @@ async def survive(
         assert kie.stats["peaks"]["records_in_a_second"] <= STATUS_PER_SECOND
         told = verdict(kie, ends)
         assert told["unknown and bought"] == 0, "what was bought comes home"
-    return told | {"seconds": round(time.monotonic() - started)}
+    return told | {"strikes": strikes, "seconds": round(time.monotonic() - started)}
 
 
 @asynccontextmanager
@@ -104,18 +104,19 @@ def kills(seconds: float) -> Trouble:
     """Kill each replica at random moments, and start it again."""
     rng = random.Random(seconds)
 
-    async def killed(victim: Victim, until: float) -> None:
-        while True:
+    async def killed(victim: Victim, until: float) -> int:
+        for count in itertools.count():
             await asyncio.sleep(rng.uniform(1.0, 8.0))
             if time.monotonic() > until:
-                return
+                return count
             await victim.kill()
             await asyncio.sleep(rng.uniform(0.0, 2.0))
             await victim.start()
+        raise AssertionError
 
-    async def trouble(victims: list[Victim]) -> None:
+    async def trouble(victims: list[Victim]) -> int:
         until = time.monotonic() + seconds
-        await asyncio.gather(*(killed(victim, until) for victim in victims))
+        return sum(await asyncio.gather(*(killed(victim, until) for victim in victims)))
 
     return trouble
 
@@ -124,12 +125,13 @@ def restarts(cluster: Cluster, count: int) -> Trouble:
     """Restart PostgreSQL at random moments, in order and not in order by turns."""
     rng = random.Random(count)
 
-    async def trouble(_: list[Victim]) -> None:
+    async def trouble(_: list[Victim]) -> int:
         for number in range(count):
             await asyncio.sleep(rng.uniform(1.0, 6.0))
             await asyncio.to_thread(cluster.kill if number % 2 else cluster.stop)
             await asyncio.sleep(rng.uniform(0.0, 1.5))
             await asyncio.to_thread(cluster.start)
+        return count
 
     return trouble
 
