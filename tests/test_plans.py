@@ -126,7 +126,7 @@ async def costs(store: Store) -> dict[str, float]:
         "claim to poll": await median_seconds(polls),
         "claim to send": await median_seconds(sends),
         "next due times": await median_seconds(store.next_due_times),
-        "get": await median_seconds(lambda: store.get("ended-500")),
+        "get": await median_seconds(lambda: read(store, "ended-500")),
         "find request": await median_seconds(lambda: store.find_request("c", "request-500")),
         "page": await median_seconds(lambda: store.page(ListFilter("c"), None, 50)),
         "page of a prompt": await median_seconds(
