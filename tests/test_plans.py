@@ -15,7 +15,7 @@ from storage.sqlite import SqliteEngine
 from storage.store import ListFilter, Store, open_store
 from storage.task import Lane, Stage, Status
 from tests.databases import connect, fill
-from tests.storing import NOW, claim, claim_in_turns, new, off, stored
+from tests.storing import NOW, claim, claim_in_turns, new, off, read, stored
 
 FEW, MANY = 1_000, 1_000_000
 
