@@ -1,7 +1,7 @@
 """Commits whose answer is lost: what was paid for is neither forgotten nor bought twice."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,20 @@ def replica(tmp_path: Path, kie: Simulator) -> Replica:
     return start
 
 
-async def end(service: Service, task_id: str) -> pb.GenerationTask:
-    """Watch to the end, as soon as the database is back."""
+async def patiently(call: Callable[[], Awaitable[pb.GenerationTask]]) -> pb.GenerationTask:
+    """Make a call, and again while the database is away."""
     async with asyncio.timeout(30):
         while True:
             try:
-                return await service.end(task_id)
+                return await call()
             except grpc.aio.AioRpcError as error:
                 if refusal(error).reason != "STORAGE_UNAVAILABLE":
                     raise
+
+
+async def end(service: Service, task_id: str) -> pb.GenerationTask:
+    """Watch to the end, as soon as the database is back."""
+    return await patiently(lambda: service.end(task_id))
 
 
 @pytest.mark.parametrize("committed", [True, False])
@@ -77,7 +82,7 @@ async def test_a_create_whose_commit_has_no_answer_is_asked_again_by_its_request
             await service.create(request_id="r")
         assert refusal(caught.value).reason == "STORAGE_UNAVAILABLE"
         wire.mend()
-        created = await service.create(request_id="r")
+        created = await patiently(lambda: service.create(request_id="r"))
         assert (await end(service, created.id)).status == pb.TASK_STATUS_SUCCESS
         assert len(service.kie.tasks) == 1
 
@@ -94,7 +99,7 @@ async def test_a_claim_that_was_not_committed_is_left_to_who_claimed_the_task_me
             await eventually(lambda: creates(kie) == 1)
             wire.mend()
             assert (await end(other, created.id)).status == pb.TASK_STATUS_SUCCESS
-        later = await service.create()
+        later = await patiently(service.create)
         assert ended(await end(service, later.id))
     assert len(kie.tasks) == creates(kie) == 2
 
