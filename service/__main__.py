@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] = ()) -> int:
             case "import":
                 import_tasks(settings, given.source)
             case _:
+                # Before the loop has the signals: another process's migration may take its time.
+                migrate(settings.database_url.get_secret_value())
                 uvloop.run(serve(settings))
     except StorageConfigError as error:
         log.critical(given.failure, error=str(error))

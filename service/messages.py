@@ -5,6 +5,7 @@ whatever process. So the bytes of the last ones are kept, and a change that goes
 is serialised once. And nothing changes a SUCCESS any more: its answer needs no read at all.
 """
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ class _Ended:
     """The answer for a task that nothing changes any more, and whose it is."""
 
     caller: str
-    complete_time: float
+    end_time: float
     answer: bytes
 
 
@@ -42,7 +43,14 @@ class Answers:
     the wire: a task in field 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept_seconds: float = math.inf) -> None:
+        """Start with none.
+
+        Args:
+            kept_seconds: How long after its end a task is kept; then it may be purged, by any
+                process.
+        """
+        self._kept_seconds = kept_seconds
         self._changing: LRUCache[tuple[str, int], bytes] = LRUCache(CHANGING_MAX_BYTES, _size)
         self._ended: LRUCache[str, _Ended] = LRUCache(ENDED_MAX_BYTES, lambda e: _size(e.answer))
 
@@ -54,22 +62,18 @@ class Answers:
             answer = pb.QueryTaskResponse(task=task_message(task)).SerializeToString()
             with suppress(ValueError):  # larger than all there is room for
                 if task.status is Status.SUCCESS:
-                    ended = _Ended(task.caller, task.complete_time or 0, answer)
+                    ended = _Ended(task.caller, task.update_time, answer)
                     self._ended[task.id] = ended
                 else:
                     self._changing[key] = answer
         return answer
 
-    def of_ended(self, caller: str, task_id: str) -> bytes | None:
+    def of_ended(self, caller: str, task_id: str, now: float) -> bytes | None:
         """Return the answer for a caller's task that has succeeded, if it is known."""
         known = self._ended.get(task_id)
-        return known.answer if known and known.caller == caller else None
-
-    def forget_ended(self, before: float) -> None:
-        """Forget what ended before a time, in unix seconds: some process purges it."""
-        old = [task_id for task_id, e in self._ended.items() if e.complete_time < before]
-        for task_id in old:
-            del self._ended[task_id]
+        if known and known.caller == caller and now < known.end_time + self._kept_seconds:
+            return known.answer
+        return None
 
 
 def _size(answer: bytes) -> int:

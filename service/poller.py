@@ -225,17 +225,6 @@ class Poller:
         except StorageUnavailableError as error:
             log.warning("storage unavailable, a watched task waits", error=str(error))
 
-    async def still_watched(self, task_id: str) -> None:
-        """The same again: another process may have polled it, and knows no streams but its own."""
-        if self._callback_url is None or not self._store.shared:
-            return
-        try:
-            task = await self._store.get(task_id)
-        except StorageUnavailableError:
-            return  # the next heartbeat says it again
-        if task:
-            await self.watched(task)
-
     async def _resume(self, now: float) -> None:
         """Take up what an earlier process left."""
         for quota in {*self._quotas.values()}:

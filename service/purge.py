@@ -4,7 +4,6 @@ import asyncio
 
 import structlog
 
-from service.messages import Answers
 from storage.errors import StorageUnavailableError
 from storage.store import Store
 
@@ -18,9 +17,8 @@ log = structlog.get_logger()
 class Purger:
     """Deletes tasks that ended longer ago than `retention_seconds`."""
 
-    def __init__(self, store: Store, answers: Answers, retention_seconds: float) -> None:
+    def __init__(self, store: Store, retention_seconds: float) -> None:
         self._store = store
-        self._answers = answers
         self._retention_seconds = retention_seconds
 
     async def run(self) -> None:
@@ -31,12 +29,13 @@ class Purger:
                     log.info("ended tasks purged", tasks=purged)
             except StorageUnavailableError as error:
                 log.warning("storage unavailable, nothing is purged", error=str(error))
+            except Exception:
+                log.exception("the purge stumbled, and goes on")
             await asyncio.sleep(PURGE_SECONDS)
 
     async def run_once(self) -> int:
         """Delete all that is old enough, in small batches; return how many tasks."""
         ended_before = self._store.now() - self._retention_seconds
-        self._answers.forget_ended(ended_before)
         purged = 0
         while batch := await self._store.purge(ended_before, BATCH_TASKS):
             purged += batch

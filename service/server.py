@@ -96,7 +96,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         provider = await _provider(settings, metrics, stack)
         stack.push_async_callback(provider.close)
         hub = Hub()
-        answers = Answers()
+        answers = Answers(settings.task_retention_seconds or math.inf)
         urls = _callback_urls(settings)
         poller = Poller(
             store=store,
@@ -128,7 +128,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         if store.shared:
             _run_beside(Follower(store, hub).run(), stack)
         if settings.task_retention_seconds:
-            _run_beside(Purger(store, answers, settings.task_retention_seconds).run(), stack)
+            _run_beside(Purger(store, settings.task_retention_seconds).run(), stack)
         await server.start()
         stack.push_async_callback(_drain, server, health, hub, boundary)
         for name in ("", SERVICE_NAME):

@@ -94,7 +94,8 @@ class Servicer(GenerationServiceServicer):
     ) -> Answer:
         """Read one row, unless the task is known to have succeeded."""
         del context
-        known = self._answers.of_ended(current_caller.get(), request.task_id)
+        now = self._store.now()
+        known = self._answers.of_ended(current_caller.get(), request.task_id, now)
         return known or self._answers.of(await self._own(request.task_id))
 
     async def WatchTask(  # noqa: N802
@@ -313,6 +314,8 @@ def _read_page_token(token: str, which: ListFilter) -> tuple[float, str] | None:
         binding, task_id = raw[8:16], raw[16:].decode()
     except (binascii.Error, struct.error, ValueError):
         raise invalid("page_token", "must be a next_page_token") from None
+    if "\0" in task_id:
+        raise invalid("page_token", "must be a next_page_token")
     if binding != _binding(which):
         raise invalid("page_token", "must come from a page with the same filter")
     return create_time, task_id

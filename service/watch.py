@@ -10,6 +10,7 @@ from typing import Protocol
 
 from service.errors import ServiceError, invalid, not_found
 from service.metrics import Metrics
+from storage.errors import StorageUnavailableError
 from storage.store import Store
 from storage.task import Task
 
@@ -143,9 +144,6 @@ class Attention(Protocol):
     async def watched(self, task: Task) -> None:
         """Hear that somebody watches a task."""
 
-    async def still_watched(self, task_id: str) -> None:
-        """Hear that the task is watched after a quiet while."""
-
 
 class Watcher:
     """Streams of snapshots.
@@ -199,11 +197,25 @@ class Watcher:
                 newer = await subscription.newer(task.revision, wait)
                 if newer is None:
                     _end_if_due(subscription, expiry)
-                    await self._attention.still_watched(task_id)
-                task = newer or task
+                task = newer or await self._present(task)
                 yield task
                 if newer:  # it is written by now
                     self._metrics.fan_out(time.monotonic() - subscription.put_time)
+
+    async def _present(self, task: Task) -> Task:
+        """Return what a heartbeat repeats: others may have taken the task on, and their hint lost.
+
+        Another process that polled it knows no streams but its own, and left it to its callback.
+        """
+        if not self._store.shared:
+            return task
+        try:
+            task = await self._store.get(task.id) or task
+        except StorageUnavailableError:
+            return task
+        self._hub.publish(task)
+        await self._attention.watched(task)
+        return task
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

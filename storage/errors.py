@@ -17,11 +17,14 @@ from peewee import (
     NotSupportedError,
     ProgrammingError,
 )
+from psycopg2.errors import InsufficientPrivilege, InvalidSchemaName
 
 from storage.task import Task
 
 # What a driver raises for our own mistakes, and not because the database is away.
 _BUGS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
+# Though of the same kind, these are for who runs the database to mend.
+_OPERATORS = (InsufficientPrivilege, InvalidSchemaName)
 
 
 class StorageError(Exception):
@@ -49,8 +52,10 @@ class StorageConfigError(StorageError):
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether a driver's error says that the database is away."""
-    return isinstance(error, (DatabaseError, InterfaceError)) and not isinstance(error, _BUGS)
+    """Whether a driver's error says that the database is away, or does not let us."""
+    if not isinstance(error, (DatabaseError, InterfaceError)):
+        return False
+    return not isinstance(error, _BUGS) or isinstance(getattr(error, "orig", None), _OPERATORS)
 
 
 def translated(error: BaseException) -> StorageUnavailableError | None:

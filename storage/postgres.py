@@ -47,6 +47,7 @@ CONNECTION = {
     "application_name": "generation",
     "target_session_attrs": "read-write",  # not a standby, which may be behind
 }
+ENCODING = {"client_encoding": "utf8"}  # whatever the environment says
 STATEMENT_MILLISECONDS = 5_000
 LOCK_MILLISECONDS = 2_000
 SILENCE_SECONDS = 8.0  # a little more than the server may take
@@ -59,6 +60,7 @@ MIGRATION_PAUSE_SECONDS = 1.0
 TOUCH = "UPDATE slots SET free_time = free_time WHERE false"
 CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float8"
 CLOCK_SECONDS = 60.0
+CHANNEL_SCHEMA_MAX_BYTES = 50
 
 ARRAYS = {"TEXT": "text[]", "DOUBLE": "float8[]", "INT": "int[]", "BIGINT": "bigint[]"} | {
     "BLOB": "bytea[]"
@@ -90,9 +92,16 @@ def connection_params(database_url: str, **session: int) -> dict[str, Any]:
         given: dict[str, Any] = parse_dsn(database_url)
     except psycopg2.ProgrammingError:
         raise StorageConfigError("DATABASE_URL is no URL of PostgreSQL") from None
+    if "@" in given.get("host", "") + given.get("dbname", "") or not _is_port(given):
+        # Part of the password may stand there, and would be told by every error.
+        raise StorageConfigError("DATABASE_URL: write @, / and : in the password as %40, %2F, %3A")
     options = [given.pop("options", ""), *(f"-c {name}={value}" for name, value in session.items())]
     joined = " ".join(filter(None, options))
-    return CONNECTION | {"dbname": ""} | given | ({"options": joined} if joined else {})
+    return CONNECTION | {"dbname": ""} | given | ENCODING | ({"options": joined} if joined else {})
+
+
+def _is_port(given: dict[str, Any]) -> bool:
+    return all(port.isdecimal() for port in given.get("port", "0").split(","))
 
 
 class PostgresDatabase(PostgresqlDatabase):
@@ -127,11 +136,19 @@ def migrate(database_url: str, migrations: Path = MIGRATIONS) -> list[str]:
     params = connection_params(database_url)
     db = PostgresDatabase(params)
     with storage_errors(), db.connection_context():
+        _require_utf8(db)
         runner = Runner(db, str(migrations))
         if not _pending(runner):
             return []
         with _alone(PostgresDatabase(params)):
             return [_apply(db, runner, migration) for migration in _pending(runner)]
+
+
+def _require_utf8(db: Database) -> None:
+    """Callers and the provider write in every script."""
+    ((encoding,),) = db.execute_sql("SHOW server_encoding").fetchall()
+    if encoding != "UTF8":
+        raise StorageConfigError(f"the database must have the encoding UTF8, and has {encoding}")
 
 
 def _pending(runner: Any) -> list[Any]:
@@ -214,7 +231,7 @@ class PostgresEngine:
         self._fetch_each = partial(_fetch_each, self._reads)
         self._list_each = partial(_fetch_each, self._lists)
         connect = partial(psycopg2.connect, **params)
-        self._hints = Hints(connect, f"generation_{schema}") if hints else None
+        self._hints = Hints(connect, _channel(schema)) if hints else None
         self._cutting = asyncio.create_task(self._cut_silent())
 
     async def close(self) -> None:
@@ -231,7 +248,7 @@ class PostgresEngine:
 
     def now(self) -> float:
         """Return the time by the database's clock, in unix seconds, as all processes share it."""
-        return time.time() + self._clock_offset
+        return _steady_seconds() + self._clock_offset
 
     async def get(self, task_id: str) -> Row | None:
         """Return the row of a task."""
@@ -362,8 +379,13 @@ class PostgresEngine:
             return
         (there,) = self.db.execute_sql(CLOCK).fetchone()
         half = (time.monotonic() - started) / 2
-        self._clock_offset = there + half - time.time()
+        self._clock_offset = there + half - _steady_seconds()
         self._clock_read = started
+
+
+def _steady_seconds() -> float:
+    """Return the time of a clock that nobody sets; where there is one, of one that never rests."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _worker(
@@ -434,6 +456,13 @@ def _array(column: Any) -> str:
 def _schema(db: Database) -> str:
     name: str = db.execute_sql("SELECT current_schema()").fetchone()[0]
     return name
+
+
+def _channel(schema: str) -> str:
+    """Return the name that replicas on one schema hint under: PostgreSQL takes 63 bytes."""
+    if len(schema.encode()) > CHANNEL_SCHEMA_MAX_BYTES:
+        schema = blake2b(schema.encode(), digest_size=16).hexdigest()
+    return f"generation_{schema}"
 
 
 def _lock_key(db: Database, what: str) -> int:

@@ -27,6 +27,7 @@ SQLITE_MAGIC = b"SQLite format 3\0"
 BUSY_TIMEOUT_SECONDS = 5
 TOUCH = "PRAGMA user_version = 1"  # the least that needs room on the disk
 RETIRED_VERSION = 2  # the tasks of the file go on in another database
+CARRIED_VERSION = 3  # and all of them are there
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -83,7 +84,7 @@ class SqliteEngine:
 
     def _prepare(self) -> None:
         with storage_errors():
-            if self.db.pragma("user_version") == RETIRED_VERSION:
+            if self.db.pragma("user_version") in {RETIRED_VERSION, CARRIED_VERSION}:
                 raise StorageConfigError(
                     f"{self.db.database} was carried over to PostgreSQL, and its tasks go on there"
                 )

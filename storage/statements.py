@@ -60,7 +60,10 @@ class Statements:
         self.release = text(row.update(hurry).where(waits, later))
         self.hasten = text(row.update(hurry).where(polled, row.setbacks > SQL("0"), later))
 
-        old = row.select(row.id).where(row.lane.is_null(), row.complete_time < arg)
+        # By both times: what the provider ended long ago may have been learned of just now.
+        old = row.select(row.id).where(
+            row.lane.is_null(), row.complete_time < arg, row.update_time < arg
+        )
         batch = old.order_by(row.complete_time).limit(arg)
         if db.for_update:
             batch = batch.for_update(skip_locked=True)

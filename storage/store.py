@@ -355,13 +355,13 @@ class Store:
         await self._write_alone("hasten", lambda: self._engine.execute(self._sql.hasten, now, now))
 
     async def purge(self, ended_before: float, limit: int) -> int:
-        """Delete the oldest tasks that ended before a time, in unix seconds; return how many.
+        """Delete the oldest tasks that ended, and changed last, before a time; return how many.
 
         Their request_ids are forgotten. What may still be delivered late is kept.
         """
         cursor = await self._write_alone(
             "purge",
-            lambda: self._engine.execute(self._sql.purge, ended_before, limit),
+            lambda: self._engine.execute(self._sql.purge, ended_before, ended_before, limit),
         )
         return int(cursor.rowcount)
 

@@ -4,7 +4,8 @@
 
 The file is retired before the first task is carried over: from then on no service starts on it, as
 that one would buy again what replicas on PostgreSQL buy. Each batch is a transaction of its own.
-After an interruption all of it may be done again: what has arrived is passed over.
+After an interruption all of it may be done again: what has arrived is passed over. Once everything
+is there, no more.
 """
 
 import re
@@ -78,6 +79,9 @@ def carry_over(path: Path, database_url: str) -> Carried:
     if not postgres.is_postgres(database_url):
         raise StorageConfigError("DATABASE_URL must look like postgresql://host/name")
     with storage_errors(), sqlite.alone(path) as source:
+        if source.pragma("user_version") == sqlite.CARRIED_VERSION:
+            # What was purged meanwhile would come back, and be bought again.
+            raise StorageConfigError(f"{path} was carried over completely")
         _bring_up_to_date(source, path)
         postgres.migrate(database_url)
         target = postgres.PostgresDatabase(postgres.connection_params(database_url))
@@ -87,6 +91,8 @@ def carry_over(path: Path, database_url: str) -> Carried:
             _carry_slots(source, target)
             carried = _carry_tasks(source, target)
             _compare(source, target)
+            if not carried.left:
+                source.pragma("user_version", sqlite.CARRIED_VERSION)
             return carried
 
 

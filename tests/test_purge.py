@@ -8,7 +8,6 @@ import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
 from service import purge
-from service.messages import Answers
 from storage.errors import StorageUnavailableError
 from storage.store import Store, open_store
 from tests.conftest import Serve
@@ -17,7 +16,9 @@ from tests.harness import Service, eventually, refusal
 
 HOUR = 3_600.0
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
-AGE = "UPDATE tasks SET complete_time = complete_time - ? WHERE id = ?"
+AGE = """
+    UPDATE tasks SET complete_time = complete_time - ?, update_time = update_time - ? WHERE id = ?
+"""
 
 
 @pytest.fixture
@@ -50,8 +51,8 @@ async def test_a_task_that_ended_long_ago_goes_and_its_request_id_is_new_again(
     async with serve() as service:
         old = await service.end((await service.create(request_id="old")).id)
         young = await service.end((await service.create(request_id="young")).id)
-    change(service.database_url, AGE, HOUR + 60, old.id)
-    change(service.database_url, AGE, HOUR - 60, young.id)
+    change(service.database_url, AGE, HOUR + 60, HOUR + 60, old.id)
+    change(service.database_url, AGE, HOUR - 60, HOUR - 60, young.id)
     async with serve(task_retention_seconds=HOUR) as service:
         await eventually(lambda: sum(batches) > 0)
         async with asyncio.timeout(10):
@@ -76,7 +77,7 @@ async def test_what_has_not_ended_or_may_be_delivered_late_is_kept_however_old(
         late = await service.end((await service.create({"veo3": {"prompt": "late"}})).id)
         assert late.failure.reason == pb.ERROR_REASON_RESULT_MISSING
         for task in (stuck, late):
-            change(service.database_url, AGE, 100 * HOUR, task.id)
+            change(service.database_url, AGE, 100 * HOUR, 100 * HOUR, task.id)
             change(
                 service.database_url,
                 "UPDATE tasks SET create_time = create_time - 400000 WHERE id = ?",
@@ -106,7 +107,7 @@ async def test_watchers_of_other_tasks_see_nothing_of_a_purge_in_small_batches(
 async def test_by_default_nothing_is_ever_purged(serve: Serve, batches: list[int]) -> None:
     async with serve() as service:
         old = await service.end((await service.create()).id)
-        change(service.database_url, AGE, 1_000_000_000, old.id)
+        change(service.database_url, AGE, 1_000_000_000, 1_000_000_000, old.id)
         young = await service.end((await service.create()).id)
     async with serve() as service:
         listed = await service.stub.ListTasks(pb.ListTasksRequest())
@@ -119,7 +120,7 @@ async def test_replicas_that_purge_at_once_delete_each_task_once(
 ) -> None:
     stores = [open_store(postgresql_url) for _ in range(3)]
     fill(postgresql_url, 2_000, 1_000_000_000.0)
-    await asyncio.gather(*(purge.Purger(store, Answers(), HOUR).run_once() for store in stores))
+    await asyncio.gather(*(purge.Purger(store, HOUR).run_once() for store in stores))
     for store in stores:
         await store.close()
     assert sum(batches) == 2_000
@@ -139,7 +140,7 @@ async def test_a_purge_goes_on_once_the_database_is_back(
         return await counting(*args)
 
     monkeypatch.setattr(Store, "purge", sometimes)
-    purging = asyncio.create_task(purge.Purger(store, Answers(), HOUR).run())
+    purging = asyncio.create_task(purge.Purger(store, HOUR).run())
     await eventually(lambda: sum(batches) == 3)
     purging.cancel()
     await asyncio.gather(purging, return_exceptions=True)

@@ -583,6 +583,13 @@ async def test_a_lease_is_renewed_as_long_as_nobody_else_has_moved_the_task(stor
 # --- what ended long ago ---
 
 
+async def test_a_result_that_became_known_late_is_kept_as_long_as_any_other(store: Store) -> None:
+    ended = new("t", status=Status.SUCCESS, stage=None, due_time=None, complete_time=NOW - 9_000)
+    await stored(store, ended)
+    assert await store.purge(NOW - 60, 10) == 0
+    assert await store.purge(NOW + 60, 10) == 1
+
+
 async def test_a_purge_deletes_the_oldest_ended_tasks_and_forgets_their_request_ids(
     store: Store,
 ) -> None:
@@ -590,7 +597,9 @@ async def test_a_purge_deletes_the_oldest_ended_tasks_and_forgets_their_request_
         new(f"t{i}", request_id=f"r{i}", status=Status.SUCCESS, stage=None, due_time=None)
         for i in range(5)
     ]
-    ended = [replace(task, complete_time=NOW + i) for i, task in enumerate(ended)]
+    ended = [
+        replace(task, complete_time=NOW + i, update_time=NOW + i) for i, task in enumerate(ended)
+    ]
     kept = [
         new("waits"),
         new("comes late", status=Status.FAILED, stage=None, complete_time=NOW - 99),

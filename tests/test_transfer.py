@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from storage import transfer
+from storage import sqlite, transfer
 from storage.errors import StorageConfigError, StorageUnavailableError
 from storage.store import Existing, Quota, open_store
 from storage.task import Failure, Stage, Status, Task
@@ -124,6 +124,19 @@ async def test_slots_come_over_and_the_later_one_counts(
 
 # --- again ---
 
+INTERRUPTED = f"PRAGMA user_version = {sqlite.RETIRED_VERSION}"  # as a file is before its end
+
+
+async def test_a_file_that_was_carried_over_completely_is_refused_so_that_nothing_comes_back(
+    file_url: str, path: Path, postgresql_url: str
+) -> None:
+    await keep(file_url, new("t"))
+    carry_over(path, postgresql_url)
+    change(postgresql_url, "DELETE FROM tasks")  # as a purge does
+    with pytest.raises(StorageConfigError, match="carried over completely"):
+        carry_over(path, postgresql_url)
+    assert rows(postgresql_url, "SELECT id FROM tasks") == []
+
 
 async def test_after_an_interruption_the_rest_comes_over_and_nothing_twice(
     file_url: str, path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
@@ -144,7 +157,6 @@ async def test_after_an_interruption_the_rest_comes_over_and_nothing_twice(
         carry_over(path, postgresql_url)
     assert len(rows(postgresql_url, "SELECT id FROM tasks")) == 6
     assert carry_over(path, postgresql_url) == Carried(4, 6, [])
-    assert carry_over(path, postgresql_url) == Carried(0, 10, [])
     assert len(rows(postgresql_url, "SELECT id FROM tasks")) == 10
 
 
@@ -178,6 +190,7 @@ async def test_what_postgresql_has_taken_further_is_left_as_it_is_there(
     assert before
     after = await saved(store, before, before.failed(Failure("CANCELLED", "no"), NOW))
     await store.close()
+    change(file_url, INTERRUPTED)
     assert carry_over(path, postgresql_url) == Carried(0, 1, [])
     assert await kept(postgresql_url, "t") == [after]
 
@@ -187,6 +200,7 @@ async def test_a_task_that_went_on_in_the_file_is_named_and_not_overwritten(
 ) -> None:
     await keep(file_url, new("t"))
     carry_over(path, postgresql_url)
+    change(file_url, INTERRUPTED)
     change(file_url, "UPDATE tasks SET version = version + 1, stage = 'QUEUED'")
     [task] = await kept(postgresql_url, "t")
     carried = carry_over(path, postgresql_url)
