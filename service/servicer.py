@@ -77,7 +77,8 @@ class Servicer(GenerationServiceServicer):
         """Check, store, wake the poller, wait for the verdict, answer."""
         self._check(request)
         task = self._new_task(request)
-        with self._hub.subscribe(task.id) as subscription:  # before anything can happen to it
+        # From before anything can happen to it.
+        with self._hub.subscribe(task.id, wants=_has_verdict) as subscription:
             earlier = await self._store_new(task, request)
             if earlier is None:
                 task = await _until_verdict(task, subscription, self._deadline(context))
@@ -205,7 +206,7 @@ class Servicer(GenerationServiceServicer):
 
     async def _verdict_of(self, task: Task, context: Context) -> Task:
         """Wait for the verdict of a task that was there before."""
-        with self._hub.subscribe(task.id) as subscription:
+        with self._hub.subscribe(task.id, wants=_has_verdict) as subscription:
             newest = await self._store.get(task.id) or task
             return await _until_verdict(newest, subscription, self._deadline(context))
 
@@ -226,12 +227,11 @@ class Servicer(GenerationServiceServicer):
 
 
 async def _until_verdict(task: Task, subscription: Subscription, deadline: float) -> Task:
-    while not _has_verdict(task):
-        newer = await subscription.newer(task.revision, deadline - time.monotonic())
-        if newer is None:
-            break
-        task = newer
-    return task
+    """Wait for a verdict, and return the newest snapshot there is by then."""
+    if not _has_verdict(task):
+        await subscription.newer(task.revision, deadline - time.monotonic())
+    newest = subscription.newest
+    return newest if newest and newest.revision > task.revision else task
 
 
 def _has_verdict(task: Task) -> bool:

@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -21,14 +21,18 @@ class Subscription:
     """One slot that holds the newest snapshot of a task, however slow its reader is.
 
     Attributes:
+        newest: What it holds.
         put_time: When it was filled, by the monotonic clock.
         to_the_end: Whether its reader stays until the task has ended, and so watches it.
     """
 
-    __slots__ = ("_newest", "_waiter", "draining", "put_time", "to_the_end")
+    __slots__ = ("_waiter", "_wants", "draining", "newest", "put_time", "to_the_end")
 
-    def __init__(self, *, to_the_end: bool = False) -> None:
-        self._newest: Task | None = None
+    def __init__(
+        self, *, to_the_end: bool = False, wants: Callable[[Task], bool] = lambda _: True
+    ) -> None:
+        self.newest: Task | None = None
+        self._wants = wants
         self.put_time = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self.draining = False
@@ -36,10 +40,11 @@ class Subscription:
 
     def put(self, task: Task) -> None:
         """Replace what the slot holds, and wake the reader."""
-        if self._newest is None or task.revision > self._newest.revision:
-            self._newest = task
+        if self.newest is None or task.revision > self.newest.revision:
+            self.newest = task
             self.put_time = time.monotonic()
-            self._wake()
+            if self._wants(task):
+                self._wake()
 
     def drain(self) -> None:
         """Tell the reader that nothing more will come."""
@@ -47,17 +52,21 @@ class Subscription:
         self._wake()
 
     async def newer(self, revision: int, timeout: float) -> Task | None:
-        """Wait for a snapshot above `revision`.
+        """Wait for a snapshot above `revision` that the reader wants.
 
-        None after `timeout` seconds without one, or when draining.
+        Whatever is the newest by then. None after `timeout` seconds without one, or when draining.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        while self._newest is None or self._newest.revision <= revision:
+        while not self._is_news(revision):
             if self.draining or loop.time() >= deadline:
                 return None
             await self._wait_until(deadline, loop)
-        return self._newest
+        return self.newest
+
+    def _is_news(self, revision: int) -> bool:
+        newest = self.newest
+        return newest is not None and newest.revision > revision and self._wants(newest)
 
     async def _wait_until(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
         self._waiter = loop.create_future()
@@ -91,9 +100,15 @@ class Hub:
         self.draining = False
 
     @contextmanager
-    def subscribe(self, task_id: str, *, to_the_end: bool = False) -> Iterator[Subscription]:
+    def subscribe(
+        self,
+        task_id: str,
+        *,
+        to_the_end: bool = False,
+        wants: Callable[[Task], bool] = lambda _: True,
+    ) -> Iterator[Subscription]:
         """Receive what is published of a task from now on."""
-        subscription = Subscription(to_the_end=to_the_end)
+        subscription = Subscription(to_the_end=to_the_end, wants=wants)
         subscription.draining = self.draining
         self._topics[task_id].subscriptions.add(subscription)
         try:
