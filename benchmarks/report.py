@@ -208,12 +208,16 @@ def _use(line: Line) -> float | None:
 def _where() -> str:
     """Say when, on which machine and with which versions."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    machine = f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.platform()}"
+    machine = f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {_system()}"
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return (
         f"{when}, commit {_commit()}. {machine}. Python {platform.python_version()}, {libraries}."
     )
+
+
+def _system() -> str:
+    return f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}"
 
 
 def _processor() -> str:
