@@ -31,7 +31,7 @@ STATEMENTS: dict[str, tuple[object, ...]] = {
     "renew": (NOW, "ended-7", 5),
     "release": (NOW, NOW),
     "hasten": (NOW, NOW),
-    "purge": (NOW - 19_000, 10),
+    "purge": (NOW - 19_000, NOW - 19_000, 10),
 }
 FILTERS = [
     ListFilter("c"),

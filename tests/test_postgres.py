@@ -179,8 +179,8 @@ async def test_a_process_that_waits_for_anothers_migration_ends_when_it_is_told_
         async with asyncio.timeout(20):
             while True:
                 found = database.execute_sql(
-                    "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%try_advisory%%'"
-                    " AND pid <> pg_backend_pid()"
+                    "SELECT count(*) FROM pg_stat_activity"
+                    " WHERE application_name = 'generation' AND pid <> pg_backend_pid()"
                 ).fetchone()
                 if found[0]:
                     break
