@@ -107,7 +107,8 @@ def _in_flight(bench: Bench, kind: Kind) -> Iterator[Curve]:
 
 def _with_in_flight(bench: Bench, kind: Kind, count: int, idle_share: float) -> Sequence[float]:
     rows = pending(range(count), time.time() - OLDER_THAN_SECONDS)
-    service = bench.seeded(kind, rows, POLL_INTERVAL_SECONDS="2")
+    # Without callbacks: with them, what nobody watches is hardly asked for.
+    service = bench.seeded(kind, rows, POLL_INTERVAL_SECONDS="2", PUBLIC_URL="")
     with service.running():
         time.sleep(WARM_SECONDS)
         bench.provider.ask("polls")
