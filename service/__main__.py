@@ -17,6 +17,7 @@ from service.logs import configure_logs
 from service.server import StartError, running
 from service.settings import Settings, SettingsError, load_settings
 from storage.errors import StorageConfigError, StorageError
+from storage.postgres import is_postgres
 from storage.sqlite import sqlite_path
 from storage.store import migrate
 from storage.transfer import TransferError, carry_over
@@ -43,8 +44,9 @@ def main(arguments: Sequence[str] = ()) -> int:
             case "import":
                 import_tasks(settings, given.source)
             case _:
-                # Before the loop has the signals: another process's migration may take its time.
-                migrate(settings.database_url.get_secret_value())
+                if is_postgres(database_url := settings.database_url.get_secret_value()):
+                    # Before the loop has the signals: another process's may take its time.
+                    migrate(database_url)
                 uvloop.run(serve(settings))
     except StorageConfigError as error:
         log.critical(given.failure, error=str(error))
