@@ -6,7 +6,6 @@ shown.
 """
 
 from collections.abc import Iterable
-from contextlib import suppress
 
 from cachetools import LRUCache
 
@@ -31,9 +30,10 @@ class RecentTasks:
         for task in tasks:
             known = self._tasks.get(task.id)
             if known is None or known.version <= task.version:
-                self._tasks.pop(task.id, None)
-                with suppress(ValueError):  # larger than all there is room for
+                try:
                     self._tasks[task.id] = task
+                except ValueError:  # larger than all there is room for
+                    self.forget(task.id)
 
     def update(self, tasks: Iterable[Task]) -> None:
         """Remember snapshots that were read, where an older one is known."""

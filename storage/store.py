@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -385,7 +385,7 @@ class Store:
         return row and Existing(task_of(row))
 
     def _save_each(self, changes: Sequence[tuple[Task, Task]]) -> list[Task | None]:
-        saved = [replace(after, version=before.version + 1) for before, after in changes]
+        saved = [after._replace(version=before.version + 1) for before, after in changes]
         rows = [
             (*row_of(after)[FIXED_COLUMNS:], before.id, before.version)
             for (before, _), after in zip(changes, saved, strict=True)
@@ -464,7 +464,7 @@ class Store:
 
     def _renew(self, tasks: Iterable[Task], due_time: float) -> list[Task]:
         renewed = (
-            replace(task, due_time=due_time)
+            task._replace(due_time=due_time)
             for task in tasks
             if self._engine.execute(self._sql.renew, due_time, task.id, task.version).rowcount
         )

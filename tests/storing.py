@@ -6,7 +6,6 @@ import threading
 import types
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
@@ -30,7 +29,7 @@ def new(task_id: str, **changes: Any) -> Task:
         update_time=NOW,
         due_time=NOW,
     )
-    return replace(task, **changes)
+    return task._replace(**changes)
 
 
 async def stored(store: Store, *tasks: Task) -> None:

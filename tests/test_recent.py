@@ -1,7 +1,6 @@
 """What the store remembers: never older than what was shown, and bounded."""
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,7 +82,7 @@ async def test_a_write_whose_caller_has_left_is_remembered_all_the_same(store: S
     saving.cancel()
     await gate.open()
     await store.ping()  # it is written after that
-    assert await store.get("t") == replace(send(new("t")), version=2)
+    assert await store.get("t") == send(new("t"))._replace(version=2)
 
 
 async def test_after_a_write_that_failed_nothing_is_taken_for_known(
@@ -165,7 +164,7 @@ def test_an_answer_is_known_only_to_its_caller_and_only_for_a_success() -> None:
 def test_the_same_revision_is_serialised_once_and_the_next_one_anew() -> None:
     answers = Answers()
     task = new("t")
-    assert answers.of(task) is answers.of(replace(task, version=5))
+    assert answers.of(task) is answers.of(task._replace(version=5))
     assert answers.of(send(task)) != answers.of(task)
 
 
@@ -181,7 +180,7 @@ async def test_the_newest_results_are_known_from_the_start(
 ) -> None:
     monkeypatch.setattr("service.server.REMEMBERED_TASKS", 6)
     monkeypatch.setattr("service.server.REMEMBERED_AT_ONCE", 2)
-    await stored(store, *(replace(SUCCESS, id=f"t{i}", complete_time=NOW + i) for i in range(9)))
+    await stored(store, *(SUCCESS._replace(id=f"t{i}", complete_time=NOW + i) for i in range(9)))
     answers = Answers()
     await _remember_ended(store, answers)
     known = [bool(answers.of_ended("c", f"t{i}", NOW)) for i in range(9)]

@@ -173,7 +173,6 @@ async def test_a_full_disk_is_unavailable_and_leaves_nothing_half_written(
 
 FILE_LIMIT = """
 import asyncio, resource, sys
-from dataclasses import replace
 from pathlib import Path
 from storage.errors import StorageUnavailableError
 from storage.store import Created, ListFilter, open_store

@@ -1,7 +1,6 @@
 """The moves of a task: pure snapshots in, pure snapshots out."""
 
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
 import pytest
@@ -104,8 +103,8 @@ FORBIDDEN = [pair for pair in PAIRS if pair not in ALLOWED and pair not in NOT_G
 
 def changes(before: Task, after: Task) -> dict[str, Any]:
     """Return the fields that a move changed, with their new values."""
-    names = (field.name for field in fields(Task))
-    return {n: getattr(after, n) for n in names if getattr(after, n) != getattr(before, n)}
+    earlier = before._asdict()
+    return {name: value for name, value in after._asdict().items() if value != earlier[name]}
 
 
 @pytest.mark.parametrize(("move", "task"), FORBIDDEN)
@@ -132,7 +131,7 @@ def test_a_move_keeps_what_the_caller_sent_and_leaves_the_earlier_snapshot_alone
     move: str, task: str
 ) -> None:
     before = TASKS[task]
-    copy = replace(before)
+    copy = before._replace()
     after = MOVES[move][0](before)
     assert before == copy
     sent = {"id", "caller", "request_id", "prompt_id", "model", "params", "create_time"}
@@ -141,7 +140,7 @@ def test_a_move_keeps_what_the_caller_sent_and_leaves_the_earlier_snapshot_alone
 
 @pytest.mark.parametrize(("move", "task"), ALLOWED)
 def test_time_never_runs_backwards_in_a_task_when_the_clock_does(move: str, task: str) -> None:
-    before = replace(TASKS[task], update_time=NOW + 500)
+    before = TASKS[task]._replace(update_time=NOW + 500)
     assert MOVES[move][0](before).update_time == NOW + 500
 
 
@@ -155,7 +154,7 @@ def test_a_stage_is_set_only_while_pending_and_an_end_is_final(move: str, task: 
 
 
 def test_a_snapshot_cannot_be_changed_in_place() -> None:
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError):
         ACCEPTED.revision = 2  # type: ignore[misc]
 
 
@@ -241,7 +240,7 @@ def test_an_unknown_task_stays_submitting_and_waits_for_a_sign() -> None:
 
 
 def test_a_success_has_its_results_and_waits_for_nothing() -> None:
-    before = replace(GENERATING, setbacks=3)
+    before = GENERATING._replace(setbacks=3)
     after = before.succeeded(ARTIFACTS, '{"resultUrls": []}', 3.5, NOW, 1_999.0)
     assert changes(before, after) == {
         "status": Status.SUCCESS,
@@ -263,7 +262,7 @@ def test_a_success_without_results_is_a_bug() -> None:
 
 
 def test_a_failure_has_its_reason_and_waits_for_nothing() -> None:
-    before = replace(GENERATING, setbacks=3)
+    before = GENERATING._replace(setbacks=3)
     after = before.failed(NO, NOW, credits_consumed=1.5, complete_time=1_999.0)
     assert changes(before, after) == {
         "status": Status.FAILED,
@@ -353,7 +352,7 @@ def test_a_task_is_delivered_late_once_at_most() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "since"), [(TIMED_OUT, 1_002.0), (replace(TIMED_OUT, accept_time=None), CREATED)]
+    ("task", "since"), [(TIMED_OUT, 1_002.0), (TIMED_OUT._replace(accept_time=None), CREATED)]
 )
 def test_a_task_is_asked_for_only_while_the_provider_keeps_results(
     task: Task, since: float
@@ -402,8 +401,8 @@ def test_a_task_waits_in_the_lane_of_its_stage(task: str, lane: Lane | None) -> 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_that_is_never_due_waits_in_no_lane(task: str) -> None:
-    assert replace(TASKS[task], due_time=None).lane is None
+    assert TASKS[task]._replace(due_time=None).lane is None
 
 
 def test_a_task_that_was_due_at_time_zero_waits_in_its_lane() -> None:
-    assert replace(ACCEPTED, due_time=0.0).lane is Lane.SUBMIT
+    assert ACCEPTED._replace(due_time=0.0).lane is Lane.SUBMIT

@@ -1,7 +1,6 @@
 """From SQLite to PostgreSQL: everything comes over, once, or is named."""
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +53,8 @@ def all_rows(database_url: str) -> list[Any]:
 async def test_every_column_of_every_ended_task_comes_over_as_it_is(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
-    odd = [replace(any_task(seed), id=f"t{seed}", request_id=f"r{seed}") for seed in range(60)]
-    await keep(file_url, *(replace(task, due_time=None) for task in odd))
+    odd = [any_task(seed)._replace(id=f"t{seed}", request_id=f"r{seed}") for seed in range(60)]
+    await keep(file_url, *(task._replace(due_time=None) for task in odd))
     fill(file_url, 1_200, NOW)
     assert carry_over(path, postgresql_url) == Carried(1_260, 0, [])
     assert all_rows(postgresql_url) == all_rows(file_url)
@@ -97,7 +96,7 @@ async def test_what_waited_for_the_stopped_service_is_due_and_the_rest_keeps_its
         assert carried
         assert carried.due_time
         assert carried.due_time <= store.now()
-        assert replace(carried, due_time=task.due_time) == task
+        assert carried._replace(due_time=task.due_time) == task
     for task in others:
         assert await store.get(task.id) == task
     await store.close()
