@@ -1,6 +1,7 @@
 """The hub: from the poller that saved a snapshot to the streams that watch its task."""
 
 import asyncio
+import math
 import random
 import time
 from collections import defaultdict
@@ -26,7 +27,17 @@ class Subscription:
         to_the_end: Whether its reader stays until the task has ended, and so watches it.
     """
 
-    __slots__ = ("_waiter", "_wants", "draining", "newest", "put_time", "to_the_end")
+    __slots__ = (
+        "_deadline",
+        "_timer",
+        "_timer_time",
+        "_waiter",
+        "_wants",
+        "draining",
+        "newest",
+        "put_time",
+        "to_the_end",
+    )
 
     def __init__(
         self, *, to_the_end: bool = False, wants: Callable[[Task], bool] = lambda _: True
@@ -35,6 +46,9 @@ class Subscription:
         self._wants = wants
         self.put_time = 0.0
         self._waiter: asyncio.Future[None] | None = None
+        self._deadline = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_time = math.inf
         self.draining = False
         self.to_the_end = to_the_end
 
@@ -68,14 +82,36 @@ class Subscription:
         newest = self.newest
         return newest is not None and newest.revision > revision and self._wants(newest)
 
+    def close(self) -> None:
+        """Leave nothing behind in the event loop."""
+        if self._timer is not None:
+            self._timer.cancel()
+
     async def _wait_until(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
         self._waiter = loop.create_future()
-        timer = loop.call_at(deadline, self._wake)
+        self._deadline = deadline
+        self._have_timer(loop)
         try:
             await self._waiter
         finally:
-            timer.cancel()
             self._waiter = None
+
+    def _have_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have a timer for the deadline, or for an earlier time: there it is put off.
+
+        News leaves the timer alone, as a new one costs a tenth of a push.
+        """
+        if self._timer is None or self._deadline < self._timer_time:
+            self.close()
+            self._timer_time = self._deadline
+            self._timer = loop.call_at(self._deadline, self._end_timer, loop)
+
+    def _end_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if loop.time() >= self._deadline:
+            self._wake()
+        elif self._waiter is not None:
+            self._have_timer(loop)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -114,6 +150,7 @@ class Hub:
         try:
             yield subscription
         finally:
+            subscription.close()
             topic = self._topics[task_id]
             topic.subscriptions.discard(subscription)
             if not topic.subscriptions:

@@ -11,7 +11,7 @@ from generated.generation.v1 import generation_pb2 as pb
 from service.watch import Hub
 from storage.task import Task
 from tests.conftest import Serve
-from tests.harness import Service, ended, refusal
+from tests.harness import DEADLINE_SECONDS, Service, ended, refusal
 
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 
@@ -148,6 +148,21 @@ async def test_a_slot_holds_only_the_newest_snapshot() -> None:
             hub.publish(snapshot(revision))
         assert await subscription.newer(1, timeout=1) == snapshot(5)
         assert await subscription.newer(5, timeout=0.01) is None
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.05, 0.2), (60, 0.05)])
+async def test_a_wait_after_news_lasts_as_long_as_it_should_and_not_as_the_one_before(
+    first: float, second: float
+) -> None:
+    hub = Hub()
+    loop = asyncio.get_running_loop()
+    with hub.subscribe("t") as subscription:
+        loop.call_soon(hub.publish, snapshot(2))
+        assert await subscription.newer(1, timeout=first) == snapshot(2)
+        started = loop.time()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert await subscription.newer(2, timeout=second) is None
+        assert loop.time() - started >= second
 
 
 async def test_a_snapshot_published_while_draining_is_still_shown() -> None:
