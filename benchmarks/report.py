@@ -230,9 +230,17 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    git = ["/usr/bin/env", "git", "describe", "--always", "--dirty"]
+    """Return the commit that was measured, and whether anything but these results differs."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    others = (":/", ":(exclude)results.*", ":(exclude)*.svg")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", *others)
+    return (commit or "unknown") + ("-dirty" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    git = ["/usr/bin/env", "git", *arguments]
     said = subprocess.run(git, cwd=FOLDER, capture_output=True, text=True, check=False)
-    return said.stdout.strip() or "unknown"
+    return said.stdout.strip()
 
 
 # --- tables ---
@@ -274,7 +282,7 @@ def _points(curve: Curve) -> str:
 GOOD, BAD, INK, FAINT = "#2f855a", "#c53030", "#1a202c", "#a0aec0"
 FONT = 'font-family="system-ui, sans-serif" font-size="12"'
 BAR_STEP, LABEL_WIDTH, TARGET_WIDTH, VALUE_WIDTH, USE_MAX = 24, 430, 220, 270, 1.8
-PANEL_WIDTH, PANEL_HEIGHT, PANEL_COLUMNS = 300, 190, 3
+PANEL_WIDTH, PANEL_HEIGHT, PANEL_COLUMNS = 300, 205, 3
 
 
 def targets_chart(bars: Sequence[tuple[str, str, float]]) -> str:
@@ -315,7 +323,7 @@ def curves_chart(curves: Sequence[Curve]) -> str:
 
 
 def _panel(curve: Curve) -> str:
-    left, top, right, bottom = 20, 50, PANEL_WIDTH - 30, PANEL_HEIGHT - 40
+    left, top, right, bottom = 20, 65, PANEL_WIDTH - 30, PANEL_HEIGHT - 40
     xs = [math.log10(x) for x, _ in curve.points]
     ys = [math.log10(max(y, 1e-9)) for _, y in curve.points]
     # At least two decades, so that noise does not look like growth.
@@ -337,8 +345,9 @@ def _panel(curve: Curve) -> str:
     )
     return (
         f'<text x="{left - 8}" y="18" fill="{INK}" font-weight="bold">{escape(curve.title)}</text>'
-        f'<text x="{left - 8}" y="33" fill="{FAINT}" font-size="10">{escape(curve.y)}; should be'
-        f" {curve.should}, exponent {curve.growth:+.2f}</text>"
+        f'<text x="{left - 8}" y="33" fill="{FAINT}" font-size="10">{escape(curve.y)}</text>'
+        f'<text x="{left - 8}" y="47" fill="{FAINT}" font-size="10">should be {curve.should};'
+        f" exponent {curve.growth:+.2f}</text>"
         f'<line x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}" stroke="{FAINT}"/>'
         f'<polyline points="{line}" fill="none" stroke="{GOOD}" stroke-width="2"/>{labels}'
         f'<text x="{(left + right) / 2}" y="{bottom + 28}" text-anchor="middle" font-size="10"'
