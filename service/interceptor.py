@@ -11,8 +11,8 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -101,7 +101,12 @@ class Boundary(grpc.aio.ServerInterceptor):
             started = self._enter()
             try:
                 self._identify(method)
-                await _write_all(inner(read(request), context), context)
+                responses = inner(read(request), context)
+                with _over_is_cancelled():
+                    if inspect.isawaitable(responses):  # a handler that writes by itself
+                        await responses
+                    else:
+                        await _write_all(responses, context)
             except BaseException as error:
                 await self._fail(method, context, started, error)
                 raise
@@ -142,7 +147,8 @@ class Boundary(grpc.aio.ServerInterceptor):
             refusal = _service_error(error, method.name)
             method.calls.failed(refusal.code.name, seconds)
             _log_refusal(refusal, method.name)
-            await context.abort_with_status(refusal.status())
+            with _over_is_cancelled():
+                await context.abort_with_status(refusal.status())
         else:
             method.calls.failed(grpc.StatusCode.CANCELLED.name, seconds)
 
@@ -159,10 +165,19 @@ class _Method:
         self.calls = metrics.calls(self.name)
 
 
+@contextmanager
+def _over_is_cancelled() -> Iterator[None]:
+    """Take a call that ended while something waited to be written for what it is.
+
+    C-core fails the write, mostly before anybody is told that the call is over.
+    """
+    try:
+        yield
+    except grpc.aio.InternalError as error:
+        raise asyncio.CancelledError from error
+
+
 async def _write_all(responses: Any, context: Any) -> None:
-    if inspect.isawaitable(responses):  # a handler that writes by itself
-        await responses
-        return
     async with aclosing(responses):
         async for response in responses:
             await context.write(response)

@@ -99,17 +99,19 @@ class Servicer(GenerationServiceServicer):
         known = self._answers.of_ended(current_caller.get(), request.task_id, now)
         return known or self._answers.of(await self._own(request.task_id))
 
-    async def WatchTask(  # noqa: N802
+    async def WatchTask(  # type: ignore[override] # noqa: N802 - grpc.aio takes writers as well
         self, request: pb.WatchTaskRequest, context: Context
-    ) -> AsyncIterator[Answer]:
-        """Pass the watcher's snapshots on."""
-        del context
+    ) -> None:
+        """Write the watcher's snapshots."""
         _check_task_id(request.task_id)
         if request.after_revision < 0:
             raise invalid("after_revision", "must not be negative")
-        caller = current_caller.get()
-        async for task in self._watcher.watch(caller, request.task_id, request.after_revision):
-            yield self._answers.of(task)
+        await self._watcher.watch(
+            current_caller.get(),
+            request.task_id,
+            request.after_revision,
+            lambda task: context.write(self._answers.of(task)),
+        )
 
     async def UploadFile(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.UploadFileRequest], context: Context

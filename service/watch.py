@@ -5,7 +5,7 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -40,7 +40,7 @@ class Subscription:
     )
 
     def __init__(
-        self, *, to_the_end: bool = False, wants: Callable[[Task], bool] = lambda _: True
+        self, *, to_the_end: bool = False, wants: Callable[[Task], bool] | None = None
     ) -> None:
         self.newest: Task | None = None
         self._wants = wants
@@ -57,7 +57,7 @@ class Subscription:
         if self.newest is None or task.revision > self.newest.revision:
             self.newest = task
             self.put_time = time.monotonic()
-            if self._wants(task):
+            if self._wants is None or self._wants(task):
                 self._wake()
 
     def drain(self) -> None:
@@ -71,47 +71,43 @@ class Subscription:
         Whatever is the newest by then. None after `timeout` seconds without one, or when draining.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        self._deadline = loop.time() + timeout
         while not self._is_news(revision):
-            if self.draining or loop.time() >= deadline:
+            if self.draining or loop.time() >= self._deadline:
                 return None
-            await self._wait_until(deadline, loop)
+            self._waiter = loop.create_future()
+            # News leaves an earlier timer alone: it is put off when it ends, as a new one costs a
+            # tenth of a push.
+            if self._timer is None or self._deadline < self._timer_time:
+                self._start_timer(loop)
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         return self.newest
 
     def _is_news(self, revision: int) -> bool:
         newest = self.newest
-        return newest is not None and newest.revision > revision and self._wants(newest)
+        if newest is None or newest.revision <= revision:
+            return False
+        return self._wants is None or self._wants(newest)
 
     def close(self) -> None:
         """Leave nothing behind in the event loop."""
         if self._timer is not None:
             self._timer.cancel()
 
-    async def _wait_until(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
-        self._waiter = loop.create_future()
-        self._deadline = deadline
-        self._have_timer(loop)
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _have_timer(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have a timer for the deadline, or for an earlier time: there it is put off.
-
-        News leaves the timer alone, as a new one costs a tenth of a push.
-        """
-        if self._timer is None or self._deadline < self._timer_time:
-            self.close()
-            self._timer_time = self._deadline
-            self._timer = loop.call_at(self._deadline, self._end_timer, loop)
+    def _start_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.close()
+        self._timer_time = self._deadline
+        self._timer = loop.call_at(self._deadline, self._end_timer, loop)
 
     def _end_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
         if loop.time() >= self._deadline:
             self._wake()
         elif self._waiter is not None:
-            self._have_timer(loop)
+            self._start_timer(loop)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -141,7 +137,7 @@ class Hub:
         task_id: str,
         *,
         to_the_end: bool = False,
-        wants: Callable[[Task], bool] = lambda _: True,
+        wants: Callable[[Task], bool] | None = None,
     ) -> Iterator[Subscription]:
         """Receive what is published of a task from now on."""
         subscription = Subscription(to_the_end=to_the_end, wants=wants)
@@ -223,8 +219,14 @@ class Watcher:
         self._max_streams = max_streams
         self._open_streams = 0
 
-    async def watch(self, caller: str, task_id: str, after_revision: int) -> AsyncIterator[Task]:
-        """Yield snapshots until the terminal one.
+    async def watch(
+        self,
+        caller: str,
+        task_id: str,
+        after_revision: int,
+        show: Callable[[Task], Awaitable[None]],
+    ) -> None:
+        """Show snapshots until the terminal one.
 
         Raises:
             ServiceError: TASK_NOT_FOUND, INVALID_PARAMS, RATE_LIMITED; STREAM_EXPIRED or
@@ -233,26 +235,42 @@ class Watcher:
         with self._counted(), self._hub.subscribe(task_id, to_the_end=True) as subscription:
             # Subscribed first: a change from here on is seen twice and dropped by its revision,
             # never missed.
-            task = await self._store.get(task_id)
-            if task is None or task.caller != caller:
-                raise not_found(task_id)
-            self._hub.publish(task)
-            if after_revision > task.revision:
-                raise invalid("after_revision", f"must be at most {task.revision}, the present one")
-            if task.ended or task.revision != after_revision:
-                yield task
-            expiry = time.monotonic() + self._max_age_seconds * random.uniform(1 - JITTER, 1)
-            if not task.ended:
-                await self._attention.watched(task)
-            while not task.ended:
-                wait = min(self._heartbeat_seconds, expiry - time.monotonic())
-                newer = await subscription.newer(task.revision, wait)
-                if newer is None:
-                    _end_if_due(subscription, expiry)
-                task = newer or await self._present(task)
-                yield task
-                if newer:  # it is written by now
-                    self._metrics.fan_out(time.monotonic() - subscription.put_time)
+            task = await self._first(caller, task_id, after_revision)
+            age = self._max_age_seconds * random.uniform(1 - JITTER, 1)
+            try:
+                # The writes are within it: one to a reader that has stopped may wait for ever.
+                async with asyncio.timeout(age) as life:
+                    if task.ended or task.revision != after_revision:
+                        await show(task)
+                    if not task.ended:
+                        await self._attention.watched(task)
+                    while not task.ended:
+                        newer = await subscription.newer(task.revision, self._heartbeat_seconds)
+                        if newer is None and subscription.draining:
+                            words = "the server is going down: call again"
+                            raise ServiceError("SHUTTING_DOWN", words)
+                        task = newer or await self._present(task)
+                        await show(task)
+                        if newer:
+                            self._metrics.fan_out(time.monotonic() - subscription.put_time)
+            except TimeoutError:
+                if not life.expired():
+                    raise
+                raise ServiceError("STREAM_EXPIRED", "the stream is old: call again") from None
+
+    async def _first(self, caller: str, task_id: str, after_revision: int) -> Task:
+        """Return the snapshot that a stream begins with.
+
+        Raises:
+            ServiceError: TASK_NOT_FOUND, INVALID_PARAMS.
+        """
+        task = await self._store.get(task_id)
+        if task is None or task.caller != caller:
+            raise not_found(task_id)
+        self._hub.publish(task)
+        if after_revision > task.revision:
+            raise invalid("after_revision", f"must be at most {task.revision}, the present one")
+        return task
 
     async def _present(self, task: Task) -> Task:
         """Return what a heartbeat repeats: others may have taken the task on, and their hint lost.
@@ -280,10 +298,3 @@ class Watcher:
         finally:
             self._open_streams -= 1
             self._metrics.watch_closed()
-
-
-def _end_if_due(subscription: Subscription, expiry: float) -> None:
-    if subscription.draining:
-        raise ServiceError("SHUTTING_DOWN", "the server is going down: call again")
-    if time.monotonic() >= expiry:
-        raise ServiceError("STREAM_EXPIRED", "the stream is old: call again")
