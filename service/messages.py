@@ -53,19 +53,29 @@ class Answers:
         self._kept_seconds = kept_seconds
         self._changing: LRUCache[tuple[str, int], bytes] = LRUCache(CHANGING_MAX_BYTES, _size)
         self._ended: LRUCache[str, _Ended] = LRUCache(ENDED_MAX_BYTES, lambda e: _size(e.answer))
+        self._last: tuple[Task | None, bytes] = None, b""
 
     def of(self, task: Task) -> bytes:
         """Return the answer that holds this snapshot."""
-        key = task.id, task.revision
-        answer = self._changing.get(key)
-        if answer is None:
-            answer = pb.QueryTaskResponse(task=task_message(task)).SerializeToString()
-            with suppress(ValueError):  # larger than all there is room for
-                if task.status is Status.SUCCESS:
-                    ended = _Ended(task.caller, task.update_time, answer)
-                    self._ended[task.id] = ended
-                else:
-                    self._changing[key] = answer
+        last, answer = self._last
+        if task is not last:  # else it goes out to many streams
+            answer = self._known(task) or self._make(task)
+            self._last = task, answer
+        return answer
+
+    def _known(self, task: Task) -> bytes | None:
+        if task.status is Status.SUCCESS:
+            ended = self._ended.get(task.id)
+            return ended.answer if ended else None
+        return self._changing.get((task.id, task.revision))
+
+    def _make(self, task: Task) -> bytes:
+        answer = pb.QueryTaskResponse(task=task_message(task)).SerializeToString()
+        with suppress(ValueError):  # larger than all there is room for
+            if task.status is Status.SUCCESS:
+                self._ended[task.id] = _Ended(task.caller, task.update_time, answer)
+            else:
+                self._changing[task.id, task.revision] = answer
         return answer
 
     def of_ended(self, caller: str, task_id: str, now: float) -> bytes | None:
