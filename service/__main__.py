@@ -27,7 +27,7 @@ EXIT_FAILED = 1
 EXIT_BAD_SETTINGS = 2
 # How many objects come to life between two searches for unreachable cycles, and how many such
 # searches until the next of those that go further back.
-COLLECTION_THRESHOLDS = (10_000, 10, 10)
+COLLECTION_THRESHOLDS = (50_000, 10, 10)
 
 log = structlog.get_logger()
 
