@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import create, curves, polls, query, start, upload, watches
 from benchmarks.bench import Bench, child
-from benchmarks.databases import kinds
+from benchmarks.databases import NAMES, kinds
 from benchmarks.report import CURVE_HEAD, Line, Results, curve_rows, print_table
 
 MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Line]]] = {
@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _options(arguments)
     with ExitStack() as stack:
         bench = _bench(given, stack)
-        results = Results()
+        measured = {kind.name for kind in bench.databases}
+        results = Results([name for name in NAMES if name not in measured])
         if given.quick:
             print("quick: sizes are a fiftieth of what the table says")
         chosen = given.measurements or ([] if given.curves else MEASUREMENTS)
@@ -41,13 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\n{name} ({time.monotonic() - started:.0f} s)\n")
             print_table([line.cells() for line in lines])
             results.put_lines(name, lines)
+            _write(results, given)
         if given.curves:
             found = list(curves.measure(bench))
             print_table(curve_rows(found), CURVE_HEAD)
             results.put_curves(found)
-        if not given.quick:
-            results.write()
+            _write(results, given)
     return 0
+
+
+def _write(results: Results, given: argparse.Namespace) -> None:
+    """Write after each measurement, so that what fails later takes nothing with it."""
+    if not given.quick:
+        results.write()
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

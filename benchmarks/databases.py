@@ -17,6 +17,7 @@ from benchmarks.tasks import params, provider_id, task_id
 from storage.schema import TaskRow
 
 CALLER = "bench"
+NAMES = SQLITE, POSTGRES = ("SQLite", "PostgreSQL")
 SQLITE_PREFIX = "sqlite:///"
 ROWS_A_STATEMENT = 1_000
 SECONDS_APART = 10.0  # the seeded tasks, and so 100,000 of them are eleven days of work
@@ -39,7 +40,7 @@ def kinds(names: Sequence[str], folder: Path, stack: ExitStack) -> list[Kind]:
     found = []
     if "sqlite" in names:
         numbers = iter(range(1_000_000))
-        found.append(Kind("SQLite", lambda: f"{SQLITE_PREFIX}{folder}/{next(numbers)}.db"))
+        found.append(Kind(SQLITE, lambda: f"{SQLITE_PREFIX}{folder}/{next(numbers)}.db"))
     if "postgres" in names and (postgres := _postgres(stack)):
         found.append(postgres)
     return found
@@ -60,7 +61,7 @@ def _postgres(stack: ExitStack) -> Kind | None:
         except tests.PostgresUnavailableError as error:
             print(f"PostgreSQL is not measured: {error}")
             return None
-    return Kind("PostgreSQL", lambda: stack.enter_context(tests.new_schema(url)))
+    return Kind(POSTGRES, lambda: stack.enter_context(tests.new_schema(url)))
 
 
 def ended(numbers: Iterable[int], now: float) -> Iterator[Row]:

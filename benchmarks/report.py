@@ -1,6 +1,6 @@
 """The table, and results.md with its charts.
 
-Results are kept as JSON beside it, so that a run of one measurement replaces its own lines only.
+Results are kept as JSON beside it, so that a run replaces what it measured, and nothing else.
 """
 
 import json
@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from html import escape
@@ -29,6 +29,7 @@ CURVE_HEAD = ("what", "should be", "exponent", "measured")
 LIBRARIES = ("grpcio", "protobuf", "uvloop", "aiohttp", "peewee", "psycopg2-binary", "pydantic")
 
 Cells = tuple[str, str, str, str, str, str]
+Kept = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,54 +152,93 @@ def _ratio(ratio: Spread | None) -> str:
 
 
 class Results:
-    """All that was measured, by measurement."""
+    """All that was measured, by measurement.
 
-    def __init__(self) -> None:
-        self._data: dict[str, Any] = {"lines": {}, "curves": {}}
+    Args:
+        left_out: The databases that this run does not measure. What is known of them stays.
+    """
+
+    def __init__(self, left_out: Sequence[str] = ()) -> None:
+        self._left_out = left_out
+        self._data: Kept = {"lines": {}, "curves": {}}
         if DATA.exists():
             self._data = json.loads(DATA.read_text())
 
     def put_lines(self, measurement: str, lines: Sequence[Line]) -> None:
         """Replace a measurement's lines."""
-        kept = [{"cells": line.cells(), "held": line.held, "use": _use(line)} for line in lines]
-        self._data["lines"][measurement] = {"where": _where(), "lines": kept}
+        new = [{"cells": line.cells(), "held": line.held, "use": _use(line)} for line in lines]
+        if new:
+            old = self._data["lines"].get(measurement, {})
+            self._data["lines"][measurement] = self._merged("lines", old, new)
 
     def put_curves(self, curves: Sequence[Curve]) -> None:
         """Replace the curves."""
-        kept = [asdict(curve) for curve in curves]
-        self._data["curves"] = {"where": _where(), "curves": kept}
+        new = [asdict(curve) for curve in curves]
+        if new:
+            self._data["curves"] = self._merged("curves", self._data["curves"], new)
+
+    def _merged(self, key: str, old: Kept, new: Sequence[Kept]) -> Kept:
+        """Return a section with the new entries in the places of those of the same names.
+
+        An entry that stays notes where it was measured; the others were where the section says.
+        """
+        replaced = {_name(entry): entry for entry in new}
+        kept = {
+            name: {"where": old["where"]} | entry
+            for entry in old.get(key, ())
+            if (name := _name(entry)) in replaced or any(kind in name for kind in self._left_out)
+        }
+        return {"where": _where(), key: list((kept | replaced).values())}
 
     def write(self) -> None:
         """Write the data, the page and the charts."""
         DATA.write_text(json.dumps(self._data, indent=1) + "\n")
-        PAGE.write_text("\n".join(self._page()) + "\n")
+        PAGE.write_text("\n".join(self._page()))
         TARGETS_CHART.write_text(targets_chart(list(self._bars())))
-        if curves := self._curves():
+        if curves := _curves(self._data["curves"].get("curves", ())):
             CURVES_CHART.write_text(curves_chart(curves))
 
     def _page(self) -> Iterator[str]:
         yield "# What was measured\n"
         yield "Written by `make bench`; [README.md](README.md) says how to read it.\n"
         yield "![The share of each target that is used](results.svg)\n"
-        for measurement, kept in self._data["lines"].items():
+        for measurement, section in self._data["lines"].items():
             yield f"## {measurement}\n"
-            yield from markdown([line["cells"] for line in kept["lines"]])
-            yield f"\n{kept['where']}\n"
-        if curves := self._curves():
+            for where, lines in _by_run(section, "lines"):
+                yield from markdown([line["cells"] for line in lines])
+                yield f"\n{where}\n"
+        if self._data["curves"]:
             yield "## How cost grows\n"
             yield "![Curves of cost](curves.svg)\n"
-            yield from markdown(curve_rows(curves), CURVE_HEAD)
-            yield f"\n{self._data['curves']['where']}"
+            for where, curves in _by_run(self._data["curves"], "curves"):
+                yield from markdown(curve_rows(_curves(curves)), CURVE_HEAD)
+                yield f"\n{where}\n"
 
     def _bars(self) -> Iterator[tuple[str, str, float]]:
-        for kept in self._data["lines"].values():
-            for line in kept["lines"]:
+        for section in self._data["lines"].values():
+            for line in section["lines"]:
                 if line["use"] is not None:
                     what, *_, target, _ = line["cells"]
                     yield what, f"{line['held']}, target {target}", line["use"]
 
-    def _curves(self) -> list[Curve]:
-        return [Curve(**curve) for curve in self._data["curves"].get("curves", ())]
+
+def _name(entry: Kept) -> str:
+    """Return the name of a line or a curve."""
+    return str(entry["cells"][0] if "cells" in entry else entry["title"])
+
+
+def _by_run(section: Kept, key: str) -> Iterable[tuple[str, list[Kept]]]:
+    """Return a section's entries by when and where they were measured."""
+    runs: dict[str, list[Kept]] = {}
+    for entry in section[key]:
+        runs.setdefault(entry.get("where", section["where"]), []).append(entry)
+    return runs.items()
+
+
+def _curves(kept: Iterable[Kept]) -> list[Curve]:
+    return [
+        Curve(**{name: value for name, value in curve.items() if name != "where"}) for curve in kept
+    ]
 
 
 def _use(line: Line) -> float | None:
