@@ -56,10 +56,10 @@ lint: install-dev
 torture: install-dev  ## The long kill and fault runs (many minutes)
 	@$(PYTEST) -m torture -n 0 -s
 
-bench: install  ## Measure the service beside the floor; results in benchmarks/results.md (some minutes)
+bench: install-dev  ## Measure the service beside the floor; results in benchmarks/results.md (some minutes)
 	@$(BIN)/python -m benchmarks
 
-bench-curves: install  ## Measure how cost grows with rows, tasks and watchers (many minutes)
+bench-curves: install-dev  ## Measure how cost grows with rows, tasks and watchers (many minutes)
 	@$(BIN)/python -m benchmarks --curves
 
 PROTO := generated/generation/v1/generation.proto

@@ -4,13 +4,13 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import create, curves, polls, query, start, upload, watches
 from benchmarks.bench import Bench, child
-from benchmarks.databases import NAMES, kinds
+from benchmarks.databases import NAMES, Kind, UnreachableError, kinds
 from benchmarks.report import CURVE_HEAD, Line, Results, curve_rows, print_table
 
 MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Line]]] = {
@@ -21,34 +21,47 @@ MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Line]]] = {
     "upload": upload.measure,
     "start": start.measure,
 }
+DATABASES = ("sqlite", "postgres")
 ROUNDS = 15
-QUICK_ROUNDS = 2
+LEAST_ROUNDS = 2  # one in each order
 QUICK_SCALE = 0.02
+FAILED, MISUSED = 1, 2  # exit codes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code: 0, whether or not a target is missed."""
     given = _options(arguments)
     with ExitStack() as stack:
-        bench = _bench(given, stack)
-        measured = {kind.name for kind in bench.databases}
-        results = Results([name for name in NAMES if name not in measured])
-        if given.quick:
-            print("quick: sizes are a fiftieth of what the table says")
-        chosen = given.measurements or ([] if given.curves else MEASUREMENTS)
-        for name in chosen:
-            started = time.monotonic()
-            lines = list(MEASUREMENTS[name](bench))
-            print(f"\n{name} ({time.monotonic() - started:.0f} s)\n")
-            print_table([line.cells() for line in lines])
-            results.put_lines(name, lines)
-            _write(results, given)
-        if given.curves:
-            found = list(curves.measure(bench))
-            print_table(curve_rows(found), CURVE_HEAD)
-            results.put_curves(found)
-            _write(results, given)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        try:
+            databases = kinds(given.databases, folder, stack)
+        except UnreachableError as error:
+            print(error, file=sys.stderr)
+            return FAILED
+        if not databases:
+            print("nothing is measured: there is none of these databases", file=sys.stderr)
+            return MISUSED
+        _measure(given, _bench(given, folder, databases, stack))
     return 0
+
+
+def _measure(given: argparse.Namespace, bench: Bench) -> None:
+    measured = {kind.name for kind in bench.databases}
+    results = Results([name for name in NAMES if name not in measured])
+    if given.quick:
+        print("quick: sizes are a fiftieth of what the table says")
+    for name in given.measurements or ([] if given.curves else MEASUREMENTS):
+        started = time.monotonic()
+        lines = list(MEASUREMENTS[name](bench))
+        print(f"\n{name} ({time.monotonic() - started:.0f} s)\n")
+        print_table([line.cells() for line in lines])
+        results.put_lines(name, lines)
+        _write(results, given)
+    if given.curves:
+        found = list(curves.measure(bench))
+        print_table(curve_rows(found), CURVE_HEAD)
+        results.put_curves(found)
+        _write(results, given)
 
 
 def _write(results: Results, given: argparse.Namespace) -> None:
@@ -59,20 +72,41 @@ def _write(results: Results, given: argparse.Namespace) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("measurements", nargs="*", choices=[*MEASUREMENTS, []], default=[])
-    parser.add_argument("--rounds", type=int, help=f"how often each side is measured ({ROUNDS})")
-    parser.add_argument("--quick", action="store_true", help="only see that all of it runs")
-    parser.add_argument("--curves", action="store_true", help="how cost grows; many minutes")
-    parser.add_argument("--databases", default="sqlite,postgres", help="which kinds (both)")
+    add = parser.add_argument
+    add("measurements", nargs="*", type=_one_of(MEASUREMENTS), help=", ".join(MEASUREMENTS))
+    add("--rounds", type=_rounds, help=f"how often each side is measured ({ROUNDS})")
+    add("--quick", action="store_true", help="only see that all of it runs")
+    add("--curves", action="store_true", help="how cost grows; many minutes")
+    add("--databases", type=_databases, default=",".join(DATABASES), help="which kinds (both)")
     return parser.parse_args(arguments)
 
 
-def _bench(given: argparse.Namespace, stack: ExitStack) -> Bench:
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+def _one_of(names: Iterable[str]) -> Callable[[str], str]:
+    def chosen(name: str) -> str:
+        if name not in names:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(names)}")
+        return name
+
+    return chosen
+
+
+def _databases(text: str) -> list[str]:
+    return [_one_of(DATABASES)(name) for name in text.split(",")]
+
+
+def _rounds(text: str) -> int:
+    if not text.isdecimal() or int(text) < LEAST_ROUNDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from {LEAST_ROUNDS} on")
+    return int(text)
+
+
+def _bench(
+    given: argparse.Namespace, folder: Path, databases: Sequence[Kind], stack: ExitStack
+) -> Bench:
     return Bench(
         folder=folder,
-        databases=kinds(given.databases.split(","), folder, stack),
-        rounds=given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS),
+        databases=databases,
+        rounds=given.rounds or (LEAST_ROUNDS if given.quick else ROUNDS),
         scale=QUICK_SCALE if given.quick else 1.0,
         load=stack.enter_context(child("benchmarks.load")),
         provider=stack.enter_context(child("benchmarks.provider")),

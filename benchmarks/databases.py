@@ -22,9 +22,14 @@ SQLITE_PREFIX = "sqlite:///"
 ROWS_A_STATEMENT = 1_000
 SECONDS_APART = 10.0  # the seeded tasks, and so 100,000 of them are eleven days of work
 IMAGE_SECONDS = 12.0
+CONNECT_SECONDS = 10
 COLUMNS = [column.name for column in TaskRow._meta.sorted_fields]  # noqa: SLF001 - Peewee's way
 
 Row = dict[str, Any]
+
+
+class UnreachableError(Exception):
+    """TEST_DATABASE_URL names a server that does not answer; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,11 @@ class Kind:
 
 
 def kinds(names: Sequence[str], folder: Path, stack: ExitStack) -> list[Kind]:
-    """Return the kinds of database that there are here; what is missing is said."""
+    """Return the kinds of database that there are here; what is missing is said.
+
+    Raises:
+        UnreachableError: TEST_DATABASE_URL names a server that does not answer.
+    """
     found = []
     if "sqlite" in names:
         numbers = iter(range(1_000_000))
@@ -47,7 +56,7 @@ def kinds(names: Sequence[str], folder: Path, stack: ExitStack) -> list[Kind]:
 
 
 def _postgres(stack: ExitStack) -> Kind | None:
-    """TEST_DATABASE_URL, or a server of our own from the system's binaries."""
+    """Return TEST_DATABASE_URL, or a server of our own from the system's binaries."""
     try:
         # The tests know how to run one; a checkout without them measures SQLite alone.
         tests: Any = importlib.import_module("tests.postgres")
@@ -61,7 +70,16 @@ def _postgres(stack: ExitStack) -> Kind | None:
         except tests.PostgresUnavailableError as error:
             print(f"PostgreSQL is not measured: {error}")
             return None
+    _reach(url)
     return Kind(POSTGRES, lambda: stack.enter_context(tests.new_schema(url)))
+
+
+def _reach(url: str) -> None:
+    try:
+        psycopg2.connect(url, connect_timeout=CONNECT_SECONDS).close()
+    except psycopg2.Error as error:
+        reason = " ".join(str(error).split())
+        raise UnreachableError(f"TEST_DATABASE_URL cannot be reached: {reason}") from error
 
 
 def ended(numbers: Iterable[int], now: float) -> Iterator[Row]:
