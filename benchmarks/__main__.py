@@ -1,6 +1,7 @@
 """`python -m benchmarks`: measure the service beside the floor, print a table, write results.md."""
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -25,12 +26,26 @@ DATABASES = ("sqlite", "postgres")
 ROUNDS = 15
 LEAST_ROUNDS = 2  # one in each order
 QUICK_SCALE = 0.02
-FAILED, MISUSED = 1, 2  # exit codes
+FAILED, MISUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # exit codes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code: 0, whether or not a target is missed."""
     given = _options(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(given)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _terminate(number: int, frame: object) -> None:
+    """End as an error does: processes are stopped, and the folder is removed."""
+    del number, frame
+    sys.exit(TERMINATED)
+
+
+def _run(given: argparse.Namespace) -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         try:

@@ -60,6 +60,9 @@ def child(module: str) -> Iterator[Child]:
     process = Child(module)
     try:
         yield process
+    except BaseException:
+        process.kill()  # it may be in the middle of a command
+        raise
     finally:
         process.close()
 

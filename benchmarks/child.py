@@ -4,6 +4,7 @@ The parent's end is blocking, as the bench does one thing at a time.
 """
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -27,12 +28,14 @@ class Child:
 
     def __init__(self, module: str) -> None:
         self._module = module
+        # In a session of its own, a Ctrl-C at the terminal ends it by the parent only, in silence.
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            start_new_session=True,
         )
         self.hello = self._receive()
 
@@ -72,11 +75,16 @@ class Child:
             raise ChildError(f"{self._module}: {answer['error']}")
         return answer["answer"]
 
+    def kill(self) -> None:
+        """Kill the process; `close` is still to be called."""
+        self._process.kill()
+
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it is dead, and a command is unsent
+            self._process.stdin.close()
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:

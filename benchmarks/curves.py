@@ -53,22 +53,20 @@ def _rows(bench: Bench, kind: Kind) -> Iterator[Curve]:
 
 
 def _with_rows(bench: Bench, kind: Kind, rows: int) -> Sequence[float]:
-    service = bench.seeded(kind, ended(range(rows), time.time()))
-    started = service.start()
-    settle(service.pid)
-    memory = memory_bytes(service.pid)
+    with bench.seeded(kind, ended(range(rows), time.time())).running() as service:
+        settle(service.pid)
+        memory = memory_bytes(service.pid)
+        costs = (
+            _cost(bench, service, "query", pattern="recent", first=0, count=rows),
+            _cost(bench, service, "query", pattern="uniform", first=0, count=rows),
+            _cost(bench, service, "create"),
+        )
+    return *costs, service.start_seconds * 1e3, memory / MIB
 
-    def cost(command: str, **arguments: Any) -> float:
-        slices = [_slice(bench, service, command, **arguments) for _ in range(SLICES)]
-        return spread([s.cpu_a_call for s in slices[1:]]).median * 1e6
 
-    costs = (
-        cost("query", pattern="recent", first=0, count=rows),
-        cost("query", pattern="uniform", first=0, count=rows),
-        cost("create"),
-    )
-    service.stop()
-    return *costs, started * 1e3, memory / MIB
+def _cost(bench: Bench, service: Service, command: str, **arguments: Any) -> float:
+    slices = [_slice(bench, service, command, **arguments) for _ in range(SLICES)]
+    return spread([s.cpu_a_call for s in slices[1:]]).median * 1e6
 
 
 def _slice(bench: Bench, service: Service, command: str, **arguments: Any) -> Slice:

@@ -122,9 +122,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End every call that is under way."""
         now = time.monotonic()
-        for call in self._calls.values():
+        calls, self._calls = self._calls, {}  # one that has ended may begin another
+        for call in calls.values():
             call.ended(False, now)
-        self._calls.clear()
         if not self.lost.done():
             self.lost.set_result(exc)
 

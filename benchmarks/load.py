@@ -76,13 +76,20 @@ class ClosedLoop:
         self.errors = 0
 
     async def run(self, connections: Sequence[Connection], outstanding: int) -> float:
-        """Run to the end of the last call; return how many seconds it took."""
+        """Run to the end of the last call; return how many seconds it took.
+
+        Raises:
+            ConnectionError: The server closed a connection, so that some calls would never end.
+        """
         self._lines = outstanding * len(connections)
         for connection in connections:
             for _ in range(outstanding):
                 Line(self, connection)
             connection.flush()
-        await self._over
+        ends = [self._over, *(connection.lost for connection in connections)]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if not self._over.done():
+            raise ConnectionError("the server closed a connection")
         return time.monotonic() - self._started
 
     def next(self, now: float) -> Frames | None:

@@ -4,6 +4,7 @@ It is known from outside only: its environment, its ports, its memory and CPU ti
 """
 
 import contextlib
+import math
 import os
 import socket
 import subprocess
@@ -46,13 +47,18 @@ class ServiceError(Exception):
 
 
 class Service:
-    """One service process on ports of its own."""
+    """One service process on ports of its own.
+
+    Attributes:
+        start_seconds: How long it took from the last start of its process to SERVING.
+    """
 
     def __init__(self, folder: Path, database_url: str, provider_url: str, **settings: str) -> None:
         ports = free_ports(3)
         self.address, self.admin_address, self.http_address = (f"127.0.0.1:{p}" for p in ports)
         self.database_url = database_url
         self.token = TOKEN
+        self.start_seconds = math.nan
         self._log = folder / f"service-{ports[0]}.log"
         tokens = folder / "tokens"
         tokens.write_text("".join(_tokens()))
@@ -79,26 +85,35 @@ class Service:
         """The number of the process."""
         return self._process.pid
 
-    def start(self) -> float:
-        """Start it; return how many seconds it took to SERVING.
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Service"]:
+        """Run it for as long as the context lasts.
 
         Raises:
             ServiceError: It ended, or does not serve.
         """
+        self._start()
+        try:
+            yield self
+        finally:
+            self._stop()
+
+    def _start(self) -> None:
         started = time.monotonic()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service"],
                 env=self._env, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=log,
             )  # fmt: skip
-        self._wait_for_port(started + START_SECONDS)
-        with grpc.insecure_channel(self.address) as channel:
-            check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
-            while check(b"", timeout=START_SECONDS) != HEALTH_SERVING:
-                time.sleep(CONNECT_PAUSE_SECONDS)
-        return time.monotonic() - started
+        try:
+            self._wait_until_it_serves(started + START_SECONDS)
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            raise
+        self.start_seconds = time.monotonic() - started
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """Stop it in order."""
         self._process.terminate()
         try:
@@ -107,23 +122,25 @@ class Service:
             self._process.kill()
             self._process.wait()
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator["Service"]:
-        """Run it for as long as the context lasts."""
-        self.start()
-        try:
-            yield self
-        finally:
-            self.stop()
+    def _wait_until_it_serves(self, deadline: float) -> None:
+        while not self._takes_connections():
+            self._pause(deadline)
+        with grpc.insecure_channel(self.address) as channel:
+            check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+            while check(b"", timeout=START_SECONDS) != HEALTH_SERVING:
+                self._pause(deadline)
 
-    def _wait_for_port(self, deadline: float) -> None:
+    def _takes_connections(self) -> bool:
         host, port = self.address.split(":")
-        while time.monotonic() < deadline and self._process.poll() is None:
-            with contextlib.suppress(OSError):
-                socket.create_connection((host, int(port))).close()
-                return
-            time.sleep(CONNECT_PAUSE_SECONDS)
-        raise ServiceError(f"the service does not start: {self._log.read_text()[-2000:]}")
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, int(port))).close()
+            return True
+        return False
+
+    def _pause(self, deadline: float) -> None:
+        if time.monotonic() > deadline or self._process.poll() is not None:
+            raise ServiceError(f"the service does not start: {self._log.read_text()[-2000:]}")
+        time.sleep(CONNECT_PAUSE_SECONDS)
 
 
 def free_ports(count: int) -> list[int]:

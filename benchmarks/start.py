@@ -19,10 +19,10 @@ def measure(bench: Bench) -> Iterator[Line]:
         service = bench.seeded(kind, ended(range(bench.count(TASKS)), time.time()))
         starts, memories = [], []
         for _ in range(bench.rounds):
-            starts.append(service.start())
-            settle(service.pid)
-            memories.append(memory_bytes(service.pid))
-            service.stop()
+            with service.running():
+                starts.append(service.start_seconds)
+                settle(service.pid)
+                memories.append(memory_bytes(service.pid))
         start, memory = spread(starts), spread(memories)
         yield Line(
             f"process start to SERVING, {kind.name}",
