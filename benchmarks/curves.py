@@ -16,6 +16,7 @@ IN_FLIGHT = (10, 100, 1_000, 10_000)
 WATCHERS = (1, 10, 100, 1_000)
 SLICES = 5
 PUSHES = 5
+LEAST_BYTES = 1024  # what memory above idle is taken for if there is less, or none
 OLDER_THAN_SECONDS = 130.0  # such tasks are polled at the longest interval, eight times two seconds
 CYCLE_SECONDS = 16.8  # of which this is the middle, with its jitter
 IDLE_SECONDS = 10.0
@@ -86,24 +87,26 @@ def _slice(bench: Bench, service: Service, command: str, **arguments: Any) -> Sl
 
 
 def _in_flight(bench: Bench, kind: Kind) -> Iterator[Curve]:
-    with bench.service(kind.new_url()).running() as idle:
-        settle(idle.pid)
-        idle_share = _share(idle, IDLE_SECONDS)
+    with bench.service(kind.new_url()).running() as service:
+        settle(service.pid)
+        idle = _share(service, IDLE_SECONDS), memory_bytes(service.pid)
     found = {
-        count: _with_in_flight(bench, kind, count, idle_share) for count in _sizes(bench, IN_FLIGHT)
+        count: _with_in_flight(bench, kind, count, *idle) for count in _sizes(bench, IN_FLIGHT)
     }
     for index, (title, y, should) in enumerate(
         (
             ("a poll", "us of CPU above idle", "flat or falling"),
             ("all polls", "% of a core above idle", "straight"),
-            ("memory while polling", "MiB", "flat"),
+            ("memory while polling", "MiB above idle", "straight"),
         )
     ):
         points = [(float(count), values[index]) for count, values in found.items()]
         yield Curve(title, "tasks in flight", y, should, points)
 
 
-def _with_in_flight(bench: Bench, kind: Kind, count: int, idle_share: float) -> Sequence[float]:
+def _with_in_flight(
+    bench: Bench, kind: Kind, count: int, idle_share: float, idle_bytes: int
+) -> Sequence[float]:
     rows = pending(range(count), time.time() - OLDER_THAN_SECONDS)
     # Without callbacks: with them, what nobody watches is hardly asked for.
     service = bench.seeded(kind, rows, POLL_INTERVAL_SECONDS="2", PUBLIC_URL="")
@@ -112,7 +115,7 @@ def _with_in_flight(bench: Bench, kind: Kind, count: int, idle_share: float) -> 
         bench.provider.ask("polls")
         share = max(_share(service, CYCLE_SECONDS) - idle_share, 1e-6)
         polls = len(bench.provider.ask("polls"))
-        memory = memory_bytes(service.pid)
+        memory = max(memory_bytes(service.pid) - idle_bytes, LEAST_BYTES)
     return share * CYCLE_SECONDS / polls * 1e6, share * 100, memory / MIB
 
 
@@ -129,13 +132,19 @@ def _share(service: Service, seconds: float) -> float:
 def _watchers(bench: Bench, kind: Kind) -> Iterator[Curve]:
     with bench.service(kind.new_url()).running() as service:
         ours = Ours(bench, service, 1)
-        changes = [(float(n), _change(bench, ours, n)) for n in _sizes(bench, WATCHERS)]
+        settle(service.pid)
+        idle_bytes = memory_bytes(service.pid)
+        found = {n: _watched(bench, ours, n, idle_bytes) for n in _sizes(bench, WATCHERS)}
+    changes = [(float(n), ms) for n, (ms, _) in found.items()]
     each = [(n, ms * 1e3 / n) for n, ms in changes]
+    memory = [(float(n), mib) for n, (_, mib) in found.items()]
     yield Curve("a change of a task", "watchers of it", "ms of CPU a change", "straight", changes)
     yield Curve("the same, for each", "watchers of it", "us of CPU a watcher", "falling", each)
+    yield Curve("memory of its watchers", "watchers of it", "MiB above idle", "straight", memory)
 
 
-def _change(bench: Bench, ours: Ours, watchers: int) -> float:
+def _watched(bench: Bench, ours: Ours, watchers: int, idle_bytes: int) -> tuple[float, float]:
+    """Return the milliseconds of a change of a task with so many watchers, and their MiB."""
     bench.load.ask(
         "open",
         group="watches",
@@ -146,6 +155,7 @@ def _change(bench: Bench, ours: Ours, watchers: int) -> float:
         connections=min(watchers, 100),
     )
     settle(ours.server.pid)
+    memory = max(memory_bytes(ours.server.pid) - idle_bytes, LEAST_BYTES)
     costs = [cpu_a_push(bench, ours, watchers) * watchers for _ in range(PUSHES)]
     bench.load.ask("close", group="watches")
-    return spread(costs).median * 1e3
+    return spread(costs).median * 1e3, memory / MIB
