@@ -62,7 +62,10 @@ def _run(given: argparse.Namespace) -> int:
 
 def _measure(given: argparse.Namespace, bench: Bench) -> None:
     measured = {kind.name for kind in bench.databases}
-    results = Results([name for name in NAMES if name not in measured])
+    results = Results(
+        ", ".join(kind.server for kind in bench.databases),
+        [name for name in NAMES if name not in measured],
+    )
     if given.quick:
         print("quick: sizes are a fiftieth of what the table says")
     for name in given.measurements or ([] if given.curves else MEASUREMENTS):

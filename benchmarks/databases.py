@@ -34,10 +34,16 @@ class UnreachableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of database: its name, and what makes the URL of an empty one."""
+    """A kind of database.
+
+    Attributes:
+        new_url: Makes the URL of an empty one.
+        server: The version, and on which filesystem the files are, if that is known.
+    """
 
     name: str
     new_url: Callable[[], str]
+    server: str
 
 
 def kinds(names: Sequence[str], folder: Path, stack: ExitStack) -> list[Kind]:
@@ -49,7 +55,8 @@ def kinds(names: Sequence[str], folder: Path, stack: ExitStack) -> list[Kind]:
     found = []
     if "sqlite" in names:
         numbers = iter(range(1_000_000))
-        found.append(Kind(SQLITE, lambda: f"{SQLITE_PREFIX}{folder}/{next(numbers)}.db"))
+        library = f"{SQLITE} {sqlite3.sqlite_version} on {_filesystem(folder)}"
+        found.append(Kind(SQLITE, lambda: f"{SQLITE_PREFIX}{folder}/{next(numbers)}.db", library))
     if "postgres" in names and (postgres := _postgres(stack)):
         found.append(postgres)
     return found
@@ -63,23 +70,37 @@ def _postgres(stack: ExitStack) -> Kind | None:
     except ImportError as error:
         print(f"PostgreSQL is not measured: {error}")
         return None
-    url = os.environ.get("TEST_DATABASE_URL")
-    if not url:
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        server = f"{_version(url)} of TEST_DATABASE_URL"
+    else:
         try:
-            url = stack.enter_context(tests.Cluster(fsync=True)).url
+            cluster = stack.enter_context(tests.Cluster(fsync=True))
         except tests.PostgresUnavailableError as error:
             print(f"PostgreSQL is not measured: {error}")
             return None
-    _reach(url)
-    return Kind(POSTGRES, lambda: stack.enter_context(tests.new_schema(url)))
+        url = cluster.url
+        server = f"{_version(url)} on {_filesystem(cluster.folder)}"
+    return Kind(POSTGRES, lambda: stack.enter_context(tests.new_schema(url)), server)
 
 
-def _reach(url: str) -> None:
+def _version(url: str) -> str:
     try:
-        psycopg2.connect(url, connect_timeout=CONNECT_SECONDS).close()
+        with closing(psycopg2.connect(url, connect_timeout=CONNECT_SECONDS)) as connection:
+            version: str = connection.info.parameter_status("server_version")
+            return f"{POSTGRES} {version.partition(' ')[0]}"  # the rest is whose package it is
     except psycopg2.Error as error:
         reason = " ".join(str(error).split())
         raise UnreachableError(f"TEST_DATABASE_URL cannot be reached: {reason}") from error
+
+
+def _filesystem(folder: Path) -> str:
+    """Return the type of the filesystem that a folder is on; an fsync on tmpfs is free."""
+    mounts = Path("/proc/mounts")
+    lines = mounts.read_text().splitlines() if mounts.exists() else []
+    types = {place: kind for _, place, kind, *_ in map(str.split, lines)}
+    place = folder.resolve()
+    found = (types[str(at)] for at in (place, *place.parents) if str(at) in types)
+    return next(found, "an unknown filesystem")
 
 
 def ended(numbers: Iterable[int], now: float) -> Iterator[Row]:

@@ -58,7 +58,7 @@ def _fetch(bench: Bench, service: Service) -> str:
 
 def _floor_side(bench: Bench, floor: Child) -> Callable[[], Slice]:
     draw = {"pattern": "uniform", "first": 0, "count": bench.count(TASKS)}
-    return _side(bench, floor.pid, floor.hello["address"], TOKEN, **draw)
+    return _side(bench, floor.pid, floor.address, TOKEN, **draw)
 
 
 def _sides(bench: Bench, name: str, service: Service) -> dict[str, Callable[[], Slice]]:

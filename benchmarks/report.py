@@ -26,7 +26,16 @@ TARGETS_CHART = FOLDER / "results.svg"
 CURVES_CHART = FOLDER / "curves.svg"
 HEAD = ("what", "ours", "floor", "ratio (quartiles)", "target", "")
 CURVE_HEAD = ("what", "should be", "exponent", "measured")
-LIBRARIES = ("grpcio", "protobuf", "uvloop", "aiohttp", "peewee", "psycopg2-binary", "pydantic")
+LIBRARIES = (
+    "grpcio",
+    "protobuf",
+    "uvloop",
+    "aiohttp",
+    "peewee",
+    "psycopg2-binary",
+    "pydantic",
+    "prometheus-client",
+)
 
 Cells = tuple[str, str, str, str, str, str]
 Kept = dict[str, Any]
@@ -45,9 +54,9 @@ class Target:
         return self.limit / value if self.at_least else value / self.limit
 
 
-def at_most(limit: float, text: str = "") -> Target:
-    """Return a target for a ratio, or for a number whose unit the text names."""
-    return Target(limit, text or f"≤ {limit:g} x")
+def at_most(limit: float) -> Target:
+    """Return a target for a ratio."""
+    return Target(limit, f"≤ {limit:g} x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +164,12 @@ class Results:
     """All that was measured, by measurement.
 
     Args:
+        databases: What this run measures on, as text.
         left_out: The databases that this run does not measure. What is known of them stays.
     """
 
-    def __init__(self, left_out: Sequence[str] = ()) -> None:
+    def __init__(self, databases: str, left_out: Sequence[str] = ()) -> None:
+        self._databases = databases
         self._left_out = left_out
         self._data: Kept = {"lines": {}, "curves": {}}
         if DATA.exists():
@@ -188,7 +199,7 @@ class Results:
             for entry in old.get(key, ())
             if (name := _name(entry)) in replaced or any(kind in name for kind in self._left_out)
         }
-        return {"where": _where(), key: list((kept | replaced).values())}
+        return {"where": _where(self._databases), key: list((kept | replaced).values())}
 
     def write(self) -> None:
         """Write the data, the page and the charts."""
@@ -245,15 +256,14 @@ def _use(line: Line) -> float | None:
     return line.target.use(line.value) if line.target else None
 
 
-def _where() -> str:
+def _where(databases: str) -> str:
     """Say when, on which machine and with which versions."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     machine = f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {_system()}"
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return (
-        f"{when}, commit {_commit()}. {machine}. Python {platform.python_version()}, {libraries}."
-    )
+    python = f"Python {platform.python_version()}"
+    return f"{when}, commit {_commit()}. {machine}. {databases}. {python}, {libraries}."
 
 
 def _system() -> str:
