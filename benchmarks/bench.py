@@ -55,9 +55,9 @@ class Bench:
 
 
 @contextmanager
-def child(module: str) -> Iterator[Child]:
+def child(module: str, *arguments: str) -> Iterator[Child]:
     """Run a process that takes commands for as long as the context lasts."""
-    process = Child(module)
+    process = Child(module, *arguments)
     try:
         yield process
     except BaseException:

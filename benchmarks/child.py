@@ -26,11 +26,11 @@ class ChildError(Exception):
 class Child:
     """A process that runs one of the modules that take commands."""
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, *arguments: str) -> None:
         self._module = module
         # In a session of its own, a Ctrl-C at the terminal ends it by the parent only, in silence.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

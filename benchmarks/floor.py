@@ -4,11 +4,13 @@ The same grpc.aio on the same uvloop with the same channel options, a message of
 serialised for each call; for CreateTask the same POST on a fresh connection and the same number of
 grouped durable commits; for WatchTask a stream that waits for a push; for UploadFile a pipe into a
 multipart. No callers, no rules, no errors, no reads. `python -m benchmarks.floor` takes commands,
-see child.py.
+see child.py; with `--collect-rarely` its garbage collector is set as the service's.
 """
 
 import asyncio
+import gc
 import sqlite3
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from queue import Empty, SimpleQueue
@@ -38,6 +40,8 @@ CHANNEL_OPTIONS = (
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 100_000),
 )
+COLLECT_RARELY = "--collect-rarely"
+COLLECTION_THRESHOLDS = (50_000, 10, 10)  # those of service/__main__.py
 # The task, that it is about to be sent, and what the provider called it: none can be left out or
 # put together without losing a task or buying one twice.
 UPDATES_BEFORE_POST, UPDATES_AFTER_POST = 1, 1
@@ -245,6 +249,9 @@ async def main() -> None:
     add_GenerationServiceServicer_to_server(floor, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
+    if COLLECT_RARELY in sys.argv:
+        gc.freeze()
+        gc.set_threshold(*COLLECTION_THRESHOLDS)
     commands: dict[str, Command] = {
         "answer": floor.answer,
         "use": floor.use,

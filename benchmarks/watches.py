@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.bench import Bench, child, in_turns
 from benchmarks.child import Child
+from benchmarks.floor import COLLECT_RARELY
 from benchmarks.measure import cpu_seconds, memory_bytes, percentile, ratios, settle, spread
 from benchmarks.report import Line, Target, at_most, kib, microseconds, milliseconds, versus
 from benchmarks.servers import TOKEN, Service
@@ -81,16 +82,17 @@ def measure(bench: Bench) -> Iterator[Line]:
     kind = bench.databases[0]  # a push reads no database
     with ExitStack() as stack:
         floor = stack.enter_context(child("benchmarks.floor"))
+        tuned = stack.enter_context(child("benchmarks.floor", COLLECT_RARELY))
         service = stack.enter_context(bench.service(kind.new_url()).running())
         ours = Ours(bench, service)
         task = bench.load.ask(
             "fetch", address=service.address, token=TOKEN, task_id=ours.task_ids[0]
         )
-        floor.ask("answer", task=task)
-        rounds = in_turns(
-            bench.rounds, {"ours": _side(bench, ours), "floor": _side(bench, Bare(floor))}
-        )
-    yield from _lines(rounds["ours"], rounds["floor"])
+        for bare in (floor, tuned):
+            bare.ask("answer", task=task)
+        sides: dict[str, Ours | Bare] = {"ours": ours, "floor": Bare(floor), "tuned": Bare(tuned)}
+        rounds = in_turns(bench.rounds, {name: _side(bench, side) for name, side in sides.items()})
+    yield from _lines(rounds["ours"], rounds["floor"], rounds["tuned"])
     with bench.service(kind.new_url()).running() as service:
         yield _stopped_reader(bench, service)
 
@@ -130,7 +132,9 @@ def cpu_a_push(bench: Bench, side: Ours | Bare, streams: int) -> float:
     return (cpu_seconds(side.server.pid) - before) / (streams * PUSHES_A_ROUND)
 
 
-def _lines(ours: Sequence[Opened], floor: Sequence[Opened]) -> Iterator[Line]:
+def _lines(
+    ours: Sequence[Opened], floor: Sequence[Opened], tuned: Sequence[Opened]
+) -> Iterator[Line]:
     def both(name: str) -> tuple[list[float], list[float]]:
         return [getattr(o, name) for o in ours], [getattr(o, name) for o in floor]
 
@@ -148,6 +152,13 @@ def _lines(ours: Sequence[Opened], floor: Sequence[Opened]) -> Iterator[Line]:
         microseconds(spread(pushes[1]).median),
         ratios(*pushes),
         at_most(PUSH_TARGET),
+    )
+    tuned_pushes = [opened.cpu_a_push for opened in tuned]
+    yield versus(
+        "the same beside a floor that collects as rarely",
+        microseconds(spread(pushes[0]).median),
+        microseconds(spread(tuned_pushes).median),
+        ratios(pushes[0], tuned_pushes),
     )
     yield versus(
         "10,000 watches opened at once: time",
