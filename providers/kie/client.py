@@ -1,6 +1,7 @@
 """Kie.ai over HTTP: the one place where its API is called, and where its errors become outcomes."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
@@ -44,6 +45,7 @@ CREATE_SECONDS = (
 )
 POLL_SECONDS = 20
 UPLOAD_STALL_SECONDS = 60  # without a byte of it moving, or an answer to the last one
+PUT_OFF_SHARE = 1 / 60  # of it may pass until it is put off again: a timer for each chunk costs
 SECOND_LOOK_SECONDS = 1
 HIDDEN = b"(hidden)"
 SECRET_MIN_CHARACTERS = 8
@@ -300,6 +302,7 @@ class _Source:
         self.waiting = False
         self.ended = False
         self.stall: asyncio.Timeout
+        self._put_off_time = -math.inf
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         self.waiting = True
@@ -317,8 +320,13 @@ class _Source:
         self._put_off_the_stall()
 
     def _put_off_the_stall(self) -> None:
-        if not self.stall.expired():
-            self.stall.reschedule(asyncio.get_running_loop().time() + UPLOAD_STALL_SECONDS)
+        now = asyncio.get_running_loop().time()
+        if (
+            now >= self._put_off_time + UPLOAD_STALL_SECONDS * PUT_OFF_SHARE
+            and not self.stall.expired()
+        ):
+            self._put_off_time = now
+            self.stall.reschedule(now + UPLOAD_STALL_SECONDS)
 
 
 class _FilePayload(aiohttp.AsyncIterablePayload):
