@@ -321,10 +321,8 @@ class _Source:
 
     def _put_off_the_stall(self) -> None:
         now = asyncio.get_running_loop().time()
-        if (
-            now >= self._put_off_time + UPLOAD_STALL_SECONDS * PUT_OFF_SHARE
-            and not self.stall.expired()
-        ):
+        due = self._put_off_time + UPLOAD_STALL_SECONDS * PUT_OFF_SHARE
+        if now >= due and not self.stall.expired():
             self._put_off_time = now
             self.stall.reschedule(now + UPLOAD_STALL_SECONDS)
 
