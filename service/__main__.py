@@ -16,6 +16,7 @@ from contextlib import suppress
 import structlog
 import uvloop
 
+from service.descriptors import raise_limit
 from service.logs import configure_logs
 from service.server import StartError, running
 from service.settings import Settings, SettingsError, load_settings
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] = ()) -> int:
                 if is_postgres(database_url := settings.database_url.get_secret_value()):
                     # Before the loop has the signals: another process's may take its time.
                     migrate(database_url)
+                raise_limit()
                 _keep_freed_memory()
                 uvloop.run(serve(settings))
     except StorageConfigError as error:

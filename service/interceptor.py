@@ -1,19 +1,23 @@
 """The one interceptor: who calls, what the bytes say, and which status an exception is.
 
-It takes every call as raw bytes and parses them itself, as grpc.aio answers UNKNOWN to bytes that
+Who calls is known before a byte of the message is received, so that those who may not call cannot
+make the service hold anything. To grpc, every method takes a stream of raw bytes: the inbox decides
+when a message is received, and its bytes are parsed here, as grpc.aio answers UNKNOWN to bytes that
 do not parse before any handler sees them. Streams are written from a coroutine, so that a cancelled
 one is cleaned up at once and not when its generator is collected.
+
+grpc keeps the exception that ended a call until the garbage collector finds it. Nothing that it
+leads to may hold a message: errors lose their tracebacks, and calls fail outside the frames that
+read.
 """
 
 import asyncio
-import inspect
 import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -21,19 +25,23 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from service.callers import Callers, current_caller
+from service.calls import Call, current_call, one_value
 from service.errors import ServiceError
+from service.inbox import Inbox
 from service.metrics import Metrics
+from service.sparse import SparseLog
 from storage.errors import StorageUnavailableError
 
-SERVICE_PREFIX = "/generation.v1."  # health and reflection need no token
+OPEN_METHODS = frozenset({"/grpc.health.v1.Health/Check"})  # no token is needed
+UPLOAD_METHOD = "/generation.v1.GenerationService/UploadFile"
 SLOW_SECONDS = {"CreateTask": 15.0, "QueryTask": 1.0, "ListTasks": 1.0, "CancelTask": 1.0}
 AUTHORIZATION = "authorization"
-
-# What the call under way brought along: the interceptor has it already, where asking for it again
-# costs as much as the rest of the boundary.
-_metadata: ContextVar[Iterable[tuple[str, str | bytes]]] = ContextVar("_metadata")
+TEND_SECONDS = 1.0
 
 log = structlog.get_logger()
+
+Handler = Callable[[Any, Any], Awaitable[Any]]
+Work = Callable[[Call, Any, Any], Awaitable[Any]]
 
 
 class Boundary(grpc.aio.ServerInterceptor):
@@ -42,9 +50,12 @@ class Boundary(grpc.aio.ServerInterceptor):
     def __init__(self, callers: Callers, metrics: Metrics) -> None:
         self._callers = callers
         self._metrics = metrics
-        self._wrapped: dict[str, Any] = {}
-        self._open_calls = 0
+        self._inbox = Inbox()
+        self._log = SparseLog()
+        self._methods: dict[str, _Method] = {}
+        self._open_calls: set[Call] = set()
         self._idle: asyncio.Event | None = None
+        self._tokens_version = callers.version
 
     async def intercept_service(
         self,
@@ -52,15 +63,25 @@ class Boundary(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Return the handler with everything around it; None for a method that is not there."""
-        _metadata.set(handler_call_details.invocation_metadata)
-        method = handler_call_details.method
-        if method not in self._wrapped:
+        method = self._methods.get(handler_call_details.method)
+        if method is None:
             handler = await continuation(handler_call_details)
             if handler is None:
                 self._metrics.unknown_method()
                 return None
-            self._wrapped[method] = self._wrap(_Method(method, self._metrics), handler)
-        return self._wrapped[method]
+            method = self._add_method(handler_call_details.method, handler)
+        call = Call(handler_call_details.invocation_metadata)
+        current_call.set(call)
+        if method.is_open:
+            return method.handler
+        try:
+            credential = self._callers.authenticate(one_value(call.metadata, AUTHORIZATION))
+        except ServiceError as error:
+            return self._refusing(method, call, error)
+        call.caller = credential.caller
+        call.token_digest = credential.digest
+        current_caller.set(credential.caller)
+        return method.handler
 
     async def idle(self) -> None:
         """Wait until no call is under way: a stopped server returns before its handlers have."""
@@ -68,101 +89,181 @@ class Boundary(grpc.aio.ServerInterceptor):
             self._idle = asyncio.Event()
             await self._idle.wait()
 
-    def _wrap(self, method: "_Method", handler: Any) -> Any:
-        parse = _parser(handler.request_deserializer)
-        if handler.request_streaming:
-            read: Callable[[Any], Any] = lambda requests: _parsed(parse, requests)  # noqa: E731
-        else:
-            read = parse
+    async def tend(self) -> None:
+        """Give up what does not arrive, and end what is not allowed any more, until cancelled."""
+        while True:
+            await asyncio.sleep(TEND_SECONDS)
+            self._inbox.give_up_overdue()
+            self._callers.reread_if_changed()
+            self._metrics.show_config_problems("tokens", len(self._callers.problems))
+            if self._tokens_version != self._callers.version:
+                self._tokens_version = self._callers.version
+                self._end_revoked()
+            self._log.flush()
+
+    def _end_revoked(self) -> None:
+        for call in self._open_calls:
+            if call.caller and not self._callers.is_valid(call.token_digest):
+                call.end(ServiceError("UNAUTHENTICATED", "the token is not valid any more"))
+
+    # --- the methods ---
+
+    def _add_method(self, path: str, handler: Any) -> "_Method":
+        method = self._methods[path] = _Method(path, self._metrics)
+        work = self._work(path, handler)
+        serializer = _serializer(handler.response_serializer)
         if handler.response_streaming:
-            behaviour = self._streaming(method, handler.stream_stream or handler.unary_stream, read)
+            method.handler = grpc.stream_stream_rpc_method_handler(
+                self._around(method, work), response_serializer=serializer
+            )
         else:
-            behaviour = self._single(method, handler.stream_unary or handler.unary_unary, read)
-        return _KINDS[handler.request_streaming, handler.response_streaming](
-            behaviour, response_serializer=_serializer(handler.response_serializer)
-        )
+            method.handler = grpc.stream_unary_rpc_method_handler(
+                self._around(method, work), response_serializer=serializer
+            )
+        return method
 
-    def _single(self, method: "_Method", inner: Any, read: Callable[[Any], Any]) -> Any:
-        async def call(request: Any, context: Any) -> Any:
-            started = self._enter()
+    def _work(self, path: str, handler: Any) -> Work:
+        """Return what a call does between its entry and its end."""
+        parse = _parser(handler.request_deserializer)
+        inbox = self._inbox
+        receive = inbox.receive_open if path in OPEN_METHODS else inbox.receive
+        if handler.response_streaming:
+            answer = _writing(handler.stream_stream or handler.unary_stream)
+        else:
+            answer = handler.stream_unary or handler.unary_unary
+
+        async def single(call: Call, requests: Any, context: Any) -> Any:
+            del requests
+            return await answer(parse(await receive(call, context)), context)
+
+        async def streaming(call: Call, requests: Any, context: Any) -> Any:
+            if path != UPLOAD_METHOD:
+                requests = inbox.receive_stream(call, context)
+            return await answer(_parsed(parse, requests), context)
+
+        return streaming if handler.request_streaming else single
+
+    def _around(self, method: "_Method", work: Work) -> Handler:
+        async def behaviour(requests: Any, context: Any) -> Any:
+            call = current_call.get()
+            assert call is not None
+            call.context = context
+            self._open_calls.add(call)
+            started = time.monotonic()
             try:
-                self._identify(method)
-                answer = await inner(read(request), context)
+                answer = await work(call, requests, context)
             except BaseException as error:
-                await self._fail(method, context, started, error)
-                raise
-            self._succeed(method, started)
-            return answer
+                refusal = self._refusal(method, call, error, time.monotonic() - started)
+                if refusal is None:
+                    raise
+            else:
+                self._succeed(method, time.monotonic() - started)
+                return answer
+            finally:
+                self._leave(call)
+            with _over_is_cancelled():
+                await context.abort_with_status(refusal.status())
+            return None
 
-        return call
+        return behaviour
 
-    def _streaming(self, method: "_Method", inner: Any, read: Callable[[Any], Any]) -> Any:
-        async def call(request: Any, context: Any) -> None:
-            started = self._enter()
-            try:
-                self._identify(method)
-                responses = inner(read(request), context)
-                with _over_is_cancelled():
-                    if inspect.isawaitable(responses):  # a handler that writes by itself
-                        await responses
-                    else:
-                        await _write_all(responses, context)
-            except BaseException as error:
-                await self._fail(method, context, started, error)
-                raise
-            self._succeed(method, started)
+    def _refusing(self, method: "_Method", call: Call, error: ServiceError) -> Any:
+        """Return a handler that refuses a call without receiving anything of it."""
 
-        return call
+        async def refuse(requests: Any, context: Any) -> None:
+            del requests
+            call.context = context
+            refusal = self._refusal(method, call, error, 0.0)
+            assert refusal is not None
+            status = refusal.status()
+            # Not by an exception, which would hold the call until it is collected.
+            context.set_code(status.code)
+            context.set_details(status.details)
+            context.set_trailing_metadata(status.trailing_metadata)
 
-    # --- from the entry of a call to its status ---
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def _enter(self) -> float:
-        self._open_calls += 1
-        return time.monotonic()
+    # --- from the end of the work to the status of the call ---
 
-    def _identify(self, method: "_Method") -> None:
-        if method.needs_caller:
-            current_caller.set(self._callers.authenticate(_authorization(_metadata.get())))
-
-    def _leave(self) -> None:
-        self._open_calls -= 1
+    def _leave(self, call: Call) -> None:
+        self._open_calls.discard(call)
         if self._idle and not self._open_calls:
             self._idle.set()
 
-    def _succeed(self, method: "_Method", started: float) -> None:
-        self._leave()
-        seconds = time.monotonic() - started
+    def _succeed(self, method: "_Method", seconds: float) -> None:
         method.calls.succeeded(seconds)
         if seconds > method.slow_seconds:
-            log.warning("slow call", method=method.name, seconds=round(seconds, 3))
+            self._log.write(
+                logging.WARNING, "slow call", method.name, method=method.name, seconds=seconds
+            )
 
-    async def _fail(
-        self, method: "_Method", context: Any, started: float, error: BaseException
-    ) -> None:
-        self._leave()
-        seconds = time.monotonic() - started
-        if isinstance(error, grpc.aio.AbortError):  # a handler of grpc's own has refused it
-            method.calls.failed(context.code().name, seconds)
-        elif isinstance(error, Exception):
-            refusal = _service_error(error, method.name)
-            method.calls.failed(refusal.code.name, seconds)
-            _log_refusal(refusal, method.name)
-            with _over_is_cancelled():
-                await context.abort_with_status(refusal.status())
-        else:
+    def _refusal(
+        self, method: "_Method", call: Call, error: BaseException, seconds: float
+    ) -> ServiceError | None:
+        """Count and log what ended a call; return what its caller is told, None for nothing."""
+        if isinstance(error, asyncio.CancelledError) and call.end_error is not None:
+            error = call.end_error
+        if isinstance(error, grpc.aio.AbortError):  # the handler has told the caller by itself
+            method.calls.failed(call.context.code().name, seconds)  # type: ignore[union-attr]
+            return None
+        if not isinstance(error, Exception):
             method.calls.failed(grpc.StatusCode.CANCELLED.name, seconds)
+            return None
+        refusal = self._service_error(error, method.name)
+        _forget_frames(error)
+        method.calls.failed(refusal.code.name, seconds)
+        self._log.write(
+            _log_level(refusal),
+            "call refused",
+            call.caller,
+            refusal.reason,
+            method=method.name,
+            reason=refusal.reason,
+            message=refusal.message,
+            **refusal.metadata,
+        )
+        return refusal
+
+    def _service_error(self, error: Exception, method: str) -> ServiceError:
+        """Say what an exception is to the caller."""
+        if isinstance(error, ServiceError):
+            return error
+        if isinstance(error, StorageUnavailableError):
+            self._log.write(
+                logging.ERROR, "storage unavailable", method, method=method, error=str(error)
+            )
+            return ServiceError("STORAGE_UNAVAILABLE", "the database is unavailable; retry")
+        error_id = uuid.uuid4().hex[:12]
+        log.error("unhandled exception", method=method, error_id=error_id, exc_info=error)
+        return ServiceError("INTERNAL", f"an internal error, logged under {error_id}")
 
 
 class _Method:
     """What is known of a method before its calls, so that they need not look it up."""
 
-    __slots__ = ("calls", "name", "needs_caller", "slow_seconds")
+    __slots__ = ("calls", "handler", "is_open", "name", "slow_seconds")
 
     def __init__(self, path: str, metrics: Metrics) -> None:
         self.name = path.rpartition("/")[2]
-        self.needs_caller = path.startswith(SERVICE_PREFIX)
+        self.is_open = path in OPEN_METHODS
         self.slow_seconds = SLOW_SECONDS.get(self.name, math.inf)
         self.calls = metrics.calls(self.name)
+        self.handler: Any = None
+
+
+def _writing(inner: Any) -> Handler:
+    """Return a streaming handler as a coroutine that writes its responses."""
+
+    async def write(request: Any, context: Any) -> None:
+        with _over_is_cancelled():
+            if asyncio.iscoroutinefunction(inner):
+                await inner(request, context)
+                return
+            async with aclosing(inner(request, context)) as responses:
+                async for response in responses:
+                    await context.write(response)
+
+    return write
 
 
 @contextmanager
@@ -177,10 +278,9 @@ def _over_is_cancelled() -> Iterator[None]:
         raise asyncio.CancelledError from error
 
 
-async def _write_all(responses: Any, context: Any) -> None:
-    async with aclosing(responses):
-        async for response in responses:
-            await context.write(response)
+def _forget_frames(error: BaseException) -> None:
+    """Let go of the frames that an error passed, and with them of what the caller has sent."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
 _CALLERS_OWN = frozenset(
@@ -192,42 +292,13 @@ _CALLERS_OWN = frozenset(
     }
 )
 _PLANNED = frozenset({"STREAM_EXPIRED", "SHUTTING_DOWN"})
-_KINDS = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
-
-
-def _log_refusal(error: ServiceError, method: str) -> None:
-    log.log(
-        _log_level(error),
-        "call refused",
-        method=method,
-        reason=error.reason,
-        message=error.message,
-        **error.metadata,
-    )
 
 
 def _log_level(error: ServiceError) -> int:
-    """Planned ends are for debugging, callers' mistakes for information, the rest for a person."""
+    """Return debug for planned ends, info for callers' mistakes, and warning for all others."""
     if error.reason in _PLANNED:
         return logging.DEBUG
     return logging.INFO if error.code in _CALLERS_OWN else logging.WARNING
-
-
-def _service_error(error: Exception, method: str) -> ServiceError:
-    """Say what an exception is to the caller."""
-    if isinstance(error, ServiceError):
-        return error
-    if isinstance(error, StorageUnavailableError):
-        log.error("storage unavailable", method=method, error=str(error))
-        return ServiceError("STORAGE_UNAVAILABLE", "the database is away: retry")
-    error_id = uuid.uuid4().hex[:12]
-    log.error("a bug", method=method, error_id=error_id, exc_info=error)
-    return ServiceError("INTERNAL", f"an internal error, logged under {error_id}")
 
 
 def _serializer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
@@ -240,7 +311,7 @@ def _parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         try:
             return deserialize(data)
         except DecodeError:
-            raise ServiceError("INVALID_PARAMS", "the bytes are no such message") from None
+            raise ServiceError("INVALID_PARAMS", "the request could not be parsed") from None
 
     return parse
 
@@ -248,14 +319,3 @@ def _parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 async def _parsed(parse: Callable[[bytes], Any], requests: AsyncIterator[bytes]) -> Any:
     async for data in requests:
         yield parse(data)
-
-
-def _authorization(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
-    """Return what the caller says of itself; None if it says nothing, or two things."""
-    match [value for key, value in metadata if key == AUTHORIZATION]:
-        case [bytes(value)]:
-            return value.decode(errors="replace")
-        case [str(value)]:
-            return value
-        case _:
-            return None

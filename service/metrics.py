@@ -192,6 +192,13 @@ class Metrics:
             (),
             QUICK_BUCKETS,
         )
+        self._config_problems = gauge(
+            "generation_config_problems", "What is wrong with a file that is re-read", "file"
+        )
+        self._missing_descriptors = gauge(
+            "generation_missing_descriptors",
+            "File descriptors that WATCH_MAX_STREAMS needs beyond the limit",
+        )
         for method in GENERATION_SERVICE.methods:
             self.calls(method.name)
         for model in models:
@@ -226,6 +233,16 @@ class Metrics:
     def fan_out(self, seconds: float) -> None:
         """Note how long a snapshot took from its publishing to one watcher."""
         self._fan_out.observe(seconds)
+
+    # --- configuration ---
+
+    def show_config_problems(self, file: str, count: int) -> None:
+        """Show how much is wrong with a file that is re-read while the service runs."""
+        self._config_problems.labels(file).set(count)
+
+    def show_missing_descriptors(self, count: int) -> None:
+        """Show how many file descriptors are too few."""
+        self._missing_descriptors.set(count)
 
     # --- tasks ---
 

@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import math
 import secrets
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +13,17 @@ import grpc
 import structlog
 from aiohttp import web
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer  # the name under which grpc itself exports it
 from grpc_reflection.v1alpha import reflection
 
 from generated.generation.v1 import generation_pb2
 from generated.generation.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
 from providers.kie.client import KieProvider
+from service import descriptors
 from service.admin import admin_app
 from service.callbacks import Callbacks, CallbackUrls
 from service.callers import Callers
 from service.follow import Follower
+from service.health import Health
 from service.interceptor import Boundary
 from service.messages import Answers
 from service.metrics import Metrics, Queue, measure_loop_lag
@@ -40,7 +41,13 @@ from storage.store import Store, open_store
 
 # Together under the 10 s that orchestrators give by default.
 CALLS_GRACE_SECONDS = 3.0
+CANCELLED_CALLS_SECONDS = 1.0
 POLLS_GRACE_SECONDS = 5.0
+
+HANDSHAKE_SECONDS = 10
+C_INT_MAX = 2**31 - 1
+PENDING_HARD = 3  # between the limit and this many times it, C-core drops calls at random
+AGE_GRACE_SECONDS = 60.0  # beyond WATCH_MAX_AGE_SECONDS: the age of a stream has a jitter
 
 REMEMBERED_TASKS = 7_200  # an hour's at the account's own limit: 0.15 s of work, and 8 MiB
 REMEMBERED_AT_ONCE = 100  # some 2 ms of the event loop
@@ -48,16 +55,14 @@ REMEMBERED_AT_ONCE = 100  # some 2 ms of the event loop
 CALLBACK_PURPOSE = b"generation.v1 callback URLs"
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 CHANNEL_OPTIONS = (
-    ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, and is told so
-    # How much of an upload waits here for a slow provider: fixed, or it would grow with the line's.
+    ("grpc.so_reuseport", 0),  # fail if the port is already in use
+    # How much of an upload waits here for a slow provider: fixed, or it would grow with the
+    # connection's bandwidth.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 1 << 20),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_time_ms", 60_000),
-    # A load balancer's restart opens all its streams at once; by default C-core drops some past
-    # 1,000.
-    ("grpc.server.max_pending_requests", 100_000),
-    ("grpc.server.max_pending_requests_hard_limit", 100_000),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1_000),
 )
 
 log = structlog.get_logger()
@@ -108,7 +113,9 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             disabled_models=settings.disabled_models,
             callback_url=urls.url if urls else None,
         )
+        metrics.show_missing_descriptors(_missing_descriptors(settings))
         boundary = Boundary(Callers(settings.auth_tokens_file), metrics)
+        _run_beside(boundary.tend(), stack)
         servicer = _servicer(
             settings,
             store=store,
@@ -118,7 +125,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             answers=answers,
             metrics=metrics,
         )
-        server, health = _grpc_server(boundary, servicer)
+        server, health = _grpc_server(boundary, servicer, settings)
         address = _bind(server, settings)
         admin_address = await _start_admin(settings, store, metrics, hub, stack)
         http_address = await _start_callbacks(settings, urls, poller, metrics, stack)
@@ -131,8 +138,6 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             _run_beside(Purger(store, settings.task_retention_seconds).run(), stack)
         await server.start()
         stack.push_async_callback(_drain, server, health, hub, boundary)
-        for name in ("", SERVICE_NAME):
-            await health.set(name, health_pb2.HealthCheckResponse.SERVING)
         log.info(
             "serving",
             address=address,
@@ -255,14 +260,49 @@ def _servicer(
     )
 
 
-def _grpc_server(boundary: Boundary, servicer: Servicer) -> tuple[grpc.aio.Server, HealthServicer]:
-    server = grpc.aio.server(interceptors=(boundary,), options=CHANNEL_OPTIONS)
+def _missing_descriptors(settings: Settings) -> int:
+    missing = descriptors.missing(settings.watch_max_streams, descriptors.limit())
+    if missing:
+        log.warning(
+            "the limit of file descriptors is too low for WATCH_MAX_STREAMS",
+            limit=descriptors.limit(),
+            missing=missing,
+        )
+    return missing
+
+
+def _grpc_server(
+    boundary: Boundary, servicer: Servicer, settings: Settings
+) -> tuple[grpc.aio.Server, Health]:
+    server = grpc.aio.server(
+        interceptors=(boundary,), options=(*CHANNEL_OPTIONS, *_connection_options(settings))
+    )
     add_GenerationServiceServicer_to_server(servicer, server)
-    health = HealthServicer()
+    health = Health(("", SERVICE_NAME))
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
     reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
     return server, health
+
+
+def _connection_options(settings: Settings) -> Iterator[tuple[str, int]]:
+    """Yield what one connection may do, and how many there may be."""
+    connections = descriptors.connections_max(settings.max_connections, descriptors.limit())
+    yield "grpc.max_allowed_incoming_connections", connections
+    yield "grpc.max_concurrent_streams", settings.max_streams_per_connection
+    # Calls of all connections that wait until Python accepts them. Each of them delays those behind
+    # it: a flood of streams that are reset at once would fill any queue.
+    yield "grpc.server.max_pending_requests", settings.max_pending_calls
+    yield "grpc.server.max_pending_requests_hard_limit", PENDING_HARD * settings.max_pending_calls
+    yield "grpc.max_connection_idle_ms", _milliseconds(settings.connection_idle_seconds)
+    yield "grpc.max_connection_age_ms", _milliseconds(settings.connection_age_seconds)
+    grace = settings.watch_max_age_seconds + AGE_GRACE_SECONDS
+    yield "grpc.max_connection_age_grace_ms", _milliseconds(grace)
+
+
+def _milliseconds(seconds: float) -> int:
+    """Return a time for C-core, for which the largest number means that there is no limit."""
+    return min(round(seconds * 1_000), C_INT_MAX) or C_INT_MAX
 
 
 def _bind(server: grpc.aio.Server, settings: Settings) -> str:
@@ -341,15 +381,21 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-async def _drain(
-    server: grpc.aio.Server, health: HealthServicer, hub: Hub, boundary: Boundary
-) -> None:
-    """End the calls: watches are told to come again, the others get a moment to finish."""
+async def _drain(server: grpc.aio.Server, health: Health, hub: Hub, boundary: Boundary) -> None:
+    """End the calls: watches are told to reconnect, the others get a moment to finish.
+
+    No client can make this last longer: what does not end by itself is cancelled, and what does not
+    end then is left behind.
+    """
     log.info("shutting down")
-    await health.enter_graceful_shutdown()
     hub.drain()
+    health.shut_down()
     await server.stop(CALLS_GRACE_SECONDS)
-    await boundary.idle()
+    try:
+        async with asyncio.timeout(CANCELLED_CALLS_SECONDS):
+            await boundary.idle()
+    except TimeoutError:
+        log.warning("calls are left behind, as they do not end")
 
 
 async def _stop_polling(poller: Poller, polling: asyncio.Task[None]) -> None:

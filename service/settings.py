@@ -173,6 +173,12 @@ class Settings(BaseSettings):
     task_max_age_seconds: SomeSeconds = 3_600
     unknown_wait_seconds: Seconds | None = None  # 900, or 0 where no callback can come
 
+    max_streams_per_connection: AtLeastOne = 1_000
+    max_connections: Count = 0  # 0 = the limit of descriptors less 1,000
+    max_pending_calls: AtLeastOne = 1_000
+    connection_idle_seconds: Seconds = 3_600  # 0 = no limit, as for the age
+    connection_age_seconds: Seconds = 7_200
+
     watch_max_streams: AtLeastOne = 20_000
     watch_heartbeat_seconds: SomeSeconds = 20
     watch_max_age_seconds: SomeSeconds = 1_800

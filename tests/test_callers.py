@@ -1,5 +1,6 @@
 """Who calls: tokens and their file, and that a caller sees nothing of another's tasks."""
 
+import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -9,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import pytest
 import structlog
@@ -74,7 +76,9 @@ async def guarded(
     monkeypatch.setattr("service.callers.RECHECK_SECONDS", 0)
     file = tmp_path / "tokens"
     file.write_text(line("alice", ALICE) + line("bob", BOB))
-    service = await stack.enter_async_context(serve(auth_tokens_file=file))
+    service = await stack.enter_async_context(
+        serve(auth_tokens_file=file, admin_address="127.0.0.1:0")
+    )
     return Guarded(service, file)
 
 
@@ -170,13 +174,29 @@ async def test_the_token_is_asked_for_before_the_message_is_looked_at(guarded: G
     assert (await refused(call(b"\xff\xff"))).reason == "UNAUTHENTICATED"
 
 
-async def test_health_and_reflection_need_no_token(guarded: Guarded) -> None:
+async def test_only_the_check_of_health_needs_no_token(guarded: Guarded) -> None:
     channel = guarded.service.channel
-    health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
-    assert health.status == health_pb2.HealthCheckResponse.SERVING
+    health = health_pb2_grpc.HealthStub(channel)
+    answer = await health.Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    watch = health.Watch(health_pb2.HealthCheckRequest())
+    assert (await refused(watch.read())).reason == "UNAUTHENTICATED"
     reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
-    async for answer in reflection.ServerReflectionInfo(iter([request])):
+    stream = reflection.ServerReflectionInfo(iter([request]))
+    assert (await refused(stream.read())).reason == "UNAUTHENTICATED"
+
+
+async def test_with_a_token_the_server_describes_itself(guarded: Guarded) -> None:
+    channel = guarded.service.channel
+    watch = health_pb2_grpc.HealthStub(channel).Watch(
+        health_pb2.HealthCheckRequest(), metadata=bearer(ALICE)
+    )
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    watch.cancel()
+    reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    async for answer in reflection.ServerReflectionInfo(iter([request]), metadata=bearer(ALICE)):
         assert answer.list_services_response.service
 
 
@@ -268,20 +288,63 @@ async def test_a_file_changed_in_place_to_the_same_size_is_seen(guarded: Guarded
     assert (await refused(guarded.list(bearer(BOB)))).reason == "UNAUTHENTICATED"
 
 
-async def test_a_file_that_becomes_bad_keeps_the_old_tokens_until_it_is_mended(
-    guarded: Guarded,
-) -> None:
+async def test_a_line_that_becomes_bad_is_left_out_and_named_once(guarded: Guarded) -> None:
     with structlog.testing.capture_logs() as logs:
-        guarded.write(line("mallory", "1") + "alice secret-token\n")
-        assert await guarded.list(bearer(ALICE)) == []
-        assert (await refused(guarded.list(bearer("1")))).reason == "UNAUTHENTICATED"
-        guarded.file.unlink()
-        assert await guarded.list(bearer(ALICE)) == []
-        guarded.write(line("bob", BOB))
+        guarded.write(line("mallory", "1") + "alice secret-token\n" + line("bob", BOB))
+        assert await guarded.list(bearer("1")) == []
+        assert await guarded.list(bearer(BOB)) == []
         assert (await refused(guarded.list(bearer(ALICE)))).reason == "UNAUTHENTICATED"
-    warnings = [entry["error"] for entry in logs if entry["log_level"] == "warning"]
-    assert any("line 2" in words for words in warnings)
+        guarded.write(line("mallory", "1") + "alice secret-token\n")
+        assert (await refused(guarded.list(bearer(BOB)))).reason == "UNAUTHENTICATED"
+    problems = [entry["problem"] for entry in logs if entry["log_level"] == "warning"]
+    assert problems == ["line 2: must be `name sha256-of-token-in-hex`"]
     assert "secret-token" not in str(logs)
+
+
+@pytest.mark.parametrize("text", ["", "# nobody\n", "alice secret-token\n"])
+async def test_a_file_without_a_token_changes_nothing(guarded: Guarded, text: str) -> None:
+    guarded.write(text)
+    assert await guarded.list(bearer(ALICE)) == []
+    guarded.write(line("bob", BOB))
+    assert (await refused(guarded.list(bearer(ALICE)))).reason == "UNAUTHENTICATED"
+
+
+async def test_a_file_that_is_gone_changes_nothing(guarded: Guarded) -> None:
+    guarded.file.unlink()
+    assert await guarded.list(bearer(ALICE)) == []
+    guarded.write(line("bob", BOB))
+    assert (await refused(guarded.list(bearer(ALICE)))).reason == "UNAUTHENTICATED"
+
+
+async def test_a_bad_line_is_seen_in_the_metrics(guarded: Guarded) -> None:
+    guarded.write(line("alice", ALICE) + "bob secret-token\n")
+    async with aiohttp.ClientSession() as http, asyncio.timeout(5):
+        while True:
+            async with http.get(f"http://{guarded.service.admin_address}/metrics") as answer:
+                if 'generation_config_problems{file="tokens"} 1.0' in await answer.text():
+                    return
+
+
+async def test_a_token_that_is_revoked_ends_its_watches_and_uploads(guarded: Guarded) -> None:
+    created = await guarded.create(ALICE, params=STUCK)
+    watch: Any = guarded.service.stub.WatchTask(
+        pb.WatchTaskRequest(task_id=created.id), metadata=bearer(ALICE)
+    )
+    assert (await watch.read()).task.id == created.id
+    upload = guarded.service.stub.UploadFile(metadata=bearer(ALICE))
+    await upload.write(pb.UploadFileRequest(metadata=pb.UploadMetadata(file_name="a.png")))
+    await guarded.list(bearer(BOB))  # by then the upload has been let in
+    guarded.write(line("bob", BOB))
+
+    async def end_of_watch() -> None:
+        while await watch.read() is not grpc.aio.EOF:
+            pass
+
+    for stream in (end_of_watch(), upload):
+        async with asyncio.timeout(5):
+            error = await refused(stream)
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
+    assert error.message == "the token is not valid any more"
 
 
 async def test_the_file_is_looked_at_once_a_second_and_not_with_every_call(

@@ -376,7 +376,7 @@ async def test_a_bug_is_internal_under_an_id_that_the_log_has_too(
     with structlog.testing.capture_logs() as logs:
         error = await refused(service.create())
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
-    [bug] = [entry for entry in logs if entry["event"] == "a bug"]
+    [bug] = [entry for entry in logs if entry["event"] == "unhandled exception"]
     assert error.message == f"an internal error, logged under {bug['error_id']}"
     assert "ZeroDivisionError" not in error.message
 

@@ -393,6 +393,8 @@ def told_everything() -> Metrics:
     metrics.task_moved("veo3", "QUEUED")
     metrics.task_ended("veo3", "FAILED", "TASK_TIMEOUT")
     metrics.show_queues([Queue("submit", 3, 1.5)])
+    metrics.show_config_problems("tokens", 1)
+    metrics.show_missing_descriptors(0)
     metrics.limiter_waited("submit", 0.5)
     metrics.poll_started(0.5)
     metrics.provider_called("/path", "200", 0.5)

@@ -1,0 +1,93 @@
+"""The call under way: what the interceptor knows of it, for whoever works on it or logs."""
+
+import asyncio
+import re
+import uuid
+from collections.abc import Iterable, MutableMapping
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+REQUEST_ID = "x-request-id"
+SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+class Peer(Protocol):
+    """Whoever is at the other end: a part of grpc's context."""
+
+    def peer(self) -> str:
+        """Return its address, such as `ipv4:127.0.0.1:50000`."""
+
+
+class Call:
+    """One call, from its headers to its status.
+
+    Attributes:
+        metadata: What the caller sent along.
+        caller: Who calls; "" for a method that is open to everybody.
+        token_digest: The SHA-256 of the token that said so; b"" without tokens.
+        context: grpc's, once the handler runs.
+        end_error: What `end` was given.
+    """
+
+    __slots__ = (
+        "_request_id",
+        "_task",
+        "caller",
+        "context",
+        "end_error",
+        "metadata",
+        "token_digest",
+    )
+
+    def __init__(self, metadata: Metadata) -> None:
+        self.metadata = metadata
+        self.caller = ""
+        self.token_digest = b""
+        self.context: Peer | None = None
+        self.end_error: Exception | None = None
+        self._task = asyncio.current_task()
+        self._request_id = ""
+
+    def end(self, error: Exception) -> None:
+        """End the call from outside of it; its caller is told the error."""
+        if self.end_error is None and self._task is not None:
+            self.end_error = error
+            self._task.cancel()
+
+    @property
+    def request_id(self) -> str:
+        """What the log's lines of this call have in common: the caller's id if it is sane."""
+        if not self._request_id:
+            given = one_value(self.metadata, REQUEST_ID) or ""
+            self._request_id = given if SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        return self._request_id
+
+
+current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
+
+
+def one_value(metadata: Metadata, key: str) -> str | None:
+    """Return the value of a metadata key; None if it is missing, or there are two."""
+    match [value for name, value in metadata if name == key]:
+        case [bytes(value)]:
+            return value.decode(errors="replace")
+        case [str(value)]:
+            return value
+        case _:
+            return None
+
+
+def add_call(
+    logger: object, method: str, line: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Name the call in a log line: a structlog processor, so that unlogged calls pay nothing."""
+    del logger, method
+    if (call := current_call.get()) is not None:
+        if call.caller:
+            line.setdefault("caller", call.caller)
+        if call.context is not None:
+            line.setdefault("peer", call.context.peer())
+        line.setdefault("request_id", call.request_id)
+    return line

@@ -1,0 +1,214 @@
+"""Receives the messages of calls: as many at a time as memory allows, and each only for a while.
+
+gRPC's core buffers what has arrived of a message until the rest comes, so a caller who sends half a
+message and stops holds that memory. Every message that is no part of an upload is received here,
+within bounds for all callers together and for each of them.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from service.calls import Call
+from service.errors import ServiceError
+
+
+@dataclass(frozen=True, slots=True)
+class InboxLimits:
+    """How many messages may be on their way, and for how long.
+
+    Attributes:
+        requests: Requests that are received at a time, of all callers together.
+        requests_per_caller: Those of one caller; its further calls wait for their turn.
+        waiting_per_caller: Calls that may wait while the caller's requests are stalled.
+        stall_seconds: The age from which a request that has not arrived counts as stalled.
+        patience_seconds: The age at which a request that has not arrived is given up.
+        request_max_bytes: The longest request that is parsed.
+        open_requests: Requests to open methods that are received at a time. They have no caller, so
+            one more gives up the oldest: a flood cannot keep the others out.
+        streams_per_caller: Request streams of one caller, such as reflection's, that may wait for a
+            message; one more gives up the oldest.
+        stream_message_max_bytes: The longest message of such a stream.
+    """
+
+    requests: int = 64
+    requests_per_caller: int = 8
+    waiting_per_caller: int = 64
+    stall_seconds: float = 0.25
+    patience_seconds: float = 10.0
+    request_max_bytes: int = 1 << 20
+    open_requests: int = 16
+    streams_per_caller: int = 8
+    stream_message_max_bytes: int = 4_096
+
+
+_Receiving = dict[Call, float]  # since when, by the monotonic clock; the oldest is first
+
+
+class _Caller:
+    """The requests of one caller: those that have their turn, and those that wait for it."""
+
+    __slots__ = ("granted", "receiving", "turns", "waiting")
+
+    def __init__(self) -> None:
+        self.granted = 0
+        self.waiting = 0
+        self.receiving: _Receiving = {}
+        self.turns: deque[asyncio.Future[None]] = deque()
+
+
+class Inbox:
+    """Where messages are received."""
+
+    def __init__(self, limits: InboxLimits | None = None) -> None:
+        self._limits = limits or InboxLimits()
+        self._callers: dict[str, _Caller] = {}
+        self._granted = 0
+        self._waiting: OrderedDict[str, _Caller] = OrderedDict()  # who comes next is first
+        self._open: _Receiving = {}
+        self._streams: dict[str, _Receiving] = {}
+
+    async def receive(self, call: Call, context: Any) -> bytes:
+        """Receive the request of a call.
+
+        The call ends with STREAM_EXPIRED if the request does not arrive in time.
+
+        Raises:
+            ServiceError: INVALID_PARAMS if the request is missing or too long; RATE_LIMITED if too
+                many requests of the caller are stalled.
+        """
+        caller = self._callers.get(call.caller)
+        if caller is None:
+            caller = self._callers[call.caller] = _Caller()
+        if caller.turns or not self._has_room(caller):
+            await self._wait_for_turn(call.caller, caller)
+        else:
+            self._grant(caller)
+        try:
+            return await self._receive_one(caller.receiving, call, context)
+        finally:
+            self._end_turn(caller)
+
+    async def receive_open(self, call: Call, context: Any) -> bytes:
+        """Receive the request of a call that needs no caller; errors are those of `receive`."""
+        _make_room(self._open, self._limits.open_requests)
+        return await self._receive_one(self._open, call, context)
+
+    async def receive_stream(self, call: Call, context: Any) -> AsyncIterator[bytes]:
+        """Receive the messages of a request stream; errors are those of `receive`."""
+        receiving = self._streams.setdefault(call.caller, {})
+        while True:
+            _make_room(receiving, self._limits.streams_per_caller)
+            message = await _receive(receiving, call, context)
+            if message is None:
+                return
+            yield _bounded(message, self._limits.stream_message_max_bytes)
+
+    def give_up_overdue(self) -> None:
+        """Give up requests that have not arrived in time; to be called about once a second."""
+        overdue = time.monotonic() - self._limits.patience_seconds
+        for receiving in (self._open, *(caller.receiving for caller in self._callers.values())):
+            for call, started in receiving.items():
+                if started > overdue:
+                    break
+                _give_up(call)
+
+    async def _receive_one(self, receiving: _Receiving, call: Call, context: Any) -> bytes:
+        request = await _receive(receiving, call, context)
+        if request is None:
+            raise ServiceError("INVALID_PARAMS", "the call ended without a request")
+        return _bounded(request, self._limits.request_max_bytes)
+
+    # --- turns ---
+
+    def _has_room(self, caller: _Caller) -> bool:
+        limits = self._limits
+        return self._granted < limits.requests and caller.granted < limits.requests_per_caller
+
+    def _grant(self, caller: _Caller) -> None:
+        self._granted += 1
+        caller.granted += 1
+
+    def _end_turn(self, caller: _Caller) -> None:
+        self._granted -= 1
+        caller.granted -= 1
+        if self._waiting:
+            self._grant_turns()
+
+    def _grant_turns(self) -> None:
+        """Grant what there is room for; the caller that was served last comes last."""
+        for name, caller in list(self._waiting.items()):
+            while caller.turns and self._has_room(caller):
+                turn = caller.turns.popleft()
+                if not turn.done():  # else its call has gone
+                    self._grant(caller)
+                    turn.set_result(None)
+                    self._waiting.move_to_end(name)
+            if not caller.turns:
+                del self._waiting[name]
+
+    async def _wait_for_turn(self, name: str, caller: _Caller) -> None:
+        if caller.waiting >= self._limits.waiting_per_caller and self._is_stalled(caller):
+            raise self._stalled()
+        turn = asyncio.get_running_loop().create_future()
+        caller.turns.append(turn)
+        caller.waiting += 1
+        self._waiting.setdefault(name, caller)
+        try:
+            async with asyncio.timeout(self._limits.patience_seconds):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():  # granted at this very moment
+                self._end_turn(caller)
+            turn.cancel()
+            if isinstance(error, TimeoutError):
+                raise self._stalled() from None
+            raise
+        finally:
+            caller.waiting -= 1
+
+    def _is_stalled(self, caller: _Caller) -> bool:
+        now = time.monotonic()
+        oldest = next(iter(caller.receiving.values()), now)
+        return now - oldest > self._limits.stall_seconds
+
+    def _stalled(self) -> ServiceError:
+        most = self._limits.requests_per_caller
+        return ServiceError(
+            "RATE_LIMITED",
+            f"{most} requests of this caller have begun and do not arrive; send or cancel them",
+            metadata={"limit": "requests", "max": str(most), "scope": "caller"},
+        )
+
+
+def _make_room(receiving: _Receiving, most: int) -> None:
+    if len(receiving) >= most:
+        _give_up(next(iter(receiving)))
+
+
+def _give_up(call: Call) -> None:
+    call.end(ServiceError("STREAM_EXPIRED", "the message did not arrive in time; send it again"))
+
+
+async def _receive(receiving: _Receiving, call: Call, context: Any) -> bytes | None:
+    """Receive a message; None is the end of the stream."""
+    receiving[call] = time.monotonic()
+    try:
+        message = await context.read()
+    finally:
+        del receiving[call]
+    return None if message is grpc.aio.EOF else message
+
+
+def _bounded(message: bytes, most_bytes: int) -> bytes:
+    if len(message) > most_bytes:
+        raise ServiceError(
+            "INVALID_PARAMS",
+            f"the request has {len(message)} bytes; the limit is {most_bytes}",
+        )
+    return message

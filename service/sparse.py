@@ -1,0 +1,54 @@
+"""Log lines that callers can cause at will: one a second, and how many were left out."""
+
+import time
+from typing import Any
+
+import structlog
+
+INTERVAL_SECONDS = 1.0
+KEYS_MAX = 1_000
+
+log = structlog.get_logger()
+
+
+class _Recent:
+    """A line that was written lately, and how many of its kind were not."""
+
+    __slots__ = ("event", "left_out", "level", "time")
+
+    def __init__(self, level: int, event: str, now: float) -> None:
+        self.level = level
+        self.event = event
+        self.time = now
+        self.left_out = 0
+
+
+class SparseLog:
+    """Writes at most one line a second of each kind."""
+
+    def __init__(self) -> None:
+        self._recent: dict[tuple[str, ...], _Recent] = {}
+
+    def write(self, level: int, event: str, *kind: str, **fields: Any) -> None:
+        """Write a line, or count it if one of its kind was written within a second."""
+        now = time.monotonic()
+        key = (event, *kind)
+        recent = self._recent.get(key)
+        if recent is not None and now - recent.time < INTERVAL_SECONDS:
+            recent.left_out += 1
+            return
+        if recent is not None and recent.left_out:
+            fields["left_out"] = recent.left_out
+        if recent is None and len(self._recent) >= KEYS_MAX:
+            return
+        self._recent[key] = _Recent(level, event, now)
+        log.log(level, event, **fields)
+
+    def flush(self) -> None:
+        """Write how many lines were left out of kinds that have not come again for a second."""
+        now = time.monotonic()
+        for key, recent in list(self._recent.items()):
+            if now - recent.time >= INTERVAL_SECONDS:
+                del self._recent[key]
+                if recent.left_out:
+                    log.log(recent.level, recent.event, kind=key[1:], left_out=recent.left_out)
