@@ -29,6 +29,7 @@ from service.calls import Call, current_call, one_value
 from service.errors import ServiceError
 from service.inbox import Inbox
 from service.metrics import Metrics
+from service.outbox import Outbox
 from service.sparse import SparseLog
 from storage.errors import StorageUnavailableError
 
@@ -51,6 +52,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._callers = callers
         self._metrics = metrics
         self._inbox = Inbox()
+        self._outbox = Outbox()
         self._log = SparseLog()
         self._methods: dict[str, _Method] = {}
         self._open_calls: set[Call] = set()
@@ -110,36 +112,36 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def _add_method(self, path: str, handler: Any) -> "_Method":
         method = self._methods[path] = _Method(path, self._metrics)
-        work = self._work(path, handler)
-        serializer = _serializer(handler.response_serializer)
+        serialize = _serializer(handler.response_serializer)
+        behaviour = self._around(method, self._work(path, handler, serialize))
         if handler.response_streaming:
             method.handler = grpc.stream_stream_rpc_method_handler(
-                self._around(method, work), response_serializer=serializer
+                behaviour, response_serializer=serialize
             )
         else:
-            method.handler = grpc.stream_unary_rpc_method_handler(
-                self._around(method, work), response_serializer=serializer
-            )
+            method.handler = grpc.stream_unary_rpc_method_handler(behaviour)
         return method
 
-    def _work(self, path: str, handler: Any) -> Work:
+    def _work(self, path: str, handler: Any, serialize: Callable[[Any], bytes]) -> Work:
         """Return what a call does between its entry and its end."""
         parse = _parser(handler.request_deserializer)
         inbox = self._inbox
         receive = inbox.receive_open if path in OPEN_METHODS else inbox.receive
         if handler.response_streaming:
-            answer = _writing(handler.stream_stream or handler.unary_stream)
+            inner = _writing(handler.stream_stream or handler.unary_stream)
         else:
-            answer = handler.stream_unary or handler.unary_unary
+            inner = handler.stream_unary or handler.unary_unary
+        finish = self._outbox.finisher(serialize)
 
         async def single(call: Call, requests: Any, context: Any) -> Any:
             del requests
-            return await answer(parse(await receive(call, context)), context)
+            request = parse(await receive(call, context))
+            return finish(call, await inner(request, context), context)
 
         async def streaming(call: Call, requests: Any, context: Any) -> Any:
             if path != UPLOAD_METHOD:
                 requests = inbox.receive_stream(call, context)
-            return await answer(_parsed(parse, requests), context)
+            return finish(call, await inner(_parsed(parse, requests), context), context)
 
         return streaming if handler.request_streaming else single
 

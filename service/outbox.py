@@ -1,0 +1,53 @@
+"""Bounds the answers that clients do not read: gRPC's core holds each until it is taken."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from service.calls import Call
+from service.errors import ServiceError
+
+COUNTED_FROM_BYTES = 4_096  # a smaller answer takes less than the call that it belongs to
+UNREAD_MAX_BYTES = 32 << 20
+
+
+class Outbox:
+    """The bytes of the answers that each caller has not taken yet."""
+
+    def __init__(self, max_bytes: int = UNREAD_MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._unread: Counter[str] = Counter()
+
+    def finisher(
+        self, serialize: Callable[[Any], bytes]
+    ) -> Callable[[Call, Any, Any], bytes | None]:
+        """Return what makes the bytes of an answer, and counts them until its call is over.
+
+        A call that wrote its answers by itself has none left to finish. RATE_LIMITED is raised if
+        too much waits for the caller already.
+        """
+
+        def finish(call: Call, answer: Any, context: Any) -> bytes | None:
+            if answer is None:
+                return None
+            data = serialize(answer)
+            if len(data) >= COUNTED_FROM_BYTES:
+                self._count(call.caller, len(data), context)
+            return data
+
+        return finish
+
+    def _count(self, caller: str, size: int, context: Any) -> None:
+        if self._unread[caller] + size > self._max_bytes:
+            raise ServiceError(
+                "RATE_LIMITED",
+                f"{self._unread[caller]} bytes of answers to this caller have not been read;"
+                " read them, or cancel their calls",
+                metadata={"limit": "answers", "max": str(self._max_bytes), "scope": "caller"},
+            )
+        self._unread[caller] += size
+
+        def taken(_: Any) -> None:
+            self._unread[caller] -= size
+
+        context.add_done_callback(taken)
