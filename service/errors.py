@@ -1,6 +1,9 @@
 """What goes wrong with a call: one exception, and one table from its reason to the gRPC status."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, islice
+from urllib.parse import quote
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -12,10 +15,18 @@ from grpc_status import rpc_status
 from providers.base import Violation
 
 DOMAIN = "generation.v1"
-# Error details travel in HTTP/2 trailers, of which clients take 8 KiB by default; percent- and
-# base64-encoding included.
+# An error travels in HTTP/2 trailers. By default nginx takes 4 KiB of them, and counts a server
+# that sends more as failed. The message is percent-encoded there; the details, which repeat it,
+# are base64-encoded.
+ERROR_MAX_BYTES = 3_000  # of the message and the details, encoded
 MESSAGE_MAX_BYTES = 600
-VIOLATIONS_MAX_BYTES = 2_400
+MESSAGE_MAX_ENCODED_BYTES = 900
+# The fields and descriptions of broken rules are in the details: the message needs only the first.
+RULES_MAX_BYTES = 300
+RULE_MAX_BYTES = 300  # of a field, and of a description
+VIOLATIONS_MAX = 100  # reported for one call
+METADATA_MAX_BYTES = 128
+UNENCODED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # characters of gRPC's messages
 
 CODES = {
     "INVALID_PARAMS": grpc.StatusCode.INVALID_ARGUMENT,
@@ -60,8 +71,11 @@ REFUSALS = frozenset(
 class ServiceError(Exception):
     """The end of a call that did not succeed.
 
+    Every part of it is bounded, so that it can be logged and sent as it is.
+
     Attributes:
         reason: A key of CODES.
+        message: Cut to what a status may have.
         metadata: Goes into ErrorInfo, such as the task_id.
         violations: Go into BadRequest.
     """
@@ -74,11 +88,13 @@ class ServiceError(Exception):
         metadata: Mapping[str, str] | None = None,
         violations: Sequence[Violation] = (),
     ) -> None:
-        super().__init__(message)
+        self.message = _cut_message(message)
+        super().__init__(self.message)
         self.reason = reason
-        self.message = message
-        self.metadata = metadata or {}
-        self.violations = violations
+        self.metadata = {
+            key: _cut(value, METADATA_MAX_BYTES) for key, value in (metadata or {}).items()
+        }
+        self.violations = violations[:VIOLATIONS_MAX]
 
     @property
     def code(self) -> grpc.StatusCode:
@@ -87,22 +103,20 @@ class ServiceError(Exception):
 
     def status(self) -> grpc.Status:
         """Return the rich status, for `context.abort_with_status`."""
-        message = _cut(self.message, MESSAGE_MAX_BYTES)
-        status = status_pb2.Status(code=self.code.value[0], message=message)
-        status.details.extend(map(_pack, self._details()))
+        status = status_pb2.Status(code=self.code.value[0], message=self.message)
+        status.details.append(_pack(self._info()))
+        if self.reason in RETRY_SECONDS:
+            status.details.append(_pack(_retry_info(RETRY_SECONDS[self.reason])))
+        if self.violations:
+            room = ERROR_MAX_BYTES - len(_percent_encoded(self.message))
+            _add_violations(status, self.violations, room)
         rich: grpc.Status = rpc_status.to_status(status)
         return rich
 
-    def _details(self) -> list[Message]:
-        info = error_details_pb2.ErrorInfo(
-            reason=self.reason, domain=DOMAIN, metadata=dict(self.metadata)
+    def _info(self) -> error_details_pb2.ErrorInfo:
+        return error_details_pb2.ErrorInfo(
+            reason=self.reason, domain=DOMAIN, metadata=self.metadata
         )
-        details: list[Message] = [info]
-        if self.violations:
-            details.append(_bad_request(self.violations))
-        if self.reason in RETRY_SECONDS:
-            details.append(_retry_info(RETRY_SECONDS[self.reason]))
-        return details
 
 
 def invalid(field: str, description: str) -> ServiceError:
@@ -110,10 +124,10 @@ def invalid(field: str, description: str) -> ServiceError:
     return invalid_params([Violation(field, description)])
 
 
-def invalid_params(violations: Sequence[Violation]) -> ServiceError:
-    """Return the error of broken rules, all at once."""
-    words = "; ".join(f"{v.field} {v.description}" for v in violations)
-    return ServiceError("INVALID_PARAMS", words, violations=violations)
+def invalid_params(violations: Iterable[Violation]) -> ServiceError:
+    """Return the error of the first broken rules, as many as are reported at once."""
+    reported = list(islice(violations, VIOLATIONS_MAX))
+    return ServiceError("INVALID_PARAMS", _words(reported), violations=reported)
 
 
 def not_found(task_id: str) -> ServiceError:
@@ -121,16 +135,28 @@ def not_found(task_id: str) -> ServiceError:
     return ServiceError("TASK_NOT_FOUND", f"there is no task {task_id}")
 
 
-def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
-    """Name the fields, as many as a trailer holds."""
+def _words(violations: Sequence[Violation]) -> str:
+    """Return the first broken rules in words, and how many there are besides."""
+    words = ""
+    for number, violation in enumerate(violations):
+        rule = f"{_cut(violation.field)} {_cut(violation.description)}"
+        if number and len(words) + len(rule) > RULES_MAX_BYTES:
+            return f"{words}; and {len(violations) - number} more"
+        words += f"; {rule}" if number else rule
+    return words
+
+
+def _add_violations(status: status_pb2.Status, violations: Sequence[Violation], room: int) -> None:
+    """Name the fields, as many as there is room for in the encoded status."""
     bad_request = error_details_pb2.BadRequest()
     for violation in violations:
         bad_request.field_violations.add(
-            field=violation.field, description=_cut(violation.description, MESSAGE_MAX_BYTES)
+            field=_cut(violation.field), description=_cut(violation.description)
         )
-        if bad_request.ByteSize() > VIOLATIONS_MAX_BYTES:
+        if _base64_bytes(status.ByteSize() + _pack(bad_request).ByteSize()) > room:
+            del bad_request.field_violations[-1]
             break
-    return bad_request
+    status.details.append(_pack(bad_request))
 
 
 def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
@@ -145,5 +171,22 @@ def _pack(detail: Message) -> Any:
     return packed
 
 
-def _cut(text: str, most_bytes: int) -> str:
-    return text.encode()[:most_bytes].decode(errors="ignore")
+def _base64_bytes(size: int) -> int:
+    return math.ceil(size / 3) * 4
+
+
+def _cut(text: str, max_bytes: int = RULE_MAX_BYTES) -> str:
+    return text[:max_bytes].encode(errors="replace")[:max_bytes].decode(errors="ignore")
+
+
+def _cut_message(text: str) -> str:
+    """Cut a message to what it may take, both as it is and percent-encoded."""
+    text = _cut(text, MESSAGE_MAX_BYTES)
+    if len(_percent_encoded(text)) <= MESSAGE_MAX_ENCODED_BYTES:
+        return text
+    sizes = accumulate(len(_percent_encoded(character)) for character in text)
+    return text[: sum(size <= MESSAGE_MAX_ENCODED_BYTES for size in sizes)]
+
+
+def _percent_encoded(message: str) -> str:
+    return quote(message, safe=UNENCODED)

@@ -14,23 +14,24 @@ import grpc
 
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceServicer
-from providers.base import ParamsError, Provider, Violation
+from providers.base import Provider, Violation
 from service.callers import current_caller
 from service.errors import REFUSALS, ServiceError, invalid, invalid_params, not_found
 from service.messages import Answers, task_message
 from service.metrics import Metrics
 from service.poller import Poller
+from service.rules import PROMPT_ID_MAX_CHARACTERS, check_create, check_task_id, text_rules
 from service.uploads import Uploads
 from service.watch import Hub, Subscription, Watcher
-from storage.store import Existing, ListFilter, QueueFull, Store
+from storage.pages import ListFilter
+from storage.store import Existing, QueueFull, Store
 from storage.task import Lane, Stage, Status, Task
 
-PROMPT_ID_MAX_CHARACTERS = 255
-REQUEST_ID_MAX_CHARACTERS = 128
 ANSWER_BEFORE_DEADLINE_SECONDS = 0.2
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 200
 PAGE_MAX_BYTES = 1 << 20
+PAGE_TOKEN_MAX_CHARACTERS = 1_500  # more than the longest id takes
 
 Context = grpc.aio.ServicerContext[object, object]
 Answer = Any  # the bytes of the response's message: see messages.Answers
@@ -75,7 +76,7 @@ class Servicer(GenerationServiceServicer):
         self, request: pb.CreateTaskRequest, context: Context
     ) -> Answer:
         """Check, store, wake the poller, wait for the verdict, answer."""
-        self._check(request)
+        check_create(request, self._provider)
         task = self._new_task(request)
         # From before anything can happen to it.
         with self._hub.subscribe(task.id, wants=_has_verdict) as subscription:
@@ -103,7 +104,7 @@ class Servicer(GenerationServiceServicer):
         self, request: pb.WatchTaskRequest, context: Context
     ) -> None:
         """Write the watcher's snapshots."""
-        _check_task_id(request.task_id)
+        check_task_id(request.task_id)
         if request.after_revision < 0:
             raise invalid("after_revision", "must not be negative")
         await self._watcher.watch(
@@ -128,7 +129,7 @@ class Servicer(GenerationServiceServicer):
         which = _list_filter(request)
         before = _read_page_token(request.page_token, which)
         size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
-        found = await self._store.page(which, before, size + 1)
+        found = await self._store.page(which, before, size + 1, PAGE_MAX_BYTES)
         tasks = _fitting(map(task_message, found[:size]))
         more = len(tasks) < len(found)
         return pb.ListTasksResponse(
@@ -156,19 +157,6 @@ class Servicer(GenerationServiceServicer):
         return self._answers.of(task)
 
     # --- CreateTask, step by step ---
-
-    def _check(self, request: pb.CreateTaskRequest) -> None:
-        """Raise INVALID_PARAMS with every broken rule of the request."""
-        violations = [
-            *_text_rules("prompt_id", request.prompt_id, PROMPT_ID_MAX_CHARACTERS, required=True),
-            *_text_rules("request_id", request.request_id, REQUEST_ID_MAX_CHARACTERS),
-        ]
-        try:
-            self._provider.check(request.provider_params)
-        except ParamsError as error:
-            violations += error.violations
-        if violations:
-            raise invalid_params(violations)
 
     async def _store_new(self, task: Task, request: pb.CreateTaskRequest) -> Task | None:
         """Store a new task, or return the one that its request_id made before."""
@@ -221,7 +209,7 @@ class Servicer(GenerationServiceServicer):
 
     async def _own(self, task_id: str) -> Task:
         """Return a task of the caller."""
-        _check_task_id(task_id)
+        check_task_id(task_id)
         task = await self._store.get(task_id)
         if task is None or task.caller != current_caller.get():
             raise not_found(task_id)
@@ -252,29 +240,11 @@ def _same(task: Task, request: pb.CreateTaskRequest) -> Task:
     return task
 
 
-# --- rules of the plain fields ---
-
-
-def _text_rules(field: str, text: str, most: int, *, required: bool = False) -> list[Violation]:
-    if required and not text:
-        return [Violation(field, "is required")]
-    if len(text) > most:
-        return [Violation(field, f"must have at most {most} characters")]
-    if "\0" in text:
-        return [Violation(field, "must not contain NUL")]
-    return []
-
-
-def _check_task_id(task_id: str) -> None:
-    if broken := _text_rules("task_id", task_id, PROMPT_ID_MAX_CHARACTERS, required=True):
-        raise invalid_params(broken)
-
-
 # --- pages ---
 
 
 def _list_filter(request: pb.ListTasksRequest) -> ListFilter:
-    violations = _text_rules("prompt_id", request.prompt_id, PROMPT_ID_MAX_CHARACTERS)
+    violations = text_rules("prompt_id", request.prompt_id, PROMPT_ID_MAX_CHARACTERS)
     if request.page_size < 0:
         violations.append(Violation("page_size", "must not be negative"))
     if request.status not in pb.TaskStatus.values():
@@ -310,6 +280,8 @@ def _page_token(last: Task, which: ListFilter) -> str:
 def _read_page_token(token: str, which: ListFilter) -> tuple[float, str] | None:
     if not token:
         return None
+    if len(token) > PAGE_TOKEN_MAX_CHARACTERS:
+        raise invalid("page_token", "must be a next_page_token")
     try:
         raw = base64.b64decode(token, altchars=b"-_", validate=True)
         (create_time,) = struct.unpack(">d", raw[:8])

@@ -180,6 +180,8 @@ def check_metadata(metadata: pb.UploadMetadata) -> None:
 
 
 def _name_rule(name: str) -> str:
+    if too_long := _length_rule(name):
+        return too_long
     if not name.strip():
         return "is required"
     if "/" in name or "\\" in name or name in {".", ".."}:
@@ -188,14 +190,20 @@ def _name_rule(name: str) -> str:
 
 
 def _path_rule(path: str) -> str:
+    if too_long := _length_rule(path):
+        return too_long
     if path.startswith(("/", "\\")) or "\\" in path or ".." in PurePosixPath(path).parts:
         return "must be relative and must not climb"
     return _text_rule(path)
 
 
+def _length_rule(text: str) -> str:
+    """Come before every rule that walks over the text."""
+    too_long = len(text) > NAME_MAX_CHARACTERS
+    return f"must have at most {NAME_MAX_CHARACTERS} characters" if too_long else ""
+
+
 def _text_rule(text: str) -> str:
-    if len(text) > NAME_MAX_CHARACTERS:
-        return f"must have at most {NAME_MAX_CHARACTERS} characters"
     if "Cc" in map(unicodedata.category, text):
         return "must not hold control characters"
     return ""

@@ -33,7 +33,7 @@ from storage.rows import COLUMNS, FIXED_COLUMNS
 from storage.schema import MIGRATIONS
 from storage.statements import KNOWN_REQUEST, Statements
 from storage.task import Task
-from storage.worker import Worker
+from storage.worker import BATCH_MAX_JOBS, LISTS_MAX_JOBS, Worker
 
 POSTGRES_PREFIXES = ("postgresql://", "postgres://")
 # Found dead within about ten seconds, however the network or the server went away.
@@ -227,7 +227,7 @@ class PostgresEngine:
         self._bulk = _BulkStatements(self.sql)
         self._writer = _worker("store-writer", self._writes, self._transaction)
         self._reader = _worker("store-reader", self._reads, nullcontext)
-        self._lister = _worker("store-lister", self._lists, nullcontext)
+        self._lister = _worker("store-lister", self._lists, nullcontext, LISTS_MAX_JOBS)
         self._fetch_each = partial(_fetch_each, self._reads)
         self._list_each = partial(_fetch_each, self._lists)
         connect = partial(psycopg2.connect, **params)
@@ -389,9 +389,12 @@ def _steady_seconds() -> float:
 
 
 def _worker(
-    name: str, db: Database, transaction: Callable[[], AbstractContextManager[object]]
+    name: str,
+    db: Database,
+    transaction: Callable[[], AbstractContextManager[object]],
+    batch_max_jobs: int = BATCH_MAX_JOBS,
 ) -> Worker:
-    return Worker(name, db, transaction, recover=partial(_close, db))
+    return Worker(name, db, transaction, batch_max_jobs=batch_max_jobs, recover=partial(_close, db))
 
 
 def _close(db: Database) -> None:

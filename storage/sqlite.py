@@ -20,7 +20,7 @@ from storage.errors import StorageConfigError, StorageUnavailableError, storage_
 from storage.schema import MIGRATIONS
 from storage.statements import Statements
 from storage.task import Task
-from storage.worker import Worker
+from storage.worker import LISTS_MAX_JOBS, Worker
 
 SQLITE_PREFIX = "sqlite:///"
 SQLITE_MAGIC = b"SQLite format 3\0"
@@ -80,7 +80,9 @@ class SqliteEngine:
         self.sql = Statements(self.db)
         transaction = partial(self.db.atomic, "IMMEDIATE")
         self._writer = Worker("store-writer", self.db, transaction, one_commit=True)
-        self._lister = Worker("store-lister", self._reads, nullcontext)
+        self._lister = Worker(
+            "store-lister", self._reads, nullcontext, batch_max_jobs=LISTS_MAX_JOBS
+        )
 
     def _prepare(self) -> None:
         with storage_errors():

@@ -88,6 +88,11 @@ class Statements:
         )
 
 
+def octet_length(db: Database, column: Any) -> Any:
+    """Return the expression for the bytes of a text column; SQLite 3.43 and later has it, too."""
+    return fn.OCTET_LENGTH(column) if db.for_update else fn.LENGTH(column.cast("BLOB"))
+
+
 def _literal(value: str) -> SQL:
     return SQL(f"'{value}'")
 

@@ -9,12 +9,10 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-
-from peewee import Expression, Tuple
 
 from storage import postgres, sqlite
 from storage.engine import Engine, Row
@@ -24,12 +22,12 @@ from storage.errors import (
     StorageUnavailableError,
     translated,
 )
+from storage.pages import PAGE_LEAST, Key, ListFilter, keys_query, reaching, tasks_query
 from storage.postgres import PostgresEngine, is_postgres
 from storage.recent import MAX_BYTES, RecentTasks
 from storage.rows import COLUMNS, FIXED_COLUMNS, readable, row_of, task_of
-from storage.schema import TaskRow
 from storage.sqlite import SQLITE_PREFIX, SqliteEngine, sqlite_path
-from storage.task import Lane, Status, Task
+from storage.task import Lane, Task
 
 PING_SECONDS = 1.0
 LOCK_RETRY_SECONDS = 0.02
@@ -91,15 +89,6 @@ class Claim:
 
     tasks: Sequence[Task]
     next_time: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class ListFilter:
-    """Which tasks of a caller to list; an unset filter takes any."""
-
-    caller: str
-    prompt_id: str = ""
-    status: Status | None = None
 
 
 Observe = Callable[[str, float], None]
@@ -207,22 +196,40 @@ class Store:
         return await self._engine.heard(timeout)
 
     async def page(
-        self, which: ListFilter, before: tuple[float, str] | None, limit: int
+        self,
+        which: ListFilter,
+        before: tuple[float, str] | None,
+        limit: int,
+        max_bytes: float = math.inf,
     ) -> list[Task]:
         """Return tasks newest first, only those older than the (create_time, id) of `before`.
 
         Fewer than the limit are the last: others stand in for damaged rows.
+
+        Args:
+            which: The tasks to list.
+            before: The last task of the page before.
+            limit: How many to return at the most.
+            max_bytes: Of parameters and results. The task that exceeds them is the last one, but
+                never the first, so that a page that ends early can be told from the last page.
         """
         tasks: list[Task] = []
-        while (room := limit - len(tasks)) > 0:
-            sql, params = _page_query(which, before, room).bind(self._engine.db).sql()
-            rows = await self._all("page", sql, *params)
-            tasks += filter(None, map(readable, rows))
-            self._recent.update(tasks)
-            if len(rows) < room:
+        size = 0
+        while (room := limit - len(tasks)) > 0 and (len(tasks) < PAGE_LEAST or size <= max_bytes):
+            query = keys_query(self._engine.db, which, before, room)
+            found = [Key(*row) for row in await self._select("page", query)]
+            keys = reaching(found, max_bytes - size, PAGE_LEAST - len(tasks))
+            if not keys:
                 break
-            task_id, *_, create_time = rows[-1][:FIXED_COLUMNS]
-            before = create_time, task_id
+            rows = await self._select("page", tasks_query(which, keys))
+            sizes = {key.task_id: key.size for key in keys}
+            read = [task for task in map(readable, rows) if task and task.id in sizes]
+            tasks += read
+            size += sum(sizes[task.id] for task in read)
+            if len(keys) == len(found) < room:
+                break
+            before = keys[-1][:2]
+        self._recent.update(tasks)
         return tasks
 
     async def newest_ended(self, before: float, limit: int) -> list[Task]:
@@ -486,6 +493,10 @@ class Store:
         with self._observed(operation):
             return await self._engine.all(sql, *params)
 
+    async def _select(self, operation: str, query: Any) -> list[Row]:
+        sql, params = query.bind(self._engine.db).sql()
+        return await self._all(operation, sql, *params)
+
     async def _write(
         self,
         operation: str,
@@ -579,19 +590,3 @@ class _Observed:
 
 def _changes_no_task(answer: object) -> None:
     del answer
-
-
-def _page_query(which: ListFilter, before: tuple[float, str] | None, limit: int) -> Any:
-    newest_first = (TaskRow.create_time.desc(), TaskRow.id.desc())
-    where = _list_conditions(which, before)
-    return TaskRow.select(*COLUMNS).where(*where).order_by(*newest_first).limit(limit)
-
-
-def _list_conditions(which: ListFilter, before: tuple[float, str] | None) -> Iterator[Expression]:
-    yield TaskRow.caller == which.caller
-    if which.prompt_id:
-        yield TaskRow.prompt_id == which.prompt_id
-    if which.status:
-        yield TaskRow.status == which.status.value
-    if before:
-        yield Tuple(TaskRow.create_time, TaskRow.id) < before

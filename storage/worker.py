@@ -18,6 +18,7 @@ from peewee import Database
 from storage.errors import StorageUnavailableError, is_unavailable
 
 BATCH_MAX_JOBS = 256
+LISTS_MAX_JOBS = 4  # for reads of many rows
 WAITING_MAX_JOBS = 50_000
 
 Argument = TypeVar("Argument")
@@ -51,6 +52,7 @@ class Worker:
         transaction: Callable[[], AbstractContextManager[object]],
         *,
         one_commit: bool = False,
+        batch_max_jobs: int = BATCH_MAX_JOBS,
         recover: Callable[[], None] = lambda: None,
     ) -> None:
         """Start the thread.
@@ -60,11 +62,14 @@ class Worker:
             db: Connected in the thread when a job comes.
             transaction: What is done runs inside of it.
             one_commit: Whether all that waits shares a transaction, or each kind has its own.
+            batch_max_jobs: How many jobs are done together at the most: all of their results are
+                in memory at once.
             recover: Called in the thread once the database was away.
         """
         self._db = db
         self._transaction = transaction
         self._one_commit = one_commit
+        self._batch_max_jobs = batch_max_jobs
         self._recover = recover
         self.busy_since = math.inf  # by the monotonic clock; infinity while nothing is done
         # Why nobody could connect, and until when: who waited for that need not wait once more.
@@ -108,7 +113,7 @@ class Worker:
         job = self._jobs.get()
         while job is not None:
             batch.append(job)
-            if len(batch) == BATCH_MAX_JOBS:
+            if len(batch) == self._batch_max_jobs:
                 return batch
             try:
                 job = self._jobs.get_nowait()

@@ -159,6 +159,24 @@ async def test_all_six_calls_and_their_errors_come_through(site: Site, kie: Simu
     await eventually(lambda: kie.tasks[0]["callback_acknowledged"])
 
 
+async def test_a_caller_who_only_makes_large_errors_takes_no_replica_from_the_others(
+    site: Site,
+) -> None:
+    urls = ["\U0001f408" * 600] * 60
+    large = create_request({"midjourney": {"prompt": "\0", "task_type": 99, "file_urls": urls}})
+
+    async def errors() -> None:
+        for _ in range(100):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await site.stub.CreateTask(large)
+            assert refusal(caught.value).reason == "INVALID_PARAMS"
+
+    making = [asyncio.ensure_future(errors()) for _ in range(8)]
+    while not all(task.done() for task in making):
+        assert (await site.create("a cat")).id
+    await asyncio.gather(*making)
+
+
 async def test_an_upload_that_is_refused_half_way_says_why(site: Site) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(120):

@@ -13,9 +13,10 @@ import pytest
 
 from storage import postgres, sqlite
 from storage.errors import StorageUnavailableError
+from storage.pages import ListFilter
 from storage.postgres import migrate
 from storage.schema import MIGRATIONS
-from storage.store import ListFilter, Store, open_store
+from storage.store import Store, open_store
 from storage.task import Lane
 from tests.databases import change, connect, fill, rows
 from tests.harness import eventually

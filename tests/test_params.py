@@ -102,10 +102,10 @@ def text(most: int) -> Values:
     )
 
 
-def choice(*allowed: str, refused: Iterable[str] = ()) -> Values:
+def choice(*allowed: str, refused: Iterable[str] = (), unset: Any = NOT_SENT) -> Values:
     """One of some words, to the letter."""
     nearly = [f" {allowed[0]}", f"{allowed[0]}\0", f"{allowed[-1]}x", "no"]
-    return Values((("", NOT_SENT), *same(*allowed)), (*nearly, *refused))
+    return Values((("", unset), *same(*allowed)), (*nearly, *refused))
 
 
 def enum(prefix: str, unset: Any, /, **sent: str) -> Values:
@@ -139,15 +139,16 @@ FLAG = Values(same(True, False), ())
 
 # --- the kinds of tasks, with nothing set that can be left out ---
 
+IMAGEN4_ALWAYS = {"prompt": "p", "aspect_ratio": "1:1"}
 MINIMAL = {
-    "imagen4": Minimal({"prompt": "p"}, {"model": "google/imagen4-fast", "input": {"prompt": "p"}}),
+    "imagen4": Minimal({"prompt": "p"}, {"model": "google/imagen4-fast", "input": IMAGEN4_ALWAYS}),
     "imagen4 STANDARD": Minimal(
         {"prompt": "p", "api_model": "API_MODEL_STANDARD"},
-        {"model": "google/imagen4", "input": {"prompt": "p"}},
+        {"model": "google/imagen4", "input": IMAGEN4_ALWAYS},
     ),
     "imagen4 ULTRA": Minimal(
         {"prompt": "p", "api_model": "API_MODEL_ULTRA"},
-        {"model": "google/imagen4-ultra", "input": {"prompt": "p"}},
+        {"model": "google/imagen4-ultra", "input": IMAGEN4_ALWAYS},
     ),
     "midjourney TXT2IMG": Minimal(
         {"prompt": "p", "task_type": "TASK_TYPE_TXT2IMG"},
@@ -251,7 +252,11 @@ IMAGEN4 = [
         "imagen4",
         "aspect_ratio",
         "input.aspect_ratio",
-        choice("1:1", "16:9", "9:16", "3:4", "4:3", "auto", refused=("Auto", "2:1", "16/9")),
+        choice(
+            *("1:1", "16:9", "9:16", "3:4", "4:3", "auto"),
+            refused=("Auto", "2:1", "16/9"),
+            unset="1:1",
+        ),
     ),
     *(
         Rule(
@@ -747,15 +752,21 @@ A_NEWER_PROVIDER.provider_params.MergeFromString(b"\x7a\x03\x12\x01p")
 
 
 @pytest.mark.parametrize(
-    "request_without_model",
-    [pb.CreateTaskRequest(prompt_id="p"), NO_KIE, NO_MODEL, A_NEWER_MODEL, A_NEWER_PROVIDER],
+    ("request_without_model", "fields"),
+    [
+        (pb.CreateTaskRequest(prompt_id="p"), ["provider_params.kie"]),
+        (NO_KIE, ["provider_params.kie"]),
+        (NO_MODEL, ["provider_params.kie"]),
+        (A_NEWER_MODEL, ["provider_params.kie"]),
+        (A_NEWER_PROVIDER, ["provider_params", "provider_params.kie"]),
+    ],
     ids=["no params", "no provider", "no model", "a newer model", "a newer provider"],
 )
 async def test_a_request_without_a_known_model_names_the_oneof_and_costs_no_call(
-    untouched: Service, request_without_model: pb.CreateTaskRequest
+    untouched: Service, request_without_model: pb.CreateTaskRequest, fields: list[str]
 ) -> None:
     async with costing_nothing(untouched):
-        assert await broken_fields(untouched, request_without_model) == ["provider_params.kie"]
+        assert await broken_fields(untouched, request_without_model) == fields
 
 
 # --- all at once ---

@@ -8,8 +8,9 @@ import pytest
 from service.messages import Answers
 from service.server import _remember_ended
 from storage.errors import StorageUnavailableError
+from storage.pages import ListFilter
 from storage.recent import MAX_BYTES, RecentTasks
-from storage.store import ListFilter, Store, open_store
+from storage.store import Store, open_store
 from storage.task import Failure, Lane, Stage, Status, Task
 from tests.databases import change, locked
 from tests.storing import NO_LIMIT, NOW, Gate, claim, enqueued, new, off, send, stored

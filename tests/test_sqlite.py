@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from storage.errors import StorageConfigError, StorageUnavailableError
+from storage.pages import ListFilter
 from storage.sqlite import SqliteEngine
-from storage.store import Created, ListFilter, Store, open_store
+from storage.store import Created, Store, open_store
 from storage.task import Lane, Task
 from tests.databases import change, rows
 from tests.storing import (
@@ -175,7 +176,8 @@ FILE_LIMIT = """
 import asyncio, resource, sys
 from pathlib import Path
 from storage.errors import StorageUnavailableError
-from storage.store import Created, ListFilter, open_store
+from storage.pages import ListFilter
+from storage.store import Created, open_store
 from tests.storing import new
 from tests.test_sqlite import url
 

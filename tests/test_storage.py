@@ -12,6 +12,7 @@ from peewee import IntegrityError, PostgresqlDatabase, SqliteDatabase
 from playhouse.migrations import Runner
 from playhouse.schema_diff import diff_models
 
+from storage.pages import ListFilter
 from storage.postgres import is_postgres
 from storage.schema import MIGRATIONS, TABLES, TaskRow
 from storage.sqlite import sqlite_path
@@ -20,7 +21,6 @@ from storage.store import (
     Created,
     Creation,
     Existing,
-    ListFilter,
     QueueFull,
     Quota,
     Store,

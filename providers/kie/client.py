@@ -38,6 +38,7 @@ from providers.kie.envelope import (
 )
 from providers.kie.params import Params
 from providers.kie.registry import ADAPTERS
+from providers.public_address import is_public_url
 
 CONNECT_SECONDS = 10
 CREATE_SECONDS = (
@@ -79,6 +80,8 @@ class KieProvider:
         self._observe = observe
         self._api_url = api_url.rstrip("/")
         self._upload_url = upload_url.rstrip("/")
+        # A provider inside our network, such as the simulator, also reaches what is inside it.
+        self._public_urls = is_public_url(api_url)
         headers = {hdrs.AUTHORIZATION: f"Bearer {api_key}", hdrs.USER_AGENT: USER_AGENT}
         self._reads = aiohttp.ClientSession(
             headers=headers,
@@ -113,15 +116,18 @@ class KieProvider:
 
     def check(self, params: ProviderParams) -> None:
         """Raise ParamsError unless every rule holds."""
-        self._read_params(params)
+        self._read_params(params, public_urls=self._public_urls)
 
-    def _read_params(self, params: ProviderParams) -> tuple[Adapter, Params]:
+    def _read_params(
+        self, params: ProviderParams, *, public_urls: bool = False
+    ) -> tuple[Adapter, Params]:
         model = params.kie.WhichOneof("model")
         if model is None:
             names = ", ".join(ADAPTERS)
             raise ParamsError([Violation("provider_params.kie", f"must set one of {names}")])
         adapter = ADAPTERS[model]
-        return adapter, adapter.params.from_message(getattr(params.kie, model))
+        message = getattr(params.kie, model)
+        return adapter, adapter.params.from_message(message, public_urls=public_urls)
 
     # --- tasks ---
 

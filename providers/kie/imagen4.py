@@ -7,7 +7,7 @@ from pydantic import Field, field_serializer
 
 from providers.kie.adapter import Adapter
 from providers.kie.jobs import input_body, read_job
-from providers.kie.params import Given, Params, Prompt, Text, choice
+from providers.kie.params import PROMPT, TEXT, Given, Params, choice
 
 API_MODELS = {
     "FAST": "google/imagen4-fast",
@@ -26,9 +26,9 @@ class Imagen4(Params):
         Field(serialization_alias="model"),
         choice(API_MODELS),
     ] = "FAST"
-    prompt: Annotated[Prompt, Field(max_length=5_000)]
-    negative_prompt: Annotated[Text | None, Field(max_length=5_000)] = None
-    aspect_ratio: Literal["1:1", "16:9", "9:16", "3:4", "4:3", "auto"] | None = None
+    prompt: Annotated[str, Field(max_length=5_000), PROMPT]
+    negative_prompt: Annotated[str, Field(max_length=5_000), TEXT] | None = None
+    aspect_ratio: Literal["1:1", "16:9", "9:16", "3:4", "4:3", "auto"] = "1:1"
     num_images: Annotated[int | None, Field(ge=1, le=4)] = None
     seed: Annotated[int | None, Field(ge=0, le=2**31 - 1)] = None
 

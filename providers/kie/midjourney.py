@@ -9,7 +9,7 @@ from providers.base import Poll
 from providers.kie.adapter import Adapter
 from providers.kie.envelope import Envelope
 from providers.kie.flags import read_flagged
-from providers.kie.params import Given, Params, Prompt, Urls, Watermark, choice, count_rule
+from providers.kie.params import PROMPT, Given, Params, Urls, Watermark, choice, count_rule
 
 TASK_TYPES = {
     "TXT2IMG": "mj_txt2img",
@@ -34,7 +34,7 @@ class Midjourney(Params):
         Field(serialization_alias="taskType"),
         choice(TASK_TYPES),
     ]
-    prompt: Annotated[Prompt, Field(max_length=2_000)]
+    prompt: Annotated[str, Field(max_length=2_000), PROMPT]
     file_urls: Annotated[Urls, Field(serialization_alias="fileUrls")] = None
     speed: Annotated[Literal["RELAXED", "FAST", "TURBO"] | None, choice(SPEEDS)] = None
     aspect_ratio: Annotated[

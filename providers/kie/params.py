@@ -9,15 +9,25 @@ wants all mistakes at once.
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+)
 
 from providers.base import ParamsError, Violation
+from providers.public_address import is_public_host
 
 URL_MAX_CHARACTERS = 2_048
+URLS_MAX = 10  # the most that any model takes
 
 # What a message sets, by the proto's names; enums by the short names of their values (`FAST`).
 Given = Mapping[str, Any]
@@ -32,23 +42,38 @@ def _no_nul(text: str) -> str:
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be blank")
-    return text
+    return _no_nul(text)
 
 
-def _http_url(url: str) -> str:
+def _http_url(url: str, info: ValidationInfo) -> str:
     if any(c.isspace() or not c.isprintable() for c in url):
         raise ValueError("must not contain white space or control characters")
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+    try:
+        parts = urlsplit(url)
+        is_absolute = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:  # of a port or an IPv6 address
+        is_absolute = False
+    if not is_absolute:
         raise ValueError("must be an absolute http or https URL")
+    if info.context:
+        _require_public(parts)
     return url
 
 
-Text = Annotated[str, AfterValidator(_no_nul)]
-Prompt = Annotated[Text, AfterValidator(_not_blank)]
+def _require_public(parts: SplitResult) -> None:
+    host = parts.hostname or ""
+    if "@" in parts.netloc:
+        raise ValueError("must not contain a user name or password")
+    if not is_public_host(host):
+        raise ValueError(f"must be reachable from the internet: {host} is not")
+
+
+# The length comes first in these: the functions walk over the text.
+TEXT = AfterValidator(_no_nul)
+PROMPT = AfterValidator(_not_blank)
 Url = Annotated[str, Field(max_length=URL_MAX_CHARACTERS), AfterValidator(_http_url)]
-Urls = list[Url] | None
-Watermark = Annotated[Text | None, Field(max_length=100)]
+Urls = Annotated[list[Url], Field(max_length=URLS_MAX)] | None
+Watermark = Annotated[str, Field(max_length=100), TEXT] | None
 
 
 def choice(wire_values: Mapping[str, str]) -> PlainSerializer:
@@ -63,8 +88,12 @@ class Params(BaseModel):
     message_path: ClassVar[str]
 
     @classmethod
-    def from_message(cls, message: Message) -> Self:
+    def from_message(cls, message: Message, *, public_urls: bool = False) -> Self:
         """Check every rule of a model's message.
+
+        Args:
+            message: The model's message.
+            public_urls: Whether each URL must have a public host.
 
         Raises:
             ParamsError: With all broken rules, each by its path in the request.
@@ -72,15 +101,26 @@ class Params(BaseModel):
         given = read_message(message)
         violations = [Violation(f"{cls.message_path}.{f}", d) for f, d in cls.cross_rules(given)]
         try:
-            params = cls.model_validate(given)
+            params = cls.model_validate(given, context=public_urls)
         except ValidationError as error:
-            broken = [
-                Violation(_path(cls.message_path, e["loc"]), _words(e)) for e in error.errors()
-            ]
-            raise ParamsError(violations + broken) from None
+            raise ParamsError(violations + cls._broken(error, violations)) from None
         if violations:
             raise ParamsError(violations)
         return params
+
+    @classmethod
+    def _broken(cls, error: ValidationError, violations: list[Violation]) -> list[Violation]:
+        counted = {violation.field for violation in violations}
+        found = (
+            (_path(cls.message_path, e["loc"]), e)
+            for e in error.errors(include_url=False, include_input=False)
+        )
+        return [
+            Violation(path, _words(e))
+            for path, e in found
+            # The rule of the model has said how many values there may be.
+            if not (e["type"] == "too_long" and path in counted)
+        ]
 
     @classmethod
     def cross_rules(cls, given: Given) -> Iterator[tuple[str, str]]:
@@ -107,7 +147,8 @@ def count_rule(
 def read_message(message: Message) -> dict[str, Any]:
     """Return the set fields of a message.
 
-    The short names of its enum values, their numbers when unknown.
+    The short names of its enum values, their numbers when unknown. Of a list that is too long only
+    as much as shows it: a million values take seconds to walk over.
     """
     return {field.name: _value(field, value) for field, value in message.ListFields()}
 
@@ -115,7 +156,7 @@ def read_message(message: Message) -> dict[str, Any]:
 def _value(field: FieldDescriptor, value: Any) -> Any:
     if field.enum_type is not None:
         return _short_names(field.enum_type).get(value, value)
-    return list(value) if field.is_repeated else value
+    return value[: URLS_MAX + 1] if field.is_repeated else value
 
 
 @cache
@@ -136,8 +177,10 @@ def _words(error: Any) -> str:
             return "is required"
         case "literal_error":
             return f"must be one of {error['ctx']['expected']}"
-        case "too_long" | "string_too_long":
+        case "string_too_long":
             return f"must have at most {error['ctx']['max_length']} characters"
+        case "too_long":
+            return f"must hold at most {error['ctx']['max_length']} values"
         case "value_error":
             return str(error["ctx"]["error"])
         case _:

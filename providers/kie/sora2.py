@@ -7,7 +7,7 @@ from pydantic import Field, field_serializer
 
 from providers.kie.adapter import Adapter
 from providers.kie.jobs import input_body, read_job
-from providers.kie.params import Given, Params, Prompt, Urls, choice, count_rule
+from providers.kie.params import PROMPT, Given, Params, Urls, choice, count_rule
 
 API_MODELS = {
     "TEXT_TO_VIDEO": "sora-2-text-to-video",
@@ -29,7 +29,7 @@ class Sora2(Params):
         Field(serialization_alias="model"),
         choice(API_MODELS),
     ] = "TEXT_TO_VIDEO"
-    prompt: Annotated[Prompt, Field(max_length=10_000)]
+    prompt: Annotated[str, Field(max_length=10_000), PROMPT]
     image_urls: Urls = None
     aspect_ratio: Annotated[Literal["LANDSCAPE", "PORTRAIT"], choice(ASPECT_RATIOS)] = "LANDSCAPE"
     duration_seconds: Annotated[Literal[10, 15], Field(serialization_alias="n_frames")] = 10

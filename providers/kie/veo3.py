@@ -9,7 +9,7 @@ from providers.base import Poll
 from providers.kie.adapter import Adapter
 from providers.kie.envelope import Envelope
 from providers.kie.flags import read_flagged
-from providers.kie.params import Given, Params, Prompt, Urls, Watermark, choice, count_rule
+from providers.kie.params import PROMPT, Given, Params, Urls, Watermark, choice, count_rule
 
 API_MODELS = {"VEO3_FAST": "veo3_fast", "VEO3": "veo3", "VEO3_LITE": "veo3_lite"}
 IMAGE_COUNTS = {
@@ -30,7 +30,7 @@ class Veo3(Params):
         Field(serialization_alias="model"),
         choice(API_MODELS),
     ] = "VEO3_FAST"
-    prompt: Annotated[Prompt, Field(max_length=5_000)]
+    prompt: Annotated[str, Field(max_length=5_000), PROMPT]
     generation_type: Annotated[
         Literal["TEXT_2_VIDEO", "FIRST_AND_LAST_FRAMES_2_VIDEO", "REFERENCE_2_VIDEO"] | None,
         Field(serialization_alias="generationType"),

@@ -203,7 +203,7 @@ Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
 class CreateTaskRequest(_message.Message):
-    """Asks for one task."""
+    """Asks for one task. Fields that the server does not know are refused, at any depth."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -218,7 +218,7 @@ class CreateTaskRequest(_message.Message):
     """
     @_builtins.property
     def provider_params(self) -> Global___ProviderParams:
-        """What to generate, and by which model. Required."""
+        """What to generate, and by which model. Required. At most 64 KiB."""
 
     def __init__(
         self,
@@ -731,7 +731,7 @@ class Imagen4Params(_message.Message):
     negative_prompt: _builtins.str
     """What to avoid, at most 5000 characters."""
     aspect_ratio: _builtins.str
-    """1:1, 16:9, 9:16, 3:4, 4:3 or auto. Default: the provider's."""
+    """1:1, 16:9, 9:16, 3:4, 4:3 or auto. Default: 1:1."""
     num_images: _builtins.int
     """The number of images, 1-4; with API_MODEL_ULTRA only 1. Default: 1."""
     seed: _builtins.int
@@ -893,7 +893,7 @@ class MidjourneyParams(_message.Message):
     """How much the video moves. Only with TASK_TYPE_VIDEO and TASK_TYPE_VIDEO_HD. Default: MOTION_HIGH."""
     @_builtins.property
     def file_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Input images: absolute http(s) URLs of at most 2048 characters. Their number depends on task_type."""
+        """Input images: absolute http(s) URLs of at most 2048 characters, on public hosts. Their number depends on task_type."""
 
     def __init__(
         self,
@@ -1030,7 +1030,7 @@ class Veo3Params(_message.Message):
     """The length of the video in seconds: 4, 6 or 8. Default: the provider's."""
     @_builtins.property
     def image_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Input images: absolute http(s) URLs of at most 2048 characters. Their number depends on generation_type."""
+        """Input images: absolute http(s) URLs of at most 2048 characters, on public hosts. Their number depends on generation_type."""
 
     def __init__(
         self,
@@ -1165,7 +1165,7 @@ class Sora2Params(_message.Message):
     """Whether the provider removes its watermark. Default: the provider's."""
     @_builtins.property
     def image_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The input image: an absolute http(s) URL of at most 2048 characters. Only, and exactly 1, with an IMAGE variant."""
+        """The input image: an absolute http(s) URL of at most 2048 characters, on a public host. Only, and exactly 1, with an IMAGE variant."""
 
     def __init__(
         self,

@@ -1,0 +1,54 @@
+"""The rules of requests: what is checked before anything is stored or sent.
+
+The size of a value comes before any rule that walks over it, so that no request is expensive.
+"""
+
+from generated.generation.v1 import generation_pb2 as pb
+from providers.base import ParamsError, Provider, Violation
+from service.errors import invalid_params
+from service.unknown_fields import unknown_fields
+
+PROMPT_ID_MAX_CHARACTERS = 255
+REQUEST_ID_MAX_CHARACTERS = 128
+# What is stored of a task's parameters. By the rules of the models, only ten of the longest URLs in
+# characters of four bytes take more; all else stays below 50 KB.
+PARAMS_MAX_BYTES = 64 << 10
+
+
+def check_create(request: pb.CreateTaskRequest, provider: Provider) -> None:
+    """Raise INVALID_PARAMS with every broken rule of the request."""
+    unknown = unknown_fields(request)
+    violations = [
+        *text_rules("prompt_id", request.prompt_id, PROMPT_ID_MAX_CHARACTERS, required=True),
+        *text_rules("request_id", request.request_id, REQUEST_ID_MAX_CHARACTERS),
+        *unknown,
+    ]
+    try:
+        provider.check(request.provider_params)
+    except ParamsError as error:
+        # A model that seems to be missing may be the unknown field of the same message.
+        named = {violation.field for violation in unknown}
+        violations += [broken for broken in error.violations if broken.field not in named]
+    if not violations and request.provider_params.ByteSize() > PARAMS_MAX_BYTES:
+        violations = [Violation("provider_params", f"must have at most {PARAMS_MAX_BYTES} bytes")]
+    if violations:
+        raise invalid_params(violations)
+
+
+def check_task_id(task_id: str) -> None:
+    """Raise INVALID_PARAMS unless it may be the id of a task."""
+    if broken := text_rules("task_id", task_id, PROMPT_ID_MAX_CHARACTERS, required=True):
+        raise invalid_params(broken)
+
+
+def text_rules(
+    field: str, text: str, max_characters: int, *, required: bool = False
+) -> list[Violation]:
+    """Return the broken rules of a plain text."""
+    if required and not text:
+        return [Violation(field, "is required")]
+    if len(text) > max_characters:
+        return [Violation(field, f"must have at most {max_characters} characters")]
+    if "\0" in text:
+        return [Violation(field, "must not contain NUL")]
+    return []
