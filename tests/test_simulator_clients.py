@@ -6,6 +6,7 @@ They create, poll at once, take whatever they are told as final, and download; a
 import asyncio
 import json
 import logging
+import signal
 import socket
 import urllib.request
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ import pytest
 
 from providers.kie.simulated.addresses import PORTS_MAX, base_urls_by_port
 from providers.kie.simulator import Simulator, SimulatorSettings
+from tests.test_process import served
 from tests.test_simulator import IMAGEN4, JOBS, MIDJOURNEY, MJ, ORDERS, RECORDS, Kie
 from tests.test_simulator_uploads import PNG, form, upload
 
@@ -174,6 +176,20 @@ async def test_a_result_is_served_elsewhere_while_its_port_is_taken(
     async with bundled(tmp_path) as kie:
         assert await content(kie, old_url)
         assert await content(kie, newest_url)
+
+
+async def test_a_result_of_a_service_without_a_key_is_fetched_after_it_was_killed(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path) as service:
+        ended = await service.end((await service.create("a cat [sim:seconds=0.1]")).id)
+        under_way = (await service.create("a dog [sim:seconds=1]")).id
+        service.process.signal(signal.SIGKILL)
+        await service.process.exit_code()
+    async with served(tmp_path) as service, aiohttp.ClientSession() as session:
+        for task in (ended, await service.end(under_way)):
+            async with session.get(task.artifacts[0].url) as answer:
+                assert (answer.status, answer.content_type) == (200, "image/png")
 
 
 def test_only_ports_of_loopback_are_opened_again_newest_first_and_not_too_many() -> None:
