@@ -16,6 +16,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from providers.kie.simulated import media
+from providers.kie.simulated.lettering import lit
 from providers.kie.simulator import Simulator, SimulatorSettings
 
 STILL = SimulatorSettings(
@@ -111,16 +113,27 @@ async def test_a_pending_jobs_record_has_the_keys_and_nulls_of_the_wire(kie: Kie
     record = await kie.record(await kie.create())
     assert set(record) == {
         *("taskId", "model", "state", "param", "resultJson", "failCode", "failMsg"),
-        *("costTime", "completeTime", "createTime"),
+        *("costTime", "completeTime", "createTime", "creditsConsumed", "operationType"),
+        *("successFlag", "paramJson", "response", "progress"),
     }
-    assert (record["state"], record["resultJson"]) == ("waiting", "")
-    nulls = ("failCode", "failMsg", "costTime", "completeTime")
-    assert [record[name] for name in nulls] == [None] * 4
+    shown = (record["state"], record["successFlag"], record["resultJson"])
+    assert shown == ("waiting", 0, "")
+    nulls = ("failCode", "failMsg", "costTime", "completeTime", "response", "progress")
+    assert [record[name] for name in nulls] == [None] * 6
 
 
 async def test_the_input_inside_param_is_encoded_twice(kie: Kie) -> None:
     param = json.loads((await kie.record(await kie.create()))["param"])
-    assert json.loads(param["input"]) == {"prompt": "a cat", "nsfw_checker": False}
+    assert json.loads(param["input"]) == {"prompt": "a cat"}
+
+
+async def test_param_is_compact_sorted_and_holds_nothing_that_was_not_sent(kie: Kie) -> None:
+    wanted = {"prompt": "größe", "nsfw_checker": False, "aspect_ratio": "1:1"}
+    record = await kie.record(await kie.create(JOBS, {"model": "google/imagen4", "input": wanted}))
+    inner = '{"aspect_ratio":"1:1","nsfw_checker":false,"prompt":"größe"}'
+    outer = json.dumps({"input": inner, "model": "google/imagen4"}, ensure_ascii=False)
+    assert record["param"] == outer.replace('": ', '":').replace(', "', ',"')
+    assert record["paramJson"] == record["param"]
 
 
 async def test_a_finished_jobs_record_carries_a_url_for_each_image(kie: Kie) -> None:
@@ -128,8 +141,10 @@ async def test_a_finished_jobs_record_carries_a_url_for_each_image(kie: Kie) -> 
     task_id = await kie.create(JOBS, {"model": "google/imagen4-fast", "input": wanted})
     kie.simulator.finish(task_id)
     record = await kie.record(task_id)
-    assert record["state"] == "success"
+    assert (record["state"], record["successFlag"]) == ("success", 1)
     assert len(json.loads(record["resultJson"])["resultUrls"]) == 3
+    assert record["response"] == json.loads(record["resultJson"])
+    assert " " not in record["resultJson"]
 
 
 async def test_a_failed_jobs_record_carries_its_code_as_a_string(kie: Kie) -> None:
@@ -138,6 +153,7 @@ async def test_a_failed_jobs_record_carries_its_code_as_a_string(kie: Kie) -> No
     record = await kie.record(task_id)
     shown = (record["state"], record["failCode"], record["failMsg"], record["resultJson"])
     assert shown == ("fail", "501", "too dark", "")
+    assert (record["successFlag"], record["response"], record["creditsConsumed"]) == (3, None, 0.0)
 
 
 async def test_only_a_sora_record_shows_progress(kie: Kie) -> None:
@@ -155,9 +171,19 @@ async def test_a_veo_record_has_no_response_until_it_succeeds(kie: Kie) -> None:
     assert (pending["successFlag"], pending["response"]) == (0, None)
     assert (done["successFlag"], done["response"]["originUrls"]) == (1, None)
     assert len(done["response"]["resultUrls"]) == 1
+    assert (pending["errorMessage"], done["errorMessage"]) == (None, None)
 
 
-@pytest.mark.parametrize(("code", "flag"), [("400", 2), ("501", 3)])
+async def test_a_veo_success_tells_seeds_and_sound_and_9_16_has_equal_origin_urls(kie: Kie) -> None:
+    task_id = await kie.create(VEO, {**VEO3, "aspect_ratio": "9:16", "seeds": 12_345})
+    kie.simulator.finish(task_id)
+    response = (await kie.record(task_id, VEO))["response"]
+    assert response["originUrls"] == response["resultUrls"]
+    assert (response["seeds"], response["hasAudioList"]) == ([12_345], [True])
+    assert response["fullResultUrls"] is None
+
+
+@pytest.mark.parametrize(("code", "flag"), [("400", 2), ("500", 3), ("501", 3)])
 @pytest.mark.parametrize(("path", "body"), [(VEO, VEO3), (MJ, MIDJOURNEY)])
 async def test_a_failed_veo_or_mj_record_tells_who_failed_by_its_flag(
     kie: Kie, path: str, body: Any, code: str, flag: int
@@ -167,6 +193,14 @@ async def test_a_failed_veo_or_mj_record_tells_who_failed_by_its_flag(
     record = await kie.record(task_id, path)
     shown = (record["successFlag"], record["errorCode"], record["errorMessage"])
     assert shown == (flag, int(code), "unsafe")
+
+
+async def test_veo_times_are_integer_milliseconds_of_whole_seconds(kie: Kie) -> None:
+    task_id = await kie.create(VEO, VEO3)
+    kie.simulator.finish(task_id)
+    record = await kie.record(task_id, VEO)
+    times = [record["createTime"], record["completeTime"]]
+    assert [(type(time), time % 1000) for time in times] == [(int, 0)] * 2
 
 
 @pytest.mark.parametrize(
@@ -215,16 +249,6 @@ async def test_a_task_is_not_found_through_another_api(kie: Kie) -> None:
 REFUSED = [
     (JOBS, {}),
     (JOBS, {"model": "nobody/nothing", "input": {"prompt": "a"}}),
-    (JOBS, {"model": "google/imagen4", "input": {}}),
-    (JOBS, {"model": "google/imagen4", "input": {"prompt": " "}}),
-    (JOBS, {"model": "google/imagen4", "input": {"prompt": "a" * 5001}}),
-    (JOBS, {"model": "google/imagen4", "input": {"prompt": "a", "num_images": "5"}}),
-    (JOBS, {"model": "google/imagen4", "input": {"prompt": "a", "aspect_ratio": "2:1"}}),
-    (JOBS, {"model": "google/imagen4", "input": "a"}),
-    (JOBS, {**IMAGEN4, "callBackUrl": "ftp://example.com"}),
-    (JOBS, {"model": "sora-2-image-to-video", "input": {"prompt": "a"}}),
-    (JOBS, {"model": "sora-2-image-to-video", "input": {"prompt": "a", "image_urls": ["x"]}}),
-    (JOBS, {"model": "sora-2-text-to-video", "input": {"prompt": "a", "n_frames": "12"}}),
     (VEO, {"model": "veo3"}),
     (VEO, {**VEO3, "model": "veo2"}),
     (VEO, {**VEO3, "seeds": 9_999}),
@@ -256,10 +280,45 @@ async def test_a_body_that_breaks_a_rule_is_code_422_and_buys_nothing(
     assert kie.simulator.stats["purchases"]["total"] == 0
 
 
+REQUIRED, TOO_LONG = "This field is required", "The text length cannot exceed the maximum limit"
+NOT_ALLOWED = "is not within the range of allowed options"
+BAD_FIELDS = [
+    ("google/imagen4", {}, REQUIRED),
+    ("google/imagen4", {"prompt": " "}, REQUIRED),
+    ("google/imagen4", {"prompt": "a" * 5001}, TOO_LONG),
+    ("google/imagen4", {"prompt": "a", "num_images": "5"}, f"num_images {NOT_ALLOWED}"),
+    ("google/imagen4", {"prompt": "a", "num_images": 2}, f"num_images {NOT_ALLOWED}"),
+    ("google/imagen4", {"prompt": "a", "aspect_ratio": "2:1"}, f"aspect_ratio {NOT_ALLOWED}"),
+    ("google/imagen4", {"prompt": "a", "seed": 7}, TOO_LONG),
+    ("google/imagen4-fast", {"prompt": "a", "seed": "7"}, "seed must be a whole number"),
+    ("google/imagen4", "a", "input must be an object"),
+    ("sora-2-image-to-video", {"prompt": "a"}, REQUIRED),
+    ("sora-2-image-to-video", {"prompt": "a", "image_urls": ["x"]}, "image_urls must be"),
+    ("sora-2-text-to-video", {"prompt": "a", "n_frames": "12"}, f"n_frames {NOT_ALLOWED}"),
+    ("sora-2-text-to-video", {"prompt": "a", "n_frames": 15}, f"n_frames {NOT_ALLOWED}"),
+]
+
+
+@pytest.mark.parametrize(("model", "wanted", "words"), BAD_FIELDS)
+async def test_a_bad_field_of_a_jobs_order_is_code_500_with_the_words_seen_live(
+    kie: Kie, model: str, wanted: Any, words: str
+) -> None:
+    answer = await kie.post(JOBS, {"model": model, "input": wanted})
+    assert (answer["code"], answer["data"]) == (500, None)
+    assert answer["msg"].startswith(words)
+    assert kie.simulator.stats["purchases"]["total"] == 0
+
+
+async def test_an_unknown_model_is_code_422_with_the_words_seen_live(kie: Kie) -> None:
+    answer = await kie.post(JOBS, {"model": "nobody/nothing", "input": {"prompt": "a"}})
+    assert answer["code"] == 422
+    assert answer["msg"].startswith("The model name you specified is not supported")
+
+
 ACCEPTED = [
-    (JOBS, {"model": "google/imagen4", "input": {"prompt": "a", "num_images": 2, "seed": "7"}}),
+    (JOBS, {"model": "google/imagen4", "input": {"prompt": "a", "num_images": "2", "seed": "7"}}),
     (JOBS, {"model": "google/imagen4-fast", "input": {"prompt": "a", "seed": 7, "other": [1]}}),
-    (JOBS, {"model": "sora-2-text-to-video", "input": {"prompt": "a", "n_frames": 15}}),
+    (JOBS, {"model": "sora-2-text-to-video", "input": {"prompt": "a", "n_frames": "15"}}),
     (JOBS, {"model": "sora-2-pro-image-to-video", "input": {"prompt": "a", "image_urls": [IMAGE]}}),
     (VEO, {"prompt": "a"}),
     (VEO, {**VEO3, "aspect_ratio": "9:16"}),
@@ -277,10 +336,9 @@ async def test_what_real_clients_send_is_accepted(kie: Kie, path: str, body: Any
     assert (await kie.post(path, body))["msg"] == "success"
 
 
-async def test_a_bad_jobs_order_can_be_code_500_instead(kie: Kie) -> None:
-    kie.simulator.update(jobs_validation_code=500)
-    assert (await kie.post(JOBS, {"model": "google/imagen4", "input": {}}))["code"] == 500
-    assert (await kie.post(VEO, {}))["code"] == 422
+async def test_a_bad_jobs_order_can_be_code_422_instead(kie: Kie) -> None:
+    kie.simulator.update(jobs_validation_code=422)
+    assert (await kie.post(JOBS, {"model": "google/imagen4", "input": {}}))["code"] == 422
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b"[" * 100_000])
@@ -362,21 +420,44 @@ async def test_a_create_is_code_402_when_credits_run_out() -> None:
         assert (await kie.get("/api/v1/chat/credit"))["data"] == 1.0
 
 
-async def test_a_failed_task_is_not_refunded() -> None:
+async def balance(kie: Kie) -> float:
+    left = (await kie.get("/api/v1/chat/credit"))["data"]
+    assert isinstance(left, float)
+    return left
+
+
+async def test_a_task_that_fails_costs_nothing() -> None:
     async with running(credits=10, costs={"imagen4": 4.5}) as kie:
-        kie.simulator.finish(await kie.create(), state="fail")
-        assert (await kie.get("/api/v1/chat/credit"))["data"] == 5.5
+        task_id = await kie.create()
+        assert await balance(kie) == 5.5
+        kie.simulator.finish(task_id, state="fail")
+        assert await balance(kie) == 10
+        assert kie.simulator.stats["credits"] == {"balance": 10, "spent": 0}
 
 
-async def test_credits_consumed_are_reported_only_on_request(kie: Kie) -> None:
+async def test_a_task_that_fails_by_itself_is_refunded_once() -> None:
+    async with running(credits=10, seconds={"imagen4": (0, 0)}, fail_rate=1) as kie:
+        await kie.create()
+        assert [await balance(kie), await balance(kie)] == [10, 10]
+
+
+async def test_a_failure_that_becomes_a_success_costs_after_all(kie: Kie) -> None:
+    kie.simulator.update(credits=10)
     task_id = await kie.create()
-    assert "creditsConsumed" not in await kie.record(task_id)
-    kie.simulator.update(report_credits=True)
-    assert (await kie.record(task_id))["creditsConsumed"] == 4
+    kie.simulator.finish(task_id, state="fail")
+    kie.simulator.finish(task_id, state="fail")
+    assert await balance(kie) == 10
+    kie.simulator.finish(task_id)
+    assert await balance(kie) == 6
+
+
+async def test_a_record_tells_the_credits_before_the_task_ends(kie: Kie) -> None:
+    credits_ = (await kie.record(await kie.create()))["creditsConsumed"]
+    assert (type(credits_), credits_) == (float, 4.0)
 
 
 async def test_images_open_differ_and_have_the_aspect_ratio_that_was_ordered(kie: Kie) -> None:
-    wanted = {"prompt": "a cat", "num_images": 2, "aspect_ratio": "9:16"}
+    wanted = {"prompt": "a cat", "num_images": "2", "aspect_ratio": "9:16"}
     task_id = await kie.create(JOBS, {"model": "google/imagen4", "input": wanted})
     kie.simulator.finish(task_id)
     urls = json.loads((await kie.record(task_id))["resultJson"])["resultUrls"]
@@ -385,6 +466,28 @@ async def test_images_open_differ_and_have_the_aspect_ratio_that_was_ordered(kie
     assert struct.unpack(">II", first[16:24]) == (288, 512)
     pixels = first[first.index(b"IDAT") + 4 : first.index(b"IEND") - 8]
     assert len(zlib.decompress(pixels)) == 512 * (1 + 288 * 3)
+
+
+async def test_an_image_says_sample_and_what_it_was_ordered_with(kie: Kie) -> None:
+    words = media.png("a", (512, 512), ["google/imagen4-fast", "a cat"])
+    other = media.png("a", (512, 512), ["google/imagen4-fast", "a dog"])
+    task_id = await kie.create()
+    kie.simulator.finish(task_id)
+    name = f"{task_id}_0.png"
+    shown = await downloaded(kie, f"{kie.simulator.url}/results/{name}", "image/png")
+    assert shown == media.png(name, (512, 288), ["google/imagen4-fast", "a cat"])
+    assert len({words, other, media.png("a", (512, 512))}) == 3
+
+
+def test_every_dot_of_a_text_lies_inside_the_image() -> None:
+    for size in ((512, 256), (256, 512), (512, 512)):
+        rows = lit([("SAMPLE", 6), ("größe " * 400, 2)], size)
+        assert rows
+        assert min(rows) > 0
+        assert max(rows) < size[1]
+        dots = [dot for runs in rows.values() for run in runs for dot in run]
+        assert min(dots) > 0
+        assert max(dots) < size[0]
 
 
 async def test_videos_are_mp4_and_differ(kie: Kie) -> None:
@@ -433,8 +536,39 @@ async def test_a_download_link_is_given_for_own_results_only(kie: Kie) -> None:
     assert await downloaded(kie, link, "image/png") == await downloaded(kie, url, "image/png")
     async with kie.session.get(url, params={"expires": "1"}) as answer:
         assert answer.status == 403
-    other = await kie.post("/api/v1/common/download-url", {"url": IMAGE})
-    assert other == {"code": 422, "msg": "url is wrong", "data": None}
+    for wrong in (IMAGE, f"{IMAGE}/results/{task_id}_0.png", f"{kie.simulator.url}/results/x", 7):
+        other = await kie.post("/api/v1/common/download-url", {"url": wrong})
+        assert other == {"code": 422, "msg": "url is wrong", "data": None}
+
+
+async def test_a_download_link_has_the_host_that_was_asked(kie: Kie) -> None:
+    task_id = await kie.create()
+    kie.simulator.finish(task_id)
+    asked = kie.simulator.url.replace("127.0.0.1", "localhost")
+    url = f"{kie.simulator.url}/results/{task_id}_0.png"
+    link = f"{asked}/api/v1/common/download-url"
+    async with kie.session.post(link, json={"url": url}) as answer:
+        assert (await answer.json())["data"].startswith(f"{asked}/results/{task_id}_0.png?")
+
+
+@pytest.mark.parametrize(
+    ("accepts", "encoding"),
+    [
+        ("gzip, deflate", "gzip"),
+        ("deflate, GZIP;q=0.5", "gzip"),
+        ("identity", None),
+        ("gzip;q=0", None),
+        ("", None),
+    ],
+)
+async def test_api_answers_are_gzip_to_a_client_that_takes_it(
+    kie: Kie, accepts: str, encoding: str | None
+) -> None:
+    headers = {"Accept-Encoding": accepts}
+    for path in ("/api/v1/chat/credit", f"{RECORDS[VEO]}?taskId=x", "/api/v1/nowhere"):
+        async with kie.session.get(kie.simulator.url + path, headers=headers) as answer:
+            assert answer.headers.get("Content-Encoding") == encoding
+            assert "code" in await answer.json()
 
 
 async def test_a_video_can_be_extended_once_it_has_succeeded(kie: Kie) -> None:
@@ -445,6 +579,14 @@ async def test_a_video_can_be_extended_once_it_has_succeeded(kie: Kie) -> None:
     longer_id = await kie.create("/api/v1/veo/extend", order)
     kie.simulator.finish(longer_id)
     assert (await kie.record(longer_id, VEO))["response"]["fullResultUrls"]
+
+
+async def test_a_video_that_went_through_1080p_is_not_extended(kie: Kie) -> None:
+    task_id = await kie.create(VEO, VEO3)
+    kie.simulator.finish(task_id)
+    await kie.get("/api/v1/veo/get-1080p-video", taskId=task_id)
+    answer = await kie.post("/api/v1/veo/extend", {"taskId": task_id, "prompt": "on and on"})
+    assert (answer["code"], answer["data"]) == (422, None)
 
 
 async def test_a_1080p_version_is_there_some_time_after_its_video() -> None:

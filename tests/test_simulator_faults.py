@@ -246,6 +246,11 @@ async def test_a_prompt_can_ask_for_its_own_refusal(kie: Kie, directive: str, co
     assert bought(kie) == 0
 
 
+async def test_a_refusal_that_a_prompt_asks_for_says_so(kie: Kie) -> None:
+    answer = await kie.post(MJ, {**MIDJOURNEY, "prompt": "a cat [sim:create=402]"})
+    assert answer["msg"] == "Refused by a directive of the prompt"
+
+
 @pytest.mark.parametrize(("path", "body"), ORDERS)
 async def test_a_prompt_can_ask_to_fail_at_once(kie: Kie, path: str, body: Any) -> None:
     prompt = "a cat [sim:fail=400 Too many cats] [sim:seconds=0]"

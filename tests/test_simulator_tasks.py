@@ -12,7 +12,7 @@ from providers.kie.simulated.models import MODELS
 from providers.kie.simulated.rules import jobs_order
 from providers.kie.simulated.settings import FIXED_AT_START
 from providers.kie.simulated.tasks import Purchase, Task, TaskBook, draw_task
-from providers.kie.simulated.world import SlidingWindow
+from providers.kie.simulated.windows import SlidingWindow
 from providers.kie.simulator import SimulatorSettings
 from tests.test_simulator import IMAGEN4, JOBS, Kie, running
 

@@ -15,13 +15,20 @@ limits, and misbehaves on order: see docs/simulator.md.
     simulated.tasks         a task's course, and the book that remembers tasks
     simulated.records       records and callbacks as seen from outside
     simulated.faults        what may go wrong, where and how often
+    simulated.exact         messages of any shape, byte for byte
     simulated.callbacks     sending callbacks
-    simulated.world         the account: balance, limits, counters
+    simulated.world         the account: tasks, limits, counters
+    simulated.ledger        its money
+    simulated.windows       counting against limits
     simulated.wire          envelopes, bounded bodies, spoiled answers
-    simulated.api           handlers of the API host and of results
+    simulated.api           handlers of the API host
+    simulated.results       handlers of the media host
     simulated.uploads       handlers of the upload host
+    simulated.files         the uploaded files
+    simulated.addresses     ports that earlier links name
     simulated.control       handlers under /simulator/
     simulated.media         sample results
+    simulated.lettering     the words on them
 """
 
 import asyncio
@@ -36,17 +43,22 @@ from typing import Any, Final, Self
 
 from aiohttp import web
 
+from providers.kie.simulated.addresses import base_urls_by_port, url_of
 from providers.kie.simulated.api import Api
 from providers.kie.simulated.control import Control, answer_bad_input
 from providers.kie.simulated.faults import FaultRule, parse_fault
+from providers.kie.simulated.files import FileStore
 from providers.kie.simulated.options import Given, read_options
+from providers.kie.simulated.results import Results
 from providers.kie.simulated.settings import SimulatorSettings
 from providers.kie.simulated.tasks import FAILED_CODE, FAILED_MSG, SUCCESS
 from providers.kie.simulated.uploads import Uploads
-from providers.kie.simulated.wire import api_answer, envelope
+from providers.kie.simulated.wire import answer_in_gzip, api_answer, envelope
 from providers.kie.simulated.world import World
 
 __all__ = ["FaultRule", "Simulator", "SimulatorSettings", "main", "parse_fault"]
+
+logger = logging.getLogger(__name__)
 
 STOP_SECONDS: Final = 0.1
 """How long a request in progress may take to end when the simulator stops."""
@@ -63,7 +75,7 @@ class Simulator:
         self._settings = settings or SimulatorSettings()
         self._world = World(self._settings)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._uploads: Uploads | None = None
+        self._files: FileStore | None = None
         self._runner: web.AppRunner | None = None
         self._url: str | None = None
         self._at_work: set[asyncio.Task[Any]] = set()
@@ -71,27 +83,60 @@ class Simulator:
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """Serve on `host` and `port`; 0 picks a free port, which `url` then names.
 
+        With a state file, 0 picks the ports that the links of remembered results and uploads name,
+        the newest first, and a new one only if none of them is free.
+
         Raises:
             OSError: the address cannot be served on.
         """
         assert self._runner is None, "a simulator starts once"
-        self._folder = tempfile.TemporaryDirectory(prefix="kie-simulator-")
+        files = self._files = FileStore(self._files_folder())
         self._runner = web.AppRunner(
-            self._application(Path(self._folder.name)),
-            shutdown_timeout=STOP_SECONDS,
-            access_log=None,
+            self._application(files), shutdown_timeout=STOP_SECONDS, access_log=None
         )
         try:
             await self._runner.setup()
-            await web.TCPSite(self._runner, host, port).start()
+            lost_urls = await self._listen(self._runner, host, port, files)
         except BaseException:
             await self.stop()
             raise
-        self._url = _url_of(self._runner.addresses[0])
-        self._world.resume()
+        self._url = url_of(self._runner.addresses[0])
+        self._world.resume(lost_urls, self._url)
+
+    def _files_folder(self) -> Path:
+        if lasting := self._settings.files_folder:
+            return lasting
+        self._folder = tempfile.TemporaryDirectory(prefix="kie-simulator-")
+        return Path(self._folder.name)
+
+    async def _listen(
+        self, runner: web.AppRunner, host: str, port: int, files: FileStore
+    ) -> list[str]:
+        """Open the ports; return the base URLs of earlier links that are served no more."""
+        links = [*(task.base_url for task in self._world.tasks), *files.base_urls]
+        earlier = {} if port or self._settings.public_url else base_urls_by_port(links)
+        lost_urls: list[str] = []
+        for number, urls in earlier.items():
+            site = web.TCPSite(runner, host, number)
+            try:
+                await site.start()
+            except OSError:
+                await site.stop()
+                lost_urls += urls
+                logger.warning(
+                    "port %s is in use: links to earlier results and uploads with that port do not "
+                    "work until a restart finds it free; records name the new port instead",
+                    number,
+                )
+        if not runner.sites:
+            await web.TCPSite(runner, host, port).start()
+        return lost_urls
 
     async def stop(self) -> None:
-        """Stop serving and sending, drop the uploads; a request in progress is cut off."""
+        """Stop serving and sending; a request in progress is cut off.
+
+        Uploads are dropped unless there is a state file.
+        """
         await self._world.stop()
         if self._runner:
             await self._runner.cleanup()
@@ -196,8 +241,8 @@ class Simulator:
     def reset(self) -> None:
         """Forget tasks, faults, counts, uploads and changed settings."""
         self._world.reset(self._settings)
-        if self._uploads:
-            self._uploads.clear()
+        if self._files:
+            self._files.clear()
 
     async def callbacks_idle(self) -> None:
         """Wait until no callback is under way; planned ones do not count."""
@@ -223,14 +268,14 @@ class Simulator:
             work.cancel()
         await asyncio.gather(*self._at_work, return_exceptions=True)
 
-    def _application(self, folder: Path) -> web.Application:
+    def _application(self, files: FileStore) -> web.Application:
         application = web.Application(
-            middlewares=[self._track, answer_bad_input, answer_unknown_paths]
+            middlewares=[self._track, answer_in_gzip, answer_bad_input, answer_unknown_paths]
         )
         api = Api(self._world)
-        self._uploads = Uploads(self._world, api, folder)
         application.add_routes(api.routes())
-        application.add_routes(self._uploads.routes())
+        application.add_routes(Results(self._world, api).routes())
+        application.add_routes(Uploads(self._world, api, files).routes())
         application.add_routes(Control(self._world, self.reset).routes())
         return application
 
@@ -248,11 +293,6 @@ async def answer_unknown_paths(
     except web.HTTPException as error:
         return api_answer(envelope(error.status, error.reason), error.status)
     return answer
-
-
-def _url_of(address: tuple[Any, ...]) -> str:
-    host, port = address[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def serve(given: Given) -> None:

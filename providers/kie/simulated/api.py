@@ -1,4 +1,4 @@
-"""The simulated API host: creates, records, credits and result downloads.
+"""The simulated API host: creates, records and credits.
 
 HTTP status is 200 even for errors, as on the wire. A request goes through the same steps whatever
 it asks for: count it, let a fault spoil it, check the key, hold it against the limits, answer.
@@ -9,20 +9,19 @@ import hashlib
 import hmac
 import logging
 import random
-import re
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from aiohttp import web
 
-from providers.kie.simulated import media
-from providers.kie.simulated.faults import ACCEPTED, ARRIVAL, FINISHED, PENDING, SENDING, SUCCEEDED
+from providers.kie.simulated import wire
+from providers.kie.simulated.faults import ACCEPTED, ARRIVAL, FINISHED, PENDING, SUCCEEDED
 from providers.kie.simulated.models import MODELS, Model
 from providers.kie.simulated.records import Record, record_of
 from providers.kie.simulated.rules import (
     INVALID,
     VEO_4K,
+    BadFieldError,
     Body,
     Order,
     RefusedError,
@@ -38,36 +37,28 @@ from providers.kie.simulated.rules import (
 )
 from providers.kie.simulated.tasks import (
     FAIL,
-    FINAL_STATES,
     SUCCESS,
     Task,
     code_and_message,
     directives_in,
+    prompt_of,
 )
-from providers.kie.simulated.wire import (
-    api_answer,
-    bearer_of,
-    cut,
-    envelope,
-    json_object,
-    send_bytes,
-    spoiled,
-)
+from providers.kie.simulated.wire import api_answer, bearer_of, cut, envelope, json_object
 from providers.kie.simulated.world import World
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-DOWNLOAD_URL_SECONDS: Final = 20 * 60
 HD_SECONDS: Final = (2.0, 90.0)
 """How long a 1080P version takes after its video, by default and realistically."""
-RESULT_NAME: Final = re.compile(r"([0-9a-f]{32})_\w{1,20}\.(png|mp4)", re.ASCII)
 NOT_VISIBLE: Final = {
-    "jobs": "recordInfo is null",
-    "veo": "record is null",
-    "mj": "record is null",  # guessed: no document says
+    "jobs": envelope(INVALID, "recordInfo is null"),
+    "veo": envelope(INVALID, "record is null"),
+    "mj": envelope(INVALID, "record is null"),  # guessed: no document says
 }
+NO_SOURCE: Final = {"veo": "record is null", "mj": "Record does not exist"}
+DIRECTED_MSG: Final = "Refused by a directive of the prompt"
 
 
 class Api:
@@ -93,30 +84,28 @@ class Api:
             web.post(f"{v1}/mj/generateVary", self._creator(mj_vary_order)),
             web.post(f"{v1}/mj/generateVideoExtend", self._creator(mj_extend_order)),
             web.get(f"{v1}/chat/credit", self._credit),
-            web.post(f"{v1}/common/download-url", self._download_url),
-            web.get("/results/{name}", self._result),
         ]
 
     def _creator(self, read: Callable[[Body], Order]) -> Handler:
         """A handler that buys what `read` finds in the request's body."""
 
         async def create(request: web.Request) -> web.StreamResponse:
-            await self._arrived(request)
+            await self.arrived(request)
             self._world.note_create()
             try:
                 body = await json_object(request)
             except ValueError as error:
-                return self._refusal(request, RefusedError(INVALID, str(error)))
+                return self.refusal(request, RefusedError(INVALID, str(error)))
             model = model_named_in(request.path, body)
-            if answer := await self._spoiled(request, "create", ARRIVAL, model):
+            if answer := await self.spoiled(request, "create", ARRIVAL, model):
                 return answer
             try:
                 task = self._bought(request, read, body)
             except RefusedError as refused:
-                return self._refusal(request, refused)
+                return self.refusal(request, refused)
             if "lost" in directives_in(prompt_of(task)):
                 return cut(request)
-            if answer := await self._spoiled(request, "create", ACCEPTED, model):
+            if answer := await self.spoiled(request, "create", ACCEPTED, model, taskId=task.id):
                 return answer
             return api_answer(envelope(200, "success", _created(task)))
 
@@ -127,16 +116,18 @@ class Api:
         self._world.admit_create(key)
         order = read(body)
         if wish := directives_in(order.prompt).get("create"):
-            code, msg = code_and_message(wish, "500", "RefusedError by a directive of the prompt")
+            code, msg = code_and_message(wish, "500", DIRECTED_MSG)
             raise RefusedError(int(code), msg)
         if order.source_id:
             self._finished_task(order.source_id, order.model.api)
+        if order.model.name == "veo_extend" and self._world.is_upscaled(order.source_id or ""):
+            raise RefusedError(INVALID, "A video that went through 1080P cannot be extended")
         return self._world.buy(order, self.base_url(request))
 
-    def _refusal(self, request: web.Request, refused: RefusedError) -> web.Response:
+    def refusal(self, request: web.Request, refused: RefusedError) -> web.Response:
         """The answer to a request for which nothing is bought."""
         settings, code = self._world.settings, refused.code
-        if code == INVALID and request.path.endswith("/jobs/createTask"):
+        if isinstance(refused, BadFieldError) and request.path.endswith("/jobs/createTask"):
             code = settings.jobs_validation_code
         if request.method == "POST":
             self._world.refused[code] += 1
@@ -148,47 +139,55 @@ class Api:
         """A handler that shows the records of one API."""
 
         async def record(request: web.Request) -> web.StreamResponse:
-            await self._arrived(request)
+            await self.arrived(request)
             self._world.note_record()
             task = self._world.tasks.get(request.query.get("taskId", ""))
             if task:
                 self._world.tasks.note_poll(task.id, self._world.now_ms())
-            model = task.kind if task else None
-            if answer := await self._spoiled(request, "record", ARRIVAL, model, NOT_VISIBLE[api]):
+            if answer := await self._spoiled_record(request, task, api):
                 return answer
             try:
-                shown = self._shown(request, task, api)
+                self._world.admit_record(self.authorised(request))
             except RefusedError as refused:
-                return self._refusal(request, refused)
-            return api_answer(envelope(200, "success", shown))
+                return self.refusal(request, refused)
+            shown = self._shown(task, api)
+            return api_answer(envelope(200, "success", shown) if shown else NOT_VISIBLE[api])
 
         return record
 
-    def _shown(self, request: web.Request, task: Task | None, api: str) -> Record:
-        self._world.admit_record(self.authorised(request))
+    async def _spoiled_record(
+        self, request: web.Request, task: Task | None, api: str
+    ) -> web.StreamResponse | None:
+        model, task_id = task.kind if task else None, request.query.get("taskId", "")
+        return await self.spoiled(
+            request, "record", ARRIVAL, model, NOT_VISIBLE[api], taskId=task_id
+        )
+
+    def _shown(self, task: Task | None, api: str) -> Record | None:
+        """The record of a task; None while nobody can see one."""
         now_ms = self._world.now_ms()
         if task is None or task.kind.api != api or now_ms < task.visible_ms:
-            raise RefusedError(INVALID, NOT_VISIBLE[api])
+            return None
         moment = {SUCCESS: SUCCEEDED, FAIL: FINISHED}.get(task.state_at(now_ms), PENDING)
         fault = self._world.faults.take("record", moment, task.kind)
         return record_of(task, now_ms, self._world.settings, fault)
 
     async def _veo_1080p(self, request: web.Request) -> web.StreamResponse:
-        await self._arrived(request)
+        await self.arrived(request)
         task = self._world.tasks.get(request.query.get("taskId", ""))
-        model = task.kind if task else None
-        if answer := await self._spoiled(request, "record", ARRIVAL, model, NOT_VISIBLE["veo"]):
+        if answer := await self._spoiled_record(request, task, "veo"):
             return answer
         try:
             self.authorised(request)
             url = self._url_in_1080p(request)
         except RefusedError as refused:
-            return self._refusal(request, refused)
+            return self.refusal(request, refused)
         return api_answer(envelope(200, "success", {"resultUrl": url}))
 
     def _url_in_1080p(self, request: web.Request) -> str:
         task = self._finished_task(request.query.get("taskId", ""), "veo")
         assert task.ends_ms is not None
+        self._world.note_upscaled(task.id)
         settings = self._world.settings
         seconds = HD_SECONDS[settings.realistic] / settings.speed
         if self._world.now_ms() < task.ends_ms + seconds * 1000:
@@ -225,55 +224,20 @@ class Api:
         """
         task = self._world.tasks.get(task_id)
         if task is None or task.kind.api != api:
-            raise RefusedError(INVALID, NOT_VISIBLE[api])
+            raise RefusedError(INVALID, NO_SOURCE[api])
         if task.state_at(self._world.now_ms()) != SUCCESS:
             raise RefusedError(INVALID, "record status is not success")
         return task
 
     async def _credit(self, request: web.Request) -> web.StreamResponse:
-        await self._arrived(request)
-        if answer := await self._spoiled(request, "credit", ARRIVAL, None):
+        await self.arrived(request)
+        if answer := await self.spoiled(request, "credit", ARRIVAL, None):
             return answer
         try:
             self.authorised(request)
         except RefusedError as refused:
-            return self._refusal(request, refused)
+            return self.refusal(request, refused)
         return api_answer(envelope(200, "success", self._world.balance))
-
-    async def _download_url(self, request: web.Request) -> web.StreamResponse:
-        await self._arrived(request)
-        try:
-            self.authorised(request)
-            body = await json_object(request)
-        except RefusedError as refused:
-            return self._refusal(request, refused)
-        except ValueError as error:
-            return self._refusal(request, RefusedError(INVALID, str(error)))
-        url, base_url = body.get("url"), self.base_url(request)
-        if not isinstance(url, str) or not url.startswith(f"{base_url}/results/"):
-            return self._refusal(request, RefusedError(INVALID, "url is wrong"))
-        expires = int(time.time()) + DOWNLOAD_URL_SECONDS
-        return api_answer(envelope(200, "success", f"{url}?expires={expires}"))
-
-    async def _result(self, request: web.Request) -> web.StreamResponse:
-        """A result file; it needs no key, as on the real media hosts."""
-        self._count(request)
-        named = RESULT_NAME.fullmatch(request.match_info["name"])
-        task = self._world.tasks.get(named[1]) if named else None
-        model = task.kind if task else None
-        if answer := await self._spoiled(request, "result", ARRIVAL, model):
-            return answer
-        if named is None or task is None or not self._serves(task, named[2]):
-            return web.Response(status=404, text="404 Not Found")
-        if _has_expired(request.query.get("expires", "")):
-            return web.Response(status=403, text="403 Forbidden")
-        content = media.mp4(named[0]) if named[2] == "mp4" else media.png(named[0], task.size)
-        truncated = self._world.faults.take("result", SENDING, model) is not None
-        content_type = media.CONTENT_TYPES[named[2]]
-        return await send_bytes(request, content, content_type, truncated=truncated)
-
-    def _serves(self, task: Task, extension: str) -> bool:
-        return task.kind.media == extension and task.state_at(self._world.now_ms()) in FINAL_STATES
 
     def authorised(self, request: web.Request) -> str:
         """The request's bearer key.
@@ -291,37 +255,34 @@ class Api:
         here = self._world.settings.public_url or f"{request.scheme}://{request.host}"
         return here.rstrip("/")
 
-    async def _arrived(self, request: web.Request) -> None:
+    async def arrived(self, request: web.Request) -> None:
         """Count a request and make it wait as long as the API does."""
-        self._count(request)
+        self.count(request)
         low, high = self._world.settings.latency
         if high:
             await asyncio.sleep(random.uniform(low, high))
 
-    def _count(self, request: web.Request) -> None:
+    def count(self, request: web.Request) -> None:
+        """Count a request by its path."""
         resource = request.match_info.route.resource
         assert resource is not None
         self._world.requests[resource.canonical] += 1
 
-    async def _spoiled(
+    async def spoiled(
         self,
         request: web.Request,
         endpoint: str,
         moment: str,
         model: Model | None,
-        not_found_msg: str = "",
+        not_found: Mapping[str, Any] | None = None,
+        **values: str,
     ) -> web.StreamResponse | None:
         """The answer that a fault gives in place of the right one, or None."""
         rule = self._world.faults.take(endpoint, moment, model)
         if rule is None:
             return None
         logger.info("%s struck by fault %s", request.path, rule.kind)
-        return await spoiled(rule, request, not_found_msg)
-
-
-def prompt_of(task: Task) -> str:
-    """The prompt that a task was created with."""
-    return Order(model=task.kind, body=task.body).prompt
+        return await wire.spoiled(rule, request, not_found, **values)
 
 
 def _created(task: Task) -> dict[str, Any]:
@@ -333,11 +294,6 @@ def _created(task: Task) -> dict[str, Any]:
 
 def _in_4k(task: Task, urls: list[str] | None) -> dict[str, Any]:
     return {"taskId": task.id, "resultUrls": urls, "imageUrls": None if urls is None else []}
-
-
-def _has_expired(expires: str) -> bool:
-    unix_seconds = int(expires) if re.fullmatch(r"[0-9]{1,12}", expires) else 0
-    return bool(expires) and unix_seconds <= time.time()
 
 
 def _same(key: str, other: str) -> bool:

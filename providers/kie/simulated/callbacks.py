@@ -17,7 +17,8 @@ from collections.abc import Callable
 
 import aiohttp
 
-from providers.kie.simulated.faults import SENDING, FaultBook
+from providers.kie.simulated.exact import Exact
+from providers.kie.simulated.faults import CALLING, FaultBook
 from providers.kie.simulated.records import callback_of
 from providers.kie.simulated.settings import SimulatorSettings
 from providers.kie.simulated.tasks import Task
@@ -98,22 +99,29 @@ class Callbacks:
         delivery.add_done_callback(self._deliveries.discard)
 
     async def _deliver(self, task: Task) -> None:
-        fault = self._faults.take("callback", SENDING, task.kind)
+        fault = self._faults.take("callback", CALLING, task.kind)
         kind = fault.kind if fault else ""
         if kind == "drop":
             self.counts["dropped"] += 1
             return
         if fault and kind == "delay":
             await asyncio.sleep(fault.seconds)
+        exact = fault.exact if fault and kind == "exact" else None
+        if exact:
+            await asyncio.sleep(exact.delay_seconds)
         copies = 1 + self._settings().callback_duplicates + (kind == "duplicate")
         for _ in range(copies):
-            await self._deliver_copy(task, forged=kind == "wrong_signature")
+            await self._deliver_copy(task, exact, forged=kind == "wrong_signature")
 
-    async def _deliver_copy(self, task: Task, *, forged: bool) -> None:
-        for wait_seconds in (0.0, *self._settings().callback_retry_seconds):
+    async def _deliver_copy(self, task: Task, exact: Exact | None, *, forged: bool) -> None:
+        for wait_seconds in (0.0, *self._settings().callback_waits):
             await asyncio.sleep(wait_seconds)
+            headers = self._headers(task.id, forged=forged)
+            body = json.dumps(callback_of(task)).encode()
+            if exact:
+                headers, body = exact.headers_over(headers), exact.content(taskId=task.id)
             async with self._slots:
-                acknowledged = await self._post(task, forged=forged)
+                acknowledged = await self._post(task, headers, body)
             if acknowledged:
                 self._note_acknowledged(task.id)
                 return
@@ -126,17 +134,15 @@ class Callbacks:
         if len(self._acknowledged) > self._settings().tasks_max:
             del self._acknowledged[next(iter(self._acknowledged))]
 
-    async def _post(self, task: Task, *, forged: bool) -> bool:
+    async def _post(self, task: Task, headers: dict[str, str], body: bytes) -> bool:
         assert task.callback_url is not None
         self.counts["sent"] += 1
-        settings = self._settings()
-        body = json.dumps(callback_of(task, settings))
-        timeout = aiohttp.ClientTimeout(total=settings.callback_timeout_seconds)
+        timeout = aiohttp.ClientTimeout(total=self._settings().callback_timeout_seconds)
         try:
             async with self._opened_session().post(
                 task.callback_url,
                 data=body,
-                headers=self._headers(task.id, forged=forged),
+                headers=headers,
                 timeout=timeout,
                 allow_redirects=False,
             ) as answer:

@@ -4,6 +4,8 @@ A rule names an endpoint class, a kind, and whom it hits. Each kind has one mome
 request (nothing is bought), after it was accepted (bought, but the answer is lost), while a record
 or a result is shown, or while a callback is sent. The simulator asks `FaultBook.take` at each of
 these moments, and a rule counts only the requests that could have set it off.
+
+`exact` and `accept_then_exact` send any message byte for byte: see `exact.Exact`.
 """
 
 import itertools
@@ -12,9 +14,10 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, get_type_hints
 
+from providers.kie.simulated.exact import Exact, exact_from_json
 from providers.kie.simulated.models import FAMILIES, MODELS, Model
 
 HTTP_ENDPOINTS: Final = frozenset({"create", "record", "upload", "credit", "result"})
@@ -27,6 +30,7 @@ PENDING: Final = "pending"
 FINISHED: Final = "finished"
 SUCCEEDED: Final = "succeeded"
 SENDING: Final = "sending"
+CALLING: Final = "calling"
 
 _EVERYWHERE: Final = HTTP_ENDPOINTS
 _RECORD: Final = frozenset({"record"})
@@ -56,11 +60,17 @@ KINDS: Final[Mapping[str, tuple[frozenset[str], frozenset[str]]]] = {
     "no_urls": (_RECORD, frozenset({SUCCEEDED})),
     "result_object": (_RECORD, frozenset({SUCCEEDED})),
     "truncate": (frozenset({"result"}), frozenset({SENDING})),
-    "drop": (_CALLBACK, frozenset({SENDING})),
-    "duplicate": (_CALLBACK, frozenset({SENDING})),
-    "wrong_signature": (_CALLBACK, frozenset({SENDING})),
-    "delay": (_CALLBACK, frozenset({SENDING})),
+    "drop": (_CALLBACK, frozenset({CALLING})),
+    "duplicate": (_CALLBACK, frozenset({CALLING})),
+    "wrong_signature": (_CALLBACK, frozenset({CALLING})),
+    "delay": (_CALLBACK, frozenset({CALLING})),
 }
+EXACT_KINDS: Final[Mapping[str, tuple[frozenset[str], frozenset[str]]]] = {
+    # the same of faults that have as many outcomes as there are messages
+    "exact": (_EVERYWHERE | _CALLBACK, frozenset({ARRIVAL, CALLING})),
+    "accept_then_exact": (_PAID, frozenset({ACCEPTED})),
+}
+ALL_KINDS: Final = {**KINDS, **EXACT_KINDS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +79,7 @@ class FaultRule:
 
     Attributes:
         endpoint: create, record, upload, callback, credit, result or any (each but callback).
-        kind: one of `KINDS`.
+        kind: one of `ALL_KINDS`.
         family: only requests of this family: imagen4, midjourney, veo3 or sora2.
         model: only requests of exactly this model, e.g. `google/imagen4-fast` or `mj_video`.
         times: how often it strikes; 0 = until cleared.
@@ -81,6 +91,7 @@ class FaultRule:
         body: the body of those two: a page, or plain text such as `error code: 1010`.
         seconds: the wait of `slow` and `delay`.
         state: the state that `unknown_state` shows; Veo and Midjourney show successFlag 9.
+        exact: what `exact` and `accept_then_exact` send; an empty HTTP 200 unless it says more.
     """
 
     endpoint: str
@@ -98,14 +109,15 @@ class FaultRule:
     )
     seconds: float = 5.0
     state: str = "archived"
+    exact: Exact = field(default_factory=Exact)
 
     def __post_init__(self) -> None:
         if self.endpoint not in ENDPOINTS:
             raise ValueError(f"unknown endpoint {self.endpoint!r}: one of {_listed(ENDPOINTS)}")
-        if self.kind not in KINDS:
-            raise ValueError(f"unknown fault {self.kind!r}: one of {_listed(KINDS)}")
-        if not self.endpoints & KINDS[self.kind][0]:
-            suited = _listed(KINDS[self.kind][0])
+        if self.kind not in ALL_KINDS:
+            raise ValueError(f"unknown fault {self.kind!r}: one of {_listed(ALL_KINDS)}")
+        if not self.endpoints & ALL_KINDS[self.kind][0]:
+            suited = _listed(ALL_KINDS[self.kind][0])
             raise ValueError(f"fault {self.kind} does not suit {self.endpoint}, only {suited}")
         if self.family is not None and self.family not in FAMILIES:
             raise ValueError(f"unknown family {self.family!r}: one of {_listed(FAMILIES)}")
@@ -125,7 +137,7 @@ class FaultRule:
 
     def suits(self, endpoint: str, moment: str, model: Model | None) -> bool:
         """Whether a request to `endpoint` about `model`, at `moment`, could set the rule off."""
-        where, moments = KINDS[self.kind]
+        where, moments = ALL_KINDS[self.kind]
         return (
             endpoint in self.endpoints & where
             and moment in moments
@@ -138,7 +150,7 @@ def parse_fault(spec: str) -> FaultRule:
     """A rule from `ENDPOINT:KIND[,name=value...]` or from a JSON object of `FaultRule`'s fields.
 
     Example: `create:code,code=429,times=3,family=veo3`. A value that holds a comma needs the JSON
-    form.
+    form, and so does `exact`.
 
     Raises:
         ValueError: with what is wrong and what would be right.
@@ -260,6 +272,8 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def _converted(name: str, value: object, hints: Mapping[str, Any]) -> object:
     """`value` as the type that the field is declared with."""
+    if name == "exact":
+        return exact_from_json(value)
     if hints[name] in {int, float} and isinstance(value, int | float | str) and value is not True:
         try:
             return hints[name](value)

@@ -1,7 +1,8 @@
 """Sample results of the simulator: images made by code, one short video kept as a file.
 
 Every result differs, so that a mixed-up download is noticed: an image draws its colours from its
-name, a video carries its name in a trailing `free` box, which players skip.
+name and says what it was ordered with, a video carries its name in a trailing `free` box, which
+players skip.
 
 The video was made with:
 
@@ -13,9 +14,12 @@ c0=0x1b2a49:c1=0x2a9d8f:c2=0xe9c46a:c3=0xe76f51" -c:v libx264 -profile:v main \
 import random
 import struct
 import zlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final
+
+from providers.kie.simulated.lettering import lit
 
 CONTENT_TYPES: Final = {"png": "image/png", "mp4": "video/mp4"}
 
@@ -24,6 +28,10 @@ SPAN: Final = 110
 """The most that a colour channel changes along one side of an image, of 255."""
 MARGIN: Final = 15
 """How far a colour channel stays from black and from white."""
+
+SAMPLE: Final = "SAMPLE"
+SAMPLE_SCALE, WORDS_SCALE = 6, 2
+WHITE, BLACK = b"\xff" * 3, b"\x00" * 3
 
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 ROW_RAW: Final = b"\x00"
@@ -39,19 +47,23 @@ def size_of(aspect_ratio: str) -> tuple[int, int]:
     return LONG_SIDE_PIXELS * int(width) // longest, LONG_SIDE_PIXELS * int(height) // longest
 
 
-def png(seed: str, size: tuple[int, int]) -> bytes:
-    """An RGB image with a gradient of colours drawn from `seed`.
+def png(seed: str, size: tuple[int, int], words: Sequence[str] = ()) -> bytes:
+    """An RGB image that says SAMPLE and `words`, on a gradient of colours drawn from `seed`.
 
     The gradient is a sum of one along x and one along y, so after the first row each row is the
-    one above plus a constant: PNG's own filter says that, and no pixel is ever computed twice.
+    one above plus a constant: PNG's own filter says that. Only rows with dots are written out.
     """
     width, height = size
     channels = [_Channel(random.Random(f"{seed}/{c}")) for c in "rgb"]
-    first = bytes(channel.along_x(x, width) for x in range(width) for channel in channels)
-    rows = [ROW_RAW + first]
-    for y in range(1, height):
-        step = bytes(channel.step_along_y(y, height) for channel in channels)
-        rows.append(ROW_ADDED_TO_THE_ONE_ABOVE + step * width)
+    first = [bytes(channel.along_x(x, width) for x in range(width)) for channel in channels]
+    dots = lit([(SAMPLE, SAMPLE_SCALE), *((text, WORDS_SCALE) for text in words)], size)
+    rows = []
+    for y in range(height):
+        if y in dots or y - 1 in dots or y == 0:
+            rows.append(ROW_RAW + _whole_row(channels, first, y, height, dots.get(y, [])))
+        else:
+            step = bytes(channel.step_along_y(y, height) for channel in channels)
+            rows.append(ROW_ADDED_TO_THE_ONE_ABOVE + step * width)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
         PNG_SIGNATURE
@@ -59,6 +71,23 @@ def png(seed: str, size: tuple[int, int]) -> bytes:
         + _chunk(b"IDAT", zlib.compress(b"".join(rows)))
         + _chunk(b"IEND", b"")
     )
+
+
+def _whole_row(
+    channels: Sequence["_Channel"],
+    first: Sequence[bytes],
+    y: int,
+    height: int,
+    runs: Sequence[tuple[int, int]],
+) -> bytes:
+    """Row `y` pixel by pixel, each run white between two black pixels."""
+    row = bytearray(len(channels) * len(first[0]))
+    for number, (channel, values) in enumerate(zip(channels, first, strict=True)):
+        shift = channel.added_along_y(y, height)
+        row[number :: len(channels)] = bytes(value + shift for value in values)
+    for start, stop in runs:
+        row[3 * (start - 1) : 3 * (stop + 1)] = BLACK + WHITE * (stop - start) + BLACK
+    return bytes(row)
 
 
 def mp4(name: str) -> bytes:
@@ -80,8 +109,11 @@ class _Channel:
     def along_x(self, x: int, width: int) -> int:
         return self.start + self.span_x * x // width
 
+    def added_along_y(self, y: int, height: int) -> int:
+        return self.span_y * y // height
+
     def step_along_y(self, y: int, height: int) -> int:
-        return (self.span_y * y // height - self.span_y * (y - 1) // height) % 256
+        return (self.added_along_y(y, height) - self.added_along_y(y - 1, height)) % 256
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from providers.kie.simulated.faults import KINDS, FaultRule, parse_fault
+from providers.kie.simulated.faults import ALL_KINDS, FaultRule, parse_fault
 from providers.kie.simulated.settings import SimulatorSettings
 from providers.kie.simulated.tasks import DIRECTIVES
 
@@ -21,8 +21,10 @@ examples:
                             --fault create:accept_then_reset,times=0,probability=0.33
   refuse Veo for a while  python -m providers.kie.simulator \\
                             --fault 'create:code,code=455,msg=Maintenance,family=veo3,times=5'
+  answer anything at all  python -m providers.kie.simulator \\
+                            --fault '{{"endpoint":"record","kind":"exact","exact":{{"body":""}}}}'
 
-fault kinds: {", ".join(KINDS)}
+fault kinds: {", ".join(ALL_KINDS)}
 
 directives in a prompt: {", ".join(f"[sim:{name}]" for name in DIRECTIVES)}
 
@@ -92,7 +94,7 @@ def _add_listening(parser: argparse.ArgumentParser) -> None:
 
 def _add_course(group: Any) -> None:
     add = group.add_argument
-    add("--speed", type=float, metavar="FACTOR", help="divides all durations (1)")
+    add("--speed", type=float, metavar="FACTOR", help="divides all waits (1)")
     add("--realistic", action="store_true", help="durations and latencies as recorded")
     add(
         "--seconds",
@@ -109,7 +111,7 @@ def _add_course(group: Any) -> None:
         "--visible-after-seconds",
         type=float,
         metavar="S",
-        help='how long a new task is "recordInfo is null" (0.3)',
+        help='how long a new task is "recordInfo is null" (0)',
     )
     add(
         "--latency-seconds",
@@ -117,7 +119,7 @@ def _add_course(group: Any) -> None:
         metavar="MIN-MAX",
         help="extra wait of each API answer (0-0)",
     )
-    add("--veo-times", choices=("text", "iso", "ms"), help="how Veo records spell times (text)")
+    add("--veo-times", choices=("ms", "text", "iso"), help="how Veo records spell times (ms)")
 
 
 def _add_account(group: Any) -> None:
@@ -132,13 +134,17 @@ def _add_account(group: Any) -> None:
         metavar="NAME=CREDITS",
         help="price of a model or family; may be repeated",
     )
-    add("--report-credits", action="store_true", help="jobs records carry creditsConsumed")
     add("--creates-per-window", type=int, metavar="N", help="new tasks per window (20; 0 = any)")
     add("--create-window-seconds", type=float, metavar="S", help="the length of the window (10)")
     add("--records-per-second", type=int, metavar="N", help="record queries (10; 0 = any)")
     add("--max-running", type=int, metavar="N", help="unfinished tasks at a time (0 = any)")
     add("--http-429", action="store_true", help="a passed limit is HTTP 429 too, not only code 429")
-    add("--jobs-validation-code", type=int, choices=(422, 500), help="of a bad jobs order (422)")
+    add(
+        "--jobs-validation-code",
+        type=int,
+        choices=(422, 500),
+        help="of a bad field in a jobs order (500)",
+    )
 
 
 def _add_callbacks(group: Any) -> None:
@@ -158,7 +164,7 @@ def _add_callbacks(group: Any) -> None:
 def _add_files(group: Any) -> None:
     add = group.add_argument
     add("--public-url", metavar="URL", help="base of result links (the Host asked for)")
-    add("--state-file", type=Path, metavar="FILE", help="remembers tasks over a restart")
+    add("--state-file", type=Path, metavar="FILE", help="remembers all over a restart")
     add("--tasks-max", type=int, metavar="N", help="tasks kept, the oldest dropped (100000)")
     add("--upload-max-bytes", type=int, metavar="N", help="the largest upload (2 GiB)")
     add(

@@ -1,10 +1,10 @@
 """How a task looks from outside: the records and callbacks of the three APIs.
 
-Shapes come from recorded traffic where there is some (jobs and Midjourney records), from the
-documents elsewhere (Veo records, callbacks). Three quirks are real and kept: a jobs record's
-`param` holds its `input` encoded twice, its `costTime` counts seconds though documented in
-milliseconds, and Midjourney's `resultInfoJson` is an object while its callback carries plain
-strings.
+Shapes come from recorded traffic where there is some, from the documents elsewhere (callbacks).
+These quirks are real and kept: a jobs record's `param` holds its `input` encoded twice, its
+`costTime` counts seconds though documented in milliseconds, it tells the price while it is still
+generating, Veo's times are milliseconds of whole seconds, and Midjourney's `resultInfoJson` is an
+object while its callback carries plain strings.
 """
 
 import json
@@ -21,12 +21,17 @@ from providers.kie.simulated.tasks import FAIL, FINAL_STATES, SUCCESS, Task
 Record = dict[str, Any]
 
 GENERATING_FLAG, SUCCESS_FLAG, FAILED_FLAG, UPSTREAM_FAILED_FLAG, UNKNOWN_FLAG = 0, 1, 2, 3, 9
-UPSTREAM_FAILED_CODE: Final = 501
+REJECTED_CODES: Final = frozenset({400, 422})
+"""Of a failure that the request itself caused [inf]."""
+SEED_LOWEST, SEEDS = 10_000, 90_000
 FAILED_CALLBACK_CODE: Final = 501
 INTERNAL_ERROR_CODE: Final = 500
 VEO_TIME_FORMATS: Final = {"text": "%Y-%m-%d %H:%M:%S", "iso": "%Y-%m-%dT%H:%M:%S"}
+JOBS_CALLBACK_FIELDS: Final = (
+    *("taskId", "model", "state", "param", "createTime", "completeTime", "costTime"),
+    "creditsConsumed",
+)
 MJ_SERVER_DEFAULTS: Final = {"motion": "high", "videoBatchSize": 1, "enableTranslation": True}
-JOBS_SERVER_DEFAULTS: Final = {"nsfw_checker": False}
 
 
 def record_of(
@@ -42,7 +47,7 @@ def record_of(
     urls = [] if without_urls else task.result_urls
     match task.kind.api:
         case "jobs":
-            record = _jobs_record(task, state, urls, now_ms, settings)
+            record = _jobs_record(task, state, urls, now_ms)
         case "veo":
             record = _veo_record(task, state, urls, settings.veo_times)
         case "mj":
@@ -52,32 +57,36 @@ def record_of(
     return record
 
 
-def _jobs_record(
-    task: Task, state: str, urls: list[str], now_ms: int, settings: SimulatorSettings
-) -> Record:
-    final = state in FINAL_STATES
-    record: Record = {
+def _jobs_record(task: Task, state: str, urls: list[str], now_ms: int) -> Record:
+    final, param = state in FINAL_STATES, _jobs_param(task.body)
+    result = {"resultUrls": urls} if state == SUCCESS else None
+    return {
         "taskId": task.id,
         "model": task.model,
+        "operationType": "Market_" + task.model.replace("/", "_"),
         "state": state,
-        "param": _jobs_param(task.body),
-        "resultJson": json.dumps({"resultUrls": urls}) if state == SUCCESS else "",
+        "successFlag": UPSTREAM_FAILED_FLAG if state == FAIL else _success_flag(task, state),
+        "param": param,
+        "paramJson": param,
+        "response": result,
+        "resultJson": compact(result) if result else "",
         "failCode": task.fail_code if state == FAIL else None,
         "failMsg": task.fail_msg if state == FAIL else None,
         "costTime": _cost_time_seconds(task) if final else None,
         "completeTime": task.ends_ms if final else None,
         "createTime": task.created_ms,
+        "creditsConsumed": task.credits_in(state),
+        "progress": task.progress_at(now_ms) if task.kind.family == "sora2" else None,
     }
-    if task.kind.family == "sora2":
-        record["progress"] = task.progress_at(now_ms)
-    if settings.report_credits:
-        record["creditsConsumed"] = task.credits
-    return record
+
+
+def compact(value: object) -> str:
+    """JSON inside a record as the wire has it: without blanks, its keys sorted."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
 def _jobs_param(body: Mapping[str, Any]) -> str:
-    wanted = {**(body.get("input") or {}), **JOBS_SERVER_DEFAULTS}
-    return json.dumps({**body, "input": json.dumps(wanted)})
+    return compact({**body, "input": compact(body.get("input") or {})})
 
 
 def _cost_time_seconds(task: Task) -> int:
@@ -94,7 +103,7 @@ def _veo_record(task: Task, state: str, urls: list[str], times: str) -> Record:
         "response": _veo_response(task, urls) if state == SUCCESS else None,
         "successFlag": _success_flag(task, state),
         "errorCode": _number_of(task.fail_code) if state == FAIL else None,
-        "errorMessage": task.fail_msg if state == FAIL else "",
+        "errorMessage": task.fail_msg if state == FAIL else None,
         "createTime": _veo_time(task.created_ms, times),
         "fallbackFlag": False,
     }
@@ -102,13 +111,13 @@ def _veo_record(task: Task, state: str, urls: list[str], times: str) -> Record:
 
 def _veo_param(task: Task) -> str:
     if task.model in {"veo_extend", "veo_4k"}:
-        return json.dumps(task.body)
+        return compact(task.body)
     derived = {
         "model": task.model,
         "generationType": veo_generation_type(task.body),
         "aspectRatio": veo_aspect_ratio(task.body),
     }
-    return json.dumps({**task.body, **derived})
+    return compact({**task.body, **derived})
 
 
 def _veo_response(task: Task, urls: list[str]) -> Record:
@@ -116,18 +125,27 @@ def _veo_response(task: Task, urls: list[str]) -> Record:
         "taskId": task.id,
         "resultUrls": urls,
         "originUrls": None if veo_aspect_ratio(task.body) == "16:9" else urls,
+        "fullResultUrls": urls if task.model == "veo_extend" else None,
         "resolution": task.body.get("resolution") or "720p",
+        "hasAudioList": [True] * len(urls),
+        "seeds": [_veo_seed(task)] * len(urls),
     }
-    if task.model == "veo_extend":
-        response["fullResultUrls"] = urls
     if task.model == "veo_4k":
         response |= {"resolution": "4k", "mediaIds": [task.id]}
     return response
 
 
+def _veo_seed(task: Task) -> int:
+    """The seed that was ordered, or one that is drawn, as it were, from the id."""
+    drawn = SEED_LOWEST + int(task.id[:8], 16) % SEEDS
+    return int(task.body.get("seeds") or drawn)
+
+
 def _veo_time(unix_ms: int | None, times: str) -> str | int | None:
-    if unix_ms is None or times == "ms":
-        return unix_ms
+    if unix_ms is None:
+        return None
+    if times == "ms":
+        return unix_ms // 1000 * 1000
     return datetime.fromtimestamp(unix_ms // 1000, UTC).strftime(VEO_TIME_FORMATS[times])
 
 
@@ -149,15 +167,15 @@ def _mj_record(task: Task, state: str, urls: list[str]) -> Record:
 def mj_param(body: Mapping[str, Any]) -> str:
     """The request as Midjourney echoes it: with the server's defaults, without empty values."""
     given = {name: value for name, value in body.items() if value not in (None, "")}
-    return json.dumps({**MJ_SERVER_DEFAULTS, **given})
+    return compact({**MJ_SERVER_DEFAULTS, **given})
 
 
 def _success_flag(task: Task, state: str) -> int:
     if state == SUCCESS:
         return SUCCESS_FLAG
     if state == FAIL:
-        upstream = _number_of(task.fail_code) == UPSTREAM_FAILED_CODE
-        return UPSTREAM_FAILED_FLAG if upstream else FAILED_FLAG
+        rejected = _number_of(task.fail_code) in REJECTED_CODES
+        return FAILED_FLAG if rejected else UPSTREAM_FAILED_FLAG
     known = {"waiting", "queuing", "generating"}
     return GENERATING_FLAG if state in known else UNKNOWN_FLAG
 
@@ -172,25 +190,24 @@ def _swap_result_type(record: Record) -> None:
         record["resultJson"] = json.loads(record["resultJson"])
         return
     name = "response" if "response" in record else "resultInfoJson"
-    record[name] = json.dumps(record[name])
+    record[name] = compact(record[name])
 
 
-def callback_of(task: Task, settings: SimulatorSettings) -> Record:
+def callback_of(task: Task) -> Record:
     """The body that is POSTed to a task's callback URL after its end."""
     assert task.ends_ms is not None
     if task.kind.api == "jobs":
-        return _jobs_callback(task, settings)
+        return _jobs_callback(task)
     if task.model == "veo_4k":
         return _veo_4k_callback(task)
     return _veo_callback(task) if task.kind.api == "veo" else _mj_callback(task)
 
 
-def _jobs_callback(task: Task, settings: SimulatorSettings) -> Record:
+def _jobs_callback(task: Task) -> Record:
     assert task.ends_ms is not None
-    record = _jobs_record(task, _end_of(task), task.result_urls, task.ends_ms, settings)
-    shared = ("taskId", "model", "state", "param", "createTime", "completeTime", "costTime")
-    data = {name: record[name] for name in shared}
-    data |= {"updateTime": task.ends_ms, "creditsConsumed": task.credits}
+    record = _jobs_record(task, _end_of(task), task.result_urls, task.ends_ms)
+    data = {name: record[name] for name in JOBS_CALLBACK_FIELDS}
+    data["updateTime"] = record["completeTime"]
     if task.succeeds:
         data["resultJson"] = record["resultJson"]
         return {"code": 200, "msg": "Playground task completed successfully.", "data": data}

@@ -1,8 +1,9 @@
 """What the simulator accepts as an order, as the documents say and as real clients send it.
 
-Lenient where clients are known to differ: unknown keys are ignored, numbers may come as strings
-where the documents changed their type, an empty value counts as absent, `aspectRatio` stands for
-`aspect_ratio`, `fileUrl` for `fileUrls`. An unknown model is refused with code 422 [inf].
+Lenient where clients are known to differ: unknown keys are ignored, an empty value counts as
+absent, `aspectRatio` stands for `aspect_ratio`, `fileUrl` for `fileUrls`. Types are strict in a
+jobs order, as seen live: `2` is refused where `"2"` is wanted, and the reverse. Veo and Midjourney
+take a number as a string, too, as nothing is known of them.
 """
 
 import re
@@ -37,6 +38,13 @@ class RefusedError(Exception):
         self.code = code
         self.msg = msg
         self.data = data
+
+
+class BadFieldError(RefusedError):
+    """A field that breaks a rule. Live, the jobs API answers both 422 and 500 to that."""
+
+    def __init__(self, msg: str) -> None:
+        super().__init__(INVALID, msg)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,32 +82,43 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a field must be, in words and as a test."""
+    """What a field must be, in words and as a test; `words` may hold the field's `{name}`."""
 
-    meaning: str
+    words: str
     holds: Callable[[Any], bool]
+
+
+NOT_ALLOWED: Final = "{name} is not within the range of allowed options"
+TOO_LONG: Final = "The text length cannot exceed the maximum limit"
+REQUIRED: Final = "This field is required"
+UNKNOWN_MODEL: Final = (
+    "The model name you specified is not supported. Please verify your input and use one of the "
+    "supported models provided by KIE."
+)
 
 
 def text(longest: int) -> Rule:
     """A string of at most `longest` characters."""
-    return Rule(
-        f"a string of at most {longest} characters",
-        lambda value: isinstance(value, str) and len(value) <= longest,
-    )
+    return Rule(TOO_LONG, lambda value: isinstance(value, str) and len(value) <= longest)
 
 
 def choice(*allowed: str) -> Rule:
     """One of `allowed`; where that reads as a number, a number will do."""
     return Rule(
-        "one of " + ", ".join(allowed),
+        NOT_ALLOWED,
         lambda value: isinstance(value, str | int | float) and str(value) in allowed,
     )
+
+
+def option(*allowed: str) -> Rule:
+    """One of `allowed`, and a string."""
+    return Rule(NOT_ALLOWED, lambda value: isinstance(value, str) and value in allowed)
 
 
 def whole(low: int, high: int) -> Rule:
     """A whole number within limits."""
     return Rule(
-        f"a whole number from {low} to {high}",
+        f"{{name}} must be a whole number from {low} to {high}",
         lambda value: _is_whole(value) and low <= value <= high,
     )
 
@@ -107,7 +126,7 @@ def whole(low: int, high: int) -> Rule:
 def url_list(most: int) -> Rule:
     """A list of at most `most` http(s) URLs."""
     return Rule(
-        f"a list of at most {most} http(s) URLs",
+        f"{{name}} must be a list of at most {most} http(s) URLs",
         lambda value: isinstance(value, list) and len(value) <= most and all(map(is_url, value)),
     )
 
@@ -127,15 +146,11 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-FLAG: Final = Rule("true or false", lambda value: isinstance(value, bool))
-URL: Final = Rule("an http(s) URL", is_url)
-SEED: Final = Rule(
-    f"a number or a string of at most {SEED_MAX_CHARACTERS} characters",
-    lambda value: _is_whole(value) or text(SEED_MAX_CHARACTERS).holds(value),
-)
+FLAG: Final = Rule("{name} must be true or false", lambda value: isinstance(value, bool))
+URL: Final = Rule("{name} must be an http(s) URL", is_url)
 STORY: Final = Rule(
-    f"at most {SHOTS_MAX} shots, each with a Scene and a duration of {SHOT_MIN_SECONDS} to "
-    f"{SHOT_MAX_SECONDS} seconds",
+    f"{{name}} must be at most {SHOTS_MAX} shots, each with a Scene and a duration of"
+    f" {SHOT_MIN_SECONDS} to {SHOT_MAX_SECONDS} seconds",
     lambda value: isinstance(value, list) and len(value) <= SHOTS_MAX and all(map(_is_shot, value)),
 )
 
@@ -150,24 +165,25 @@ def _is_shot(shot: object) -> bool:
 IMAGEN4: Final = {
     "prompt": text(5_000),
     "negative_prompt": text(5_000),
-    "aspect_ratio": choice("1:1", "16:9", "9:16", "3:4", "4:3", "auto"),
-    "num_images": choice("1", "2", "3", "4"),
-    "seed": SEED,
+    "aspect_ratio": option("1:1", "16:9", "9:16", "3:4", "4:3", "auto"),
+    "num_images": option("1", "2", "3", "4"),
+    "seed": text(SEED_MAX_CHARACTERS),
 }
+IMAGEN4_FAST: Final = {**IMAGEN4, "seed": Rule("{name} must be a whole number", _is_whole)}
 SORA2: Final = {
     "prompt": text(10_000),
-    "aspect_ratio": choice("portrait", "landscape"),
-    "n_frames": choice("10", "15"),
-    "size": choice("standard", "high"),
+    "aspect_ratio": option("portrait", "landscape"),
+    "n_frames": option("10", "15"),
+    "size": option("standard", "high"),
     "remove_watermark": FLAG,
-    "upload_method": choice("s3", "oss"),
+    "upload_method": option("s3", "oss"),
     "image_urls": url_list(1),
 }
-STORYBOARD: Final = {**SORA2, "n_frames": choice("10", "15", "25"), "shots": STORY}
-WATERMARK_REMOVER: Final = {"video_url": URL, "upload_method": choice("s3", "oss")}
+STORYBOARD: Final = {**SORA2, "n_frames": option("10", "15", "25"), "shots": STORY}
+WATERMARK_REMOVER: Final = {"video_url": URL, "upload_method": option("s3", "oss")}
 JOBS_INPUTS: Final[Mapping[str, tuple[Mapping[str, Rule], tuple[str, ...]]]] = {
     # model: (the rules of its input, what is required)
-    "google/imagen4-fast": (IMAGEN4, ("prompt",)),
+    "google/imagen4-fast": (IMAGEN4_FAST, ("prompt",)),
     "google/imagen4": (IMAGEN4, ("prompt",)),
     "google/imagen4-ultra": (IMAGEN4, ("prompt",)),
     "sora-2-text-to-video": (SORA2, ("prompt",)),
@@ -249,15 +265,16 @@ def jobs_order(body: Body) -> Order:
     """An order of jobs/createTask: `{model, input, callBackUrl?, progressCallBackUrl?}`.
 
     Raises:
-        RefusedError: 422 with the first rule that is broken.
+        BadFieldError: with the first rule that is broken.
+        RefusedError: 422 for a model that there is not.
     """
     name = body.get("model")
     if not isinstance(name, str) or name not in JOBS_INPUTS:
-        raise RefusedError(INVALID, "The model name you specified is not supported")
+        raise RefusedError(INVALID, UNKNOWN_MODEL)
     check(body, {"callBackUrl": URL, "progressCallBackUrl": URL})
     wanted = body.get("input") or {}
     if not isinstance(wanted, dict):
-        raise RefusedError(INVALID, "input must be an object")
+        raise BadFieldError("input must be an object")
     rules, required = JOBS_INPUTS[name]
     check(wanted, rules, required)
     default_ratio = "16:9" if name == "google/imagen4-fast" else "1:1"
@@ -372,15 +389,15 @@ def check(body: Body, rules: Mapping[str, Rule], required: tuple[str, ...] = ())
     """Hold the fields of `body` against `rules`.
 
     Raises:
-        RefusedError: 422 with the first rule that is broken.
+        BadFieldError: with the first rule that is broken.
     """
     for name in required:
         if _is_blank(body.get(name)):
-            raise RefusedError(INVALID, f"{name} is required")
+            raise BadFieldError(REQUIRED)
     for name, rule in rules.items():
         value = body.get(name)
         if not _is_absent(value) and not rule.holds(value):
-            raise RefusedError(INVALID, f"{name} must be {rule.meaning}")
+            raise BadFieldError(rule.words.format(name=name))
 
 
 def _is_absent(value: object) -> bool:

@@ -21,7 +21,7 @@ _AMOUNTS: Final = ("visible_after_seconds", "credits")
 _MORE_THAN_ZERO: Final = ("speed", "create_window_seconds", "callback_timeout_seconds")
 _COUNTS: Final = ("creates_per_window", "records_per_second", "max_running", "callback_duplicates")
 _SIZES: Final = ("tasks_max", "callback_concurrency", "upload_max_bytes")
-_FLAGS: Final = ("realistic", "report_credits", "http_429", "allow_url_upload")
+_FLAGS: Final = ("realistic", "http_429", "allow_url_upload")
 _CHOICES: Final[Mapping[str, tuple[object, ...]]] = {
     "jobs_validation_code": (422, 500),
     "veo_times": ("text", "iso", "ms"),
@@ -36,7 +36,7 @@ class SimulatorSettings:
         api_key: the only bearer key accepted; None accepts any that is not empty.
         webhook_key: signs callbacks, as Kie's webhookHmacKey does; None sends them unsigned.
         seed: makes durations, failures and the odds of faults repeatable.
-        speed: how many times faster than the durations say.
+        speed: divides every wait that is not asked for in a prompt or a fault.
         realistic: durations and latencies as recorded, instead of short ones.
         seconds: shortest and longest duration by model or family, instead of the default ones.
         visible_after_seconds: how long after its creation a task is "recordInfo is null".
@@ -44,16 +44,15 @@ class SimulatorSettings:
         direct_rate: the share of tasks that go from waiting straight to their end.
         queuing_rate: the share of the others that show `queuing` in between.
         fail_rate: the share of tasks that fail.
-        credits: the balance at start. A failed task is not refunded.
+        credits: the balance at start. A task that fails is refunded.
         costs: credits per task by model or family, instead of the default ones.
-        report_credits: whether a jobs record carries `creditsConsumed`.
         creates_per_window: new tasks per key in any `create_window_seconds`; 0 = no limit.
         create_window_seconds: the length of that sliding window.
         records_per_second: record queries per key in any second; 0 = no limit.
         max_running: unfinished tasks at a time; 0 = no limit.
         http_429: whether a passed limit is answered with HTTP 429 beside code 429.
-        jobs_validation_code: the code of a bad jobs order, 422 or 500: both were seen.
-        veo_times: how Veo records spell times: `text` (YYYY-MM-DD hh:mm:ss), `iso` or `ms`.
+        jobs_validation_code: the code of a bad field in a jobs order, 500 or 422: both were seen.
+        veo_times: how Veo records spell times: `ms`, `text` (YYYY-MM-DD hh:mm:ss) or `iso`.
         callback_timeout_seconds: how long a callback's receiver may take.
         callback_retry_seconds: the waits before each further try.
         callback_concurrency: callbacks in flight at a time.
@@ -61,7 +60,7 @@ class SimulatorSettings:
         public_url: the base of result links; None uses the Host that the request came to.
         upload_max_bytes: the largest file accepted.
         allow_url_upload: whether file-url-upload may fetch from beyond loopback.
-        state_file: remembers tasks over a restart; None forgets them.
+        state_file: remembers tasks, uploads and the port over a restart; None forgets them.
         tasks_max: how many tasks are kept, the oldest dropped first.
     """
 
@@ -71,21 +70,20 @@ class SimulatorSettings:
     speed: float = 1.0
     realistic: bool = False
     seconds: Mapping[str, Range] = field(default_factory=dict)
-    visible_after_seconds: float = 0.3
+    visible_after_seconds: float = 0.0
     latency_seconds: Range = (0.0, 0.0)
     direct_rate: float = 0.3
     queuing_rate: float = 0.3
     fail_rate: float = 0.0
     credits: float = 1_000_000.0
     costs: Mapping[str, float] = field(default_factory=dict)
-    report_credits: bool = False
     creates_per_window: int = 20
     create_window_seconds: float = 10.0
     records_per_second: int = 10
     max_running: int = 0
     http_429: bool = False
-    jobs_validation_code: int = 422
-    veo_times: str = "text"
+    jobs_validation_code: int = 500
+    veo_times: str = "ms"
     callback_timeout_seconds: float = 15.0
     callback_retry_seconds: tuple[float, ...] = (1.0, 2.0, 4.0)
     callback_concurrency: int = 16
@@ -134,10 +132,25 @@ class SimulatorSettings:
 
     @property
     def latency(self) -> Range:
-        """The shortest and longest extra wait of an API answer."""
-        if self.realistic and self.latency_seconds == (0.0, 0.0):
-            return REALISTIC_LATENCY_SECONDS
-        return self.latency_seconds
+        """The shortest and longest extra wait of an API answer, `speed` included."""
+        recorded = self.realistic and self.latency_seconds == (0.0, 0.0)
+        low, high = REALISTIC_LATENCY_SECONDS if recorded else self.latency_seconds
+        return low / self.speed, high / self.speed
+
+    @property
+    def hidden_seconds(self) -> float:
+        """How long a new task is not visible, `speed` included."""
+        return self.visible_after_seconds / self.speed
+
+    @property
+    def callback_waits(self) -> tuple[float, ...]:
+        """The waits before each further try of a callback, `speed` included."""
+        return tuple(seconds / self.speed for seconds in self.callback_retry_seconds)
+
+    @property
+    def files_folder(self) -> Path | None:
+        """Where uploads are kept over a restart, beside the state file; None if there is none."""
+        return Path(f"{self.state_file}.files") if self.state_file else None
 
     def cost_of(self, model: Model) -> float:
         """Credits per task of `model`."""

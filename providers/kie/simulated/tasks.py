@@ -9,7 +9,7 @@ import json
 import random
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -50,7 +50,7 @@ class Task:
         fail_msg: the failure's message.
         results: file names under `base_url`, or whole URLs.
         size: width and height of an image in pixels.
-        credits: what it cost.
+        credits: what it costs unless it fails.
         callback_url: where its end is told, if anywhere.
     """
 
@@ -76,6 +76,10 @@ class Task:
             return SUCCESS if self.succeeds else FAIL
         reached = [state for state, since_ms in self.phases if now_ms >= since_ms]
         return reached[-1] if reached else self.phases[0][0]
+
+    def credits_in(self, state: str) -> float:
+        """What it costs in `state`: charged at the create, and nothing if it fails."""
+        return 0.0 if state == FAIL else float(self.credits)
 
     def progress_at(self, now_ms: int) -> int:
         """Percent done; 99 at most before the end."""
@@ -124,6 +128,11 @@ def task_from_json(values: dict[str, Any]) -> Task:
     return Task(
         **{**values, "phases": phases, "results": tuple(values["results"]), "size": (width, height)}
     )
+
+
+def prompt_of(task: Task) -> str:
+    """The prompt that a task was created with."""
+    return Order(model=task.kind, body=task.body).prompt
 
 
 def directives_in(prompt: str) -> dict[str, str]:
@@ -175,7 +184,7 @@ def draw_task(order: Order, purchase: Purchase) -> Task:
         body=dict(order.body),
         base_url=purchase.base_url,
         created_ms=now_ms,
-        visible_ms=now_ms + int(settings.visible_after_seconds * 1000),
+        visible_ms=now_ms + int(settings.hidden_seconds * 1000),
         phases=_phases(now_ms, seconds, purchase),
         ends_ms=None if "stuck" in wishes else now_ms + int(seconds * 1000),
         succeeds="fail" not in wishes and not fails_by_chance,
@@ -254,6 +263,11 @@ class TaskBook:
             self._file.write(json.dumps(asdict(task)) + "\n")
             self._file.flush()
         self._keep(task)
+
+    def move(self, old_urls: Collection[str], base_url: str) -> None:
+        """Serve the results of tasks elsewhere; the file still says where they were ordered."""
+        for task in [task for task in self if task.base_url in old_urls]:
+            self._keep(replace(task, base_url=base_url))
 
     def count_running(self, now_ms: int) -> int:
         """How many tasks have not ended; each ended one is looked at once."""

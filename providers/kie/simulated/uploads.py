@@ -1,4 +1,4 @@
-"""The simulated upload host: streamed, base64 and fetched files, kept on disk until it stops.
+"""The simulated upload host: streamed, base64 and fetched files.
 
 Only a complete body becomes a file: a stream that breaks off leaves nothing behind. A file's name
 in the store is its path as text, never a path on disk, so no name can climb out of the folder.
@@ -7,7 +7,6 @@ in the store is its path as text, never a path on disk, so no name can climb out
 import base64
 import binascii
 import hashlib
-import ipaddress
 import logging
 import mimetypes
 import re
@@ -20,16 +19,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 from urllib.parse import quote, urlsplit
-from uuid import uuid4
 
 import aiohttp
 from aiohttp import BodyPartReader, web
 from aiohttp.http import HttpProcessingError
 
+from providers.kie.simulated.addresses import is_loopback
 from providers.kie.simulated.api import Api
 from providers.kie.simulated.faults import ACCEPTED, ARRIVAL
+from providers.kie.simulated.files import FileStore, StoredFile
 from providers.kie.simulated.rules import RefusedError, is_url
-from providers.kie.simulated.wire import JSON_MAX_BYTES, json_object, spoiled, upload_answer
+from providers.kie.simulated.wire import JSON_MAX_BYTES, json_object, spoiled
 from providers.kie.simulated.world import World
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,6 @@ FETCH_MAX_BYTES: Final = 100 * 1024 * 1024
 FETCH_TIMEOUT_SECONDS: Final = 30
 NAME_MAX_CHARACTERS: Final = 200
 PATH_MAX_CHARACTERS: Final = 500
-FILES_MAX: Final = 10_000
-FILES_MAX_BYTES: Final = 4 * 1024**3
 
 UNSAFE_CHARACTERS: Final = re.compile(r'[\x00-\x1f\x7f"<>\\|?*#%]')
 DATA_URL: Final = re.compile(r"data:([\w.+/-]*)[^,]*;base64,", re.ASCII)
@@ -71,24 +69,13 @@ class Received:
     fields: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A file that can be downloaded."""
-
-    path: Path
-    size_bytes: int
-    content_type: str
-
-
 class Uploads:
-    """The handlers of the upload host and the files that it keeps."""
+    """The handlers of the upload host."""
 
-    def __init__(self, world: World, api: Api, folder: Path) -> None:
+    def __init__(self, world: World, api: Api, files: FileStore) -> None:
         self._world = world
         self._api = api
-        self._folder = folder
-        self._files: dict[str, StoredFile] = {}
-        self._kept_bytes = 0
+        self._files = files
 
     def routes(self) -> list[web.RouteDef]:
         """Every route of the upload host."""
@@ -98,11 +85,6 @@ class Uploads:
             web.post("/api/file-url-upload", self._handler(self._from_url)),
             web.get("/kieai/{path:.+}", self._download),
         ]
-
-    def clear(self) -> None:
-        """Forget all files."""
-        for path in list(self._files):
-            self._drop(path)
 
     def _handler(
         self, receive: Callable[[web.Request], Awaitable[Received]]
@@ -118,10 +100,11 @@ class Uploads:
             except RefusedError as refused:
                 return self._refusal(refused)
             self._world.uploads["completed"] += 1
-            if answer := await self._spoiled(request, "upload", ACCEPTED):
+            url = data["downloadUrl"]
+            if answer := await self._spoiled(request, "upload", ACCEPTED, downloadUrl=url):
                 return answer
             msg = "File uploaded successfully"
-            return upload_answer({"success": True, "code": 200, "msg": msg, "data": data})
+            return web.json_response({"success": True, "code": 200, "msg": msg, "data": data})
 
         return upload
 
@@ -134,17 +117,17 @@ class Uploads:
     def _refusal(self, refused: RefusedError) -> web.Response:
         self._world.uploads["refused"] += 1
         logger.info("upload refused: %s %r", refused.code, refused.msg)
-        return upload_answer({"success": False, "code": refused.code, "msg": refused.msg})
+        return web.json_response({"success": False, "code": refused.code, "msg": refused.msg})
 
     async def _spoiled(
-        self, request: web.Request, endpoint: str, moment: str
+        self, request: web.Request, endpoint: str, moment: str, **values: str
     ) -> web.StreamResponse | None:
         rule = self._world.faults.take(endpoint, moment, None)
-        return await spoiled(rule, request) if rule else None
+        return await spoiled(rule, request, None, **values) if rule else None
 
     async def _from_stream(self, request: web.Request) -> Received:
         """A multipart body, its parts in any order."""
-        path = self._new_path()
+        path = self._files.new_place()
         fields: dict[str, str] = {}
         name, content_type = "", ""
         with self._kept_if_complete(path):
@@ -170,7 +153,7 @@ class Uploads:
             content = base64.b64decode(encoded[prefix.end() if prefix else 0 :], validate=True)
         except (binascii.Error, ValueError):
             raise RefusedError(400, "Base64 decoding failed: Invalid Base64 format") from None
-        path = self._new_path()
+        path = self._files.new_place()
         path.write_bytes(content)
         return Received(path, "", content_type, fields)
 
@@ -181,9 +164,9 @@ class Uploads:
         if not is_url(url):
             raise RefusedError(400, "Missing required parameter: fileUrl")
         allowed = self._world.settings.allow_url_upload
-        if not allowed and not _is_loopback(url):
+        if not allowed and not is_loopback(url):
             raise RefusedError(400, "Only loopback is fetched from, without --allow-url-upload")
-        path = self._new_path()
+        path = self._files.new_place()
         timeout = aiohttp.ClientTimeout(total=FETCH_TIMEOUT_SECONDS)
         with self._kept_if_complete(path):
             async with (
@@ -196,9 +179,6 @@ class Uploads:
                 await self._write(path, chunks, FETCH_MAX_BYTES)
         name = urlsplit(url).path.rpartition("/")[2]
         return Received(path, name, answer.headers.get("Content-Type", ""), fields)
-
-    def _new_path(self) -> Path:
-        return self._folder / uuid4().hex
 
     @contextmanager
     def _kept_if_complete(self, path: Path) -> Iterator[None]:
@@ -233,38 +213,31 @@ class Uploads:
         content_type = _content_type(received)
         name = _clean_name(received.fields.get("fileName", "")) or _new_name(received, content_type)
         path = f"kieai/{_user_id(key)}/{folder}/{name}"
-        file = StoredFile(received.path, received.path.stat().st_size, content_type)
-        self._keep(path, file)
+        base_url = self._api.base_url(request)
+        size_bytes = received.path.stat().st_size
+        file = StoredFile(
+            path=path, base_url=base_url, size_bytes=size_bytes, content_type=content_type
+        )
+        self._files.put(file, received.path)
         return {
             "success": True,
             "fileName": name,
             "filePath": path,
-            "downloadUrl": f"{self._api.base_url(request)}/{quote(path)}",
-            "fileSize": file.size_bytes,
+            "downloadUrl": f"{base_url}/{quote(path)}",
+            "fileSize": size_bytes,
             "mimeType": content_type,
             "uploadedAt": _iso_ms(self._world.now_ms()),
         }
-
-    def _keep(self, path: str, file: StoredFile) -> None:
-        self._drop(path)
-        self._files[path] = file
-        self._kept_bytes += file.size_bytes
-        while len(self._files) > FILES_MAX or self._kept_bytes > FILES_MAX_BYTES:
-            self._drop(next(iter(self._files)))
-
-    def _drop(self, path: str) -> None:
-        if file := self._files.pop(path, None):
-            self._kept_bytes -= file.size_bytes
-            file.path.unlink(missing_ok=True)
 
     async def _download(self, request: web.Request) -> web.StreamResponse:
         """An uploaded file; it needs no key, as on the real media host."""
         if answer := await self._spoiled(request, "result", ARRIVAL):
             return answer
-        file = self._files.get("kieai/" + request.match_info["path"])
-        if file is None:
+        found = self._files.get("kieai/" + request.match_info["path"])
+        if found is None:
             return web.Response(status=404, text="404 Not Found")
-        return web.FileResponse(file.path, headers={"Content-Type": file.content_type})
+        file, place = found
+        return web.FileResponse(place, headers={"Content-Type": file.content_type})
 
 
 async def _parts(request: web.Request) -> AsyncIterator[BodyPartReader]:
@@ -336,14 +309,6 @@ def _new_name(received: Received, content_type: str) -> str:
 def _user_id(key: str) -> int:
     """A number that stands for the owner of `key` and does not tell it."""
     return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % 1_000_000
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _iso_ms(unix_ms: int) -> str:

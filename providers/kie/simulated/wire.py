@@ -2,17 +2,21 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 from uuid import uuid4
 
-from aiohttp import web
+from aiohttp import hdrs, web
+from aiohttp.web_response import ContentCoding
 
+from providers.kie.simulated.exact import Exact
 from providers.kie.simulated.faults import FaultRule
 
 JSON_MAX_BYTES: Final = 1024 * 1024
 READ_BYTES: Final = 64 * 1024
 HANG_CHECK_SECONDS: Final = 0.05
+GZIP: Final = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))", re.IGNORECASE)
 GARBAGE: Final = "<!DOCTYPE html><html><body>Just a moment...</body></html>"
 
 
@@ -30,10 +34,16 @@ def api_answer(body: Mapping[str, Any], status: int = 200) -> web.Response:
     return answer
 
 
-def upload_answer(body: Mapping[str, Any], status: int = 200) -> web.Response:
-    """A JSON answer with the manners of the upload host: compressed if the client may."""
-    answer = web.json_response(body, status=status)
-    answer.enable_compression()
+@web.middleware
+async def answer_in_gzip(
+    request: web.Request, handler: Callable[[web.Request], Any]
+) -> web.StreamResponse:
+    """Compress what the two API hosts answer to a client that takes gzip, as both really do."""
+    answer: web.StreamResponse = await handler(request)
+    accepted = GZIP.search(request.headers.get(hdrs.ACCEPT_ENCODING, ""))
+    is_api = request.path.startswith("/api/")
+    if accepted and is_api and isinstance(answer, web.Response) and answer.body:
+        answer.enable_compression(ContentCoding.gzip)
     return answer
 
 
@@ -85,10 +95,21 @@ async def json_object(request: web.Request, max_bytes: int = JSON_MAX_BYTES) -> 
 
 
 async def spoiled(
-    rule: FaultRule, request: web.Request, not_found_msg: str = "recordInfo is null"
+    rule: FaultRule,
+    request: web.Request,
+    not_found: Mapping[str, Any] | None = None,
+    **values: str,
 ) -> web.StreamResponse | None:
-    """What `rule` makes of the answer to `request`; None if it only delays it."""
-    match rule.kind.removeprefix("accept_then_"):
+    """What `rule` makes of the answer to `request`; None if it only delays it.
+
+    Args:
+        rule: the fault.
+        request: what is to be answered.
+        not_found: the answer about an unknown task.
+        values: what a body of `exact` may name: `taskId`, `downloadUrl`.
+    """
+    kind = rule.kind.removeprefix("accept_then_")
+    match kind:
         case "code":
             body = envelope(rule.code, rule.msg)
             return api_answer({"success": False, **body} if rule.endpoint == "upload" else body)
@@ -101,6 +122,18 @@ async def spoiled(
             return cut(request)
         case "slow":
             await asyncio.sleep(rule.seconds)
+            return None
+        case "exact":
+            return await _send_exactly(rule.exact, request, **values)
+        case "not_visible":
+            return api_answer(not_found or {})
+        case _:
+            return _odd_answer(kind)
+
+
+def _odd_answer(kind: str) -> web.Response:
+    """An answer of HTTP 200 that does not say what it should."""
+    match kind:
         case "garbage":
             return web.Response(text=GARBAGE, content_type="text/html")
         case "empty":
@@ -111,11 +144,20 @@ async def spoiled(
             return api_answer({"code": "200", "msg": ["success"], "data": "data"})
         case "no_id":
             return api_answer(envelope(200, "success", {}))
-        case "not_visible":
-            return api_answer(envelope(422, not_found_msg))
         case _:
-            raise AssertionError(f"{rule.kind} does not spoil an answer")
-    return None
+            raise AssertionError(f"{kind} does not spoil an answer")
+
+
+async def _send_exactly(exact: Exact, request: web.Request, **values: str) -> web.StreamResponse:
+    """Write the bytes of `exact` past aiohttp, which would set them right, and close."""
+    await asyncio.sleep(exact.delay_seconds)
+    if request.transport is not None:
+        request.transport.write(exact.answer(**values))
+    if exact.stays_open:
+        await _client_gone(request)
+    if request.transport is not None:
+        request.transport.close()
+    return web.Response()
 
 
 async def _client_gone(request: web.Request) -> None:

@@ -4,13 +4,14 @@ import logging
 import random
 import secrets
 import time
-from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 from uuid import uuid4
 
 from providers.kie.simulated.callbacks import Callbacks
 from providers.kie.simulated.faults import FaultBook
+from providers.kie.simulated.ledger import Ledger
 from providers.kie.simulated.rules import Order, RefusedError
 from providers.kie.simulated.settings import SimulatorSettings
 from providers.kie.simulated.tasks import (
@@ -23,39 +24,12 @@ from providers.kie.simulated.tasks import (
     TaskBook,
     draw_task,
 )
+from providers.kie.simulated.windows import KeyedWindows, SlidingWindow
 
 logger = logging.getLogger(__name__)
 
 RECORD_WINDOW_SECONDS: Final = 1.0
-KEYS_MAX: Final = 1_000
-WINDOW_EVENTS_MAX: Final = 100_000
 NO_CREDITS, TOO_MANY = 402, 429
-
-
-class SlidingWindow:
-    """Events of the last `seconds`, at every moment: not of a fixed interval that starts anew."""
-
-    def __init__(self) -> None:
-        self._times: deque[float] = deque(maxlen=WINDOW_EVENTS_MAX)
-        self.peak = 0
-
-    def count(self, now: float, seconds: float) -> int:
-        """How many events lie in the `seconds` before `now`."""
-        while self._times and self._times[0] <= now - seconds:
-            self._times.popleft()
-        return len(self._times)
-
-    def add(self, now: float, seconds: float) -> None:
-        """Note one event at `now`."""
-        self._times.append(now)
-        self.peak = max(self.peak, self.count(now, seconds))
-
-    def admit(self, now: float, seconds: float, limit: int) -> bool:
-        """Note one event unless `limit` of them are in the window already; 0 = no limit."""
-        if limit and self.count(now, seconds) >= limit:
-            return False
-        self.add(now, seconds)
-        return True
 
 
 class World:
@@ -73,25 +47,44 @@ class World:
         self.uploads: Counter[str] = Counter()
         self._start_counting()
         for task in self.tasks:
-            self._charge(task)
+            self._ledger.buy(task)
 
     def _start_counting(self) -> None:
-        self.balance = float(self.settings.credits)
-        self.spent = 0.0
-        self.purchases: Counter[str] = Counter()
+        self._ledger = Ledger(float(self.settings.credits))
         self.refused: Counter[int] = Counter()
         self.requests: Counter[str] = Counter()
         self.all_creates = SlidingWindow()
         self.all_records = SlidingWindow()
-        self._creates: OrderedDict[str, SlidingWindow] = OrderedDict()
-        self._records: OrderedDict[str, SlidingWindow] = OrderedDict()
+        self._creates = KeyedWindows()
+        self._records = KeyedWindows()
+        self._upscaled: dict[str, None] = {}
 
-    def resume(self) -> None:
-        """Plan the callbacks of remembered tasks.
+    @property
+    def balance(self) -> float:
+        """The credits that are left."""
+        return self._ledger.balance(self.now_ms())
+
+    def note_upscaled(self, task_id: str) -> None:
+        """Remember that a 1080P version of a video was asked for, until it restarts."""
+        self._upscaled[task_id] = None
+        if len(self._upscaled) > self.settings.tasks_max:
+            del self._upscaled[next(iter(self._upscaled))]
+
+    def is_upscaled(self, task_id: str) -> bool:
+        """Whether a 1080P version of a video was asked for."""
+        return task_id in self._upscaled
+
+    def resume(self, lost_urls: Collection[str], base_url: str) -> None:
+        """Plan the callbacks of remembered tasks, and move results that are served no more.
 
         A task that ended while nothing ran is not called back: Kie gives up on callbacks too.
+
+        Args:
+            lost_urls: base URLs that this simulator had and has no more.
+            base_url: the one that it has instead.
         """
         now_ms = self.now_ms()
+        self.tasks.move(lost_urls, base_url)
         for task in self.tasks:
             if task.state_at(now_ms) not in FINAL_STATES:
                 self.callbacks.schedule(task, now_ms)
@@ -114,7 +107,7 @@ class World:
         Raises:
             RefusedError: 429; it does not count against the limit, and nothing is queued.
         """
-        window = _window_of(key, self._creates)
+        window = self._creates.of(key)
         seconds, limit = self.settings.create_window_seconds, self.settings.creates_per_window
         if not window.admit(time.monotonic(), seconds, limit):
             raise RefusedError(TOO_MANY, "Your call frequency is too high. Please try again later.")
@@ -125,7 +118,7 @@ class World:
         Raises:
             RefusedError: 429.
         """
-        window = _window_of(key, self._records)
+        window = self._records.of(key)
         limit = self.settings.records_per_second
         if not window.admit(time.monotonic(), RECORD_WINDOW_SECONDS, limit):
             raise RefusedError(TOO_MANY, "Your call frequency is too high. Please try again later.")
@@ -141,7 +134,7 @@ class World:
             raise RefusedError(TOO_MANY, "Too many tasks are running. Please try again later.")
         if self.settings.cost_of(order.model) > self.balance:
             raise RefusedError(NO_CREDITS, "Credits insufficient")
-        rng = random.Random(f"{self._seed}/{self.purchases.total()}")
+        rng = random.Random(f"{self._seed}/{self._ledger.purchases.total()}")
         task = draw_task(
             order,
             Purchase(
@@ -153,7 +146,7 @@ class World:
             ),
         )
         self.tasks.put(task)
-        self._charge(task)
+        self._ledger.buy(task)
         self.callbacks.schedule(task, now_ms)
         logger.info("task %s created: %s", task.id, task.model)
         return task
@@ -184,6 +177,7 @@ class World:
         ended = task.finished(
             now_ms, succeeds=state == SUCCESS, code=code, msg=msg, results=results
         )
+        self._ledger.replace(task, ended, now_ms)
         self.tasks.put(ended)
         self.callbacks.forget(task_id)
         if callback:
@@ -198,7 +192,7 @@ class World:
         """
         self.settings = self.settings.changed(changes)
         if "credits" in changes:
-            self.balance = float(self.settings.credits)
+            self._ledger.set_balance(float(self.settings.credits), self.now_ms())
 
     def reset(self, settings: SimulatorSettings) -> None:
         """Forget all tasks, faults, counts and planned callbacks, and go on with `settings`."""
@@ -213,10 +207,10 @@ class World:
 
     def stats(self) -> dict[str, Any]:
         """The counters, as JSON values."""
-        callbacks = self.callbacks.counts
+        callbacks, purchases = self.callbacks.counts, self._ledger.purchases
         return {
-            "purchases": {"total": self.purchases.total(), "by_model": dict(self.purchases)},
-            "credits": {"balance": self.balance, "spent": self.spent},
+            "purchases": {"total": purchases.total(), "by_model": dict(purchases)},
+            "credits": {"balance": self.balance, "spent": self._ledger.spent(self.now_ms())},
             "creates_refused": {str(code): n for code, n in sorted(self.refused.items())},
             "requests": dict(self.requests),
             "peaks": {
@@ -234,18 +228,18 @@ class World:
 
     def listed(self, task: Task) -> dict[str, Any]:
         """One task, as JSON values."""
-        polls = self.tasks.polls_of(task.id)
+        polls, state = self.tasks.polls_of(task.id), task.state_at(self.now_ms())
         return {
             "id": task.id,
             "model": task.model,
             "family": task.kind.family,
-            "state": task.state_at(self.now_ms()),
+            "state": state,
             "body": task.body,
             "callBackUrl": task.callback_url,
             "callback_acknowledged": self.callbacks.is_acknowledged(task.id),
             "created_ms": task.created_ms,
             "ends_ms": task.ends_ms,
-            "credits": task.credits,
+            "credits": task.credits_in(state),
             "polls": {"count": polls.count, "times_ms": list(polls.times_ms)},
         }
 
@@ -256,17 +250,3 @@ class World:
 
     def _is_full(self, now_ms: int) -> bool:
         return self.tasks.count_running(now_ms) >= self.settings.max_running
-
-    def _charge(self, task: Task) -> None:
-        self.purchases[task.model] += 1
-        self.spent += task.credits
-        self.balance -= task.credits
-
-
-def _window_of(key: str, windows: OrderedDict[str, SlidingWindow]) -> SlidingWindow:
-    """The window of `key`, which becomes the most recently used of a bounded number."""
-    window = windows.setdefault(key, SlidingWindow())
-    windows.move_to_end(key)
-    if len(windows) > KEYS_MAX:
-        windows.popitem(last=False)
-    return window
