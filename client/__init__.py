@@ -10,7 +10,7 @@
 """
 
 from client.client import GenerationClient, Tls
-from client.download import DownloadError, save_artifacts
+from client.download import DownloadError, MinimumRate, save_artifacts
 from client.errors import (
     GenerationError,
     InvalidRequestError,
@@ -28,6 +28,7 @@ __all__ = [
     "GenerationClient",
     "GenerationError",
     "InvalidRequestError",
+    "MinimumRate",
     "RefusedError",
     "Retry",
     "TaskNotFoundError",

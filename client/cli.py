@@ -74,6 +74,13 @@ def settings(
     give_up_after: Annotated[
         float, typer.Option(min=0, help="Seconds that a watch tries to reconnect.")
     ] = 300,
+    allow_private_addresses: Annotated[
+        bool,
+        typer.Option(
+            "--allow-private-addresses",
+            help="Follow redirects of results to private addresses and http URLs, too.",
+        ),
+    ] = False,
 ) -> None:
     """Generate images and videos: create tasks, watch them, save what they made.
 
@@ -104,6 +111,7 @@ def settings(
         tls=Tls(ca, cert, key) if encrypted else None,
         timeout_seconds=timeout,
         give_up_after_seconds=give_up_after,
+        allow_private_addresses=allow_private_addresses,
         output=output,
     )
     if token:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from client.client import GenerationClient
 from client.download import save_artifacts
 from client.progress import state
+from client.terminal import one_line
 from client.watch import ended
 from generated.generation.v1.generation_pb2 import (
     TASK_STATUS_SUCCESS,
@@ -73,7 +74,7 @@ async def run_task(client: GenerationClient, model: str, progress: Progress, bar
         percent = task.progress_percent if task.HasField("progress_percent") else None
         progress.update(bar, state=state(task), total=percent and 100, completed=percent)
     paths = await save_artifacts(task, RESULTS)
-    result = f"{len(paths)} saved" if paths else task.failure.message
+    result = f"{len(paths)} saved" if paths else one_line(task.failure.message)
     progress.update(bar, total=100, completed=100, result=result)
     progress.stop_task(bar)
     return ended(task) and task.status == TASK_STATUS_SUCCESS
@@ -83,9 +84,9 @@ async def demo(console: Console) -> bool:
     """Runs the demonstration; whether every task succeeded."""
     columns = (
         SpinnerColumn(finished_text="•"),
-        TextColumn("{task.description:<11}{task.fields[state]:<11}"),
+        TextColumn("{task.description:<11}{task.fields[state]:<11}", markup=False),
         BarColumn(bar_width=20),
-        TextColumn("{task.elapsed:4.0f} s  {task.fields[result]}"),
+        TextColumn("{task.elapsed:4.0f} s  {task.fields[result]}", markup=False),
     )
     async with service() as address, GenerationClient(address) as client:
         with Progress(*columns, console=console) as progress:

@@ -108,6 +108,17 @@ _BY_REASON: Mapping[str, type[GenerationError]] = {
     "UPLOAD_TOO_LARGE": InvalidRequestError,
 }
 
+# Without the service's ErrorInfo these mean that the answer was lost on the way: a connection that
+# broke, a proxy, a server that died. Libraries and proxies differ in which of them they report.
+_LOST = frozenset(
+    {
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
+
 _BY_CODE: Mapping[grpc.StatusCode, type[GenerationError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: UnavailableError,
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
@@ -139,8 +150,10 @@ def from_rpc(error: grpc.aio.AioRpcError) -> GenerationError:
 
 
 def _class_of(code: grpc.StatusCode, reason: str, message: str) -> type[GenerationError]:
-    if not reason and "RST_STREAM" in message:
-        return UnavailableError  # a proxy or a dying server cut the stream: a lost connection
+    # A server that is overloaded may end a stream with RESOURCE_EXHAUSTED and nothing else.
+    overloaded = code is grpc.StatusCode.RESOURCE_EXHAUSTED and "RST_STREAM" in message
+    if not reason and (code in _LOST or overloaded):
+        return UnavailableError
     return _BY_REASON.get(reason) or _BY_CODE.get(code, GenerationError)
 
 

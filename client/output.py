@@ -19,6 +19,7 @@ from client.enums import short_name
 from client.errors import UnavailableError
 from client.problems import Problem
 from client.progress import WatchProgress, state, watch_progress
+from client.terminal import one_line, printable
 from client.watch import ended
 from generated.generation.v1.generation_pb2 import ErrorReason, GenerationTask, UploadedFile
 
@@ -76,7 +77,7 @@ class TextOutput:
             f"{model_name(task):<10}",
             _time(task.create_time),
         )
-        _line("  ".join((*columns, task.prompt_id)))
+        _line("  ".join((*columns, one_line(task.prompt_id))))
 
     def file(self, file: UploadedFile) -> None:
         """Prints the URL, and what it is worth knowing about it."""
@@ -100,7 +101,8 @@ class TextOutput:
         """Prints code, reason and message, then a line for each further thing that is known."""
         name = " ".join(filter(None, (problem.code, problem.reason)))
         # The message of broken rules is the rules, which have their own lines.
-        lines = [f"error: {name}" if problem.violations else f"error: {name}: {problem.message}"]
+        message = "" if problem.violations else f": {problem.message}"
+        lines = [f"error: {name}{message}"]
         lines += [f"  {each.field}: {each.description}" for each in problem.violations]
         if problem.task_id:
             lines.append(f"  task: {problem.task_id}")
@@ -108,11 +110,11 @@ class TextOutput:
             lines.append(f"  retry after: {problem.retry_after:g} s")
         if problem.hint:
             lines.append(f"  hint: {problem.hint}")
-        self._stderr.out(printable("\n".join(lines)), style="red", highlight=False)
+        self._stderr.out("\n".join(map(one_line, lines)), style="red", highlight=False)
 
     def progress(self, task_id: str) -> WatchProgress:
         """Shows a live line on a terminal, plain lines elsewhere."""
-        return watch_progress(self._stderr, printable(task_id))
+        return watch_progress(self._stderr, one_line(task_id))
 
 
 class JsonOutput:
@@ -171,13 +173,6 @@ class _JsonProgress:
         self._lost = error is not None
 
 
-def printable(text: str) -> str:
-    """Returns the text without what could command a terminal: it may come from far away."""
-    return "".join(
-        each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text
-    )
-
-
 def model_name(task: GenerationTask) -> str:
     """Returns the model's name; "" for one that this client does not know yet."""
     return task.provider_params.kie.WhichOneof("model") or ""
@@ -196,7 +191,7 @@ def _time(timestamp: Timestamp) -> str:
 def _rows(*rows: tuple[str, str]) -> None:
     for name, value in rows:
         if value:
-            _line(f"{name:<10} {value}")
+            _line(f"{name:<10} {one_line(value)}")
 
 
 def _line(text: str) -> None:

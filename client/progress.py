@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from client.enums import short_name
 from client.errors import UnavailableError
+from client.terminal import one_line
 from generated.generation.v1.generation_pb2 import (
     TASK_STATUS_PENDING,
     GenerationTask,
@@ -61,9 +62,11 @@ class LiveProgress:
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description:<12}"),
+            TextColumn("{task.description:<12}", markup=False),
             BarColumn(bar_width=30),
-            TextColumn("{task.fields[percent]:>4}  {task.elapsed:.0f} s  {task.fields[note]}"),
+            TextColumn(
+                "{task.fields[percent]:>4}  {task.elapsed:.0f} s  {task.fields[note]}", markup=False
+            ),
             console=console,
             transient=True,
         )
@@ -130,4 +133,4 @@ class PlainProgress:
 
 def label(error: UnavailableError) -> str:
     """Returns why a stream was lost, in a word."""
-    return error.reason or error.code.name
+    return one_line(error.reason or error.code.name)

@@ -28,6 +28,7 @@ class Settings:
     tls: Tls | None
     timeout_seconds: float
     give_up_after_seconds: float
+    allow_private_addresses: bool
     output: Output
 
 
@@ -68,7 +69,9 @@ class Session:
         """Shows a task, saves its results if asked to, and returns what the process should say."""
         self.output.task(task)
         if save is not None:
-            self.output.saved(task, await save_artifacts(task, save))
+            allow_private = self.settings.allow_private_addresses
+            paths = await save_artifacts(task, save, allow_private=allow_private)
+            self.output.saved(task, paths)
         return ExitCode.TASK_FAILED if task.status == TASK_STATUS_FAILED else ExitCode.OK
 
     async def upload_local_files(self, params: Message) -> None:

@@ -13,6 +13,7 @@ from client import (
     GenerationError,
     InvalidRequestError,
     RefusedError,
+    Retry,
     Tls,
     UnauthenticatedError,
     UnavailableError,
@@ -34,6 +35,7 @@ from tests.test_client_server import (
     UNAVAILABLE,
     Failure,
     ScriptedService,
+    Silence,
     connected,
     pending,
     uploaded,
@@ -322,3 +324,52 @@ async def test_a_call_that_is_cancelled_stops_trying() -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
+
+
+LOST = [
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,
+]
+
+
+@pytest.mark.parametrize("code", LOST)
+async def test_a_call_whose_answer_was_lost_is_tried_again_under_whatever_code(
+    code: grpc.StatusCode,
+) -> None:
+    service = ScriptedService()
+    service.answers.extend([Failure(code), pending(1)] * 3)
+    service.answers.extend([Failure(code), ListTasksResponse(), Failure(code), uploaded()])
+    async with connected(service) as client:
+        await client.create(PARAMS, prompt_id="p-1")
+        await client.get("t-1")
+        await client.cancel("t-1")
+        assert [task async for task in client.list()] == []
+        await client.upload(__file__)
+    first, again = service.requests[:2]
+    assert first.request_id == again.request_id != ""
+
+
+@pytest.mark.parametrize("code", LOST)
+async def test_an_error_of_the_service_itself_is_never_taken_for_a_lost_answer(
+    code: grpc.StatusCode,
+) -> None:
+    service = ScriptedService()
+    service.answers.append(Failure(code, "INTERNAL", "bug 7f3a"))
+    async with connected(service, retry=Retry(attempts=1)) as client:
+        with pytest.raises(GenerationError) as caught:
+            await client.get("t-1")
+    assert isinstance(caught.value, UnavailableError) is (code is grpc.StatusCode.UNAVAILABLE)
+
+
+async def test_a_call_that_is_cancelled_here_while_the_server_works_is_not_tried_again() -> None:
+    service = ScriptedService()
+    service.answers.append(Silence())
+    async with connected(service) as client:
+        call = asyncio.create_task(client.get("t-1"))
+        await service.watched.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    assert len(service.requests) == 1
