@@ -1,4 +1,4 @@
-"""Which network addresses are public, and a resolver that knows no others."""
+"""Network addresses: those of gRPC targets, which are local, and which are public."""
 
 import errno
 import ipaddress
@@ -32,6 +32,29 @@ def is_literal(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def host_and_port(target: str) -> tuple[str, int]:
+    """Return the host and the port that a gRPC target names.
+
+    Raises:
+        ValueError: the target names no port, as a Unix socket does.
+    """
+    for scheme in ("dns:", "ipv4:", "ipv6:"):
+        target = target.removeprefix(scheme)
+    host, _, port = target.rpartition("/")[2].rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def is_local(target: str) -> bool:
+    """Whether a gRPC target is on this machine: a loopback address or a Unix socket."""
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    try:
+        host, _ = host_and_port(target)
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _unwrapped(address: Address) -> Address:

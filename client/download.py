@@ -66,18 +66,20 @@ async def save_artifacts(
     task: GenerationTask,
     folder: str | Path,
     *,
+    name: str | None = None,
     max_bytes: int = MAX_ARTIFACT_BYTES,
     max_total_bytes: int = MAX_SAVE_BYTES,
     minimum_rate: MinimumRate = _DEFAULT_RATE,
     allow_private: bool = False,
 ) -> list[Path]:
-    """Downloads every artifact of a task as `<task id>_<n>.<extension>`, n from 1.
+    """Downloads every artifact of a task as `<name>_<n>.<extension>`, n from 1.
 
     A file appears under its name only when it is complete, and replaces one of that name.
 
     Args:
         task: a snapshot that ended; one without artifacts saves nothing.
         folder: where to save; it is created if it is missing.
+        name: how the files are named; None takes the task's id.
         max_bytes: the largest file to accept.
         max_total_bytes: the most to accept for all files together.
         minimum_rate: a slower download is given up.
@@ -95,17 +97,17 @@ async def save_artifacts(
     async with _Downloader(minimum_rate, allow_private=allow_private) as downloader:
         for number, artifact in enumerate(task.artifacts, start=1):
             limit = min(max_bytes, left)
-            stem = folder / _stem(task.id, number)
+            stem = folder / _stem(name or task.id, number)
             path = await downloader.save(artifact, stem, limit)
             left -= (await asyncio.to_thread(path.stat)).st_size
             saved.append(path)
     return saved
 
 
-def _stem(task_id: str, number: int) -> str:
+def _stem(name: str, number: int) -> str:
     """Return a name that is safe in any folder, whatever the server called the task."""
-    safe_id = re.sub(r"[^A-Za-z0-9_-]", "_", task_id)[:100] or "task"
-    return f"{safe_id}_{number}"
+    safe_name = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:100] or "task"
+    return f"{safe_name}_{number}"
 
 
 class _Downloader:

@@ -4,7 +4,7 @@
     ├── InvalidRequestError        the request is wrong as it stands: mend what `violations` name
     ├── RefusedError               the provider said no; of a create, `task_id` is the FAILED task
     ├── TaskNotFoundError          no such task, or another caller's
-    ├── UnauthenticatedError       the token or the client certificate is missing or wrong
+    ├── UnauthenticatedError       the token is missing or wrong, or TLS fails (certificates)
     └── UnavailableError           not now: call again, `retry_after` seconds later if it is set
 
 A task that was accepted and then FAILED is no error of a call: it is the last snapshot, and
@@ -87,7 +87,7 @@ class TaskNotFoundError(GenerationError):
 
 
 class UnauthenticatedError(GenerationError):
-    """The token or the client certificate is missing or wrong."""
+    """The token is missing or wrong, or TLS does not work with the certificates there are."""
 
 
 class UnavailableError(GenerationError):
@@ -118,6 +118,10 @@ _LOST = frozenset(
         grpc.StatusCode.UNKNOWN,
     }
 )
+
+# C-core's words for a TLS handshake that fails for good, in lower case. "Handshake read failed" is
+# only a lost connection.
+_TLS_FAILURES = ("handshake failed", "security handshaker", "certificate verify failed")
 
 _BY_CODE: Mapping[grpc.StatusCode, type[GenerationError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: UnavailableError,
@@ -150,6 +154,8 @@ def from_rpc(error: grpc.aio.AioRpcError) -> GenerationError:
 
 
 def _class_of(code: grpc.StatusCode, reason: str, message: str) -> type[GenerationError]:
+    if not reason and any(words in message.lower() for words in _TLS_FAILURES):
+        return UnauthenticatedError
     # A server that is overloaded may end a stream with RESOURCE_EXHAUSTED and nothing else.
     overloaded = code is grpc.StatusCode.RESOURCE_EXHAUSTED and "RST_STREAM" in message
     if not reason and (code in _LOST or overloaded):

@@ -4,12 +4,16 @@ TextOutput is for people, JsonOutput for scripts.
 """
 
 import json
+import os
+import re
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, Self
 
+import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -17,11 +21,19 @@ from rich.console import Console
 
 from client.enums import short_name
 from client.errors import UnavailableError
+from client.options import in_words_of_options
 from client.problems import Problem
-from client.progress import WatchProgress, state, watch_progress
+from client.progress import WatchProgress, watch_progress
+from client.states import state
 from client.terminal import one_line, printable
 from client.watch import ended
 from generated.generation.v1.generation_pb2 import ErrorReason, GenerationTask, UploadedFile
+
+LIST_COLUMNS = 80
+
+_COLOURS = {"SUCCESS": typer.colors.GREEN, "FAILED": typer.colors.RED}
+# In the row or the column that holds the state.
+_ENDED_STATE = re.compile(r"(?<=^state      )(?:SUCCESS|FAILED)$|(?<=  )(?:SUCCESS|FAILED)(?=  )")
 
 
 class Output(Protocol):
@@ -54,6 +66,7 @@ class TextOutput:
 
     def __init__(self) -> None:
         self._stderr = Console(stderr=True)
+        self._columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else LIST_COLUMNS
 
     def task(self, task: GenerationTask) -> None:
         """Prints a line for each thing worth knowing."""
@@ -61,23 +74,23 @@ class TextOutput:
             ("task", task.id),
             ("state", state(task)),
             ("model", model_name(task)),
+            ("prompt", _prompt(task)),
             ("prompt id", task.prompt_id),
+            ("request id", task.request_id),
+            ("remote id", task.provider_task_id),
             ("created", _time(task.create_time)),
             ("ended", _time(task.complete_time)),
             ("credits", f"{task.credits_consumed:g}" if task.HasField("credits_consumed") else ""),
             ("failure", _failure(task)),
             *((f"result {n}", artifact.url) for n, artifact in enumerate(task.artifacts, start=1)),
+            ("expires", _first_expiry(task)),
         )
 
     def listed(self, task: GenerationTask) -> None:
-        """Prints one line."""
-        columns = (
-            task.id,
-            f"{state(task):<10}",
-            f"{model_name(task):<10}",
-            _time(task.create_time),
-        )
-        _line("  ".join((*columns, one_line(task.prompt_id))))
+        """Prints one line of at most 80 columns with a short prompt id, two if there are fewer."""
+        columns = (f"{state(task):<10}", f"{model_name(task):<10}", _minute(task.create_time))
+        gap = "  " if self._columns >= LIST_COLUMNS else "\n  "
+        _line(f"{task.id}{gap}" + "  ".join((*columns, one_line(task.prompt_id))))
 
     def file(self, file: UploadedFile) -> None:
         """Prints the URL, and what it is worth knowing about it."""
@@ -99,11 +112,12 @@ class TextOutput:
 
     def problem(self, problem: Problem) -> None:
         """Prints code, reason and message, then a line for each further thing that is known."""
-        name = " ".join(filter(None, (problem.code, problem.reason)))
+        name = " ".join(dict.fromkeys(filter(None, (problem.code, problem.reason))))
         # The message of broken rules is the rules, which have their own lines.
         message = "" if problem.violations else f": {problem.message}"
         lines = [f"error: {name}{message}"]
-        lines += [f"  {each.field}: {each.description}" for each in problem.violations]
+        violations = map(in_words_of_options, problem.violations)
+        lines += [f"  {each.field}: {each.description}" for each in violations]
         if problem.task_id:
             lines.append(f"  task: {problem.task_id}")
         if problem.retry_after is not None:
@@ -188,6 +202,20 @@ def _time(timestamp: Timestamp) -> str:
     return f"{timestamp.ToDatetime():%Y-%m-%d %H:%M:%S} UTC" if timestamp.seconds else ""
 
 
+def _minute(timestamp: Timestamp) -> str:
+    return f"{timestamp.ToDatetime():%Y-%m-%d %H:%M}" if timestamp.seconds else ""
+
+
+def _prompt(task: GenerationTask) -> str:
+    name = model_name(task)
+    return str(getattr(task.provider_params.kie, name).prompt) if name else ""
+
+
+def _first_expiry(task: GenerationTask) -> str:
+    times = [each.expire_time for each in task.artifacts if each.expire_time.seconds]
+    return _time(min(times, key=Timestamp.ToNanoseconds)) if times else ""
+
+
 def _rows(*rows: tuple[str, str]) -> None:
     for name, value in rows:
         if value:
@@ -195,7 +223,14 @@ def _rows(*rows: tuple[str, str]) -> None:
 
 
 def _line(text: str) -> None:
-    print(printable(text), flush=True)  # noqa: T201
+    print(_coloured(printable(text)), flush=True)  # noqa: T201
+
+
+def _coloured(text: str) -> str:
+    """Return the text with the states that end a task in colour, on a terminal that shows any."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return _ENDED_STATE.sub(lambda found: typer.style(found[0], fg=_COLOURS[found[0]]), text)
 
 
 def _json(value: object) -> None:

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from client import UnavailableError, create
 from client.cli import app
 from client.problems import ExitCode
-from client.progress import LiveProgress, state
+from client.progress import LiveProgress
+from client.states import state
 from generated.generation.v1.generation_pb2 import (
     Imagen4Params,
     KieParams,
@@ -232,14 +233,15 @@ async def test_every_broken_rule_has_its_own_line() -> None:
     async with serving(service) as address:
         ran = await command(address, "create", "imagen4", "x")
     assert ran.code == 2
-    assert [f"  {name}: {text}" in ran.err.splitlines() for name, text in fields.items()] == [
-        True,
-        True,
+    assert ran.err.splitlines()[1:3] == [
+        "  --prompt-id: is required",
+        "  --seed: must be 0 or more",
     ]
 
 
 async def test_a_create_that_stays_unavailable_says_how_to_repeat_it_safely() -> None:
-    ran = await command(NOWHERE, "create", "imagen4", "x", "--request-id", "r-1")
+    arguments = ("--timeout", "0.5", "create", "imagen4", "x", "--request-id", "r-1")
+    ran = await command(NOWHERE, *arguments)
     assert ran.code == 6
     assert "--request-id r-1" in ran.err
 

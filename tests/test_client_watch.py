@@ -1,5 +1,6 @@
 import asyncio
 import socket
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -10,6 +11,7 @@ from client import (
     GenerationClient,
     GenerationError,
     InvalidRequestError,
+    Retry,
     TaskNotFoundError,
     UnavailableError,
 )
@@ -175,6 +177,17 @@ async def test_a_watch_gives_up_when_it_reconnected_in_vain_for_long_enough() ->
         with pytest.raises(UnavailableError):
             await revisions(client)
     assert len(service.requests) > 2
+
+
+async def test_a_watch_reconnects_for_as_long_as_it_may() -> None:
+    service = ScriptedService()
+    service.streams.extend([[UNAVAILABLE]] * 10)
+    slow = Retry(first_delay_seconds=0.4, max_delay_seconds=30)
+    async with connected(service, retry=slow, give_up_after_seconds=2) as client:
+        began = time.monotonic()
+        with pytest.raises(UnavailableError):
+            await revisions(client)
+        assert 2 <= time.monotonic() - began <= 3
 
 
 async def test_being_lost_and_being_back_are_told() -> None:
