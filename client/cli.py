@@ -120,9 +120,8 @@ def settings(
     encrypted = tls or any((ca, cert, key))
     output = _output(as_json=as_json)
     invocation = context.ensure_object(Invocation)
-    invocation.address = address
-    invocation.connection = _connection_options(address, ca, cert, key, encrypted=encrypted)
     invocation.command = context.invoked_subcommand or ""
+    invocation.connect(address, {"--ca": ca, "--cert": cert, "--key": key}, encrypted=encrypted)
     context.obj = Settings(
         address=address,
         token=token,
@@ -135,15 +134,6 @@ def settings(
     )
     if token:
         _warn_of_a_careless_token(context, output, address, encrypted=encrypted)
-
-
-def _connection_options(
-    address: str, ca: Path | None, cert: Path | None, key: Path | None, *, encrypted: bool
-) -> list[str]:
-    """Return the options that a further command needs to reach the same service."""
-    files = (("--ca", ca), ("--cert", cert), ("--key", key))
-    named = [word for option, path in files if path for word in (option, str(path))]
-    return ["--address", address, *(named or (["--tls"] if encrypted else []))]
 
 
 def _warn_of_a_careless_token(

@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from client.addresses import is_local
+from client.channel import open_channel
 from client.errors import GenerationError, UnauthenticatedError, UnavailableError
 from client.retry import OnRetry, Retry, retrying
 from client.tls import Tls, find_problem
@@ -39,20 +39,6 @@ CALL_TIMEOUT_SECONDS = (
 UPLOAD_TIMEOUT_SECONDS = 600.0
 UPLOAD_ATTEMPTS = 8  # unless Retry says otherwise; each sends the whole file
 HEARTBEAT_TIMEOUT_SECONDS = 60.0  # three of the server's heartbeats
-
-_CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    # A page of tasks ends at 1 MiB, but its last task may be large.
-    ("grpc.max_receive_message_length", 5 * 1024 * 1024),
-    # Finds a dead connection under an open watch; the server permits a ping every 10 s.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # Without it C-core stops pinging after two pings, and a watch sends no data of its own.
-    ("grpc.http2.max_pings_without_data", 0),
-    # C-core would wait up to two minutes before it looks for a restarted server again.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-)
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -101,20 +87,12 @@ class GenerationClient:
         )
 
     async def __aenter__(self) -> Self:
-        self._channel = self._open_channel()
+        self._channel = open_channel(self._address, self._tls)
         self._stub = GenerationServiceStub(self._channel)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._channel.close()
-
-    def _open_channel(self) -> grpc.aio.Channel:
-        options = _CHANNEL_OPTIONS
-        if is_local(self._address):  # gRPC would send loopback to the proxy, too
-            options += (("grpc.enable_http_proxy", 0),)
-        if self._tls is None:
-            return grpc.aio.insecure_channel(self._address, options=options)
-        return grpc.aio.secure_channel(self._address, self._tls.credentials(), options=options)
 
     async def create(
         self,

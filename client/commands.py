@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,18 @@ class Invocation:
     address: str = ""
     command: str = ""
     task_id: str = ""
+
+    def connect(self, address: str, files: Mapping[str, Path | None], *, encrypted: bool) -> None:
+        """Keeps the options that a further command needs to reach the same service.
+
+        Args:
+            address: the service.
+            files: the options that name certificates, and their paths.
+            encrypted: whether the connection uses TLS.
+        """
+        named = [word for option, path in files.items() if path for word in (option, str(path))]
+        self.address = address
+        self.connection = ["--address", address, *(named or (["--tls"] if encrypted else []))]
 
     def line(self, *arguments: str) -> str:
         """Returns a command that reaches the same service."""

@@ -5,7 +5,6 @@ TextOutput is for people, JsonOutput for scripts.
 
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -32,8 +31,6 @@ from generated.generation.v1.generation_pb2 import ErrorReason, GenerationTask, 
 LIST_COLUMNS = 80
 
 _COLOURS = {"SUCCESS": typer.colors.GREEN, "FAILED": typer.colors.RED}
-# In the row or the column that holds the state.
-_ENDED_STATE = re.compile(r"(?<=^state      )(?:SUCCESS|FAILED)$|(?<=  )(?:SUCCESS|FAILED)(?=  )")
 
 
 class Output(Protocol):
@@ -87,10 +84,13 @@ class TextOutput:
         )
 
     def listed(self, task: GenerationTask) -> None:
-        """Prints one line of at most 80 columns with a short prompt id, two if there are fewer."""
-        columns = (f"{state(task):<10}", f"{model_name(task):<10}", _minute(task.create_time))
-        gap = "  " if self._columns >= LIST_COLUMNS else "\n  "
-        _line(f"{task.id}{gap}" + "  ".join((*columns, one_line(task.prompt_id))))
+        """Prints one line, or three if the terminal has less than LIST_COLUMNS columns."""
+        task_id, prompt_id = one_line(task.id), one_line(task.prompt_id)
+        time, model = _minute(task.create_time), model_name(task)
+        if self._columns < LIST_COLUMNS:
+            _line(f"{task_id}\n  {_coloured(state(task))}  {model}\n  {time}  {prompt_id}")
+        else:
+            _line(f"{task_id}  {_coloured(f'{state(task):<10}')}  {model:<10}  {time}  {prompt_id}")
 
     def file(self, file: UploadedFile) -> None:
         """Prints the URL, and what it is worth knowing about it."""
@@ -219,18 +219,20 @@ def _first_expiry(task: GenerationTask) -> str:
 def _rows(*rows: tuple[str, str]) -> None:
     for name, value in rows:
         if value:
-            _line(f"{name:<10} {one_line(value)}")
+            shown = one_line(value)
+            _line(f"{name:<10} {_coloured(shown) if name == 'state' else shown}")
 
 
 def _line(text: str) -> None:
-    print(_coloured(printable(text)), flush=True)  # noqa: T201
+    print(text, flush=True)  # noqa: T201
 
 
-def _coloured(text: str) -> str:
-    """Return the text with the states that end a task in colour, on a terminal that shows any."""
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
-        return text
-    return _ENDED_STATE.sub(lambda found: typer.style(found[0], fg=_COLOURS[found[0]]), text)
+def _coloured(state: str) -> str:
+    """Return a state in colour if it ends a task, on a terminal that shows any."""
+    colour = _COLOURS.get(state.strip())
+    if colour is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return state
+    return typer.style(state, fg=colour)
 
 
 def _json(value: object) -> None:

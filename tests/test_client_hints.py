@@ -6,6 +6,7 @@ import re
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -302,3 +303,30 @@ async def test_text_that_is_no_utf_8_is_wrong_usage(
     )
     ran = await finish(process, stdin)
     assert ran.code == 2, ran.err
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (
+            "80",
+            ["t-1  \x1b[32mSUCCESS   \x1b[0m              2026-11-25 21:14  SUCCESS \ufffd[31m"],
+        ),
+        ("40", ["t-1", "  \x1b[32mSUCCESS\x1b[0m  ", "  2026-11-25 21:14  SUCCESS \ufffd[31m"]),
+    ],
+)
+async def test_a_list_on_a_terminal_fits_it_and_colours_only_the_state(
+    columns: str, shown: list[str]
+) -> None:
+    service = ScriptedService()
+    task = success(2, prompt_id="SUCCESS \x1b[31m")
+    task.create_time.FromJsonString("2026-11-25T21:14:55Z")
+    service.answers.append(ListTasksResponse(tasks=[task]))
+    terminal, process_side = os.openpty()
+    how: dict[str, Any] = {"stdout": process_side, "COLUMNS": columns, "NO_COLOR": ""}
+    async with serving(service) as address:
+        ran = await command(address, "list", **how)
+    os.close(process_side)
+    assert ran.code == 0
+    assert os.read(terminal, 4096).decode().splitlines() == shown
+    os.close(terminal)
