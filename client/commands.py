@@ -33,6 +33,7 @@ class Invocation:
         address: the service's address.
         command: the words that name the command, as in `create veo3`.
         task_id: the task it is about, once that is known.
+        folder: where its results are saved.
     """
 
     program: list[str] = field(default_factory=program)
@@ -40,6 +41,7 @@ class Invocation:
     address: str = ""
     command: str = ""
     task_id: str = ""
+    folder: str = ""
 
     def connect(self, address: str, files: Mapping[str, Path | None], *, encrypted: bool) -> None:
         """Keeps the options that a further command needs to reach the same service.

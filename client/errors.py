@@ -79,7 +79,7 @@ class InvalidRequestError(GenerationError):
 
 
 class RefusedError(GenerationError):
-    """The provider said no. After a create, the task is stored FAILED as `task_id`."""
+    """The provider said no, and the task is stored FAILED as `task_id`; or a limit forbids it."""
 
 
 class TaskNotFoundError(GenerationError):
@@ -101,6 +101,7 @@ class UnavailableError(GenerationError):
 _BY_REASON: Mapping[str, type[GenerationError]] = {
     "MODEL_UNAVAILABLE": RefusedError,
     "CREDITS_EXHAUSTED": RefusedError,
+    "MODEL_NOT_ALLOWED": RefusedError,
     "PROVIDER_ERROR": RefusedError,
     "PROVIDER_REJECTED": RefusedError,
     "PROVIDER_UNAUTHORIZED": RefusedError,

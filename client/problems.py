@@ -100,7 +100,7 @@ def problem_of(error: Exception, invocation: Invocation) -> Problem:
             hint = _usage_hint(error, invocation)
             return Problem(ExitCode.USAGE, "USAGE", message, hint=hint)
         case DownloadError():
-            again = invocation.line("get", invocation.task_id, "--save", "DIR")
+            again = invocation.line("get", invocation.task_id, "--save", invocation.folder)
             hint = f"to fetch the results again: {again}"
             return Problem(ExitCode.LOCAL, "DOWNLOAD", str(error), hint=hint)
         case OSError():

@@ -99,6 +99,7 @@ class Session:
         """Shows a task, saves its results if asked to, and returns what the process should say."""
         self.output.task(task)
         if save is not None:
+            self.invocation.folder = str(save)
             allow_private = self.settings.allow_private_addresses
             paths = await save_artifacts(task, save, allow_private=allow_private)
             self.output.saved(task, paths)

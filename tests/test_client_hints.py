@@ -26,6 +26,7 @@ from generated.generation.v1.generation_pb2 import (
     ProviderParams,
 )
 from tests.test_client_cli import NOWHERE, ROOT, command, finish
+from tests.test_client_download import PNG, serving_results
 from tests.test_client_server import (
     NOT_FOUND,
     UNAVAILABLE,
@@ -150,6 +151,7 @@ async def test_a_value_that_cannot_be_names_its_option(
         ("FAILED_PRECONDITION", "ALREADY_SUBMITTED", "get t-9", "watch the task"),
         ("INVALID_ARGUMENT", "UPLOAD_MISMATCH", "empty", "--help"),
         ("NOT_FOUND", "TASK_NOT_FOUND", "list", "token"),
+        ("PERMISSION_DENIED", "MODEL_NOT_ALLOWED", "allow the model", "GENERATION_TOKEN"),
         ("UNAVAILABLE", "", "is a generation service running", "token"),
     ],
 )
@@ -176,6 +178,19 @@ async def test_a_hint_is_a_command_that_runs_as_it_is_printed() -> None:
         )
         _, err = await asyncio.wait_for(listing.communicate(), 30)
     assert (listing.returncode, err) == (0, b"no tasks\n")
+
+
+async def test_a_download_that_failed_can_be_repeated_as_the_hint_says(tmp_path: Path) -> None:
+    service = ScriptedService()
+    async with serving_results() as results, serving(service) as address:
+        task = success(2, artifacts=[results.add("/picture.png", b"")])
+        service.answers.extend([task, task])
+        failed = await command(NOWHERE, "--address", address, "get", "t-1", "--save", str(tmp_path))
+        results.add("/picture.png", PNG)
+        hint = failed.err.splitlines()[-1].partition("again: ")[2]
+        again = await asyncio.create_subprocess_shell(hint, cwd=ROOT, stdout=DEVNULL)
+        assert (failed.code, await asyncio.wait_for(again.wait(), 30)) == (7, 0)
+    assert (tmp_path / "t-1_1.png").read_bytes() == PNG
 
 
 async def test_a_watch_that_never_reached_the_server_does_not_say_that_the_task_goes_on() -> None:
