@@ -50,6 +50,10 @@ def is_local(target: str) -> bool:
     """Whether a gRPC target is on this machine: a loopback address or a Unix socket."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
+    return all(_is_loopback(each) for each in target.split(","))  # `ipv4:` takes several
+
+
+def _is_loopback(target: str) -> bool:
     try:
         host, _ = host_and_port(target)
         return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback

@@ -165,6 +165,8 @@ async def test_the_command_line_exits_with_4_and_says_what_to_change(
         ("dns:///localhost:50051", True),
         ("ipv4:127.0.0.1:50051", True),
         ("ipv6:[::1]:50051", True),
+        ("ipv4:127.0.0.1:1,127.0.0.1:2", True),
+        ("ipv4:127.0.0.1:1,10.0.0.1:2", False),
         ("unix:/run/generation.sock", True),
         ("unix:relative.sock", True),
         ("10.0.0.1:50051", False),
