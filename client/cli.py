@@ -3,6 +3,8 @@
 `main` is the one place where an error becomes words and an exit code.
 """
 
+import io
+import shlex
 import sys
 from contextlib import aclosing
 from pathlib import Path
@@ -11,23 +13,25 @@ from typing import Annotated, NoReturn, cast
 import typer
 
 from client import create
-from client.client import Tls
+from client.addresses import is_local
+from client.commands import Invocation
 from client.create import choice
+from client.help import Command, Group
 from client.output import JsonOutput, Output, TextOutput
 from client.problems import ExitCode, problem_of
 from client.session import Session, Settings, run
+from client.tls import Tls
 from generated.generation.v1.generation_pb2 import TaskStatus
 
 MAX_PAGE_SIZE = 200
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(create.app, name="create")
-
-_LOCAL = ("127.0.0.1:", "localhost:", "[::1]:", "unix:")
 
 TaskId = Annotated[str, typer.Argument(metavar="ID", help="The task's id.")]
 Save = Annotated[
@@ -40,7 +44,12 @@ def settings(
     context: typer.Context,
     *,
     address: Annotated[
-        str, typer.Option(envvar="GENERATION_ADDRESS", help="host:port of the service.")
+        str,
+        typer.Option(
+            envvar="GENERATION_ADDRESS",
+            metavar="HOST:PORT",
+            help="Where the service is. Except for loopback, proxy variables apply (https_proxy).",
+        ),
     ] = "127.0.0.1:50051",
     token: Annotated[
         str | None,
@@ -56,7 +65,9 @@ def settings(
     ca: Annotated[
         Path | None,
         typer.Option(
-            envvar="GENERATION_CA", metavar="PEM", help="What signed the server's certificate."
+            envvar="GENERATION_CA",
+            metavar="PEM",
+            help="The authority that signed the server's certificate.",
         ),
     ] = None,
     cert: Annotated[
@@ -66,7 +77,10 @@ def settings(
         Path | None, typer.Option(envvar="GENERATION_KEY", metavar="PEM", help="Its private key.")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line, errors too (on stderr).")
+        bool,
+        typer.Option(
+            "--json", help="One JSON object per line, errors too (on stderr). Works anywhere."
+        ),
     ] = False,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds for a call and its retries; uploads have 600.")
@@ -74,6 +88,13 @@ def settings(
     give_up_after: Annotated[
         float, typer.Option(min=0, help="Seconds that a watch tries to reconnect.")
     ] = 300,
+    allow_private_addresses: Annotated[
+        bool,
+        typer.Option(
+            "--allow-private-addresses",
+            help="Follow redirects of results to private addresses and http URLs, too.",
+        ),
+    ] = False,
 ) -> None:
     """Generate images and videos: create tasks, watch them, save what they made.
 
@@ -98,13 +119,18 @@ def settings(
         raise typer.BadParameter("--cert and --key go together")
     encrypted = tls or any((ca, cert, key))
     output = _output(as_json=as_json)
+    invocation = context.ensure_object(Invocation)
+    invocation.command = context.invoked_subcommand or ""
+    invocation.connect(address, {"--ca": ca, "--cert": cert, "--key": key}, encrypted=encrypted)
     context.obj = Settings(
         address=address,
         token=token,
         tls=Tls(ca, cert, key) if encrypted else None,
         timeout_seconds=timeout,
         give_up_after_seconds=give_up_after,
+        allow_private_addresses=allow_private_addresses,
         output=output,
+        invocation=invocation,
     )
     if token:
         _warn_of_a_careless_token(context, output, address, encrypted=encrypted)
@@ -116,11 +142,11 @@ def _warn_of_a_careless_token(
     source = context.get_parameter_source("token")
     if source is not None and source.name == "COMMANDLINE":
         output.note("warning: other users can see a --token; set GENERATION_TOKEN instead")
-    if not encrypted and not address.startswith(_LOCAL):
+    if not encrypted and not is_local(address):
         output.note("warning: the token goes over the network unencrypted; use --tls")
 
 
-@app.command()
+@app.command(cls=Command)
 def get(context: typer.Context, task_id: TaskId, save: Save = None) -> None:
     """Show a task as it stands. The exit code is 0 whatever became of it.
 
@@ -129,6 +155,7 @@ def get(context: typer.Context, task_id: TaskId, save: Save = None) -> None:
     """
 
     async def work(session: Session) -> ExitCode:
+        session.invocation.task_id = task_id
         task = await session.client.get(task_id, timeout=session.timeout)
         await session.conclude(task, save)
         return ExitCode.OK
@@ -136,12 +163,14 @@ def get(context: typer.Context, task_id: TaskId, save: Save = None) -> None:
     run(context, work)
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_tasks(
     context: typer.Context,
-    prompt_id: Annotated[str, typer.Option(help="Only tasks with this reference.")] = "",
-    status: Annotated[int | None, choice(TaskStatus, "Only tasks that stand so.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The most tasks to show.")] = 20,
+    prompt_id: Annotated[
+        str, typer.Option(metavar="ID", help="Only tasks with this reference.")
+    ] = "",
+    status: Annotated[int | None, choice(TaskStatus, "Only tasks with this status.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The largest number of tasks to show.")] = 20,
 ) -> None:
     """List tasks, newest first: id, state, model, time of creation, prompt id.
 
@@ -163,12 +192,14 @@ def list_tasks(
                 left -= 1
                 if left == 0:
                     break
+        if left == limit:
+            session.output.note("no tasks")
         return ExitCode.OK
 
     run(context, work)
 
 
-@app.command()
+@app.command(cls=Command)
 def watch(context: typer.Context, task_id: TaskId, save: Save = None) -> None:
     """Show a task's progress until it ended, through restarts and lost connections.
 
@@ -182,18 +213,22 @@ def watch(context: typer.Context, task_id: TaskId, save: Save = None) -> None:
     run(context, work)
 
 
-@app.command()
+@app.command(cls=Command)
 def upload(
     context: typer.Context,
     *,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to upload.")],
     name: Annotated[
-        str | None, typer.Option(help="Its name there. Default: its name here.")
+        str | None,
+        typer.Option(metavar="NAME", help="Its name at the provider. Default: its name here."),
     ] = None,
     content_type: Annotated[
-        str | None, typer.Option(help="As in image/png. Default: by the name's extension.")
+        str | None,
+        typer.Option(metavar="TYPE", help="As in image/png. Default: by the name's extension."),
     ] = None,
-    upload_path: Annotated[str | None, typer.Option(help="The provider's folder.")] = None,
+    upload_path: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="The provider's folder.")
+    ] = None,
 ) -> None:
     """Upload a file, and print the URL that `--file-url` and `--image-url` take.
 
@@ -212,7 +247,7 @@ def upload(
     run(context, work)
 
 
-@app.command()
+@app.command(cls=Command)
 def cancel(context: typer.Context, task_id: TaskId) -> None:
     """Cancel a task that was not sent to the provider yet.
 
@@ -221,6 +256,7 @@ def cancel(context: typer.Context, task_id: TaskId) -> None:
     """
 
     async def work(session: Session) -> ExitCode:
+        session.invocation.task_id = task_id
         session.output.task(await session.client.cancel(task_id, timeout=session.timeout))
         return ExitCode.OK
 
@@ -229,14 +265,31 @@ def cancel(context: typer.Context, task_id: TaskId) -> None:
 
 def main() -> NoReturn:
     """Runs the command line and exits. No error leaves it as a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character
+    arguments = _json_first(sys.argv[1:])
+    invocation = Invocation()
     try:
-        code = app(standalone_mode=False)
+        code = app(
+            arguments,
+            prog_name=shlex.join(invocation.program),
+            standalone_mode=False,
+            obj=invocation,
+        )
     except Exception as error:  # noqa: BLE001 - the last line of defence, and it tells what it caught
-        problem = problem_of(error)
+        problem = problem_of(error, invocation)
         # By the arguments as they stand: they may be what is wrong.
-        _output(as_json="--json" in sys.argv).problem(problem)
+        _output(as_json="--json" in arguments[:1]).problem(problem)
         code = problem.exit_code
     sys.exit(code)
+
+
+def _json_first(arguments: list[str]) -> list[str]:
+    """Return the arguments with --json before the command, wherever it was typed."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    if "--json" not in arguments[:end]:
+        return arguments
+    return ["--json", *(each for each in arguments[:end] if each != "--json"), *arguments[end:]]
 
 
 def _output(*, as_json: bool) -> Output:

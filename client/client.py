@@ -2,17 +2,19 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
-from client.errors import GenerationError
-from client.retry import Retry, retrying
+from client.channel import open_channel
+from client.errors import GenerationError, UnauthenticatedError, UnavailableError
+from client.retry import OnRetry, Retry, retrying
+from client.tls import Tls, find_problem
 from client.upload import fingerprint, read_chunks, send
 from client.watch import OnConnection, WatchCall, WatchPolicy, ended, watch_until_ended
 from generated.generation.v1.generation_pb2 import (
@@ -35,52 +37,11 @@ CALL_TIMEOUT_SECONDS = (
     30.0  # above CREATE_WAIT_SECONDS, so that a create may hear the provider's verdict
 )
 UPLOAD_TIMEOUT_SECONDS = 600.0
+UPLOAD_ATTEMPTS = 8  # unless Retry says otherwise; each sends the whole file
 HEARTBEAT_TIMEOUT_SECONDS = 60.0  # three of the server's heartbeats
-
-_CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    # A page of tasks ends at 1 MiB, but its last task may be large.
-    ("grpc.max_receive_message_length", 5 * 1024 * 1024),
-    # Finds a dead connection under an open watch; the server permits a ping every 10 s.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # Without it C-core stops pinging after two pings, and a watch sends no data of its own.
-    ("grpc.http2.max_pings_without_data", 0),
-    # C-core would wait up to two minutes before it looks for a restarted server again.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-)
 
 Q = TypeVar("Q")
 A = TypeVar("A")
-
-
-@dataclass(frozen=True)
-class Tls:
-    """Paths of PEM files for an encrypted channel.
-
-    Attributes:
-        root_ca: what signed the server's certificate; None trusts the well-known authorities.
-        client_cert: our certificate (chain), for a server that asks for one; with client_key or not
-            at all.
-        client_key: the private key of client_cert.
-    """
-
-    root_ca: str | Path | None = None
-    client_cert: str | Path | None = None
-    client_key: str | Path | None = None
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files. Raises ValueError for half a pair, OSError for an unreadable file."""
-        if (self.client_cert is None) != (self.client_key is None):
-            raise ValueError("a client certificate and its key go together")
-        return grpc.ssl_channel_credentials(
-            *(_read(path) for path in (self.root_ca, self.client_key, self.client_cert))
-        )
-
-
-def _read(path: str | Path | None) -> bytes | None:
-    return None if path is None else Path(path).read_bytes()
 
 
 class GenerationClient:
@@ -101,38 +62,37 @@ class GenerationClient:
         retry: Retry | None = None,
         heartbeat_timeout: float = HEARTBEAT_TIMEOUT_SECONDS,
         give_up_after_seconds: float | None = None,
+        on_retry: OnRetry | None = None,
     ) -> None:
         """Describes the connection; it is made on entering the context.
 
         Args:
-            address: host:port, or any target that gRPC resolves.
+            address: host:port, or any target that gRPC resolves. Except for loopback, gRPC connects
+                through the proxy that the environment names (`https_proxy`, `no_proxy`).
             token: the caller's token, if the service asks for one.
             tls: None speaks plaintext.
             retry: how to try again; None takes the defaults of Retry.
             heartbeat_timeout: seconds of silence after which a watch opens its stream again.
             give_up_after_seconds: how long a watch reconnects in vain before it raises; None is for
                 ever.
+            on_retry: called with the error before a call is made again; watches have on_connection.
         """
         self._address = address
-        self._metadata = (("authorization", f"Bearer {token.strip()}"),) if token else ()
+        self._metadata = (("authorization", f"Bearer {_bare(token)}"),) if token else ()
         self._tls = tls
         self._retry = retry or Retry()
-        self._watch_policy = WatchPolicy(self._retry, heartbeat_timeout, give_up_after_seconds)
+        self._on_retry = on_retry or _ignore
+        self._watch_policy = WatchPolicy(
+            self._retry, heartbeat_timeout, give_up_after_seconds, self._diagnose
+        )
 
     async def __aenter__(self) -> Self:
-        self._channel = self._open_channel()
+        self._channel = open_channel(self._address, self._tls)
         self._stub = GenerationServiceStub(self._channel)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._channel.close()
-
-    def _open_channel(self) -> grpc.aio.Channel:
-        if self._tls is None:
-            return grpc.aio.insecure_channel(self._address, options=_CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(
-            self._address, self._tls.credentials(), options=_CHANNEL_OPTIONS
-        )
 
     async def create(
         self,
@@ -284,9 +244,10 @@ class GenerationClient:
                 raise ValueError("an upload from an iterator needs a file_name")
             return await self._send(metadata, lambda: source, timeout, Retry(attempts=1))
         path = Path(source)
-        metadata.file_name = file_name or path.name
+        metadata.file_name = _as_unicode(file_name or path.name)
         metadata.size_bytes, metadata.sha256 = await asyncio.to_thread(fingerprint, path)
-        return await self._send(metadata, lambda: read_chunks(path), timeout, self._retry)
+        retry = replace(self._retry, attempts=self._retry.attempts or UPLOAD_ATTEMPTS)
+        return await self._send(metadata, lambda: read_chunks(path), timeout, retry)
 
     async def _send(
         self,
@@ -299,7 +260,7 @@ class GenerationClient:
             call = self._stub.UploadFile(timeout=seconds, metadata=self._metadata)
             return (await send(call, metadata, content())).file
 
-        return await retrying(attempt, timeout=timeout, retry=retry)
+        return await self._retrying(attempt, timeout, retry)
 
     async def _call(
         self, method: grpc.aio.UnaryUnaryMultiCallable[Q, A], request: Q, timeout: float
@@ -307,7 +268,26 @@ class GenerationClient:
         async def attempt(seconds: float) -> A:
             return await method(request, timeout=seconds, metadata=self._metadata)
 
-        return await retrying(attempt, timeout=timeout, retry=self._retry)
+        return await self._retrying(attempt, timeout, self._retry)
+
+    async def _retrying(
+        self, attempt: Callable[[float], Awaitable[A]], timeout: float, retry: Retry
+    ) -> A:
+        return await retrying(
+            attempt,
+            timeout=timeout,
+            retry=retry,
+            diagnose=self._diagnose,
+            on_retry=self._on_retry,
+        )
+
+    async def _diagnose(self, error: UnavailableError) -> GenerationError:
+        """Returns why TLS cannot work with this server, or else the error itself."""
+        closed = any(text in error.message for text in ("Socket closed", "reset", "Broken pipe"))
+        if error.reason or "failed to connect" not in error.message or not closed:
+            return error
+        problem = await find_problem(self._address, self._tls)
+        return UnauthenticatedError(error.code, problem) if problem else error
 
 
 def provider_params(params: Message) -> ProviderParams:
@@ -323,6 +303,17 @@ def provider_params(params: Message) -> ProviderParams:
             model.CopyFrom(params)
             return wrapped
     raise TypeError(f"{params.DESCRIPTOR.full_name} is not the parameters of a model")
+
+
+def _bare(token: str) -> str:
+    """Return a token that may have been copied with the word that precedes it in the header."""
+    words = token.split()
+    return words[1] if len(words) == 2 and words[0].lower() == "bearer" else token.strip()  # noqa: PLR2004
+
+
+def _as_unicode(file_name: str) -> str:
+    """Return a name of the file system, whose bytes may be no UTF-8, as text that can be sent."""
+    return file_name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _ignore(_: object) -> None:

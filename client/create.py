@@ -18,6 +18,8 @@ from google.protobuf.message import Message
 from typer.models import OptionInfo
 
 from client.enums import ProtoEnum, short_names
+from client.help import Command, Group
+from client.options import option_of, value_name
 from client.problems import ExitCode
 from client.session import Session, run
 from client.watch import ended
@@ -29,6 +31,7 @@ from generated.generation.v1.generation_pb2 import (
 )
 
 app = typer.Typer(
+    cls=Group,
     help="Create a task. `create MODEL --help` lists a model's options.",
     no_args_is_help=True,
 )
@@ -44,20 +47,16 @@ def choice(enum: ProtoEnum, text: str) -> OptionInfo:
 
     API_MODEL_VEO3_FAST is `veo3-fast`.
     """
-    names = {
-        name.lower().replace("_", "-"): number
-        for number, name in short_names(enum).items()
-        if number
-    }
+    names = {value_name(name): number for number, name in short_names(enum).items() if number}
 
     def parse(name: str) -> int:
-        number = names.get(name.lower().replace("_", "-"))
+        number = names.get(value_name(name))
         if number is None:
             raise typer.BadParameter(f"'{name}' is not one of {', '.join(names)}")
         return number
 
     option: OptionInfo = typer.Option(
-        parser=parse, metavar="NAME", help=f"{', '.join(names)}. {text}"
+        parser=parse, metavar="NAME", help=f"{text} One of: {', '.join(names)}."
     )
     return option
 
@@ -72,21 +71,30 @@ Watermark = Annotated[str | None, typer.Option(help="A text of at most 100 chara
 FileUrls = Annotated[
     list[str] | None,
     typer.Option(
-        "--file-url", "--file", help="An input image: URL, or a file to upload. Repeatable."
+        "--file-url",
+        "--file",
+        metavar="URL",
+        help="An input image: URL, or a file to upload. Repeatable.",
     ),
 ]
 ImageUrls = Annotated[
     list[str] | None,
     typer.Option(
-        "--image-url", "--file", help="An input image: URL, or a file to upload. Repeatable."
+        "--image-url",
+        "--file",
+        metavar="URL",
+        help="An input image: URL, or a file to upload. Repeatable.",
     ),
 ]
 
-PromptId = Annotated[str, typer.Option(help="Your own reference; `list` finds tasks by it.")]
+PromptId = Annotated[
+    str, typer.Option(metavar="ID", help="Your own reference; `list` finds tasks by it.")
+]
 RequestId = Annotated[
     str | None,
     typer.Option(
-        help="Repeat a create with the same id, and nothing is bought twice. Default: random."
+        metavar="ID",
+        help="Repeat a create with the same id, and nothing is bought twice. Default: random.",
     ),
 ]
 Watch = Annotated[bool, typer.Option("--watch", help="Show the progress until the task ended.")]
@@ -106,14 +114,17 @@ def _create(
     save: Save = None,
 ) -> None:
     """The options of every model, and what they do."""
+    context.obj.invocation.command = f"create {context.command.name}"
     request_id = request_id or uuid.uuid4().hex
 
     async def work(session: Session) -> ExitCode:
         await session.upload_local_files(params)
         session.resume_hint = f"repeat it with --request-id {request_id}: nothing is bought twice"
-        task = await session.client.create(
-            params, prompt_id=prompt_id, request_id=request_id, timeout=session.timeout
-        )
+        with session.note_after(1, "waiting for the provider to take the task"):
+            task = await session.client.create(
+                params, prompt_id=prompt_id, request_id=request_id, timeout=session.timeout
+            )
+        session.invocation.task_id = task.id
         if watch or save is not None:
             task = await session.follow(task.id, task)
         elif not ended(task):
@@ -124,10 +135,15 @@ def _create(
 
 
 def _filled(message: type[Message], fields: dict[str, Any]) -> Message:
-    try:
-        return message(**fields)
-    except ValueError as error:  # a number that the field cannot hold, or text that is no Unicode
-        raise typer.BadParameter(str(error)) from error
+    filled = message()
+    for name, value in fields.items():
+        try:
+            filled.MergeFrom(message(**{name: value}))
+        except (
+            ValueError
+        ) as error:  # a number that the field cannot hold, or text that is no Unicode
+            raise typer.BadParameter(f"{option_of(name)}: {error}") from error
+    return filled
 
 
 def model(message: type[Message]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -151,7 +167,7 @@ def model(message: type[Message]) -> Callable[[Callable[..., None]], Callable[..
             [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in every.values()]
         )
         command.__annotations__ = {name: each.annotation for name, each in every.items()}
-        return app.command()(command)
+        return app.command(cls=Command)(command)
 
     return decorate
 
@@ -163,7 +179,7 @@ def imagen4(
     api_model: Annotated[int | None, choice(Imagen4Params.ApiModel, "Default: fast.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
     aspect_ratio: Annotated[
-        str | None, typer.Option(help="1:1, 16:9, 9:16, 3:4, 4:3 or auto.")
+        str | None, typer.Option(metavar="RATIO", help="1:1, 16:9, 9:16, 3:4, 4:3 or auto.")
     ] = None,
     num_images: Annotated[int | None, typer.Option(help="1-4; ultra makes only 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes results repeatable.")] = None,
@@ -179,12 +195,14 @@ def imagen4(
 def midjourney(
     *,
     prompt: Prompt,
-    task_type: Annotated[int, choice(MidjourneyParams.TaskType, "What to make, of what.")],
+    task_type: Annotated[int, choice(MidjourneyParams.TaskType, "What to make, and from what.")],
     file_urls: FileUrls = None,
     speed: Annotated[int | None, choice(MidjourneyParams.Speed, "Faster costs more.")] = None,
     aspect_ratio: Annotated[
         str | None,
-        typer.Option(help="1:2, 9:16, 2:3, 3:4, 5:6, 6:5, 4:3, 3:2, 1:1, 16:9 or 2:1."),
+        typer.Option(
+            metavar="RATIO", help="1:2, 9:16, 2:3, 3:4, 5:6, 6:5, 4:3, 3:2, 1:1, 16:9 or 2:1."
+        ),
     ] = None,
     version: Annotated[str | None, typer.Option(help="7, 6.1, 6, 5.2, 5.1 or niji6.")] = None,
     variety: Annotated[int | None, typer.Option(help="How much images differ, 0-100.")] = None,
@@ -217,7 +235,9 @@ def veo3(
         int | None, choice(Veo3Params.GenerationType, "Default: by the number of images.")
     ] = None,
     image_urls: ImageUrls = None,
-    aspect_ratio: Annotated[str | None, typer.Option(help="16:9, 9:16 or Auto.")] = None,
+    aspect_ratio: Annotated[
+        str | None, typer.Option(metavar="RATIO", help="16:9, 9:16 or Auto.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="10000-99999.")] = None,
     watermark: Watermark = None,
     enable_translation: EnableTranslation = None,

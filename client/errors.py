@@ -4,7 +4,7 @@
     ├── InvalidRequestError        the request is wrong as it stands: mend what `violations` name
     ├── RefusedError               the provider said no; of a create, `task_id` is the FAILED task
     ├── TaskNotFoundError          no such task, or another caller's
-    ├── UnauthenticatedError       the token or the client certificate is missing or wrong
+    ├── UnauthenticatedError       the token is missing or wrong, or TLS fails (certificates)
     └── UnavailableError           not now: call again, `retry_after` seconds later if it is set
 
 A task that was accepted and then FAILED is no error of a call: it is the last snapshot, and
@@ -79,7 +79,7 @@ class InvalidRequestError(GenerationError):
 
 
 class RefusedError(GenerationError):
-    """The provider said no. After a create, the task is stored FAILED as `task_id`."""
+    """The provider said no, and the task is stored FAILED as `task_id`; or a limit forbids it."""
 
 
 class TaskNotFoundError(GenerationError):
@@ -87,7 +87,7 @@ class TaskNotFoundError(GenerationError):
 
 
 class UnauthenticatedError(GenerationError):
-    """The token or the client certificate is missing or wrong."""
+    """The token is missing or wrong, or TLS does not work with the certificates there are."""
 
 
 class UnavailableError(GenerationError):
@@ -101,12 +101,28 @@ class UnavailableError(GenerationError):
 _BY_REASON: Mapping[str, type[GenerationError]] = {
     "MODEL_UNAVAILABLE": RefusedError,
     "CREDITS_EXHAUSTED": RefusedError,
+    "MODEL_NOT_ALLOWED": RefusedError,
     "PROVIDER_ERROR": RefusedError,
     "PROVIDER_REJECTED": RefusedError,
     "PROVIDER_UNAUTHORIZED": RefusedError,
     "RATE_LIMITED": UnavailableError,
     "UPLOAD_TOO_LARGE": InvalidRequestError,
 }
+
+# Without the service's ErrorInfo these mean that the answer was lost on the way: a connection that
+# broke, a proxy, a server that died. Libraries and proxies differ in which of them they report.
+_LOST = frozenset(
+    {
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
+
+# C-core's words for a TLS handshake that fails for good, in lower case. "Handshake read failed" is
+# only a lost connection.
+_TLS_FAILURES = ("handshake failed", "security handshaker", "certificate verify failed")
 
 _BY_CODE: Mapping[grpc.StatusCode, type[GenerationError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: UnavailableError,
@@ -139,8 +155,12 @@ def from_rpc(error: grpc.aio.AioRpcError) -> GenerationError:
 
 
 def _class_of(code: grpc.StatusCode, reason: str, message: str) -> type[GenerationError]:
-    if not reason and "RST_STREAM" in message:
-        return UnavailableError  # a proxy or a dying server cut the stream: a lost connection
+    if not reason and any(words in message.lower() for words in _TLS_FAILURES):
+        return UnauthenticatedError
+    # A server that is overloaded may end a stream with RESOURCE_EXHAUSTED and nothing else.
+    overloaded = code is grpc.StatusCode.RESOURCE_EXHAUSTED and "RST_STREAM" in message
+    if not reason and (code in _LOST or overloaded):
+        return UnavailableError
     return _BY_REASON.get(reason) or _BY_CODE.get(code, GenerationError)
 
 

@@ -4,12 +4,15 @@ TextOutput is for people, JsonOutput for scripts.
 """
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, Self
 
+import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -17,10 +20,17 @@ from rich.console import Console
 
 from client.enums import short_name
 from client.errors import UnavailableError
+from client.options import in_words_of_options
 from client.problems import Problem
-from client.progress import WatchProgress, state, watch_progress
+from client.progress import WatchProgress, watch_progress
+from client.states import state
+from client.terminal import one_line, printable
 from client.watch import ended
 from generated.generation.v1.generation_pb2 import ErrorReason, GenerationTask, UploadedFile
+
+LIST_COLUMNS = 80
+
+_COLOURS = {"SUCCESS": typer.colors.GREEN, "FAILED": typer.colors.RED}
 
 
 class Output(Protocol):
@@ -53,6 +63,7 @@ class TextOutput:
 
     def __init__(self) -> None:
         self._stderr = Console(stderr=True)
+        self._columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else LIST_COLUMNS
 
     def task(self, task: GenerationTask) -> None:
         """Prints a line for each thing worth knowing."""
@@ -60,23 +71,26 @@ class TextOutput:
             ("task", task.id),
             ("state", state(task)),
             ("model", model_name(task)),
+            ("prompt", _prompt(task)),
             ("prompt id", task.prompt_id),
+            ("request id", task.request_id),
+            ("remote id", task.provider_task_id),
             ("created", _time(task.create_time)),
             ("ended", _time(task.complete_time)),
             ("credits", f"{task.credits_consumed:g}" if task.HasField("credits_consumed") else ""),
             ("failure", _failure(task)),
             *((f"result {n}", artifact.url) for n, artifact in enumerate(task.artifacts, start=1)),
+            ("expires", _first_expiry(task)),
         )
 
     def listed(self, task: GenerationTask) -> None:
-        """Prints one line."""
-        columns = (
-            task.id,
-            f"{state(task):<10}",
-            f"{model_name(task):<10}",
-            _time(task.create_time),
-        )
-        _line("  ".join((*columns, task.prompt_id)))
+        """Prints one line, or three if the terminal has less than LIST_COLUMNS columns."""
+        task_id, prompt_id = one_line(task.id), one_line(task.prompt_id)
+        time, model = _minute(task.create_time), model_name(task)
+        if self._columns < LIST_COLUMNS:
+            _line(f"{task_id}\n  {_coloured(state(task))}  {model}\n  {time}  {prompt_id}")
+        else:
+            _line(f"{task_id}  {_coloured(f'{state(task):<10}')}  {model:<10}  {time}  {prompt_id}")
 
     def file(self, file: UploadedFile) -> None:
         """Prints the URL, and what it is worth knowing about it."""
@@ -98,21 +112,23 @@ class TextOutput:
 
     def problem(self, problem: Problem) -> None:
         """Prints code, reason and message, then a line for each further thing that is known."""
-        name = " ".join(filter(None, (problem.code, problem.reason)))
+        name = " ".join(dict.fromkeys(filter(None, (problem.code, problem.reason))))
         # The message of broken rules is the rules, which have their own lines.
-        lines = [f"error: {name}" if problem.violations else f"error: {name}: {problem.message}"]
-        lines += [f"  {each.field}: {each.description}" for each in problem.violations]
+        message = "" if problem.violations else f": {problem.message}"
+        lines = [f"error: {name}{message}"]
+        violations = map(in_words_of_options, problem.violations)
+        lines += [f"  {each.field}: {each.description}" for each in violations]
         if problem.task_id:
             lines.append(f"  task: {problem.task_id}")
         if problem.retry_after is not None:
             lines.append(f"  retry after: {problem.retry_after:g} s")
         if problem.hint:
             lines.append(f"  hint: {problem.hint}")
-        self._stderr.out(printable("\n".join(lines)), style="red", highlight=False)
+        self._stderr.out("\n".join(map(one_line, lines)), style="red", highlight=False)
 
     def progress(self, task_id: str) -> WatchProgress:
         """Shows a live line on a terminal, plain lines elsewhere."""
-        return watch_progress(self._stderr, printable(task_id))
+        return watch_progress(self._stderr, one_line(task_id))
 
 
 class JsonOutput:
@@ -171,13 +187,6 @@ class _JsonProgress:
         self._lost = error is not None
 
 
-def printable(text: str) -> str:
-    """Returns the text without what could command a terminal: it may come from far away."""
-    return "".join(
-        each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text
-    )
-
-
 def model_name(task: GenerationTask) -> str:
     """Returns the model's name; "" for one that this client does not know yet."""
     return task.provider_params.kie.WhichOneof("model") or ""
@@ -193,14 +202,37 @@ def _time(timestamp: Timestamp) -> str:
     return f"{timestamp.ToDatetime():%Y-%m-%d %H:%M:%S} UTC" if timestamp.seconds else ""
 
 
+def _minute(timestamp: Timestamp) -> str:
+    return f"{timestamp.ToDatetime():%Y-%m-%d %H:%M}" if timestamp.seconds else ""
+
+
+def _prompt(task: GenerationTask) -> str:
+    name = model_name(task)
+    return str(getattr(task.provider_params.kie, name).prompt) if name else ""
+
+
+def _first_expiry(task: GenerationTask) -> str:
+    times = [each.expire_time for each in task.artifacts if each.expire_time.seconds]
+    return _time(min(times, key=Timestamp.ToNanoseconds)) if times else ""
+
+
 def _rows(*rows: tuple[str, str]) -> None:
     for name, value in rows:
         if value:
-            _line(f"{name:<10} {value}")
+            shown = one_line(value)
+            _line(f"{name:<10} {_coloured(shown) if name == 'state' else shown}")
 
 
 def _line(text: str) -> None:
-    print(printable(text), flush=True)  # noqa: T201
+    print(text, flush=True)  # noqa: T201
+
+
+def _coloured(state: str) -> str:
+    """Return a state in colour if it ends a task, on a terminal that shows any."""
+    colour = _COLOURS.get(state.strip())
+    if colour is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return state
+    return typer.style(state, fg=colour)
 
 
 def _json(value: object) -> None:

@@ -1,12 +1,15 @@
 """What went wrong, for the person at the command line: an exit code, words, and what to do next."""
 
 import enum
+import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import grpc
 import typer
 
+from client.commands import Invocation
 from client.download import DownloadError
 from client.errors import (
     GenerationError,
@@ -61,32 +64,50 @@ _BY_CODE: Mapping[grpc.StatusCode, ExitCode] = {
 }
 
 _HINTS: Mapping[str, str] = {
-    "ALREADY_SUBMITTED": "the provider cannot cancel: watch the task to its end",
     "CREDITS_EXHAUSTED": "the operator must top up the provider's account",
     "INTERNAL": "a bug of the service: report the message",
+    "MODEL_NOT_ALLOWED": "the operator can allow the model for this token",
     "MODEL_UNAVAILABLE": "take another model, or try later",
     "PROVIDER_ERROR": "create it again: a new request may succeed",
     "PROVIDER_REJECTED": "change the parameters that the provider names",
-    "PROVIDER_UNAUTHORIZED": "the operator must mend the service's key at the provider",
+    "PROVIDER_UNAUTHORIZED": "the operator must fix the service's key at the provider",
     "REQUEST_ID_REUSED": "this --request-id belongs to other parameters: take a new one",
-    "TASK_NOT_FOUND": "`list` shows the tasks of this token",
+    "UPLOAD_MISMATCH": "the file must not be empty, nor change while it is sent",
     "UPLOAD_TOO_LARGE": "make the file smaller",
 }
 
+# Words of errors of TLS, of C-core and ours, and what to do about them.
+_TLS_HINTS: Mapping[str, str] = {
+    "CERTIFICATE_VERIFY_FAILED": "does --ca name the authority of the server's certificate?",
+    "WRONG_VERSION_NUMBER": "the server does not speak TLS: no --tls, --ca, --cert or --key",
+    "security handshaker": "--ca, --cert and --key must be PEM files, and a key that fits",
+    "expects TLS": "use --tls, or --ca FILE for an authority of your own",
+    "wants a certificate": "name a client certificate that the server accepts: --cert and --key",
+    "rejects the certificate": "did an authority that the server trusts sign the one of --cert?",
+}
 
-def problem_of(error: Exception) -> Problem:
-    """Returns how to show any exception."""
+# The variables that C-core reads; it ignores names in upper case.
+_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+
+
+def problem_of(error: Exception, invocation: Invocation) -> Problem:
+    """Returns how to show any exception of a command that was called so."""
     match error:
         case GenerationError():
-            return _of_call(error)
+            return _of_call(error, invocation)
         case typer.TyperException():
             message = error.format_message() or "no command given"
-            return Problem(ExitCode.USAGE, "USAGE", message, hint=_usage_hint(error))
+            hint = _usage_hint(error, invocation)
+            return Problem(ExitCode.USAGE, "USAGE", message, hint=hint)
         case DownloadError():
-            hint = "`get ID --save DIR` fetches the results again"
+            again = invocation.line("get", invocation.task_id, "--save", invocation.folder)
+            hint = f"to fetch the results again: {again}"
             return Problem(ExitCode.LOCAL, "DOWNLOAD", str(error), hint=hint)
         case OSError():
-            return Problem(ExitCode.LOCAL, "LOCAL_FILE", str(error))
+            return Problem(ExitCode.LOCAL, "LOCAL_FILE", _words_of(error))
+        case UnicodeError():
+            message = "the arguments and the input must be UTF-8"
+            return Problem(ExitCode.USAGE, "USAGE", message)
         case InterruptedWorkError():
             return Problem(ExitCode.INTERRUPTED, "INTERRUPTED", "interrupted", hint=str(error))
         case _:
@@ -94,7 +115,13 @@ def problem_of(error: Exception) -> Problem:
             return Problem(ExitCode.INTERNAL, "CLIENT_BUG", message, hint="please report it")
 
 
-def _of_call(error: GenerationError) -> Problem:
+def _words_of(error: OSError) -> str:
+    """Return the file and what is wrong with it, without Python's number of the error."""
+    words = error.strerror or str(error)
+    return f"{error.filename}: {words}" if error.filename is not None else words
+
+
+def _of_call(error: GenerationError, invocation: Invocation) -> Problem:
     return Problem(
         _exit_code(error),
         error.code.name,
@@ -104,7 +131,7 @@ def _of_call(error: GenerationError) -> Problem:
         retry_after=error.retry_after,
         task_id=error.task_id,
         request_id=error.request_id if isinstance(error, UnavailableError) else "",
-        hint=_call_hint(error),
+        hint=_call_hint(error, invocation),
     )
 
 
@@ -124,28 +151,55 @@ def _exit_code(error: GenerationError) -> ExitCode:
             return _BY_CODE.get(error.code, ExitCode.INTERNAL)
 
 
-def _call_hint(error: GenerationError) -> str:
-    if isinstance(error, UnavailableError) and error.request_id:
-        return f"run it again with --request-id {error.request_id}: nothing is bought twice"
+def _call_hint(error: GenerationError, invocation: Invocation) -> str:
+    if error.reason == "ALREADY_SUBMITTED":
+        return f"to see the task: {invocation.line('get', error.task_id or invocation.task_id)}"
     if error.reason in _HINTS:
         return _HINTS[error.reason]
     match error:
-        case InvalidRequestError():
-            return "`--help` of the command names the values"
+        case TaskNotFoundError():
+            return f"to list your tasks: {invocation.line('list')}"
+        case InvalidRequestError() if error.violations:
+            return f"for the values: {invocation.help_line()}"
         case UnauthenticatedError():
-            return "set GENERATION_TOKEN to a token of this service"
+            return _authentication_hint(error)
         case UnavailableError():
-            return "try again later; is --address right, and does the server speak TLS?"
+            return _unavailable_hint(error, invocation)
         case _ if error.code is grpc.StatusCode.UNIMPLEMENTED:
-            return "is --address that of a generation service?"
+            return f"is there a generation service at {invocation.address}?"
         case _:
             return ""
 
 
-def _usage_hint(error: typer.TyperException) -> str:
+def _authentication_hint(error: UnauthenticatedError) -> str:
+    hints = (hint for words, hint in _TLS_HINTS.items() if words in error.message)
+    return next(hints, "set GENERATION_TOKEN to a token of this service")
+
+
+def _unavailable_hint(error: UnavailableError, invocation: Invocation) -> str:
+    hints = []
+    if error.request_id:
+        hints.append(f"run it again with --request-id {error.request_id}: nothing is bought twice")
+    elif error.reason:  # the service is there, but cannot do it now
+        hints.append("try again later")
+    if not error.reason:
+        hints.append(f"is a generation service running at {invocation.address}?")
+    if not error.reason and (proxy := _proxy(invocation)):
+        hints.append(f"gRPC connects through the proxy of {proxy}: put the host into no_proxy")
+    return "; ".join(hints)
+
+
+def _proxy(invocation: Invocation) -> str:
+    """Return the variable that makes gRPC use a proxy for the service, "" for none."""
+    if invocation.is_local:
+        return ""
+    return next((name for name in _PROXY_VARIABLES if os.environ.get(name)), "")
+
+
+def _usage_hint(error: typer.TyperException, invocation: Invocation) -> str:
     context = getattr(error, "ctx", None)  # of a UsageError, which typer does not export
-    path = context.command_path if context is not None else "python -m client"
-    hint = f"try '{path} --help'"
+    path = context.command_path if context is not None else shlex.join(invocation.program)
+    hint = f"try: {path} --help"
     return (
         f"{hint}; global options come before the command"
         if "No such option" in str(error)

@@ -3,6 +3,7 @@
 It is one live line on a terminal, and plain lines where nothing can move.
 """
 
+import sys
 import time
 from types import TracebackType
 from typing import Protocol, Self
@@ -10,14 +11,12 @@ from typing import Protocol, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from client.enums import short_name
 from client.errors import UnavailableError
-from generated.generation.v1.generation_pb2 import (
-    TASK_STATUS_PENDING,
-    GenerationTask,
-    TaskStage,
-    TaskStatus,
-)
+from client.states import percent, state
+from client.terminal import one_line
+from generated.generation.v1.generation_pb2 import GenerationTask
+
+BAR_COLUMNS = 80  # a narrower terminal shows no bar, but all of the text
 
 
 class WatchProgress(Protocol):
@@ -39,19 +38,13 @@ class WatchProgress(Protocol):
         """Shows that the stream was lost, or, with None, that it is back."""
 
 
-def state(task: GenerationTask) -> str:
-    """Returns how a task stands in a word: the stage while PENDING, else the status."""
-    if task.status == TASK_STATUS_PENDING:
-        return short_name(TaskStage, task.stage)
-    return short_name(TaskStatus, task.status)
-
-
 def watch_progress(console: Console, task_id: str) -> WatchProgress:
     """Returns what suits the console: a live line on a terminal, plain lines elsewhere.
 
-    The task's id stands above it, so that nobody is left without it.
+    The task's id is printed first, unless the same terminal shows it with the result.
     """
-    console.out(f"task {task_id}", highlight=False)
+    if not (console.is_terminal and sys.stdout.isatty()):
+        console.out(f"task {task_id}", highlight=False)
     return LiveProgress(console) if console.is_terminal else PlainProgress(console)
 
 
@@ -61,9 +54,11 @@ class LiveProgress:
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description:<12}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[percent]:>4}  {task.elapsed:.0f} s  {task.fields[note]}"),
+            TextColumn("{task.description:<12}", markup=False),
+            *([BarColumn(bar_width=30)] if console.width >= BAR_COLUMNS else []),
+            TextColumn(
+                "{task.fields[percent]:>4}  {task.elapsed:.0f} s  {task.fields[note]}", markup=False
+            ),
             console=console,
             transient=True,
         )
@@ -79,14 +74,14 @@ class LiveProgress:
 
     def update(self, task: GenerationTask) -> None:
         """Shows a newer snapshot; without a percentage the bar only pulses."""
-        known = task.HasField("progress_percent")
+        known = percent(task)
         self._revision = f"revision {task.revision}"
         self._progress.update(
             self._bar,
             description=state(task),
-            total=100 if known else None,
-            completed=task.progress_percent,
-            percent=f"{task.progress_percent}%" if known else "",
+            total=None if known is None else 100,
+            completed=known or 0,
+            percent="" if known is None else f"{known}%",
             note=self._revision,
         )
 
@@ -112,8 +107,9 @@ class PlainProgress:
 
     def update(self, task: GenerationTask) -> None:
         """Prints stage, percent and revision."""
-        percent = f" {task.progress_percent}%" if task.HasField("progress_percent") else ""
-        self._line(f"{state(task)}{percent} (revision {task.revision})")
+        known = percent(task)
+        progress = "" if known is None else f" {known}%"
+        self._line(f"{state(task)}{progress} (revision {task.revision})")
 
     def connection(self, error: UnavailableError | None) -> None:
         """Prints a line when the stream is lost and one when it is back, not one for each try."""
@@ -130,4 +126,4 @@ class PlainProgress:
 
 def label(error: UnavailableError) -> str:
     """Returns why a stream was lost, in a word."""
-    return error.reason or error.code.name
+    return one_line(error.reason or error.code.name)

@@ -5,13 +5,19 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import grpc
 
 from client.errors import GenerationError, UnavailableError, from_rpc
 
 T = TypeVar("T")
+Diagnose: TypeAlias = Callable[[UnavailableError], Awaitable[GenerationError]]
+OnRetry: TypeAlias = Callable[[UnavailableError], None]
+
+# The last try begins this long before the end of the timeout, or it could not succeed.
+_LAST_TRY_SECONDS = 1.0
+_LAST_TRY_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -19,12 +25,13 @@ class Retry:
     """How to try again what was UnavailableError.
 
     Attributes:
-        attempts: the most tries of one call. A watch is not bounded by it.
+        attempts: the most tries of one call; None is as many as fit into its timeout. A watch is
+            not bounded by it.
         first_delay_seconds: the delay after the first failure; it doubles with each further one.
         max_delay_seconds: where it stops doubling.
     """
 
-    attempts: int = 5
+    attempts: int | None = None
     first_delay_seconds: float = 0.1
     max_delay_seconds: float = 5.0
 
@@ -50,29 +57,43 @@ class Backoff:
         return ours + (error.retry_after or 0)
 
 
-async def retrying(attempt: Callable[[float], Awaitable[T]], *, timeout: float, retry: Retry) -> T:
+async def retrying(
+    attempt: Callable[[float], Awaitable[T]],
+    *,
+    timeout: float,
+    retry: Retry,
+    diagnose: Diagnose,
+    on_retry: OnRetry,
+) -> T:
     """Awaits `attempt(seconds left)` until it succeeds.
 
     Args:
         attempt: makes the call; it must be safe to repeat. It is given its deadline in seconds.
         timeout: seconds for all attempts and the delays between them.
         retry: how often and how soon.
+        diagnose: returns the error itself, or the lasting one behind it.
+        on_retry: called with the error before each further attempt.
 
     Raises:
         GenerationError: the last attempt's, at once when a further one cannot help or would come
             too late.
     """
     deadline = time.monotonic() + timeout
+    last_start = deadline - min(_LAST_TRY_SECONDS, _LAST_TRY_SHARE * timeout)
     backoff = Backoff(retry)
-    attempts_left = retry.attempts
+    attempts = 0
     while True:
         try:
             return await attempt(max(0.0, deadline - time.monotonic()))
         except grpc.aio.AioRpcError as rpc_error:
             error = from_rpc(rpc_error)
-        attempts_left -= 1
-        delay = backoff.next_delay(error)
-        late = time.monotonic() + delay >= deadline
-        if late or attempts_left <= 0 or not isinstance(error, UnavailableError):
+        attempts += 1
+        if isinstance(error, UnavailableError):
+            error = await diagnose(error)
+        if not isinstance(error, UnavailableError) or attempts == retry.attempts:
             raise error
-        await asyncio.sleep(delay)
+        seconds_left = last_start - time.monotonic()
+        if seconds_left <= 0 or (error.retry_after or 0) > seconds_left:
+            raise error
+        on_retry(error)
+        await asyncio.sleep(min(backoff.next_delay(error), seconds_left))

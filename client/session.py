@@ -3,18 +3,22 @@
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import typer
 from google.protobuf.message import Message
 
-from client.client import GenerationClient, Tls
+from client.client import GenerationClient
+from client.commands import Invocation
 from client.download import save_artifacts
 from client.errors import UnavailableError
 from client.output import Output
 from client.problems import ExitCode, InterruptedWorkError
+from client.progress import label
+from client.tls import Tls
 from client.watch import ended
 from generated.generation.v1.generation_pb2 import TASK_STATUS_FAILED, GenerationTask
 
@@ -28,22 +32,33 @@ class Settings:
     tls: Tls | None
     timeout_seconds: float
     give_up_after_seconds: float
+    allow_private_addresses: bool
     output: Output
+    invocation: Invocation
 
 
 class Session:
     """What a command works with. `resume_hint` says how to go on if the work is interrupted now."""
 
-    def __init__(self, settings: Settings, client: GenerationClient) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.client = client
+        self.client = GenerationClient(
+            settings.address,
+            token=settings.token,
+            tls=settings.tls,
+            give_up_after_seconds=settings.give_up_after_seconds,
+            on_retry=self.note_retry,
+        )
         self.output = settings.output
+        self.invocation = settings.invocation
         self.timeout = settings.timeout_seconds
         self.resume_hint = "nothing was left half done"
+        self._retried = False
 
     async def follow(self, task_id: str, known: GenerationTask | None = None) -> GenerationTask:
         """Shows a task's progress until it ended, and returns its last snapshot."""
-        self.resume_hint = f"the task goes on; to see it: {self.watch_command(task_id)}"
+        self.invocation.task_id = task_id
+        self.resume_hint = f"to watch it again: {self.watch_command(task_id)}"
         if known is not None and ended(known):
             return known
         task = known or GenerationTask(id=task_id)
@@ -53,6 +68,7 @@ class Session:
             snapshots = self.client.watch(task_id, task.revision, on_connection=progress.connection)
             try:
                 async for snapshot in snapshots:
+                    self.resume_hint = f"the task goes on; to see it: {self.watch_command(task_id)}"
                     progress.update(snapshot)
                     task = snapshot
             except UnavailableError:
@@ -62,13 +78,31 @@ class Session:
 
     def watch_command(self, task_id: str) -> str:
         """Returns the command that goes on with a task."""
-        return f"python -m client --address {self.settings.address} watch {task_id}"
+        return self.invocation.line("watch", task_id)
+
+    @contextmanager
+    def note_after(self, seconds: float, text: str) -> Iterator[None]:
+        """Prints a note if what is done meanwhile takes longer."""
+        timer = asyncio.get_running_loop().call_later(seconds, self.output.note, text)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def note_retry(self, error: UnavailableError) -> None:
+        """Says once that a call is made again, as that may go on for a while."""
+        if not self._retried:
+            self.output.note(f"{label(error)}: trying again, for {self.timeout:g} s at most")
+        self._retried = True
 
     async def conclude(self, task: GenerationTask, save: Path | None) -> ExitCode:
         """Shows a task, saves its results if asked to, and returns what the process should say."""
         self.output.task(task)
         if save is not None:
-            self.output.saved(task, await save_artifacts(task, save))
+            self.invocation.folder = str(save)
+            allow_private = self.settings.allow_private_addresses
+            paths = await save_artifacts(task, save, allow_private=allow_private)
+            self.output.saved(task, paths)
         return ExitCode.TASK_FAILED if task.status == TASK_STATUS_FAILED else ExitCode.OK
 
     async def upload_local_files(self, params: Message) -> None:
@@ -89,16 +123,10 @@ class Session:
 def run(context: typer.Context, work: Callable[[Session], Awaitable[ExitCode]]) -> None:
     """Does a command's work on a connection, and exits with what it returns."""
     settings: Settings = context.obj
-    client = GenerationClient(
-        settings.address,
-        token=settings.token,
-        tls=settings.tls,
-        give_up_after_seconds=settings.give_up_after_seconds,
-    )
-    session = Session(settings, client)
+    session = Session(settings)
 
     async def connected() -> ExitCode:
-        async with client:
+        async with session.client:
             return await work(session)
 
     try:

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import grpc
 
 from client.errors import UnavailableError, from_rpc
-from client.retry import Backoff, Retry
+from client.retry import Backoff, Diagnose, Retry
 from generated.generation.v1.generation_pb2 import (
     TASK_STATUS_FAILED,
     TASK_STATUS_SUCCESS,
@@ -37,11 +37,13 @@ class WatchPolicy:
         retry: the delays between streams; `attempts` does not apply.
         heartbeat_timeout_seconds: a stream that is silent for longer is given up and opened again.
         give_up_after_seconds: how long reconnecting may go on without a snapshot; None is for ever.
+        diagnose: returns the error that lost a stream, or the lasting one behind it.
     """
 
     retry: Retry
     heartbeat_timeout_seconds: float
     give_up_after_seconds: float | None
+    diagnose: Diagnose
 
 
 def ended(task: GenerationTask) -> bool:
@@ -82,7 +84,10 @@ async def watch_until_ended(
                         yield task
                     if done:
                         return
-        except UnavailableError as error:
+        except UnavailableError as lost:
+            error = await policy.diagnose(lost)
+            if not isinstance(error, UnavailableError):
+                raise error from lost
             await connection.lost(error)
 
 
@@ -132,7 +137,10 @@ class _Connection:
         self._lost_at = now if self._lost_at is None else self._lost_at
         delay = self._backoff.next_delay(error)
         limit = self._policy.give_up_after_seconds
-        if limit is not None and now + delay - self._lost_at > limit:
-            raise error
+        if limit is not None:
+            seconds_left = self._lost_at + limit - now
+            if seconds_left <= 0:
+                raise error
+            delay = min(delay, seconds_left)
         self._on_connection(error)
         await asyncio.sleep(delay)

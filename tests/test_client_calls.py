@@ -1,5 +1,7 @@
 import asyncio
 import hashlib
+import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ from client import (
     GenerationError,
     InvalidRequestError,
     RefusedError,
+    Retry,
     Tls,
     UnauthenticatedError,
     UnavailableError,
     Violation,
 )
+from client.client import UPLOAD_ATTEMPTS
 from client.upload import CHUNK_BYTES
 from generated.generation.v1.generation_pb2 import (
     TASK_STATUS_FAILED,
@@ -34,6 +38,7 @@ from tests.test_client_server import (
     UNAVAILABLE,
     Failure,
     ScriptedService,
+    Silence,
     connected,
     pending,
     uploaded,
@@ -89,6 +94,36 @@ async def test_a_create_that_stays_unavailable_tells_the_request_id_to_go_on_wit
             await client.create(PARAMS, prompt_id="p-1")
     assert len(service.requests) == 3
     assert caught.value.request_id == service.requests[0].request_id
+
+
+async def test_a_call_is_tried_again_for_as_long_as_its_timeout_lasts() -> None:
+    quick = Retry(first_delay_seconds=0.001, max_delay_seconds=0.02)
+    service = ScriptedService()
+    service.answers.extend([UNAVAILABLE] * 20 + [pending(1)])
+    told: list[UnavailableError] = []
+    async with connected(service, retry=quick, on_retry=told.append) as client:
+        await client.create(PARAMS, prompt_id="p-1", timeout=30)
+    assert len(told) == 20
+
+
+async def test_a_call_that_stays_unavailable_ends_with_its_timeout() -> None:
+    async with GenerationClient("127.0.0.1:1") as client:
+        began = time.monotonic()
+        with pytest.raises(UnavailableError):
+            await client.get("t-1", timeout=4)
+        assert 2.9 <= time.monotonic() - began <= 4.5
+
+
+async def test_a_file_that_cannot_be_uploaded_is_not_sent_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    path.write_bytes(b"abc")
+    service = ScriptedService()
+    service.answers.extend([UNAVAILABLE] * 20)
+    quick = Retry(first_delay_seconds=0.001, max_delay_seconds=0.001)
+    async with connected(service, retry=quick) as client:
+        with pytest.raises(UnavailableError):
+            await client.upload(path)
+    assert len(service.requests) == UPLOAD_ATTEMPTS
 
 
 async def test_a_rate_limited_call_waits_as_long_as_the_server_asks() -> None:
@@ -183,6 +218,15 @@ async def test_the_token_goes_with_every_call() -> None:
     assert service.metadata[0]["authorization"] == "Bearer s3cret"
 
 
+@pytest.mark.parametrize("token", ["Bearer s3cret", "bearer  s3cret\n", " s3cret "])
+async def test_a_token_may_be_copied_with_the_word_before_it(token: str) -> None:
+    service = ScriptedService()
+    service.answers.append(pending(1))
+    async with connected(service, token=token) as client:
+        await client.get("t-1")
+    assert service.metadata[0]["authorization"] == "Bearer s3cret"
+
+
 async def test_a_certificate_without_its_key_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="go together"):
         Tls(client_cert="cert.pem").credentials()
@@ -245,6 +289,18 @@ async def test_a_file_is_sent_again_from_its_start_when_the_provider_is_away(
     async with connected(service) as client:
         await client.upload(path)
     assert [each.chunk for each in service.upload[1:]] == [b"abc"]
+
+
+async def test_a_file_whose_name_is_no_utf_8_is_uploaded_under_a_name_that_is(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    path.write_bytes(b"abc")
+    service = ScriptedService()
+    service.answers.append(uploaded())
+    async with connected(service) as client:
+        await client.upload(path)
+    assert service.upload[0].metadata.file_name == "caf\N{REPLACEMENT CHARACTER}.png"
 
 
 async def test_large_pieces_of_an_iterator_are_cut_into_messages_that_fit() -> None:
@@ -322,3 +378,52 @@ async def test_a_call_that_is_cancelled_stops_trying() -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
+
+
+LOST = [
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,
+]
+
+
+@pytest.mark.parametrize("code", LOST)
+async def test_a_call_whose_answer_was_lost_is_tried_again_under_whatever_code(
+    code: grpc.StatusCode,
+) -> None:
+    service = ScriptedService()
+    service.answers.extend([Failure(code), pending(1)] * 3)
+    service.answers.extend([Failure(code), ListTasksResponse(), Failure(code), uploaded()])
+    async with connected(service) as client:
+        await client.create(PARAMS, prompt_id="p-1")
+        await client.get("t-1")
+        await client.cancel("t-1")
+        assert [task async for task in client.list()] == []
+        await client.upload(__file__)
+    first, again = service.requests[:2]
+    assert first.request_id == again.request_id != ""
+
+
+@pytest.mark.parametrize("code", LOST)
+async def test_an_error_of_the_service_itself_is_never_taken_for_a_lost_answer(
+    code: grpc.StatusCode,
+) -> None:
+    service = ScriptedService()
+    service.answers.append(Failure(code, "INTERNAL", "bug 7f3a"))
+    async with connected(service, retry=Retry(attempts=1)) as client:
+        with pytest.raises(GenerationError) as caught:
+            await client.get("t-1")
+    assert isinstance(caught.value, UnavailableError) is (code is grpc.StatusCode.UNAVAILABLE)
+
+
+async def test_a_call_that_is_cancelled_here_while_the_server_works_is_not_tried_again() -> None:
+    service = ScriptedService()
+    service.answers.append(Silence())
+    async with connected(service) as client:
+        call = asyncio.create_task(client.get("t-1"))
+        await service.watched.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    assert len(service.requests) == 1

@@ -86,7 +86,7 @@ class Failure:
 
 
 class Silence:
-    """A stream that says no more, and does not end."""
+    """A stream or a call that says no more, and does not end."""
 
 
 UNAVAILABLE = Failure(grpc.StatusCode.UNAVAILABLE)
@@ -111,7 +111,13 @@ class ScriptedService(GenerationServiceServicer):
         answer = self.answers.popleft()
         if isinstance(answer, Failure):
             await answer.abort(context)
+        if isinstance(answer, Silence):
+            await self._say_nothing()
         return answer
+
+    async def _say_nothing(self) -> None:
+        self.watched.set()
+        await asyncio.Event().wait()
 
     def _keep(self, request: Any, context: Context) -> None:
         self.requests.append(request)
@@ -138,8 +144,7 @@ class ScriptedService(GenerationServiceServicer):
         self._keep(request, context)
         for step in self.streams.popleft():
             if isinstance(step, Silence):
-                self.watched.set()
-                await asyncio.Event().wait()
+                await self._say_nothing()
             elif isinstance(step, Failure):
                 await step.abort(context)
             else:

@@ -1,12 +1,20 @@
 import asyncio
 import socket
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import grpc
 import pytest
 
-from client import GenerationClient, InvalidRequestError, TaskNotFoundError, UnavailableError
+from client import (
+    GenerationClient,
+    GenerationError,
+    InvalidRequestError,
+    Retry,
+    TaskNotFoundError,
+    UnavailableError,
+)
 from tests.test_client_server import (
     FAST,
     NOT_FOUND,
@@ -65,6 +73,55 @@ async def test_a_stream_cut_by_a_proxy_under_another_code_is_resumed() -> None:
         assert await revisions(client) == [1, 2]
 
 
+LOST = [
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,
+]
+
+
+@pytest.mark.parametrize("code", LOST)
+async def test_a_stream_that_ends_without_an_error_of_the_service_was_lost_and_is_resumed(
+    code: grpc.StatusCode,
+) -> None:
+    service = ScriptedService()
+    service.streams.extend([[Failure(code)], [pending(1), Failure(code)], [success(2)]])
+    async with connected(service) as client:
+        assert await revisions(client) == [1, 2]
+    assert asked_after(service) == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.UNIMPLEMENTED,
+    ],
+)
+async def test_what_a_proxy_refuses_for_good_ends_the_watch(code: grpc.StatusCode) -> None:
+    service = ScriptedService()
+    service.streams.append([pending(1), Failure(code, message="RST_STREAM")])
+    async with connected(service) as client:
+        with pytest.raises(GenerationError) as caught:
+            await revisions(client)
+    assert caught.value.code is code
+    assert len(service.requests) == 1
+
+
+async def test_a_watch_that_is_cancelled_here_ends_and_is_not_resumed() -> None:
+    service = ScriptedService()
+    service.streams.append([pending(1), Silence()])
+    async with connected(service) as client:
+        watch = asyncio.create_task(revisions(client))
+        await service.watched.wait()
+        watch.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await watch
+    assert len(service.requests) == 1
+
+
 async def test_a_silent_stream_is_given_up_and_opened_again() -> None:
     service = ScriptedService()
     service.streams.extend([[pending(1), Silence()], [success(2)]])
@@ -120,6 +177,17 @@ async def test_a_watch_gives_up_when_it_reconnected_in_vain_for_long_enough() ->
         with pytest.raises(UnavailableError):
             await revisions(client)
     assert len(service.requests) > 2
+
+
+async def test_a_watch_reconnects_for_as_long_as_it_may() -> None:
+    service = ScriptedService()
+    service.streams.extend([[UNAVAILABLE]] * 10)
+    slow = Retry(first_delay_seconds=0.4, max_delay_seconds=30)
+    async with connected(service, retry=slow, give_up_after_seconds=2) as client:
+        began = time.monotonic()
+        with pytest.raises(UnavailableError):
+            await revisions(client)
+        assert 2 <= time.monotonic() - began <= 3
 
 
 async def test_being_lost_and_being_back_are_told() -> None:

@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class GenerationServiceStub:
-    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
-    SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a bug: report the id in the message).
+    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also
+    end with UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a
+    bug: report the id in the message).
     """
 
     def __init__(self, channel):
@@ -69,8 +70,9 @@ class GenerationServiceStub:
 
 
 class GenerationServiceServicer:
-    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
-    SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a bug: report the id in the message).
+    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also
+    end with UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a
+    bug: report the id in the message).
     """
 
     def CreateTask(self, request, context):
@@ -82,7 +84,8 @@ class GenerationServiceServicer:
         PROVIDER_REJECTED (mend the parameters), PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, MODEL_UNAVAILABLE (the operator
         must act), PROVIDER_ERROR (a new request_id may succeed).
 
-        Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again.
+        Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again. An answer was lost
+        if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,6 +104,12 @@ class GenerationServiceServicer:
         """Streams whole snapshots of a task: the present one first, then each newer one, until the terminal one, after which
         the stream ends OK. It never ends OK otherwise. A quiet stream repeats the present snapshot as a heartbeat (every
         WATCH_HEARTBEAT_SECONDS). Revisions never fall. A slow reader may miss snapshots in between, never the terminal one.
+
+        Reconnecting: a stream that ends without the service's ErrorInfo (domain "generation.v1") was lost on the way, whatever
+        its status: UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED, depending on the gRPC library and the proxies in between. Call
+        again with the last revision seen, after a delay that grows with each failure. UNAUTHENTICATED, PERMISSION_DENIED and
+        UNIMPLEMENTED end the watch. A stream that has been silent for three heartbeats was lost as well: cancel it and call
+        again.
 
         Errors: INVALID_PARAMS (after_revision is above the present revision), TASK_NOT_FOUND, RATE_LIMITED (too many open
         streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: call again with the last revision seen).
@@ -183,8 +192,9 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService:
-    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
-    SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a bug: report the id in the message).
+    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also
+    end with UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a
+    bug: report the id in the message).
     """
 
     @staticmethod

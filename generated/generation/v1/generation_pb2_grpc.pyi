@@ -38,8 +38,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GenerationServiceStub:
-    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
-    SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a bug: report the id in the message).
+    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also
+    end with UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a
+    bug: report the id in the message).
     """
 
     @_typing.overload
@@ -55,7 +56,8 @@ class GenerationServiceStub:
     PROVIDER_REJECTED (mend the parameters), PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, MODEL_UNAVAILABLE (the operator
     must act), PROVIDER_ERROR (a new request_id may succeed).
 
-    Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again.
+    Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again. An answer was lost
+    if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo.
     """
     QueryTask: _grpc.UnaryUnaryMultiCallable[_generation_pb2.QueryTaskRequest, _generation_pb2.QueryTaskResponse]
     """Returns the newest committed snapshot of a task. It has no side effects.
@@ -66,6 +68,12 @@ class GenerationServiceStub:
     """Streams whole snapshots of a task: the present one first, then each newer one, until the terminal one, after which
     the stream ends OK. It never ends OK otherwise. A quiet stream repeats the present snapshot as a heartbeat (every
     WATCH_HEARTBEAT_SECONDS). Revisions never fall. A slow reader may miss snapshots in between, never the terminal one.
+
+    Reconnecting: a stream that ends without the service's ErrorInfo (domain "generation.v1") was lost on the way, whatever
+    its status: UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED, depending on the gRPC library and the proxies in between. Call
+    again with the last revision seen, after a delay that grows with each failure. UNAUTHENTICATED, PERMISSION_DENIED and
+    UNIMPLEMENTED end the watch. A stream that has been silent for three heartbeats was lost as well: cancel it and call
+    again.
 
     Errors: INVALID_PARAMS (after_revision is above the present revision), TASK_NOT_FOUND, RATE_LIMITED (too many open
     streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: call again with the last revision seen).
@@ -93,8 +101,9 @@ class GenerationServiceStub:
 
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
-    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
-    SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a bug: report the id in the message).
+    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also
+    end with UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a
+    bug: report the id in the message).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -107,7 +116,8 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     PROVIDER_REJECTED (mend the parameters), PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, MODEL_UNAVAILABLE (the operator
     must act), PROVIDER_ERROR (a new request_id may succeed).
 
-    Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again.
+    Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again. An answer was lost
+    if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo.
     """
     QueryTask: _aio.UnaryUnaryMultiCallable[_generation_pb2.QueryTaskRequest, _generation_pb2.QueryTaskResponse]  # type: ignore[assignment]
     """Returns the newest committed snapshot of a task. It has no side effects.
@@ -118,6 +128,12 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """Streams whole snapshots of a task: the present one first, then each newer one, until the terminal one, after which
     the stream ends OK. It never ends OK otherwise. A quiet stream repeats the present snapshot as a heartbeat (every
     WATCH_HEARTBEAT_SECONDS). Revisions never fall. A slow reader may miss snapshots in between, never the terminal one.
+
+    Reconnecting: a stream that ends without the service's ErrorInfo (domain "generation.v1") was lost on the way, whatever
+    its status: UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED, depending on the gRPC library and the proxies in between. Call
+    again with the last revision seen, after a delay that grows with each failure. UNAUTHENTICATED, PERMISSION_DENIED and
+    UNIMPLEMENTED end the watch. A stream that has been silent for three heartbeats was lost as well: cancel it and call
+    again.
 
     Errors: INVALID_PARAMS (after_revision is above the present revision), TASK_NOT_FOUND, RATE_LIMITED (too many open
     streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: call again with the last revision seen).
@@ -144,8 +160,9 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also end with UNAUTHENTICATED (mend the token), STORAGE_UNAVAILABLE or
-    SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a bug: report the id in the message).
+    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also
+    end with UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a
+    bug: report the id in the message).
     """
 
     @_abc_1.abstractmethod
@@ -162,7 +179,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         PROVIDER_REJECTED (mend the parameters), PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, MODEL_UNAVAILABLE (the operator
         must act), PROVIDER_ERROR (a new request_id may succeed).
 
-        Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again.
+        Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again. An answer was lost
+        if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo.
         """
 
     @_abc_1.abstractmethod
@@ -185,6 +203,12 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams whole snapshots of a task: the present one first, then each newer one, until the terminal one, after which
         the stream ends OK. It never ends OK otherwise. A quiet stream repeats the present snapshot as a heartbeat (every
         WATCH_HEARTBEAT_SECONDS). Revisions never fall. A slow reader may miss snapshots in between, never the terminal one.
+
+        Reconnecting: a stream that ends without the service's ErrorInfo (domain "generation.v1") was lost on the way, whatever
+        its status: UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED, depending on the gRPC library and the proxies in between. Call
+        again with the last revision seen, after a delay that grows with each failure. UNAUTHENTICATED, PERMISSION_DENIED and
+        UNIMPLEMENTED end the watch. A stream that has been silent for three heartbeats was lost as well: cancel it and call
+        again.
 
         Errors: INVALID_PARAMS (after_revision is above the present revision), TASK_NOT_FOUND, RATE_LIMITED (too many open
         streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: call again with the last revision seen).

@@ -1,22 +1,26 @@
-"""`make demo`: a server with the bundled simulator, one task of each model live, results saved."""
+"""A server with the bundled simulator, one task of each model live, results saved."""
 
 import asyncio
 import os
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-import grpc
 from google.protobuf.message import Message
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from client.client import GenerationClient
-from client.download import save_artifacts
-from client.progress import state
+from client.download import DownloadError, save_artifacts
+from client.errors import GenerationError
+from client.problems import ExitCode
+from client.progress import BAR_COLUMNS
+from client.states import percent, state
+from client.terminal import one_line, printable
 from client.watch import ended
 from generated.generation.v1.generation_pb2 import (
     TASK_STATUS_SUCCESS,
@@ -28,6 +32,7 @@ from generated.generation.v1.generation_pb2 import (
 
 RESULTS = Path("demo-results")
 START_SECONDS = 30
+START_PAUSE_SECONDS = 0.05
 STOP_SECONDS = 15
 PROMPT = "a lighthouse at dawn, waves below"
 TASKS: dict[str, Message] = {
@@ -40,29 +45,55 @@ TASKS: dict[str, Message] = {
 }
 
 
+class ServiceFailedError(Exception):
+    """The service of the demonstration did not start."""
+
+
 @asynccontextmanager
 async def service() -> AsyncIterator[str]:
     """Runs a service of its own on a free port, with a database of its own; yields its address."""
-    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-        free.close()
+    with tempfile.TemporaryDirectory() as folder:
+        address = f"127.0.0.1:{_free_port()}"
         own = {
             "LISTEN_ADDRESS": address,
             "ADMIN_ADDRESS": "",
             "DATABASE_URL": f"sqlite:///{folder}/demo.db",
             "LOG_LEVEL": "error",
         }
-        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        kept = {
+            name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ
+        }
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "service", env={**kept, **own}
         )
         try:
-            async with grpc.aio.insecure_channel(address) as channel:
-                await asyncio.wait_for(channel.channel_ready(), START_SECONDS)
+            await _until_serving(address, process)
             yield address
         finally:
-            process.terminate()
+            with suppress(ProcessLookupError):
+                process.terminate()
             await asyncio.wait_for(process.wait(), STOP_SECONDS)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+async def _until_serving(address: str, process: asyncio.subprocess.Process) -> None:
+    """Returns once the service accepts connections. Raises ServiceFailedError if it never does."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + START_SECONDS
+    while process.returncode is None and time.monotonic() < deadline:
+        try:
+            _, writer = await asyncio.open_connection(host, int(port))
+        except OSError:
+            await asyncio.sleep(START_PAUSE_SECONDS)
+        else:
+            writer.close()
+            return
+    raise ServiceFailedError(f"the service did not start (exit code {process.returncode})")
 
 
 async def run_task(client: GenerationClient, model: str, progress: Progress, bar: TaskID) -> bool:
@@ -70,10 +101,12 @@ async def run_task(client: GenerationClient, model: str, progress: Progress, bar
     created = await client.create(TASKS[model], prompt_id="demo")
     task = created
     async for task in client.watch(created.id):
-        percent = task.progress_percent if task.HasField("progress_percent") else None
-        progress.update(bar, state=state(task), total=percent and 100, completed=percent)
-    paths = await save_artifacts(task, RESULTS)
-    result = f"{len(paths)} saved" if paths else task.failure.message
+        known = percent(task)
+        progress.update(
+            bar, state=state(task), total=None if known is None else 100, completed=known
+        )
+    paths = await save_artifacts(task, RESULTS, name=model)
+    result = f"{len(paths)} saved" if paths else one_line(task.failure.message)
     progress.update(bar, total=100, completed=100, result=result)
     progress.stop_task(bar)
     return ended(task) and task.status == TASK_STATUS_SUCCESS
@@ -83,9 +116,9 @@ async def demo(console: Console) -> bool:
     """Runs the demonstration; whether every task succeeded."""
     columns = (
         SpinnerColumn(finished_text="•"),
-        TextColumn("{task.description:<11}{task.fields[state]:<11}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.elapsed:4.0f} s  {task.fields[result]}"),
+        TextColumn("{task.description:<11}{task.fields[state]:<11}", markup=False),
+        *([BarColumn(bar_width=20)] if console.width >= BAR_COLUMNS else []),
+        TextColumn("{task.elapsed:.0f} s {task.fields[result]}", markup=False),
     )
     async with service() as address, GenerationClient(address) as client:
         with Progress(*columns, console=console) as progress:
@@ -100,10 +133,10 @@ def main() -> int:
     """Runs it on this terminal; returns the exit code."""
     console = Console()
     console.print("Four tasks of four models, on the bundled simulator: the results are samples.")
-    succeeded = asyncio.run(demo(console))
+    try:
+        succeeded = asyncio.run(demo(console))
+    except (GenerationError, DownloadError, ServiceFailedError, OSError) as error:
+        console.out(f"The demonstration failed: {printable(str(error))}", highlight=False)
+        return ExitCode.TASK_FAILED
     console.print(f"The results are in {RESULTS}/." if succeeded else "Not every task succeeded.")
-    return 0 if succeeded else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return ExitCode.OK if succeeded else ExitCode.TASK_FAILED

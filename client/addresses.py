@@ -1,0 +1,94 @@
+"""Network addresses: those of gRPC targets, which are local, and which are public."""
+
+import errno
+import ipaddress
+import socket
+from typing import TypeAlias
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import DefaultResolver
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# An IPv6-only network reaches IPv4 through this prefix, which ends in the IPv4 address.
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+def is_public(text: str) -> bool:
+    """Whether a literal address is one on the public internet; False for anything else."""
+    try:
+        address = _unwrapped(ipaddress.ip_address(text))
+    except ValueError:
+        return False
+    site_local = isinstance(address, ipaddress.IPv6Address) and address.is_site_local
+    internal = address.is_multicast or address.is_reserved or site_local
+    return address.is_global and not internal
+
+
+def is_literal(host: str) -> bool:
+    """Whether a URL's host is an address rather than a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def host_and_port(target: str) -> tuple[str, int]:
+    """Return the host and the port that a gRPC target names.
+
+    Raises:
+        ValueError: the target names no port, as a Unix socket does.
+    """
+    for scheme in ("dns:", "ipv4:", "ipv6:"):
+        target = target.removeprefix(scheme)
+    host, _, port = target.rpartition("/")[2].rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def is_local(target: str) -> bool:
+    """Whether a gRPC target is on this machine: a loopback address or a Unix socket."""
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    return all(_is_loopback(each) for each in target.split(","))  # `ipv4:` takes several
+
+
+def _is_loopback(target: str) -> bool:
+    try:
+        host, _ = host_and_port(target)
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _unwrapped(address: Address) -> Address:
+    """Return the IPv4 address that an IPv6 address leads to, or the address itself."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address in _NAT64:
+        return ipaddress.IPv4Address(address.packed[-4:])
+    return address.ipv4_mapped or address.sixtofour or address
+
+
+class PublicResolver(AbstractResolver):
+    """Resolves names, and fails for a name that has any address that is not public.
+
+    The connection is made to the addresses returned here, so a name cannot change in between.
+    """
+
+    def __init__(self) -> None:
+        self._resolver = DefaultResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return the addresses of a name. Raises OSError if one of them is not public."""
+        found = await self._resolver.resolve(host, port, family)
+        if private := next((each["host"] for each in found if not is_public(each["host"])), None):
+            message = f"{host} resolves to {private}, which is not a public address"
+            raise OSError(errno.EADDRNOTAVAIL, message)
+        return found
+
+    async def close(self) -> None:
+        """Release what resolving needed."""
+        await self._resolver.close()

@@ -1,0 +1,1 @@
+"""`make demo`: one task of each model, live, on the bundled simulator."""

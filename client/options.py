@@ -1,0 +1,63 @@
+"""The fields of a request under the names that the command line has for them."""
+
+import re
+
+from google.protobuf.descriptor import Descriptor
+
+from client.errors import Violation
+from generated.generation.v1.generation_pb2 import KieParams
+
+_OPTIONS = {
+    "file_urls": "--file-url",
+    "image_urls": "--image-url",
+    "metadata.content_type": "--content-type",
+    "metadata.file_name": "--name",
+    "metadata.sha256": "FILE",
+    "metadata.size_bytes": "FILE",
+    "metadata.upload_path": "--upload-path",
+    "page_size": "--limit",
+    "prompt": "PROMPT",
+    "task_id": "ID",
+}
+_TOP_LEVEL = ("prompt_id", "request_id", "status")
+_MODEL_FIELD = re.compile(r"provider_params\.kie\.(\w+)\.(\w+)(?:\[(\d+)\])?")
+
+
+def option_of(field: str) -> str:
+    """Returns the option that fills a field of a model's message."""
+    return _OPTIONS.get(field) or "--" + field.replace("_", "-")
+
+
+def value_name(enum_value: str) -> str:
+    """Returns an enum value's short name as it is typed: `FIRST_FRAME` is `first-frame`."""
+    return enum_value.lower().replace("_", "-")
+
+
+def in_words_of_options(violation: Violation) -> Violation:
+    """Returns a broken rule that names options and their values instead of fields and enums."""
+    if found := _MODEL_FIELD.fullmatch(violation.field):
+        model, field, index = found.groups()
+        number = f" (number {int(index) + 1})" if index else ""
+        description = _translated(violation.description, _message(model))
+        return Violation(option_of(field) + number, description)
+    if violation.field in _OPTIONS or violation.field in _TOP_LEVEL:
+        return Violation(option_of(violation.field), violation.description)
+    return violation
+
+
+def _message(model: str) -> Descriptor | None:
+    member = KieParams.DESCRIPTOR.fields_by_name.get(model)
+    return None if member is None else member.message_type
+
+
+def _translated(text: str, message: Descriptor | None) -> str:
+    """Return a text in which fields and enum values have the names of the command line."""
+    if message is None:
+        return text
+    names: dict[str, str] = {}
+    for enum in message.enum_types:
+        prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+        names |= {name: value_name(name.removeprefix(prefix)) for name in enum.values_by_name}
+    # Only names that cannot be plain words: `size` may well mean a size.
+    names |= {field: option_of(field) for field in message.fields_by_name if "_" in field}
+    return re.sub(r"\w+", lambda word: names.get(word.group(), word.group()), text)
