@@ -6,7 +6,7 @@ import math
 import secrets
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -19,11 +19,12 @@ from generated.generation.v1 import generation_pb2
 from generated.generation.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
 from providers.kie.client import KieProvider
 from service import descriptors
-from service.admin import admin_app
-from service.callbacks import Callbacks, CallbackUrls
+from service.admin import admin_handler
+from service.callbacks import BODY_MAX_BYTES, Callbacks, CallbackUrls
 from service.callers import Callers
 from service.follow import Follower
 from service.health import Health
+from service.http import HttpLimits, HttpServer
 from service.interceptor import Boundary
 from service.messages import Answers
 from service.metrics import Metrics, Queue, measure_loop_lag
@@ -54,6 +55,7 @@ REMEMBERED_AT_ONCE = 100  # some 2 ms of the event loop
 
 CALLBACK_PURPOSE = b"generation.v1 callback URLs"
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
+HTTP_LIMITS = HttpLimits()
 CHANNEL_OPTIONS = (
     ("grpc.so_reuseport", 0),  # fail if the port is already in use
     # How much of an upload waits here for a slow provider: fixed, or it would grow with the
@@ -82,7 +84,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Running]:
+async def running(
+    settings: Settings, http_limits: HttpLimits = HTTP_LIMITS
+) -> AsyncIterator[Running]:
     """Serve for as long as the context lasts.
 
     Raises:
@@ -127,8 +131,12 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         )
         server, health = _grpc_server(boundary, servicer, settings)
         address = _bind(server, settings)
-        admin_address = await _start_admin(settings, store, metrics, hub, stack)
-        http_address = await _start_callbacks(settings, urls, poller, metrics, stack)
+        admin_address = await _start_admin(
+            settings, http_limits, stack, store=store, metrics=metrics, hub=hub
+        )
+        http_address = await _start_callbacks(
+            settings, http_limits, urls, stack, store=store, poller=poller, metrics=metrics
+        )
         # From here on it spends money: nothing above may still fail.
         polling = asyncio.create_task(poller.run())
         stack.push_async_callback(_stop_polling, poller, polling)
@@ -333,12 +341,19 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials:
 
 
 async def _start_admin(
-    settings: Settings, store: Store, metrics: Metrics, hub: Hub, stack: AsyncExitStack
+    settings: Settings,
+    http_limits: HttpLimits,
+    stack: AsyncExitStack,
+    *,
+    store: Store,
+    metrics: Metrics,
+    hub: Hub,
 ) -> str:
     if not settings.admin_address:
         return ""
-    app = admin_app(store, metrics, lambda: _queues(store), lambda: hub.draining)
-    return await _start_http(app, "ADMIN_ADDRESS", settings.admin_address, stack)
+    handler = admin_handler(store, metrics, lambda: _queues(store), lambda: hub.draining)
+    server = HttpServer(handler, http_limits)
+    return await _start_http(server, "ADMIN_ADDRESS", settings.admin_address, stack)
 
 
 async def _queues(store: Store) -> list[Queue]:
@@ -349,24 +364,26 @@ async def _queues(store: Store) -> list[Queue]:
 
 async def _start_callbacks(
     settings: Settings,
+    http_limits: HttpLimits,
     urls: CallbackUrls | None,
+    stack: AsyncExitStack,
+    *,
+    store: Store,
     poller: Poller,
     metrics: Metrics,
-    stack: AsyncExitStack,
 ) -> str:
     if urls is None:
         return ""
     key = settings.kie_webhook_key
     webhook_key = key.get_secret_value().encode() if key else None
-    callbacks = Callbacks(urls, webhook_key, poller, metrics)
-    return await _start_http(callbacks.app(), "HTTP_ADDRESS", settings.http_address, stack)
+    callbacks = Callbacks(urls, webhook_key, poller, metrics, store.now)
+    server = HttpServer(callbacks.answer, replace(http_limits, body_bytes=BODY_MAX_BYTES))
+    return await _start_http(server, "HTTP_ADDRESS", settings.http_address, stack)
 
 
-async def _start_http(
-    app: web.Application, setting: str, address: str, stack: AsyncExitStack
-) -> str:
+async def _start_http(server: HttpServer, setting: str, address: str, stack: AsyncExitStack) -> str:
     host, port = split_address(address)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+    runner = web.ServerRunner(server, shutdown_timeout=1)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     try:

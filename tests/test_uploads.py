@@ -423,7 +423,7 @@ async def test_a_file_was_uploaded_now_when_the_provider_tells_no_time(hosted: S
     file = await upload(hosted)
     uploaded = file.upload_time.ToDatetime(UTC).timestamp()
     assert before - 0.001 <= uploaded <= time.time()
-    assert file.expire_time.seconds - file.upload_time.seconds == 259_200
+    assert file.expire_time.seconds - file.upload_time.seconds == 86_400
 
 
 @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ async def test_times_and_names_that_are_none_do_not_spoil_an_upload(
     host.data |= dict.fromkeys(("uploadedAt", "expiresAt", "fileName", "mimeType"), nonsense)
     file = await upload(hosted)
     assert file.download_url == "https://x.example/its.png"
-    assert file.expire_time.seconds - file.upload_time.seconds == 259_200
+    assert file.expire_time.seconds - file.upload_time.seconds == 86_400
 
 
 # --- rules: before any call ---
