@@ -20,9 +20,10 @@ from http import HTTPStatus
 import structlog
 from aiohttp import hdrs, web
 
-from service.http import RareLog, read_body
+from service.http import read_body
 from service.metrics import Metrics
 from service.poller import Poller
+from service.sparse import SparseLog
 from storage.errors import StorageUnavailableError
 
 PATH = "/callbacks/kie"
@@ -76,7 +77,7 @@ class Callbacks:
         self._poller = poller
         self._metrics = metrics
         self._now = now
-        self._forged = RareLog("forged callback")
+        self._log = SparseLog()
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
         """Poll the task of a callback now, whatever the callback says.
@@ -87,7 +88,7 @@ class Callbacks:
         if request.method != hdrs.METH_POST or [first, second] != PATH_PARTS:
             return self._response(HTTPStatus.NOT_FOUND, "no callback")
         if not self._urls.is_ours(task_id, seal):
-            self._forged.info(peer=request.remote)
+            self._log.write(logging.INFO, "forged callback", peer=request.remote)
             return self._response(HTTPStatus.UNAUTHORIZED, "forged")
         provider_task_id = _task_id(await _text(request))
         verdict = "received"

@@ -4,23 +4,21 @@ aiohttp by itself waits for ever for the end of a request that has begun.
 """
 
 import asyncio
-import time
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from http import HTTPStatus
 
-import structlog
 from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
 
-LOG_INTERVAL_SECONDS = 1.0
+from service.sparse import SparseLog
+
 BROKEN_BODY = (TimeoutError, OSError, web.RequestPayloadError, HttpProcessingError)
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class HttpServer(web.Server):
         self._handler = handler
         self._limits = limits
         self._oldest_first: dict[_Connection, None] = {}
-        self._not_http = RareLog("not a usable HTTP/1 request")
+        self._log = SparseLog()
 
     def __call__(self) -> web.RequestHandler:
         """Return the protocol of a new connection."""
@@ -88,7 +86,7 @@ class HttpServer(web.Server):
 
     def refuse(self, peer: str | None) -> web.Response:
         """Answer what cannot be parsed: TLS, HTTP/2, garbage, a header that is too long."""
-        self._not_http.info(peer=peer)
+        self._log.write(logging.INFO, "not a usable HTTP/1 request", peer=peer)
         return _refusal(HTTPStatus.BAD_REQUEST)
 
 
@@ -220,20 +218,3 @@ def _refusal(status: HTTPStatus) -> web.Response:
     response = web.Response(status=status, text=f"{status.phrase}; this port speaks HTTP/1.1\n")
     response.force_close()
     return response
-
-
-class RareLog:
-    """Logs what anybody can cause at will: at most one line a second, with a count."""
-
-    def __init__(self, event: str) -> None:
-        self._event = event
-        self._count = 0
-        self._next_time = 0.0
-
-    def info(self, **words: str | None) -> None:
-        """Log an occurrence, together with those that were not logged since the last line."""
-        self._count += 1
-        if (now := time.monotonic()) >= self._next_time:
-            self._next_time = now + LOG_INTERVAL_SECONDS
-            log.info(self._event, count=self._count, **words)
-            self._count = 0

@@ -6,7 +6,7 @@ import math
 import secrets
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
@@ -33,7 +33,7 @@ from service.purge import Purger
 from service.schedule import Schedule
 from service.servicer import Admission, Servicer
 from service.settings import Settings, split_address
-from service.uploads import Uploads
+from service.uploads import UploadPace, Uploads
 from service.verdicts import Verdicts
 from service.watch import Hub, Watcher
 from storage.errors import StorageUnavailableError
@@ -55,13 +55,12 @@ REMEMBERED_AT_ONCE = 100  # some 2 ms of the event loop
 
 CALLBACK_PURPOSE = b"generation.v1 callback URLs"
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
-HTTP_LIMITS = HttpLimits()
 CHANNEL_OPTIONS = (
     ("grpc.so_reuseport", 0),  # fail if the port is already in use
     # How much of an upload waits here for a slow provider: fixed, or it would grow with the
-    # connection's bandwidth.
+    # connection's bandwidth. 64 KiB would be slower, 1 MiB is not faster.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 1 << 20),
+    ("grpc.http2.lookahead_bytes", 256 << 10),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1_000),
@@ -83,10 +82,19 @@ class Running:
     http_address: str
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What no setting changes: tests shorten it."""
+
+    http: HttpLimits = field(default_factory=HttpLimits)
+    uploads: UploadPace = field(default_factory=UploadPace)
+
+
+BOUNDS = Bounds()
+
+
 @asynccontextmanager
-async def running(
-    settings: Settings, http_limits: HttpLimits = HTTP_LIMITS
-) -> AsyncIterator[Running]:
+async def running(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[Running]:
     """Serve for as long as the context lasts.
 
     Raises:
@@ -128,14 +136,15 @@ async def running(
             hub=hub,
             answers=answers,
             metrics=metrics,
+            upload_pace=bounds.uploads,
         )
         server, health = _grpc_server(boundary, servicer, settings)
         address = _bind(server, settings)
         admin_address = await _start_admin(
-            settings, http_limits, stack, store=store, metrics=metrics, hub=hub
+            settings, bounds.http, stack, store=store, metrics=metrics, hub=hub
         )
         http_address = await _start_callbacks(
-            settings, http_limits, urls, stack, store=store, poller=poller, metrics=metrics
+            settings, bounds.http, urls, stack, store=store, poller=poller, metrics=metrics
         )
         # From here on it spends money: nothing above may still fail.
         polling = asyncio.create_task(poller.run())
@@ -241,6 +250,7 @@ def _servicer(
     hub: Hub,
     answers: Answers,
     metrics: Metrics,
+    upload_pace: UploadPace,
 ) -> Servicer:
     watcher = Watcher(
         store,
@@ -251,7 +261,9 @@ def _servicer(
         max_age_seconds=settings.watch_max_age_seconds,
         max_streams=settings.watch_max_streams,
     )
-    uploads = Uploads(provider, settings.upload_max_bytes, settings.upload_retention_seconds)
+    uploads = Uploads(
+        provider, settings.upload_max_bytes, settings.upload_retention_seconds, upload_pace
+    )
     admission = Admission(
         settings.create_wait_seconds, settings.queue_max_tasks, settings.disabled_models
     )

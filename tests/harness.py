@@ -17,8 +17,7 @@ from pydantic import SecretStr
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from providers.kie.simulator import Simulator, SimulatorSettings
-from service.http import HttpLimits
-from service.server import HTTP_LIMITS, running
+from service.server import BOUNDS, Bounds, running
 from service.settings import Settings
 
 if TYPE_CHECKING:  # it exists for type checkers only
@@ -124,7 +123,7 @@ async def serving(
     kie: Simulator,
     *,
     database_url: str = "",
-    http_limits: HttpLimits = HTTP_LIMITS,
+    bounds: Bounds = BOUNDS,
     **settings: Any,
 ) -> AsyncIterator[Service]:
     """Run the service against a simulator, with a database in `folder` unless another is given."""
@@ -142,7 +141,7 @@ async def serving(
         "poll_interval_seconds": 0.02,
     }
     async with (
-        running(Settings(**values | settings), http_limits) as server,
+        running(Settings(**values | settings), bounds) as server,
         grpc.aio.insecure_channel(server.address) as channel,
     ):
         stub: GenerationServiceAsyncStub = GenerationServiceStub(channel)

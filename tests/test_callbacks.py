@@ -24,6 +24,7 @@ from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from service.callbacks import CallbackUrls
 from service.http import HttpLimits
+from service.server import Bounds
 from storage.store import Store
 from tests.conftest import Serve
 from tests.databases import change, rows
@@ -267,8 +268,8 @@ async def test_a_true_seal_is_enough_to_poll_whatever_the_body_is(
 async def test_a_body_that_never_ends_is_given_up_and_the_task_is_polled(
     tmp_path: Path, kie: Simulator, port: int
 ) -> None:
-    limits = HttpLimits(request_seconds=0.3)
-    async with serving(tmp_path, kie, http_limits=limits, **with_callbacks(port)) as service:
+    bounds = Bounds(http=HttpLimits(request_seconds=0.3))
+    async with serving(tmp_path, kie, bounds=bounds, **with_callbacks(port)) as service:
         created = await service.create(STUCK)
         path = urlsplit(callback_url(kie)).path
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
