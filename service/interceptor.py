@@ -331,10 +331,10 @@ class _Received:
         return self
 
     async def __anext__(self) -> bytes:
-        message: bytes = await self._context.read()
+        message = await self._context.read()
         if message is grpc.aio.EOF:
             raise StopAsyncIteration
-        return message
+        return bytes(message)  # as it is: bytes are not copied
 
 
 class _Parsed:
