@@ -126,6 +126,10 @@ async def nothing_left() -> AsyncIterator[None]:
     await until(lambda: len(asyncio.all_tasks()) <= tasks and open_sockets() <= sockets)
 
 
+# An upload touches no database, and PostgreSQL's connections, opened as needed, would be counted.
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
 async def warm(service: Service) -> None:
     """Upload once, so that whatever stays open for good is open."""
     await upload(service)
@@ -650,6 +654,7 @@ async def begun(service: Service, uploads: int = 1) -> None:
     await until(lambda: service.kie.stats["requests"].get(STREAM, 0) >= uploads)
 
 
+@on_sqlite
 @pytest.mark.parametrize("size_bytes", [None, 90_000])
 async def test_a_client_that_cancels_midway_leaves_no_file_and_nothing_open(
     service: Service, size_bytes: int | None
@@ -671,6 +676,7 @@ async def test_a_client_that_cancels_midway_leaves_no_file_and_nothing_open(
     assert service.kie.stats["uploads"]["aborted"] == rounds * at_once
 
 
+@on_sqlite
 @pytest.mark.parametrize("size_bytes", [None, 90_000])
 async def test_a_client_whose_deadline_passes_midway_leaves_no_file_and_nothing_open(
     service: Service, size_bytes: int | None
@@ -683,6 +689,7 @@ async def test_a_client_whose_deadline_passes_midway_leaves_no_file_and_nothing_
     await at_the_end_no_file(service)
 
 
+@on_sqlite
 @pytest.mark.parametrize("size_bytes", [None, 90_000])
 async def test_a_client_that_closes_its_channel_midway_leaves_no_file_and_nothing_open(
     service: Service, size_bytes: int | None
@@ -717,6 +724,7 @@ GenerationServiceStub(grpc.insecure_channel(sys.argv[1])).UploadFile(messages(si
 """
 
 
+@on_sqlite
 @pytest.mark.parametrize("size_bytes", [0, 90_000])
 async def test_a_client_that_is_killed_midway_leaves_no_file_and_nothing_open(
     service: Service, size_bytes: int
@@ -758,6 +766,7 @@ async def test_a_server_that_goes_down_gives_up_an_upload_that_does_not_end(
 # --- clients and providers that stall ---
 
 
+@on_sqlite
 @pytest.mark.parametrize("size_bytes", [None, 90_000])
 async def test_a_client_that_stalls_is_given_up(
     service: Service, monkeypatch: pytest.MonkeyPatch, size_bytes: int | None
