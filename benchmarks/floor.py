@@ -34,7 +34,7 @@ from generated.generation.v1.generation_pb2_grpc import (
 CHANNEL_OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 1 << 20),
+    ("grpc.http2.lookahead_bytes", 256 << 10),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.server.max_pending_requests", 100_000),

@@ -1,31 +1,44 @@
-"""For whoever runs the service: /healthz, /readyz and /metrics over HTTP."""
+"""For operators: /healthz, /readyz and /metrics over HTTP."""
 
 import asyncio
 from collections.abc import Callable
+from http import HTTPStatus
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from prometheus_client.aiohttp import make_aiohttp_handler
 
+from service.http import Handler
 from service.metrics import Metrics, ReadQueues
 from storage.errors import StorageUnavailableError
 from storage.store import Store
 
 QUEUES_SECONDS = 2.0  # less than a scraper waits: without the queues it still gets the rest
+INDEX = """<!DOCTYPE html>
+<title>generation service</title>
+<ul>
+<li><a href="/healthz">/healthz</a>: the process is alive
+<li><a href="/readyz">/readyz</a>: it can serve
+<li><a href="/metrics">/metrics</a>: for Prometheus
+</ul>
+"""
 
 
-def admin_app(
+def admin_handler(
     store: Store, metrics: Metrics, read_queues: ReadQueues, draining: Callable[[], bool]
-) -> web.Application:
-    """Return the application.
+) -> Handler:
+    """Return what answers requests to the admin port.
 
-    /healthz says that the process lives, /readyz that it can serve, /metrics what it measured.
+    /healthz says that the process is alive, /readyz that it can serve, /metrics what it measured.
     """
     render = make_aiohttp_handler(metrics.registry, disable_compression=True)
 
-    async def healthz(_: web.Request) -> web.Response:
+    async def index(_: web.BaseRequest) -> web.Response:
+        return web.Response(text=INDEX, content_type="text/html")
+
+    async def healthz(_: web.BaseRequest) -> web.Response:
         return web.Response(text="ok\n")
 
-    async def readyz(_: web.Request) -> web.Response:
+    async def readyz(_: web.BaseRequest) -> web.Response:
         if draining():
             return web.Response(status=503, text="shutting down\n")
         try:
@@ -34,21 +47,32 @@ def admin_app(
             return web.Response(status=503, text="the database is away\n")
         return web.Response(text="ok\n")
 
-    async def show(request: web.Request) -> web.StreamResponse:
+    async def show(request: web.BaseRequest) -> web.StreamResponse:
         try:
             async with asyncio.timeout(QUEUES_SECONDS):
                 queues = await read_queues()
         except (StorageUnavailableError, TimeoutError):
             queues = ()
         metrics.show_queues(queues)
-        return await render(request)
+        try:
+            return await render(request)  # type: ignore[arg-type] # what it reads, both kinds have
+        except (TypeError, ValueError):  # a version in Accept that is not a number
+            return web.Response(status=HTTPStatus.NOT_ACCEPTABLE)
 
-    app = web.Application()
-    app.add_routes(
-        [
-            web.get("/healthz", healthz),
-            web.get("/readyz", readyz),
-            web.get("/metrics", show),
-        ]
-    )
-    return app
+    pages: dict[str, Handler] = {
+        "/": index,
+        "/healthz": healthz,
+        "/readyz": readyz,
+        "/metrics": show,
+    }
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if (page := pages.get(request.path)) is None:
+            return web.Response(status=HTTPStatus.NOT_FOUND, text="see /\n")
+        if request.method not in {hdrs.METH_GET, hdrs.METH_HEAD}:
+            return web.Response(
+                status=HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": "GET, HEAD"}
+            )
+        return await page(request)
+
+    return answer

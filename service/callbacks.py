@@ -1,30 +1,43 @@
 """Kie's callbacks: each only ever means "poll this task now".
 
-Kie signs the id of a task and not the body, so a body is never believed. Whose callback it is says
-the URL, which nobody can make up: it carries our task id and an HMAC of it.
+The URL identifies the task and cannot be forged: it carries our task id and an HMAC of it, the
+seal. A right seal is enough to poll. Kie's own signature covers the provider's id of the task and
+not the body, so the body is never believed; the signature only decides whether the id in it is
+worth a look.
 """
 
 import hmac
+import json
 import logging
-import time
+import re
+import zlib
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from http import HTTPStatus
-from json import JSONDecodeError
-from typing import Any
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 
+from service.http import read_body
 from service.metrics import Metrics
 from service.poller import Poller
+from service.sparse import SparseLog
 from storage.errors import StorageUnavailableError
 
 PATH = "/callbacks/kie"
-BODY_MAX_BYTES = 1 << 20
+PATH_PARTS = PATH.strip("/").split("/")
+BODY_MAX_BYTES = 64 << 10
 SIGNATURE_AGE_SECONDS = 300.0
+MILLISECONDS_FROM = 10**11  # as seconds, this is in the year 5138
 ID_MAX_CHARACTERS = 255
+TASK_ID = re.compile(r"[0-9a-f]{32}")
+# In a body that cannot be parsed, perhaps because its end is missing. Quotes inside a string are
+# escaped, so this does not match in a prompt.
+ID_IN_TEXT = re.compile(r'"task(?:Id|_id)"\s*:\s*"([^"\\]{1,255})"')
+GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+URL_SAFE = str.maketrans("-_", "+/")
 
 log = structlog.get_logger()
 
@@ -52,70 +65,90 @@ class Callbacks:
     """Answers the provider's callbacks."""
 
     def __init__(
-        self, urls: CallbackUrls, webhook_key: bytes | None, poller: Poller, metrics: Metrics
+        self,
+        urls: CallbackUrls,
+        webhook_key: bytes | None,
+        poller: Poller,
+        metrics: Metrics,
+        now: Callable[[], float],
     ) -> None:
         self._urls = urls
         self._webhook_key = webhook_key
         self._poller = poller
         self._metrics = metrics
+        self._now = now
+        self._log = SparseLog()
 
-    def app(self) -> web.Application:
-        """Return the application that answers callbacks."""
-        app = web.Application(client_max_size=BODY_MAX_BYTES)
-        # A proxy may or may not strip the path of PUBLIC_URL; the seal is what counts.
-        ours = f"/{{prefix:(?:.*/)?}}{PATH[1:]}/{{task_id}}/{{seal}}"
-        app.add_routes([web.post(ours, self._receive)])
-        app.add_routes([web.route("*", "/{path:.*}", self._refuse)])
-        return app
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        """Poll the task of a callback now, whatever the callback says.
 
-    async def _refuse(self, request: web.Request) -> web.Response:
-        log.warning("a request that is no callback", method=request.method)
-        self._metrics.called_back("no callback")
-        return web.json_response({"status": "unknown"}, status=404)
-
-    async def _receive(self, request: web.Request) -> web.Response:
-        task_id = request.match_info["task_id"]
-        if not self._urls.is_ours(task_id, request.match_info["seal"]):
-            return self._answer(401, "forged", task_id)
-        provider_task_id = _task_id(await _json(request))
+        A proxy may or may not strip the path of PUBLIC_URL, so only the end of the path counts.
+        """
+        *_, first, second, task_id, seal = ["", "", "", "", *request.path.rstrip("/").split("/")]
+        if request.method != hdrs.METH_POST or [first, second] != PATH_PARTS:
+            return self._response(HTTPStatus.NOT_FOUND, "no callback")
+        if not self._urls.is_ours(task_id, seal):
+            self._log.write(logging.INFO, "forged callback", peer=request.remote)
+            return self._response(HTTPStatus.UNAUTHORIZED, "forged")
+        provider_task_id = _task_id(await _text(request))
+        verdict = "received"
         if self._webhook_key and not self._is_signed(request.headers, provider_task_id):
-            return self._answer(401, "wrong signature", task_id)
+            provider_task_id, verdict = "", "wrong signature"
         try:
             known = await self._poller.called_back(task_id, provider_task_id)
         except StorageUnavailableError:
-            return self._answer(503, "the database is away", task_id)
+            return self._response(HTTPStatus.SERVICE_UNAVAILABLE, "the database is away", task_id)
         if not known:
-            return self._answer(404, "unknown", task_id)
-        return self._answer(200, "received", task_id)
+            return self._response(HTTPStatus.NOT_FOUND, "unknown", task_id)
+        return self._response(HTTPStatus.OK, verdict, task_id)
 
-    def _answer(self, status: int, verdict: str, task_id: str) -> web.Response:
-        level = logging.DEBUG if status == HTTPStatus.OK else logging.INFO
-        log.log(level, "callback", verdict=verdict, task_id=task_id[:ID_MAX_CHARACTERS])
+    def _response(self, status: HTTPStatus, verdict: str, task_id: str = "") -> web.Response:
+        if TASK_ID.fullmatch(task_id):
+            level = logging.DEBUG if verdict == "received" else logging.INFO
+            log.log(level, "callback", verdict=verdict, task_id=task_id)
         self._metrics.called_back(verdict)
         return web.json_response({"status": verdict}, status=status)
 
     def _is_signed(self, headers: Mapping[str, str], provider_task_id: str) -> bool:
-        """Check Kie's own signature, base64(HMAC-SHA256(taskId.timestamp)), and its age."""
+        """Check Kie's own signature, an HMAC-SHA256 of `taskId.timestamp`, and its age.
+
+        Documented as base64. Hex and the URL-safe alphabet are taken as well, and seconds as well
+        as milliseconds.
+        """
         assert self._webhook_key is not None
-        timestamp = headers.get("X-Webhook-Timestamp", "")
+        timestamp = headers.get("X-Webhook-Timestamp", "").strip()
         if not timestamp.isascii() or not timestamp.isdecimal():
             return False
-        if abs(time.time() - int(timestamp[:15])) > SIGNATURE_AGE_SECONDS:
+        signed_time = float(timestamp[:15])
+        if signed_time >= MILLISECONDS_FROM:
+            signed_time /= 1_000
+        if abs(self._now() - signed_time) > SIGNATURE_AGE_SECONDS:
             return False
         signed = f"{provider_task_id}.{timestamp}".encode()
         digest = hmac.new(self._webhook_key, signed, sha256).digest()
-        return _equal(headers.get("X-Webhook-Signature", ""), b64encode(digest).decode())
+        given = headers.get("X-Webhook-Signature", "").strip()
+        as_base64 = b64encode(digest).decode().rstrip("=")
+        return _equal(given.lower(), digest.hex()) or _equal(
+            given.translate(URL_SAFE).rstrip("="), as_base64
+        )
 
 
-async def _json(request: web.Request) -> Any:
-    try:
-        return await request.json()
-    except (JSONDecodeError, UnicodeDecodeError, RecursionError, LookupError):
-        return None
+async def _text(request: web.BaseRequest) -> str:
+    """Return what can be read of the body."""
+    body = await read_body(request, BODY_MAX_BYTES)
+    if request.headers.get(hdrs.CONTENT_ENCODING):
+        with suppress(zlib.error):
+            body = zlib.decompressobj(GZIP_OR_ZLIB).decompress(body, BODY_MAX_BYTES)
+    return body.decode(json.detect_encoding(body), errors="replace")
 
 
-def _task_id(body: Any) -> str:
+def _task_id(text: str) -> str:
     """Return the provider's id of the task from where the families put it; "" if there is none."""
+    try:
+        body = json.loads(text, parse_int=str)  # an int of 5,000 digits would be an error
+    except (ValueError, RecursionError):
+        found = ID_IN_TEXT.search(text)
+        return found[1] if found and found[1].isprintable() else ""
     root = body if isinstance(body, dict) else {}
     data = root.get("data")
     for holder in (data if isinstance(data, dict) else {}, root):

@@ -139,9 +139,12 @@ class Boundary(grpc.aio.ServerInterceptor):
             return finish(call, await inner(request, context), context)
 
         async def streaming(call: Call, requests: Any, context: Any) -> Any:
-            if path != UPLOAD_METHOD:
-                requests = inbox.receive_stream(call, context)
-            return finish(call, await inner(_parsed(parse, requests), context), context)
+            del requests  # this iterator of grpc keeps each message until the next one is there
+            if path == UPLOAD_METHOD:
+                messages: Any = _Received(context)
+            else:
+                messages = inbox.receive_stream(call, context)
+            return finish(call, await inner(_Parsed(parse, messages), context), context)
 
         return streaming if handler.request_streaming else single
 
@@ -318,6 +321,31 @@ def _parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return parse
 
 
-async def _parsed(parse: Callable[[bytes], Any], requests: AsyncIterator[bytes]) -> Any:
-    async for data in requests:
-        yield parse(data)
+class _Received:
+    """The messages of a stream as they are received; it keeps none of them."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __aiter__(self) -> "_Received":
+        return self
+
+    async def __anext__(self) -> bytes:
+        message = await self._context.read()
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return bytes(message)  # as it is: bytes are not copied
+
+
+class _Parsed:
+    """The messages of a stream, parsed. No generator: its frame would keep each message."""
+
+    def __init__(self, parse: Callable[[bytes], Any], messages: AsyncIterator[bytes]) -> None:
+        self._parse = parse
+        self._messages = messages
+
+    def __aiter__(self) -> "_Parsed":
+        return self
+
+    async def __anext__(self) -> Any:
+        return self._parse(await anext(self._messages))

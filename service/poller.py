@@ -45,6 +45,7 @@ STATUS_WINDOW_SECONDS = 1.2  # likewise of 1 s
 SLOT_FRESH_SECONDS = 0.15  # a request that starts later than this after its slot takes another
 CONCURRENT_MAX = {Lane.SUBMIT: 128, Lane.POLL: 256, Lane.LATE: 16}
 CLAIM_PAUSE_SECONDS = 0.01  # tasks that fall due together are claimed together
+CALLBACK_REPEAT_SECONDS = 1.0  # within this time another callback for a task changes nothing
 IDLE_SECONDS = 3.0  # what other processes leave behind is found within this time
 LEASE_SECONDS = 10.0  # after its holder is gone, a task is due again at the latest
 RENEW_SECONDS = 3.0
@@ -101,6 +102,8 @@ class Poller:
         self._sending: set[str] = set()
         self._leases: dict[str, Task] = {}
         self._unconfirmed: list[tuple[Lane, Task]] = []
+        self._called_back_times: dict[str, float] = {}  # of the last second, oldest first
+        self._called_back_meanwhile: set[str] = set()  # while a poll of them was under way
         self._working: set[asyncio.Task[None]] = set()
         self._background: list[asyncio.Task[None]] = []
         self._busy: Counter[Lane] = Counter()
@@ -190,9 +193,19 @@ class Poller:
     async def called_back(self, task_id: str, provider_task_id: str) -> bool:
         """Poll a task now, as the provider has called back for it; False if there is no such task.
 
-        `provider_task_id` is what the callback said, or "".
+        At most one poll of a task is under way. It may have been answered before the callback was
+        sent, so another one follows it.
+
+        Args:
+            task_id: Ours.
+            provider_task_id: What the callback said, or "".
         """
-        while task := await self._store.get(task_id):
+        while not self._is_repeated(task_id):
+            if self._is_being_polled(task_id):
+                self._called_back_meanwhile.add(task_id)
+                return True
+            if (task := await self._store.get(task_id)) is None:
+                return False
             now = self._store.now()
             after = after_callback(task, provider_task_id, now)
             if after is None:
@@ -201,12 +214,26 @@ class Poller:
             if at_once:  # before all that is due, and without a claim: this save is one
                 after = after.scheduled(now + LEASE_SECONDS, after.setbacks)
             if saved := await self._store.save(task, after):
-                if at_once:
+                if saved.provider_task_id:
+                    self._called_back_times[task_id] = now
+                if at_once and task_id not in self._leases:
                     self._start(Lane.POLL, saved, slot_time=0)
                 else:
                     self._note_due(saved)
                 return True
-        return False
+        return True
+
+    def _is_being_polled(self, task_id: str) -> bool:
+        lease = self._leases.get(task_id)
+        return lease is not None and bool(lease.provider_task_id)
+
+    def _is_repeated(self, task_id: str) -> bool:
+        """Whether a callback made this task due within the last second."""
+        times = self._called_back_times
+        horizon = self._store.now() - CALLBACK_REPEAT_SECONDS
+        while times and (oldest := next(iter(times))) and times[oldest] <= horizon:
+            del times[oldest]
+        return task_id in times
 
     def _has_room(self) -> bool:
         return not self._stopping and self._busy[Lane.POLL] < CONCURRENT_MAX[Lane.POLL]
@@ -372,6 +399,15 @@ class Poller:
             if self._busy[lane] == CONCURRENT_MAX[lane]:
                 self.wake()
             self._busy[lane] -= 1
+        if task.id in self._called_back_meanwhile:
+            self._called_back_meanwhile.discard(task.id)
+            await self._poll_again(task.id)
+
+    async def _poll_again(self, task_id: str) -> None:
+        try:
+            await self.called_back(task_id, "")
+        except StorageUnavailableError as error:
+            log.warning("storage unavailable, a callback is lost", error=str(error))
 
     async def _take_fresh_slot(self, quota: Quota, slot_time: float) -> None:
         """See that a request starts soon after its slot was taken, which covers it only then."""

@@ -6,7 +6,7 @@ import math
 import secrets
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
@@ -19,11 +19,12 @@ from generated.generation.v1 import generation_pb2
 from generated.generation.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
 from providers.kie.client import KieProvider
 from service import descriptors
-from service.admin import admin_app
-from service.callbacks import Callbacks, CallbackUrls
+from service.admin import admin_handler
+from service.callbacks import BODY_MAX_BYTES, Callbacks, CallbackUrls
 from service.callers import Callers
 from service.follow import Follower
 from service.health import Health
+from service.http import HttpLimits, HttpServer
 from service.interceptor import Boundary
 from service.messages import Answers
 from service.metrics import Metrics, Queue, measure_loop_lag
@@ -32,7 +33,7 @@ from service.purge import Purger
 from service.schedule import Schedule
 from service.servicer import Admission, Servicer
 from service.settings import Settings, split_address
-from service.uploads import Uploads
+from service.uploads import UploadPace, Uploads
 from service.verdicts import Verdicts
 from service.watch import Hub, Watcher
 from storage.errors import StorageUnavailableError
@@ -57,9 +58,9 @@ SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].f
 CHANNEL_OPTIONS = (
     ("grpc.so_reuseport", 0),  # fail if the port is already in use
     # How much of an upload waits here for a slow provider: fixed, or it would grow with the
-    # connection's bandwidth.
+    # connection's bandwidth. 64 KiB would be slower, 1 MiB is not faster.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 1 << 20),
+    ("grpc.http2.lookahead_bytes", 256 << 10),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1_000),
@@ -81,8 +82,19 @@ class Running:
     http_address: str
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What no setting changes: tests shorten it."""
+
+    http: HttpLimits = field(default_factory=HttpLimits)
+    uploads: UploadPace = field(default_factory=UploadPace)
+
+
+BOUNDS = Bounds()
+
+
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Running]:
+async def running(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[Running]:
     """Serve for as long as the context lasts.
 
     Raises:
@@ -124,11 +136,16 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             hub=hub,
             answers=answers,
             metrics=metrics,
+            upload_pace=bounds.uploads,
         )
         server, health = _grpc_server(boundary, servicer, settings)
         address = _bind(server, settings)
-        admin_address = await _start_admin(settings, store, metrics, hub, stack)
-        http_address = await _start_callbacks(settings, urls, poller, metrics, stack)
+        admin_address = await _start_admin(
+            settings, bounds.http, stack, store=store, metrics=metrics, hub=hub
+        )
+        http_address = await _start_callbacks(
+            settings, bounds.http, urls, stack, store=store, poller=poller, metrics=metrics
+        )
         # From here on it spends money: nothing above may still fail.
         polling = asyncio.create_task(poller.run())
         stack.push_async_callback(_stop_polling, poller, polling)
@@ -233,6 +250,7 @@ def _servicer(
     hub: Hub,
     answers: Answers,
     metrics: Metrics,
+    upload_pace: UploadPace,
 ) -> Servicer:
     watcher = Watcher(
         store,
@@ -243,7 +261,9 @@ def _servicer(
         max_age_seconds=settings.watch_max_age_seconds,
         max_streams=settings.watch_max_streams,
     )
-    uploads = Uploads(provider, settings.upload_max_bytes, settings.upload_retention_seconds)
+    uploads = Uploads(
+        provider, settings.upload_max_bytes, settings.upload_retention_seconds, upload_pace
+    )
     admission = Admission(
         settings.create_wait_seconds, settings.queue_max_tasks, settings.disabled_models
     )
@@ -333,12 +353,19 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials:
 
 
 async def _start_admin(
-    settings: Settings, store: Store, metrics: Metrics, hub: Hub, stack: AsyncExitStack
+    settings: Settings,
+    http_limits: HttpLimits,
+    stack: AsyncExitStack,
+    *,
+    store: Store,
+    metrics: Metrics,
+    hub: Hub,
 ) -> str:
     if not settings.admin_address:
         return ""
-    app = admin_app(store, metrics, lambda: _queues(store), lambda: hub.draining)
-    return await _start_http(app, "ADMIN_ADDRESS", settings.admin_address, stack)
+    handler = admin_handler(store, metrics, lambda: _queues(store), lambda: hub.draining)
+    server = HttpServer(handler, http_limits)
+    return await _start_http(server, "ADMIN_ADDRESS", settings.admin_address, stack)
 
 
 async def _queues(store: Store) -> list[Queue]:
@@ -349,24 +376,26 @@ async def _queues(store: Store) -> list[Queue]:
 
 async def _start_callbacks(
     settings: Settings,
+    http_limits: HttpLimits,
     urls: CallbackUrls | None,
+    stack: AsyncExitStack,
+    *,
+    store: Store,
     poller: Poller,
     metrics: Metrics,
-    stack: AsyncExitStack,
 ) -> str:
     if urls is None:
         return ""
     key = settings.kie_webhook_key
     webhook_key = key.get_secret_value().encode() if key else None
-    callbacks = Callbacks(urls, webhook_key, poller, metrics)
-    return await _start_http(callbacks.app(), "HTTP_ADDRESS", settings.http_address, stack)
+    callbacks = Callbacks(urls, webhook_key, poller, metrics, store.now)
+    server = HttpServer(callbacks.answer, replace(http_limits, body_bytes=BODY_MAX_BYTES))
+    return await _start_http(server, "HTTP_ADDRESS", settings.http_address, stack)
 
 
-async def _start_http(
-    app: web.Application, setting: str, address: str, stack: AsyncExitStack
-) -> str:
+async def _start_http(server: HttpServer, setting: str, address: str, stack: AsyncExitStack) -> str:
     host, port = split_address(address)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+    runner = web.ServerRunner(server, shutdown_timeout=1)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     try:

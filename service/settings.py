@@ -96,6 +96,12 @@ def _header_token(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _trimmed(secret: SecretStr) -> SecretStr:
+    if (value := secret.get_secret_value()) != value.strip():
+        raise ValueError("must not begin or end with a space or a line end")
+    return secret
+
+
 def _database_url(url: SecretStr) -> SecretStr:
     text = url.get_secret_value()
     try:
@@ -158,8 +164,8 @@ class Settings(BaseSettings):
     kie_api_key: Annotated[SecretStr, AfterValidator(_header_token)] | None = None
     kie_api_url: HttpUrl = "https://api.kie.ai"
     kie_upload_url: HttpUrl = "https://kieai.redpandaai.co"
-    kie_webhook_key: SecretStr | None = None
-    callback_secret: SecretStr | None = None
+    kie_webhook_key: Annotated[SecretStr, AfterValidator(_trimmed)] | None = None
+    callback_secret: Annotated[SecretStr, AfterValidator(_trimmed)] | None = None
     kie_creates_per_10_seconds: Count = 20
     kie_status_per_second: Count = 10
     kie_running_max: Count = 100
@@ -184,7 +190,7 @@ class Settings(BaseSettings):
     watch_max_age_seconds: SomeSeconds = 1_800
 
     upload_max_bytes: AtLeastOne = 104_857_600
-    upload_retention_seconds: SomeSeconds = 259_200
+    upload_retention_seconds: SomeSeconds = 86_400
 
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

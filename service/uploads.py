@@ -10,6 +10,7 @@ import time
 import unicodedata
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import PurePosixPath
 
@@ -21,20 +22,45 @@ from service.messages import timestamp
 # grpc.aio ends the iteration of a cancelled call like that of a finished one, a moment before it
 # cancels the handler. A file whose size nobody told is believed to be whole only after that moment.
 CANCELLATION_SECONDS = 0.1
-METADATA_SECONDS = 60
-NAME_MAX_CHARACTERS = 255
+NAME_MAX_BYTES = 255
+# Control and formatting characters, such as the right-to-left override, and line separators.
+HIDDEN_CATEGORIES = {"Cc", "Cf", "Zl", "Zp"}
+# Letters of some scripts, and emoji, are joined by these two.
+JOINERS = {"\u200c", "\u200d"}
 DEFAULT_PATH = "user-uploads"
 SHA256_BYTES = 32
 MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}(;[\x20-\x7e]{1,100})?", re.ASCII)
 
 
+@dataclass(frozen=True, slots=True)
+class UploadPace:
+    """How slow a caller may be. Only the time counts in which the next bytes are the caller's.
+
+    Attributes:
+        metadata_seconds: How long the first message may take.
+        bytes_per_second: The least rate, over each window.
+        window_seconds: How long a window is.
+    """
+
+    metadata_seconds: float = 10.0
+    bytes_per_second: int = 64 << 10
+    window_seconds: float = 60.0
+
+
 class Uploads:
     """Passes files through to the provider."""
 
-    def __init__(self, provider: Provider, max_bytes: int, retention_seconds: float) -> None:
+    def __init__(
+        self,
+        provider: Provider,
+        max_bytes: int,
+        retention_seconds: float,
+        pace: UploadPace,
+    ) -> None:
         self._provider = provider
         self._max_bytes = max_bytes
         self._retention_seconds = retention_seconds
+        self._pace = pace
 
     async def upload(self, requests: AsyncIterator[pb.UploadFileRequest]) -> pb.UploadedFile:
         """Upload one file.
@@ -42,13 +68,13 @@ class Uploads:
         Raises:
             ServiceError: The rows of the error table for uploads.
         """
-        metadata = await _first(requests)
+        metadata = await _first(requests, self._pace.metadata_seconds)
         check_metadata(metadata)
         if metadata.size_bytes > self._max_bytes:
             raise _too_large(metadata.size_bytes, self._max_bytes)
-        content = _Content(requests, metadata, self._max_bytes)
+        content = _Content(requests, metadata, self._max_bytes, self._pace)
         try:
-            stored = await self._provider.upload(_upload(metadata), content.chunks())
+            stored = await self._provider.upload(_upload(metadata), content)
         except UploadError as error:
             raise ServiceError(error.reason, str(error)) from None
         return self._message(stored, content, metadata)
@@ -57,6 +83,9 @@ class Uploads:
         self, stored: StoredFile, content: "_Content", metadata: pb.UploadMetadata
     ) -> pb.UploadedFile:
         uploaded = stored.upload_time or time.time()
+        expires = stored.expire_time or 0.0
+        if expires <= uploaded:  # none was reported, or one that cannot be true
+            expires = uploaded + self._retention_seconds
         return pb.UploadedFile(
             file_name=stored.file_name,
             file_path=stored.file_path,
@@ -65,14 +94,15 @@ class Uploads:
             size_bytes=content.size_bytes,
             sha256=content.digest.digest(),
             upload_time=timestamp(uploaded),
-            expire_time=timestamp(stored.expire_time or uploaded + self._retention_seconds),
+            expire_time=timestamp(expires),
         )
 
 
 class _Content:
     """The chunks.
 
-    Counted, hashed and checked before the last of them is followed by the end of the file.
+    Counted, hashed and checked before the last of them is followed by the end of the file. An
+    iterator and not a generator, whose frame would keep each chunk until the next one is there.
     """
 
     def __init__(
@@ -80,29 +110,58 @@ class _Content:
         requests: AsyncIterator[pb.UploadFileRequest],
         metadata: pb.UploadMetadata,
         max_bytes: int,
+        pace: UploadPace,
     ) -> None:
         self._requests = requests
         self._metadata = metadata
         self._max_bytes = max_bytes
+        self._pace = pace
+        self._window_bytes = 0
+        self._waited_seconds = 0.0  # of this window
         self.size_bytes = 0
         self.digest = sha256()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield what the provider gets.
+    def __aiter__(self) -> "_Content":
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Return what the provider gets next.
 
         Raises:
             ServiceError: UPLOAD_MISMATCH or UPLOAD_TOO_LARGE, as soon as it is sure.
         """
-        async for request in self._requests:
-            if request.WhichOneof("payload") != "chunk":
-                raise _mismatch("every message after the first must be a chunk")
-            chunk = request.chunk  # each access makes a copy
+        while (chunk := await self._next_chunk()) is not None:
             self._count(chunk)
             if chunk:
-                yield chunk
+                return chunk
         if not (self._metadata.HasField("size_bytes") or self._metadata.sha256):
             await asyncio.sleep(CANCELLATION_SECONDS)
         self._check_end()
+        raise StopAsyncIteration
+
+    async def _next_chunk(self) -> bytes | None:
+        """Wait for a chunk; None if the caller has sent all of them."""
+        asked = time.monotonic()
+        request = await anext(self._requests, None)
+        self._waited_seconds += time.monotonic() - asked
+        if request is None:
+            return None
+        if request.WhichOneof("payload") != "chunk":
+            raise _mismatch("every message after the first must be a chunk")
+        chunk = request.chunk  # each access makes a copy
+        self._window_bytes += len(chunk)
+        if self._waited_seconds >= self._pace.window_seconds:
+            self._check_pace()
+        return chunk
+
+    def _check_pace(self) -> None:
+        if self._window_bytes < self._waited_seconds * self._pace.bytes_per_second:
+            raise _mismatch(
+                f"the upload was given up: slower than {self._pace.bytes_per_second} bytes/s"
+                f" over {self._waited_seconds:.0f} s"
+            )
+        self._window_bytes = 0
+        self._waited_seconds = 0.0
 
     def _count(self, chunk: bytes) -> None:
         self.size_bytes += len(chunk)
@@ -122,12 +181,14 @@ class _Content:
             raise _mismatch("the file has another SHA-256 than the one told")
 
 
-async def _first(requests: AsyncIterator[pb.UploadFileRequest]) -> pb.UploadMetadata:
+async def _first(
+    requests: AsyncIterator[pb.UploadFileRequest], seconds: float
+) -> pb.UploadMetadata:
     try:
-        async with asyncio.timeout(METADATA_SECONDS):
+        async with asyncio.timeout(seconds):
             request = await anext(requests, pb.UploadFileRequest())
     except TimeoutError:
-        raise _mismatch(f"no metadata came for {METADATA_SECONDS} s") from None
+        raise _mismatch(f"no metadata came for {seconds:g} s") from None
     if request.WhichOneof("payload") == "metadata":
         return request.metadata
     raise _mismatch("the first message must hold the metadata")
@@ -199,13 +260,13 @@ def _path_rule(path: str) -> str:
 
 def _length_rule(text: str) -> str:
     """Come before every rule that walks over the text."""
-    too_long = len(text) > NAME_MAX_CHARACTERS
-    return f"must have at most {NAME_MAX_CHARACTERS} characters" if too_long else ""
+    too_long = len(text.encode()) > NAME_MAX_BYTES
+    return f"must have at most {NAME_MAX_BYTES} bytes in UTF-8" if too_long else ""
 
 
 def _text_rule(text: str) -> str:
-    if "Cc" in map(unicodedata.category, text):
-        return "must not hold control characters"
+    if any(unicodedata.category(c) in HIDDEN_CATEGORIES for c in set(text) - JOINERS):
+        return "must not contain control or formatting characters"
     return ""
 
 

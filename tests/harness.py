@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from providers.kie.simulator import Simulator, SimulatorSettings
-from service.server import running
+from service.server import BOUNDS, Bounds, running
 from service.settings import Settings
 
 if TYPE_CHECKING:  # it exists for type checkers only
@@ -119,7 +119,12 @@ def create_request(
 
 @asynccontextmanager
 async def serving(
-    folder: Path, kie: Simulator, *, database_url: str = "", **settings: Any
+    folder: Path,
+    kie: Simulator,
+    *,
+    database_url: str = "",
+    bounds: Bounds = BOUNDS,
+    **settings: Any,
 ) -> AsyncIterator[Service]:
     """Run the service against a simulator, with a database in `folder` unless another is given."""
     database_url = database_url or f"sqlite:///{folder}/generation.db"
@@ -136,7 +141,7 @@ async def serving(
         "poll_interval_seconds": 0.02,
     }
     async with (
-        running(Settings(**values | settings)) as server,
+        running(Settings(**values | settings), bounds) as server,
         grpc.aio.insecure_channel(server.address) as channel,
     ):
         stub: GenerationServiceAsyncStub = GenerationServiceStub(channel)

@@ -1,21 +1,31 @@
 """Callbacks: a hint to poll at once, an orphan's way home, and nothing else."""
 
 import asyncio
+import gzip
+import hmac
 import io
+import json
+import re
 import statistics
 import time
+from base64 import b64encode, urlsafe_b64encode
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 from pydantic import SecretStr
 
 from generated.generation.v1 import generation_pb2 as pb
-from providers.kie.simulated.callbacks import signature
 from providers.kie.simulator import Simulator
 from service.callbacks import CallbackUrls
+from service.http import HttpLimits
+from service.server import Bounds
+from storage.store import Store
 from tests.conftest import Serve
 from tests.databases import change, rows
 from tests.harness import INSTANT, Service, ended, eventually, serving
@@ -53,10 +63,10 @@ async def post(url: str, body: Any = None, **headers: str) -> int:
         return response.status
 
 
-async def post_bytes(url: str, body: bytes) -> int:
+async def post_raw(url: str, body: bytes, **headers: str) -> int:
     async with (
         aiohttp.ClientSession() as session,
-        session.post(url, data=io.BytesIO(body)) as response,
+        session.post(url, data=io.BytesIO(body), headers=headers) as response,
     ):
         return response.status
 
@@ -219,60 +229,272 @@ async def test_a_forged_callback_is_refused(serve: Serve, port: int) -> None:
             assert await post(url, {"data": {"taskId": "x"}}) == 401
 
 
-async def test_a_callback_too_large_is_refused_and_garbage_in_a_true_one_is_only_a_hint(
-    serve: Serve, port: int
+GZIPPED = gzip.compress(b'{"data": {"taskId": "x"}}')
+ODD_BODIES: dict[str, tuple[bytes, dict[str, str]]] = {
+    "nothing": (b"", {}),
+    "garbage": (b"\x00\xff\xfe garbage", {}),
+    "a list": (b"[]", {}),
+    "a text": (b'"x"', {}),
+    "data as a list": (b'{"data": []}', {}),
+    "an id that is a number": (b'{"data": {"taskId": 5}}', {}),
+    "an id that is null": (b'{"taskId": null}', {}),
+    "deep nesting": (b"[" * 60_000, {}),
+    "a number of 5,000 digits": (b'{"data": {"costTime": ' + b"9" * 5_000 + b"}}", {}),
+    "1.1 MiB": (b'{"data": "' + b"x" * 1_153_434 + b'"}', {}),
+    "a cut character": ('{"data": {"msg": "größ'.encode()[:-1], {}),
+    "a byte order mark": (b'\xef\xbb\xbf{"data": {"taskId": "x"}}', {}),
+    "UTF-16": ('{"data": {"taskId": "x"}}'.encode("utf-16"), {}),
+    "false gzip": (b"no gzip", {"Content-Encoding": "gzip"}),
+    "gzip": (GZIPPED, {"Content-Encoding": "gzip"}),
+    "gzip that is cut": (GZIPPED[:-12], {"Content-Encoding": "gzip"}),
+    "a gzip bomb": (gzip.compress(bytes(50_000_000)), {"Content-Encoding": "gzip"}),
+    "an unknown encoding": (b"{}", {"Content-Encoding": "zstd"}),
+    "an unknown charset": (b"{}", {"Content-Type": "application/json; charset=none"}),
+    "form data": (b"--x--", {"Content-Type": "multipart/form-data"}),
+}
+
+
+@pytest.mark.parametrize(("body", "headers"), ODD_BODIES.values(), ids=ODD_BODIES.keys())
+async def test_a_true_seal_is_enough_to_poll_whatever_the_body_is(
+    tmp_path: Path, kie: Simulator, port: int, body: bytes, headers: dict[str, str]
 ) -> None:
-    async with serve(**with_callbacks(port)) as service:
+    async with serving(tmp_path, kie, **with_callbacks(port)) as service:
         created = await service.create(STUCK)
-        url = callback_url(service.kie)
-        assert await post_bytes(url, bytes(1_048_577)) == 413
-        bodies: list[Any] = [
-            [],
-            "x",
-            {"data": []},
-            {"data": {"taskId": 5}},
-            {"taskId": None},
-            [[]] * 99,
-        ]
-        for body in bodies:
-            assert await post(url, body) == 200
-        assert await post_bytes(url, b"[" * 100_000) == 200
+        assert await post_raw(f"{callback_url(kie)}/", body, **headers) == 200
+        await eventually(lambda: polls_of(kie, created.provider_task_id) == 1)
         assert not ended(await service.query(created.id))
 
 
-async def test_with_a_webhook_key_a_callback_needs_kies_own_fresh_signature(
-    tmp_path: Any, port: int
+async def test_a_body_that_never_ends_is_given_up_and_the_task_is_polled(
+    tmp_path: Path, kie: Simulator, port: int
 ) -> None:
-    key = "webhook-key-of-the-tests"
-    async with Simulator(replace(INSTANT, webhook_key=key)) as kie:
-        settings = with_callbacks(port, kie_webhook_key=SecretStr(key))
-        async with serving(tmp_path, kie, **settings) as service:
-            kie.update(seconds={"imagen4": [0.1, 0.1]})
+    bounds = Bounds(http=HttpLimits(request_seconds=0.3))
+    async with serving(tmp_path, kie, bounds=bounds, **with_callbacks(port)) as service:
+        created = await service.create(STUCK)
+        path = urlsplit(callback_url(kie)).path
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+        )
+        writer.write(head.encode())
+        async with asyncio.timeout(5):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            await reader.read()
+        writer.close()
+        await eventually(lambda: polls_of(kie, created.provider_task_id) == 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"data": {"taskId": "%s", "cost": 999}}',
+        b'\xef\xbb\xbf{"task_id": "%s"}',
+        b'{"taskId": "%s", "data": {"costTime": ' + b"9" * 5_000 + b"}}",
+        b'{"data": {"taskId" : "%s", "resultJson": "gr\xc3',
+        b'{"code": 200, "data": {"msg": "\xff\xff", "taskId": "%s"}}',
+        b'{"code": 200, "data": {"taskId": "%s", "more": "' + b"x" * 100_000,
+    ],
+)
+async def test_an_id_is_found_in_a_body_that_is_odd_or_cut(
+    tmp_path: Path, kie: Simulator, port: int, body: bytes
+) -> None:
+    settings = with_callbacks(port, create_wait_seconds=0)
+    async with serving(tmp_path, kie, **settings) as service:
+        kie.add_fault("create:accept_then_reset")
+        kie.add_fault("callback:drop")
+        created = await service.create()
+        await until_bought(service)
+        url, bought = callback_url(kie), kie.tasks[0]["id"]
+        async with asyncio.timeout(10):
+            while not ended(await service.query(created.id)):
+                assert await post_raw(url, body.replace(b"%s", bought.encode())) == 200
+        assert (await service.query(created.id)).provider_task_id == bought
+
+
+KEY = "webhook-key-of-the-tests"
+
+
+def digest_of(task_id: str, stamp: str, key: str = KEY) -> bytes:
+    return hmac.digest(key.encode(), f"{task_id}.{stamp}".encode(), "sha256")
+
+
+SIGNATURES: dict[str, tuple[Callable[[bytes], str], float]] = {
+    "base64": (lambda d: b64encode(d).decode(), 1),
+    "base64 without padding": (lambda d: b64encode(d).decode().rstrip("="), 1),
+    "url-safe base64": (lambda d: urlsafe_b64encode(d).decode(), 1),
+    "url-safe base64 without padding": (lambda d: urlsafe_b64encode(d).decode().rstrip("="), 1),
+    "hex": (bytes.hex, 1),
+    "upper-case hex": (lambda d: d.hex().upper(), 1),
+    "milliseconds": (lambda d: b64encode(d).decode(), 1_000),
+}
+
+
+class Metered:
+    """The callbacks that a service has counted."""
+
+    def __init__(self, service: Service) -> None:
+        self._url = f"http://{service.admin_address}/metrics"
+
+    async def verdicts(self) -> dict[str, int]:
+        async with aiohttp.ClientSession() as session, session.get(self._url) as response:
+            lines = re.findall(
+                r'generation_callbacks_total{verdict="(.*)"} (\d+)', await response.text()
+            )
+        return {verdict: int(count) for verdict, count in lines}
+
+
+@asynccontextmanager
+async def signed_callbacks(folder: Path, port: int) -> AsyncIterator[tuple[Service, Metered]]:
+    """The service with a webhook key, a task that never ends, and its callbacks' verdicts."""
+    async with Simulator(replace(INSTANT, webhook_key=KEY)) as kie:
+        settings = with_callbacks(port, kie_webhook_key=SecretStr(KEY), admin_address="127.0.0.1:0")
+        async with serving(folder, kie, **settings) as service:
+            yield service, Metered(service)
+
+
+@pytest.mark.parametrize(("encode", "unit"), SIGNATURES.values(), ids=SIGNATURES.keys())
+async def test_kies_signature_is_read_in_every_form(
+    tmp_path: Path, port: int, encode: Callable[[bytes], str], unit: float
+) -> None:
+    async with signed_callbacks(tmp_path, port) as (service, metered):
+        created = await service.create(STUCK)
+        stamp = str(int(time.time() * unit))
+        body = b"\xef\xbb\xbf" + json.dumps({"taskId": created.provider_task_id}).encode()
+        status = await post_raw(
+            callback_url(service.kie),
+            body,
+            **{
+                "X-Webhook-Timestamp": stamp,
+                "X-Webhook-Signature": encode(digest_of(created.provider_task_id, stamp)),
+            },
+        )
+        assert status == 200
+        assert await metered.verdicts() == {"received": 1}
+
+
+async def test_a_wrong_signature_under_a_true_seal_is_counted_and_the_task_is_polled(
+    tmp_path: Path, port: int
+) -> None:
+    async with signed_callbacks(tmp_path, port) as (service, metered):
+        created = await service.create(STUCK)
+        url, body = callback_url(service.kie), {"data": {"taskId": created.provider_task_id}}
+
+        async def signed(task_id: str, when: float, by: str) -> int:
+            stamp = str(int(when))
+            digest = b64encode(digest_of(task_id, stamp, by)).decode()
+            headers = {"X-Webhook-Timestamp": stamp, "X-Webhook-Signature": digest}
+            return await post(url, body, **headers)
+
+        now = time.time()
+        assert await signed(created.provider_task_id, now, KEY) == 200
+        assert await signed(created.provider_task_id, now - 3_600, KEY) == 200
+        assert await signed(created.provider_task_id, now, "another key") == 200
+        assert await signed("another task", now, KEY) == 200
+        assert await post(url, body) == 200
+        assert await post(url, body, **{"X-Webhook-Timestamp": "²"}) == 200
+        assert await metered.verdicts() == {"received": 1, "wrong signature": 5}
+        await eventually(lambda: polls_of(service.kie, created.provider_task_id) >= 1)
+
+
+async def test_an_unsigned_id_is_not_looked_up(tmp_path: Path, port: int) -> None:
+    async with signed_callbacks(tmp_path, port) as (service, _):
+        service.kie.add_fault("create:accept_then_reset")
+        creating = asyncio.create_task(service.create(STUCK))
+        await until_bought(service)
+        url, bought = callback_url(service.kie), service.kie.tasks[0]["id"]
+        assert await post(url, {"data": {"taskId": bought}}) == 200
+        await a_while(service)
+        assert polls_of(service.kie, bought) == 0
+        creating.cancel()
+
+
+async def test_the_clock_of_signatures_is_the_stores(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On PostgreSQL all replicas and the callbacks' window share the database's clock."""
+    ahead = 7_200.0
+    monkeypatch.setattr(Store, "now", lambda _: time.time() + ahead)
+    async with signed_callbacks(tmp_path, port) as (service, metered):
+        created = await service.create(STUCK)
+        stamp = str(int(time.time() + ahead))
+        signature = b64encode(digest_of(created.provider_task_id, stamp)).decode()
+        headers = {"X-Webhook-Timestamp": stamp, "X-Webhook-Signature": signature}
+        await post(callback_url(service.kie), {"taskId": created.provider_task_id}, **headers)
+        assert await metered.verdicts() == {"received": 1}
+
+
+# --- many callbacks ---
+
+
+async def test_one_poll_is_under_way_however_many_callbacks_come(
+    tmp_path: Path, kie: Simulator, port: int
+) -> None:
+    async with serving(tmp_path, kie, **with_callbacks(port, poll_interval_seconds=60)) as service:
+        created = await service.create(STUCK)
+        kie.add_fault("record:slow,seconds=1.5,times=100")
+        url = callback_url(kie)
+        async with asyncio.timeout(20):
             started = time.monotonic()
-            end = await service.end((await service.create()).id)
-            assert end.status == pb.TASK_STATUS_SUCCESS
-            assert time.monotonic() - started < 4, "the simulator's signed callback was accepted"
+            while time.monotonic() - started < 1.4:
+                assert await post(url) == 200
+        assert kie.stats["requests"].get("/api/v1/jobs/recordInfo", 0) == 1
+        kie.finish(created.provider_task_id)  # it is a callback, too: while the poll is under way
+        await until_ended(service, created.id)
 
-            url, body = callback_url(kie), {"data": {"taskId": end.provider_task_id}}
 
-            async def signed(taskId: str, when: float, by: str) -> int:  # noqa: N803
-                stamp = str(int(when))
-                return await post(
-                    url,
-                    body,
-                    **{
-                        "X-Webhook-Timestamp": stamp,
-                        "X-Webhook-Signature": signature(taskId, stamp, by),
-                    },
-                )
+async def test_a_callback_that_repeats_within_a_second_costs_no_status_request(
+    tmp_path: Path, kie: Simulator, port: int
+) -> None:
+    async with serving(tmp_path, kie, **with_callbacks(port, poll_interval_seconds=60)) as service:
+        created = await service.create(STUCK)
+        url = callback_url(kie)
+        assert await asyncio.gather(*(post(url) for _ in range(50))) == [200] * 50
+        await eventually(lambda: polls_of(kie, created.provider_task_id) >= 1)
+        await a_while(service)
+        assert polls_of(kie, created.provider_task_id) == 1
 
-            now = time.time()
-            assert await signed(end.provider_task_id, now, key) == 200
-            assert await signed(end.provider_task_id, now - 3_600, key) == 401
-            assert await signed(end.provider_task_id, now, "another key") == 401
-            assert await signed("another task", now, key) == 401
-            assert await post(url, body) == 401
-            assert await post(url, body, **{"X-Webhook-Timestamp": "²"}) == 401
+
+async def test_callbacks_of_one_task_do_not_starve_the_polls_of_others(
+    tmp_path: Path, kie: Simulator, port: int
+) -> None:
+    settings = with_callbacks(port, kie_status_per_second=4, poll_interval_seconds=0.5)
+    async with serving(tmp_path, kie, **settings) as service:
+        await service.create(STUCK)
+        url = callback_url(kie)
+        other = await service.create({"imagen4": {"prompt": "other [sim:seconds=1]"}})
+        kie.add_fault("callback:drop")
+
+        async def flood() -> None:
+            async with aiohttp.ClientSession() as session:
+                while True:
+                    async with session.post(url, json={}) as response:
+                        assert response.status == 200
+
+        floods = [asyncio.create_task(flood()) for _ in range(4)]
+        started = time.monotonic()
+        end = await service.end(other.id)
+        took = time.monotonic() - started
+        for task in floods:
+            task.cancel()
+        await asyncio.gather(*floods, return_exceptions=True)
+        assert end.status == pb.TASK_STATUS_SUCCESS
+        assert took < 5
+
+
+async def test_a_scanner_of_the_callback_port_is_counted_and_not_logged(
+    tmp_path: Path, kie: Simulator, port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = with_callbacks(port, admin_address="127.0.0.1:0")
+    async with serving(tmp_path, kie, **settings) as service:
+        base = f"http://127.0.0.1:{port}"
+        for path in ("/", "/wp-login.php", "/callbacks/kie/", "/callbacks/kie/x", "/%1b[2Jx"):
+            assert await post(f"{base}{path}") == 404
+        for _ in range(20):
+            assert await post(f"{base}/callbacks/kie/%1b[2J%0aINFO/%c2%85") == 401
+        verdicts = await Metered(service).verdicts()
+    assert verdicts == {"no callback": 5, "forged": 20}
+    assert "\x1b" not in caplog.text
+    assert "[2J" not in caplog.text
 
 
 async def test_callback_urls_are_kept_out_of_results_messages_and_the_database(

@@ -59,7 +59,7 @@ async def test_an_uploaded_file_is_the_input_of_a_task(service: Service) -> None
     assert answer.file.sha256 == sha256(content).digest()
     assert answer.file.mime_type == "image/png"
     assert answer.file.file_name.endswith("-cat.png")
-    assert answer.file.expire_time.seconds - answer.file.upload_time.seconds == 259_200
+    assert answer.file.expire_time.seconds - answer.file.upload_time.seconds == 86_400
 
     async with (
         aiohttp.ClientSession() as session,

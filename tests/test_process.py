@@ -278,7 +278,7 @@ async def test_the_admin_port_answers_ok(idle: Served, path: str) -> None:
 
 
 async def test_the_admin_port_serves_nothing_else(idle: Served) -> None:
-    assert (await idle.get("/"))[0] == 404
+    assert (await idle.get("/debug"))[0] == 404
 
 
 async def test_an_empty_admin_address_opens_no_port(launch: Serve) -> None:

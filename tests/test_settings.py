@@ -47,7 +47,7 @@ DEFAULTS = {
     "WATCH_HEARTBEAT_SECONDS": 20,
     "WATCH_MAX_AGE_SECONDS": 1_800,
     "UPLOAD_MAX_BYTES": 104_857_600,
-    "UPLOAD_RETENTION_SECONDS": 259_200,
+    "UPLOAD_RETENTION_SECONDS": 86_400,
     "LOG_FORMAT": "text",
     "LOG_LEVEL": "info",
 }
@@ -217,6 +217,8 @@ BAD = {
     "DATABASE_HINTS": ("maybe", "2"),
     "TASK_RETENTION_SECONDS": ("60", "-1", "nan", "inf", "a day"),
     "KIE_API_KEY": ("two words", "ends-with-a-newline\n", "schlüssel", "tab\t"),
+    "KIE_WEBHOOK_KEY": ("ends-with-a-newline\n", " begins-with-a-space", "ends-with-cr\r"),
+    "CALLBACK_SECRET": ("ends-with-a-newline\n",),
     "KIE_API_URL": BAD_URLS,
     "KIE_UPLOAD_URL": BAD_URLS,
     "PUBLIC_URL": BAD_URLS,
@@ -286,6 +288,8 @@ SECRETIVE = {
         if name not in {"KIE_API_KEY", "KIE_API_URL", "KIE_UPLOAD_URL", "AUTH_TOKENS_FILE"}
     },
     "KIE_API_KEY": f"{SECRET} ",
+    "KIE_WEBHOOK_KEY": f"{SECRET}\n",
+    "CALLBACK_SECRET": f" {SECRET}",
     "KIE_API_URL": f"ftp://user:{SECRET}@host",
     "KIE_UPLOAD_URL": f"https://user:{SECRET} @host",
     "AUTH_TOKENS_FILE": f"/no/{SECRET}",

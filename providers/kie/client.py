@@ -3,8 +3,11 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Self
+import traceback
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from http import HTTPStatus
+from typing import Any, Self, cast
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import hdrs
@@ -45,9 +48,11 @@ CREATE_SECONDS = (
     60  # recorded creates took under a second; the longer we wait, the fewer answers are lost
 )
 POLL_SECONDS = 20
-UPLOAD_STALL_SECONDS = 60  # without a byte of it moving, or an answer to the last one
+UPLOAD_STALL_SECONDS = 60  # without a piece of it moving, or an answer to the last one
+UPLOAD_PIECE_BYTES = 256 << 10  # what is buffered for a provider that does not read
 PUT_OFF_SHARE = 1 / 60  # of it may pass until it is put off again: a timer for each chunk costs
 SECOND_LOOK_SECONDS = 1
+URL_MAX_CHARACTERS = 4_096
 HIDDEN = b"(hidden)"
 SECRET_MIN_CHARACTERS = 8
 ANSWER_MAX_BYTES = 1 << 20
@@ -231,7 +236,12 @@ class KieProvider:
         except BROKEN as error:
             if source.error is None and not _is_callers_stall(error, source):
                 call.broke(error)
-            raise source.error or _upload_error(error, source) from None
+            failure = source.error or _upload_error(error, source)
+            _clear_frames(error)
+        finally:
+            source.release()
+        # Not in the handler: there aiohttp's error, and all that it holds, would be its context.
+        raise failure.with_traceback(None)
 
     async def _read_envelope(
         self, response: aiohttp.ClientResponse, call: "_Call", seal: str = ""
@@ -293,37 +303,64 @@ class _Call:
 
 
 class _Source:
-    """Hands on the caller's chunks.
+    """Hands on the caller's chunks in pieces.
+
+    An iterator and not a generator: the frame of a generator, and with it a chunk, lives for as
+    long as aiohttp refers to it.
 
     Attributes:
         error: The exception that ended them: aiohttp shows it only as its own.
         waiting: Whether the next chunk is the caller's to send.
         ended: Whether all of them were taken.
-        stall: Put off with each chunk, and with their end.
+        stall: Put off with each piece, and with their end.
     """
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
+        self._rest = memoryview(b"")
+        self._unseen_bytes = 0  # handed on since the event loop had its turn
         self.error: Exception | None = None
         self.waiting = False
         self.ended = False
         self.stall: asyncio.Timeout
         self._put_off_time = -math.inf
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> "_Source":
+        return self
+
+    async def __anext__(self) -> memoryview:
+        self._put_off_the_stall()  # the provider has taken the last piece
+        if not self._rest:
+            self._rest = memoryview(await self._next_chunk())
+        piece = self._rest[:UPLOAD_PIECE_BYTES]
+        self._rest = self._rest[UPLOAD_PIECE_BYTES:]
+        self._unseen_bytes += len(piece)
+        if self._unseen_bytes >= UPLOAD_PIECE_BYTES:
+            # Have an early answer read. A write to a connection that the provider has closed
+            # meanwhile would close it here as well, and discard the answer.
+            self._unseen_bytes = 0
+            await asyncio.sleep(0)
+        return piece
+
+    async def _next_chunk(self) -> bytes:
         self.waiting = True
         try:
-            async for chunk in self._chunks:
-                self._put_off_the_stall()
-                self.waiting = False
-                yield chunk
-                self.waiting = True
+            chunk = await anext(self._chunks)
+        except StopAsyncIteration:
+            self.waiting = False
+            self.ended = True
+            self._put_off_the_stall()
+            raise
         except Exception as error:
             self.error = error
             raise
         self.waiting = False
-        self.ended = True
         self._put_off_the_stall()
+        return chunk
+
+    def release(self) -> None:
+        """Let go of the chunk."""
+        self._rest = memoryview(b"")
 
     def _put_off_the_stall(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -337,9 +374,13 @@ class _FilePayload(aiohttp.AsyncIterablePayload):
     """The file's part: with it the request has a Content-Length if the caller told the size."""
 
     def __init__(self, source: _Source, upload: Upload) -> None:
-        super().__init__(source, content_type=upload.content_type)
+        # aiohttp passes on whatever it can write, views of bytes as well.
+        pieces = cast("AsyncIterable[bytes]", source)
+        super().__init__(pieces, content_type=upload.content_type)
         self._size = upload.size_bytes
-        self.set_content_disposition("form-data", name="file", filename=upload.file_name)
+        # As browsers do it, and like the part `fileName`; aiohttp would percent-encode the name.
+        name = upload.file_name.replace('"', "%22")
+        self.headers[hdrs.CONTENT_DISPOSITION] = f'form-data; name="file"; filename="{name}"'
 
 
 def _upload_error(error: BaseException, source: _Source) -> UploadError:
@@ -355,6 +396,13 @@ def _is_callers_stall(error: BaseException, source: _Source) -> bool:
     return isinstance(error, TimeoutError) and source.waiting
 
 
+def _clear_frames(error: BaseException | None) -> None:
+    """Free what an error's frames refer to: aiohttp keeps the error in a reference cycle."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 def _add_text(form: aiohttp.MultipartWriter, name: str, value: str) -> None:
     form.append(value).set_content_disposition("form-data", name=name)
 
@@ -367,12 +415,13 @@ def _stored_file(envelope: Envelope) -> StoredFile:
     """
     if envelope.code in TRY_LATER_CODES or envelope.code in SERVER_ERRORS:
         raise UploadError("PROVIDER_UNAVAILABLE", envelope.message, str(envelope.code))
-    if envelope.code != OK:
-        raise UploadError(refusal_reason(envelope), envelope.message, str(envelope.code))
+    if envelope.code != OK or not envelope.success:
+        raise UploadError(_refusal_reason(envelope), envelope.message, str(envelope.code))
     record = envelope.record or {}
-    url = clean(record.get("downloadUrl"), 4_096)
+    url = _usable_url(record.get("downloadUrl"))
     if not url:
-        raise UploadError("PROVIDER_UNAVAILABLE", "the provider stored the file under no URL")
+        words = "the provider stored the file under no usable URL"
+        raise UploadError("PROVIDER_UNAVAILABLE", words)
     return StoredFile(
         file_name=clean(record.get("fileName")),
         file_path=clean(record.get("filePath")),
@@ -381,6 +430,25 @@ def _stored_file(envelope: Envelope) -> StoredFile:
         upload_time=as_time(record.get("uploadedAt")),
         expire_time=as_time(record.get("expiresAt")),
     )
+
+
+def _refusal_reason(envelope: Envelope) -> str:
+    if envelope.code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return "UPLOAD_TOO_LARGE"
+    reason = refusal_reason(envelope)
+    # Code 200 with `success: false`: a word about this very file, so another try cannot help.
+    return "PROVIDER_REJECTED" if envelope.code == OK and reason == "PROVIDER_ERROR" else reason
+
+
+def _usable_url(value: Any) -> str:
+    """Return a URL that callers can send to models; "" if it is none."""
+    url = clean(value, URL_MAX_CHARACTERS).strip()
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname)
+    except ValueError:
+        return ""
+    return url if usable and url.isprintable() and " " not in url else ""
 
 
 def _without(secrets: tuple[str, ...], text: bytes) -> bytes:

@@ -47,12 +47,14 @@ class Envelope:
         message: The provider's words, cleaned and cut.
         data: Whatever stood in `data`.
         bare: Whether there was no envelope: somebody on the way may have answered, not Kie.
+        success: False if it says so, whatever its code; only answers to uploads have it.
     """
 
     code: int
     message: str
     data: Any
     bare: bool = False
+    success: bool = True
 
     @property
     def record(self) -> Mapping[str, Any] | None:
@@ -80,7 +82,7 @@ def parse_envelope(http_status: int, text: bytes) -> Envelope:
     if code == OK and http_status not in HTTP_SUCCESSES:
         raise UnreadableAnswerError(f"HTTP {http_status} around code {OK}")
     words = body.get("msg") or body.get("message") or ""
-    return Envelope(code, clean(words), body.get("data"))
+    return Envelope(code, clean(words), body.get("data"), success=body.get("success") is not False)
 
 
 def read_submission(envelope: Envelope) -> Submission:
