@@ -99,6 +99,7 @@ class UnavailableError(GenerationError):
 
 
 _BY_REASON: Mapping[str, type[GenerationError]] = {
+    "MODEL_NOT_ALLOWED": RefusedError,
     "MODEL_UNAVAILABLE": RefusedError,
     "CREDITS_EXHAUSTED": RefusedError,
     "PROVIDER_ERROR": RefusedError,

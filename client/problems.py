@@ -64,6 +64,7 @@ _HINTS: Mapping[str, str] = {
     "ALREADY_SUBMITTED": "the provider cannot cancel: watch the task to its end",
     "CREDITS_EXHAUSTED": "the operator must top up the provider's account",
     "INTERNAL": "a bug of the service: report the message",
+    "MODEL_NOT_ALLOWED": "use another model, or ask the operator to allow it for your token",
     "MODEL_UNAVAILABLE": "take another model, or try later",
     "PROVIDER_ERROR": "create it again: a new request may succeed",
     "PROVIDER_REJECTED": "change the parameters that the provider names",

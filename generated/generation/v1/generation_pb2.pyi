@@ -145,6 +145,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the server is going down. Call again with the last revision seen."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 23
     """INTERNAL: a bug. It is logged under the id that the message names."""
+    ERROR_REASON_MODEL_NOT_ALLOWED: _ErrorReason.ValueType  # 24
+    """PERMISSION_DENIED: the limits of the caller do not allow the model. Use another model, or ask the operator."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """What went wrong: with a call (google.rpc.ErrorInfo.reason, there without the prefix) or with a task
@@ -199,6 +201,8 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 22
 """UNAVAILABLE: the server is going down. Call again with the last revision seen."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 23
 """INTERNAL: a bug. It is logged under the id that the message names."""
+ERROR_REASON_MODEL_NOT_ALLOWED: ErrorReason.ValueType  # 24
+"""PERMISSION_DENIED: the limits of the caller do not allow the model. Use another model, or ask the operator."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
