@@ -54,7 +54,7 @@ class Statements:
             row.select(fn.COUNT(SQL("*"))).where(created, row.create_time > arg)
         )
         self.nth_newest = text(
-            row.select(row.create_time).where(created).order_by(*newest).limit(1).offset(arg)
+            row.select(row.create_time).where(created).order_by(*newest).limit(SQL("1")).offset(arg)
         )
 
         self.insert = text(row.insert_many([[arg] * len(COLUMNS)], fields=COLUMNS)) + KNOWN_REQUEST
