@@ -33,6 +33,11 @@ class CreateLimits:
     caller_queue_max_tasks: float = math.inf
     creates_per_minute: int | None = None
 
+    @property
+    def queue_room(self) -> float:
+        """How many tasks may wait before a new one may be too many."""
+        return min(self.queue_max_tasks, self.caller_queue_max_tasks)
+
 
 @dataclass(frozen=True, slots=True)
 class Creation:
@@ -109,13 +114,17 @@ class Creations:
 
     def moved(self, before: Task, after: Task) -> None:
         """Count a task that left the queue or came back into it."""
-        if before.lane is not after.lane:
+        if before.stage is not after.stage:
             self._waiting.moved(before, after)
 
     def _refusals(self, creations: Sequence[Creation]) -> list[LimitReached | None]:
         """Return for each creation the limit that leaves no room for it, if there is one."""
-        total, waiting = self._waiting.counts(creations)
+        total = self._waiting.count()
+        room = min(c.limits.queue_room for c in creations) - len(creations)
         created = self._last_minute.counts(creations)
+        if total <= room and not created:
+            return [None] * len(creations)
+        waiting = self._waiting.count_callers() if total > room else {}
         refusals = _refusals(creations, _Taken(total, waiting, created))
         if any(refusals) and (known := self._earlier(creations)):
             # A known request_id needs no room: it is neither refused, nor are others because of it.
@@ -141,17 +150,17 @@ class _Waiting:
         self._callers: Counter[str] = Counter()
         self._counted = -math.inf
 
-    def counts(self, creations: Sequence[Creation]) -> tuple[int, Mapping[str, int]]:
-        """Return how many wait in all, and of each caller that may be at its limit."""
-        sql = self._engine.sql
-        total = int(self._engine.execute(sql.count, Lane.SUBMIT).fetchone()[0])
-        if total + len(creations) <= min(c.limits.caller_queue_max_tasks for c in creations):
-            return total, {}
+    def count(self) -> int:
+        """Return how many wait in all."""
+        return int(self._engine.execute(self._engine.sql.count, Lane.SUBMIT).fetchone()[0])
+
+    def count_callers(self) -> Mapping[str, int]:
+        """Return how many of each caller wait."""
         if time.monotonic() - self._counted >= COUNTS_SECONDS:
-            rows = self._engine.execute(sql.count_callers, Lane.SUBMIT).fetchall()
+            rows = self._engine.execute(self._engine.sql.count_callers, Lane.SUBMIT).fetchall()
             self._callers = Counter(dict(rows))
             self._counted = time.monotonic()
-        return total, self._callers
+        return self._callers
 
     def add(self, callers: Iterable[str]) -> None:
         self._callers.update(callers)
