@@ -2,7 +2,8 @@
 
     GenerationError                any call that failed, also for a reason unknown to this client
     ├── InvalidRequestError        the request is wrong as it stands: mend what `violations` name
-    ├── RefusedError               the provider said no; of a create, `task_id` is the FAILED task
+    ├── RefusedError               the provider said no; of a create, `task_id` is the FAILED task. Or this service
+    │                              did: the model is disabled, or not allowed to this caller
     ├── TaskNotFoundError          no such task, or another caller's
     ├── UnauthenticatedError       the token or the client certificate is missing or wrong
     └── UnavailableError           not now: call again, `retry_after` seconds later if it is set
@@ -79,7 +80,10 @@ class InvalidRequestError(GenerationError):
 
 
 class RefusedError(GenerationError):
-    """The provider said no. After a create, the task is stored FAILED as `task_id`."""
+    """The provider said no: after a create, the task is stored FAILED as `task_id`.
+
+    Or this service did, and there is no task: the model is disabled, or not allowed to this caller.
+    """
 
 
 class TaskNotFoundError(GenerationError):
