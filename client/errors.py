@@ -2,8 +2,8 @@
 
     GenerationError                any call that failed, also for a reason unknown to this client
     ├── InvalidRequestError        the request is wrong as it stands: mend what `violations` name
-    ├── RefusedError               the provider said no; of a create, `task_id` is the FAILED task. Or this service
-    │                              did: the model is disabled, or not allowed to this caller
+    ├── RefusedError               the provider said no; of a create, `task_id` is the FAILED task.
+    │                              Or the model is disabled here, or not allowed to this caller
     ├── TaskNotFoundError          no such task, or another caller's
     ├── UnauthenticatedError       the token or the client certificate is missing or wrong
     └── UnavailableError           not now: call again, `retry_after` seconds later if it is set
