@@ -22,7 +22,8 @@ from generated.generation.v1.generation_pb2 import Imagen4Params
 from providers.kie.simulator import Simulator
 from service import poller
 from service.caller_limits import CallerLimitsError, read_limits
-from storage.store import ListFilter, Store
+from storage.pages import ListFilter
+from storage.store import Store
 from storage.task import Task
 from tests.databases import change, rows
 from tests.harness import (
