@@ -2,7 +2,8 @@
 
     GenerationError                any call that failed, also for a reason unknown to this client
     ├── InvalidRequestError        the request is wrong as it stands: mend what `violations` name
-    ├── RefusedError               the provider said no; of a create, `task_id` is the FAILED task
+    ├── RefusedError               the provider said no; of a create, `task_id` is the FAILED task.
+    │                              Or the model is disabled here, or not allowed to this caller
     ├── TaskNotFoundError          no such task, or another caller's
     ├── UnauthenticatedError       the token is missing or wrong, or TLS fails (certificates)
     └── UnavailableError           not now: call again, `retry_after` seconds later if it is set
@@ -79,7 +80,10 @@ class InvalidRequestError(GenerationError):
 
 
 class RefusedError(GenerationError):
-    """The provider said no, and the task is stored FAILED as `task_id`; or a limit forbids it."""
+    """The provider said no: after a create, the task is stored FAILED as `task_id`.
+
+    Or this service did, and there is no task: the model is disabled, or not allowed to this caller.
+    """
 
 
 class TaskNotFoundError(GenerationError):
@@ -99,9 +103,9 @@ class UnavailableError(GenerationError):
 
 
 _BY_REASON: Mapping[str, type[GenerationError]] = {
+    "MODEL_NOT_ALLOWED": RefusedError,
     "MODEL_UNAVAILABLE": RefusedError,
     "CREDITS_EXHAUSTED": RefusedError,
-    "MODEL_NOT_ALLOWED": RefusedError,
     "PROVIDER_ERROR": RefusedError,
     "PROVIDER_REJECTED": RefusedError,
     "PROVIDER_UNAUTHORIZED": RefusedError,

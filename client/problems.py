@@ -66,7 +66,7 @@ _BY_CODE: Mapping[grpc.StatusCode, ExitCode] = {
 _HINTS: Mapping[str, str] = {
     "CREDITS_EXHAUSTED": "the operator must top up the provider's account",
     "INTERNAL": "a bug of the service: report the message",
-    "MODEL_NOT_ALLOWED": "the operator can allow the model for this token",
+    "MODEL_NOT_ALLOWED": "use another model, or ask the operator to allow it for your token",
     "MODEL_UNAVAILABLE": "take another model, or try later",
     "PROVIDER_ERROR": "create it again: a new request may succeed",
     "PROVIDER_REJECTED": "change the parameters that the provider names",

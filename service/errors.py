@@ -37,6 +37,7 @@ CODES = {
     "PROVIDER_ERROR": grpc.StatusCode.ABORTED,
     "PROVIDER_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
     "RATE_LIMITED": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "MODEL_NOT_ALLOWED": grpc.StatusCode.PERMISSION_DENIED,
     "TASK_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "REQUEST_ID_REUSED": grpc.StatusCode.ALREADY_EXISTS,
     "ALREADY_SUBMITTED": grpc.StatusCode.FAILED_PRECONDITION,
@@ -54,6 +55,14 @@ RETRY_SECONDS = {
     "STORAGE_UNAVAILABLE": 1.0,
     "STREAM_EXPIRED": 0.0,
     "SHUTTING_DOWN": 1.0,
+}
+# What each limit counts, and what a caller at its limit can do.
+LIMITS = {
+    "queue": ("tasks waiting to be sent", "retry once some of them have been sent"),
+    "creates_per_minute": ("creates in a minute", "retry later, as RetryInfo says"),
+    "watches": ("open streams", "close one of them first"),
+    "uploads": ("uploads at a time", "retry once one of them has ended"),
+    "lists": ("lists at a time", "retry once one of them has been answered"),
 }
 # A task that FAILED for one of these was refused by the provider: nothing was bought, and
 # CreateTask says so.
@@ -78,6 +87,7 @@ class ServiceError(Exception):
         message: Cut to what a status may have.
         metadata: Goes into ErrorInfo, such as the task_id.
         violations: Go into BadRequest.
+        retry_seconds: Goes into RetryInfo; by default what RETRY_SECONDS says of the reason.
     """
 
     def __init__(
@@ -87,6 +97,7 @@ class ServiceError(Exception):
         *,
         metadata: Mapping[str, str] | None = None,
         violations: Sequence[Violation] = (),
+        retry_seconds: float | None = None,
     ) -> None:
         self.message = _cut_message(message)
         super().__init__(self.message)
@@ -95,6 +106,7 @@ class ServiceError(Exception):
             key: _cut(value, METADATA_MAX_BYTES) for key, value in (metadata or {}).items()
         }
         self.violations = violations[:VIOLATIONS_MAX]
+        self.retry_seconds = RETRY_SECONDS.get(reason) if retry_seconds is None else retry_seconds
 
     @property
     def code(self) -> grpc.StatusCode:
@@ -105,8 +117,8 @@ class ServiceError(Exception):
         """Return the rich status, for `context.abort_with_status`."""
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
         status.details.append(_pack(self._info()))
-        if self.reason in RETRY_SECONDS:
-            status.details.append(_pack(_retry_info(RETRY_SECONDS[self.reason])))
+        if self.retry_seconds is not None:
+            status.details.append(_pack(_retry_info(self.retry_seconds)))
         if self.violations:
             room = ERROR_MAX_BYTES - len(_percent_encoded(self.message))
             _add_violations(status, self.violations, room)
@@ -128,6 +140,21 @@ def invalid_params(violations: Iterable[Violation]) -> ServiceError:
     """Return the error of the first broken rules, as many as are reported at once."""
     reported = list(islice(violations, VIOLATIONS_MAX))
     return ServiceError("INVALID_PARAMS", _words(reported), violations=reported)
+
+
+def rate_limited(
+    limit: str, most: int, *, caller: str = "", retry_seconds: float | None = None
+) -> ServiceError:
+    """Return the error of a call beyond a limit: the caller's, or without one the service's."""
+    counted, advice = LIMITS[limit]
+    who, scope = (f"caller {caller}", "caller") if caller else ("the service", "service")
+    return ServiceError(
+        "RATE_LIMITED",
+        f"{who} has reached its limit `{limit}` of {most} {counted}:"
+        f" {advice if caller else 'retry later'}",
+        metadata={"limit": limit, "max": str(most), "scope": scope},
+        retry_seconds=retry_seconds,
+    )
 
 
 def not_found(task_id: str) -> ServiceError:

@@ -11,7 +11,7 @@ half a microsecond of the 150 that a QueryTask takes.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ from prometheus_client import (
 from prometheus_client.metrics import MetricWrapperBase
 
 from generated.generation.v1 import generation_pb2
+from service.caller_metrics import CallerMetrics
 from service.errors import REFUSALS
 from storage.task import Stage, Status
 
@@ -108,7 +109,15 @@ class MethodCalls:
 class Metrics:
     """Everything that one server measures."""
 
-    def __init__(self, models: Iterable[str]) -> None:
+    def __init__(
+        self, models: Iterable[str], caller_names: Callable[[], Container[str]] | None = None
+    ) -> None:
+        """Start with nothing counted.
+
+        Args:
+            models: Those that are served.
+            caller_names: Returns the callers to count by; without it nothing is counted by caller.
+        """
         # The library's switch for the process: no second series of each, with its time of birth.
         disable_created_metrics()  # type: ignore[no-untyped-call] # bare in the library
         self.registry = registry = CollectorRegistry()
@@ -199,6 +208,7 @@ class Metrics:
             "generation_missing_descriptors",
             "File descriptors that WATCH_MAX_STREAMS needs beyond the limit",
         )
+        self._by_caller = CallerMetrics(registry, caller_names) if caller_names else None
         for method in GENERATION_SERVICE.methods:
             self.calls(method.name)
         for model in models:
@@ -222,13 +232,14 @@ class Metrics:
         """Count a call of a method that is not there, whatever its name."""
         self._calls["unknown", "UNIMPLEMENTED"].observe(0)
 
-    def watch_opened(self) -> None:
-        """Count a stream in."""
-        self._watches.inc()
+    def watches_open(self, streams: int) -> None:
+        """Show how many streams are open."""
+        self._watches.set(streams)
 
-    def watch_closed(self) -> None:
-        """Count a stream out."""
-        self._watches.dec()
+    def caller_refused(self, caller: str, limit: str) -> None:
+        """Count a call that a limit refused."""
+        if self._by_caller:
+            self._by_caller.refused(caller, limit)
 
     def fan_out(self, seconds: float) -> None:
         """Note how long a snapshot took from its publishing to one watcher."""
@@ -246,13 +257,21 @@ class Metrics:
 
     # --- tasks ---
 
+    def task_created(self, model: str, caller: str) -> None:
+        """Count a new task."""
+        self.task_moved(model, Stage.ACCEPTED)
+        if self._by_caller:
+            self._by_caller.created(caller)
+
     def task_moved(self, model: str, stage: str) -> None:
         """Count a task that came into a stage."""
         self._moves[model, stage].inc()
 
-    def task_ended(self, model: str, status: str, reason: str) -> None:
+    def task_ended(self, model: str, status: str, reason: str, caller: str) -> None:
         """Count a task that ended; the reason is "" for a success."""
         self._ends[model, status, reason].inc()
+        if self._by_caller:
+            self._by_caller.ended(caller, status)
 
     def show_queues(self, queues: Iterable[Queue]) -> None:
         """Show these queues and no others: none, while nobody knows."""

@@ -32,12 +32,13 @@ from providers.base import (
     Unknown,
     Weather,
 )
+from service.caller_limits import CallerLimits
 from service.limits import Turns
 from service.metrics import Metrics
 from service.verdicts import Verdicts, after_callback
 from service.watch import Hub
 from storage.errors import ClaimUnknownError, StorageUnavailableError
-from storage.store import Claim, Quota, Store, Waiting
+from storage.store import Claim, Quota, RunningMax, Store, Waiting
 from storage.task import Failure, Lane, Stage, Task
 
 CREATES_WINDOW_SECONDS = 10.3  # the account's 10 s, and what the way to the provider may vary
@@ -46,6 +47,8 @@ SLOT_FRESH_SECONDS = 0.15  # a request that starts later than this after its slo
 CONCURRENT_MAX = {Lane.SUBMIT: 128, Lane.POLL: 256, Lane.LATE: 16}
 CLAIM_PAUSE_SECONDS = 0.01  # tasks that fall due together are claimed together
 CALLBACK_REPEAT_SECONDS = 1.0  # within this time another callback for a task changes nothing
+PASSED_OVER_SECONDS = 1.0  # so late it is seen that tasks ended in other processes
+PASSED_OVER_PAUSE_SECONDS = 0.1  # between looks for callers whose tasks have to wait
 IDLE_SECONDS = 3.0  # what other processes leave behind is found within this time
 LEASE_SECONDS = 10.0  # after its holder is gone, a task is due again at the latest
 RENEW_SECONDS = 3.0
@@ -78,6 +81,7 @@ class Poller:
         hub: Hub,
         verdicts: Verdicts,
         limits: AccountLimits,
+        caller_limits: CallerLimits,
         metrics: Metrics,
         disabled_models: frozenset[str] = frozenset(),
         callback_url: Callable[[str], str] | None = None,
@@ -90,11 +94,13 @@ class Poller:
         self._disabled_models = disabled_models
         self._callback_url = callback_url
         self._running_max = limits.running_max or math.inf
+        self._caller_limits = caller_limits
         creates = Quota("creates", limits.creates_per_10_seconds, CREATES_WINDOW_SECONDS)
         status = Quota("status", limits.status_per_second, STATUS_WINDOW_SECONDS)
         self._quotas = {Lane.SUBMIT: creates, Lane.POLL: status, Lane.LATE: status}
         self._allowed_times = dict.fromkeys(Lane, 0.0)
         self._running_full = False
+        self._passed_over: frozenset[str] = frozenset()
         self._limited_since: dict[Lane, float] = {}
         self._turns = Turns()
         self._hold = _Hold()
@@ -149,10 +155,17 @@ class Poller:
         for lane in due:
             await self._serve(lane, now)
         if due or now >= self._read_time + IDLE_SECONDS:  # others may have stored tasks, too
-            self._due_times = await self._store.next_due_times()
+            self._due_times = await self._next_due_times()
             self._read_time = now
             self._in_touch_since = min(self._in_touch_since, now)
         return min(now + IDLE_SECONDS, *map(self._look_time, Lane))
+
+    async def _next_due_times(self) -> dict[Lane, float]:
+        """Read when each lane has to be looked at; tasks that were passed over are not due."""
+        due_times = await self._store.next_due_times()
+        if self._passed_over:
+            due_times[Lane.SUBMIT] = self._due_times[Lane.SUBMIT]
+        return due_times
 
     def _look_time(self, lane: Lane) -> float:
         return max(self._due_times[lane], self._opening_time(lane))
@@ -163,6 +176,11 @@ class Poller:
             self._sooner[lane] = min(self._sooner.get(lane, math.inf), due_time)
         if due_time < self._next_time:
             self._woken.set()
+
+    def created(self, task: Task) -> None:
+        """Send a new task at once, or soon if its caller's earlier tasks have to wait as well."""
+        waits = task.caller in self._passed_over
+        self.wake(Lane.SUBMIT, self._store.now() + PASSED_OVER_PAUSE_SECONDS if waits else 0.0)
 
     def stop(self) -> None:
         """Start nothing more: `run` ends once what it has claimed is under way."""
@@ -323,6 +341,8 @@ class Poller:
         self._allowed_times[lane] = min(claim.next_time, now + IDLE_SECONDS)
         if lane is Lane.SUBMIT:
             self._running_full = claim.next_time == math.inf
+            self._passed_over = claim.passed_over
+            self._due_times[lane] = min(claim.due_time, now + PASSED_OVER_SECONDS)
         self._note_limits(lane, claim, now)
         for task in claim.tasks:
             self._start(lane, task, slot_time=now)
@@ -348,12 +368,16 @@ class Poller:
             pick=self._next_in_turn,
             move=lambda task: task.submitting(now, lease_end),
             quota=self._quotas[lane],
-            running_max=self._running_max,
+            running_max=self._may_run(),
         )
         self._hold.note_sent(len(claim.tasks))
         for task in claim.tasks:
             self._metrics.task_moved(task.model, Stage.SUBMITTING)
         return claim
+
+    def _may_run(self) -> RunningMax:
+        limits = self._caller_limits.table()
+        return RunningMax(self._running_max, lambda caller: limits.of(caller).running)
 
     async def _claim_polls(self, lane: Lane, now: float, room: int, lease_end: float) -> Claim:
         due_times: dict[str, float | None] = {}
@@ -570,18 +594,25 @@ class Poller:
     def _show(self, before: Task, after: Task) -> None:
         if after.revision > before.revision:
             self._hub.publish(after)
-        if self._running_full and before.lane is Lane.POLL and after.lane is not Lane.POLL:
-            self._allowed_times[Lane.SUBMIT] = 0.0
-            self.wake()
+        if before.lane is Lane.POLL and after.lane is not Lane.POLL:
+            self._note_room_to_run(after.caller)
         self._note_due(after)
         if after.stage and after.stage is not before.stage:
             self._metrics.task_moved(after.model, after.stage)
         if after.ended and not before.ended:
             self._verdicts.learn(after)
             reason = after.failure and after.failure.reason
-            self._metrics.task_ended(after.model, after.status, reason or "")
+            self._metrics.task_ended(after.model, after.status, reason or "", after.caller)
             level = logging.INFO if after.failure else logging.DEBUG
             log.log(level, "task ended", status=after.status, reason=reason)
+
+    def _note_room_to_run(self, caller: str) -> None:
+        """Send the next task, if one waited for a task of its caller, or of anybody, to end."""
+        if self._running_full:
+            self._allowed_times[Lane.SUBMIT] = 0.0
+            self.wake()
+        if caller in self._passed_over:
+            self.wake(Lane.SUBMIT)
 
     def _note_due(self, task: Task) -> None:
         if task.lane and task.due_time is not None:

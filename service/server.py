@@ -20,7 +20,9 @@ from generated.generation.v1.generation_pb2_grpc import add_GenerationServiceSer
 from providers.kie.client import KieProvider
 from service import descriptors
 from service.admin import admin_handler
+from service.admission import Admission
 from service.callbacks import BODY_MAX_BYTES, Callbacks, CallbackUrls
+from service.caller_limits import CallerLimits, Limits
 from service.callers import Callers
 from service.follow import Follower
 from service.health import Health
@@ -28,10 +30,11 @@ from service.http import HttpLimits, HttpServer
 from service.interceptor import Boundary
 from service.messages import Answers
 from service.metrics import Metrics, Queue, measure_loop_lag
+from service.open_calls import LimitedCalls, OpenCalls
 from service.poller import AccountLimits, Poller
 from service.purge import Purger
 from service.schedule import Schedule
-from service.servicer import Admission, Servicer
+from service.servicer import Servicer
 from service.settings import Settings, split_address
 from service.uploads import UploadPace, Uploads
 from service.verdicts import Verdicts
@@ -49,6 +52,7 @@ HANDSHAKE_SECONDS = 10
 C_INT_MAX = 2**31 - 1
 PENDING_HARD = 3  # between the limit and this many times it, C-core drops calls at random
 AGE_GRACE_SECONDS = 60.0  # beyond WATCH_MAX_AGE_SECONDS: the age of a stream has a jitter
+CALLER_LISTS = 8  # that a caller may ask for at a time, if nothing else is said
 
 REMEMBERED_TASKS = 7_200  # an hour's at the account's own limit: 0.15 s of work, and 8 MiB
 REMEMBERED_AT_ONCE = 100  # some 2 ms of the event loop
@@ -102,7 +106,14 @@ async def running(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
         StorageError: The database cannot be opened.
     """
     async with AsyncExitStack() as stack:
-        metrics = Metrics(KieProvider.models)
+        callers = Callers(settings.auth_tokens_file)
+        metrics = Metrics(
+            KieProvider.models, (lambda: callers.names) if settings.metrics_per_caller else None
+        )
+        limits = CallerLimits(
+            settings.caller_limits_file, _service_limits(settings), callers, metrics
+        )
+        limited_calls = _limited_calls(settings, limits, metrics)
         _run_beside(measure_loop_lag(metrics), stack)
         store = open_store(
             settings.database_url.get_secret_value(),
@@ -121,12 +132,13 @@ async def running(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
             hub=hub,
             verdicts=_verdicts(settings, provider, hub),
             limits=_limits(settings),
+            caller_limits=limits,
             metrics=metrics,
             disabled_models=settings.disabled_models,
             callback_url=urls.url if urls else None,
         )
         metrics.show_missing_descriptors(_missing_descriptors(settings))
-        boundary = Boundary(Callers(settings.auth_tokens_file), metrics)
+        boundary = Boundary(callers, metrics)
         _run_beside(boundary.tend(), stack)
         servicer = _servicer(
             settings,
@@ -134,6 +146,8 @@ async def running(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
             provider=provider,
             poller=poller,
             hub=hub,
+            limits=limits,
+            limited_calls=limited_calls,
             answers=answers,
             metrics=metrics,
             upload_pace=bounds.uploads,
@@ -151,8 +165,7 @@ async def running(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
         stack.push_async_callback(_stop_polling, poller, polling)
         if store.shared:
             _run_beside(Follower(store, hub).run(), stack)
-        if settings.task_retention_seconds:
-            _run_beside(Purger(store, settings.task_retention_seconds).run(), stack)
+        _run_beside(Purger(store, settings.task_retention_seconds).run(), stack)
         await server.start()
         stack.push_async_callback(_drain, server, health, hub, boundary)
         log.info(
@@ -231,6 +244,43 @@ def _limits(settings: Settings) -> AccountLimits:
     )
 
 
+def _service_limits(settings: Settings) -> Limits:
+    """Return what a caller may take that is the only one."""
+    return Limits(
+        queue=settings.queue_max_tasks,
+        running=settings.kie_running_max or math.inf,
+        watches=settings.watch_max_streams,
+        uploads=settings.uploads_max,
+        lists=CALLER_LISTS,
+        creates_per_minute=math.inf,
+        models=("*",),
+    )
+
+
+def _limited_calls(settings: Settings, limits: CallerLimits, metrics: Metrics) -> LimitedCalls:
+    return LimitedCalls(
+        watches=OpenCalls(
+            "watches",
+            service_max=settings.watch_max_streams,
+            caller_max=lambda caller: limits.of(caller).watches,
+            on_refusal=metrics.caller_refused,
+            on_change=metrics.watches_open,
+        ),
+        uploads=OpenCalls(
+            "uploads",
+            service_max=settings.uploads_max,
+            caller_max=lambda caller: limits.of(caller).uploads,
+            on_refusal=metrics.caller_refused,
+        ),
+        lists=OpenCalls(
+            "lists",
+            service_max=math.inf,
+            caller_max=lambda caller: limits.of(caller).lists,
+            on_refusal=metrics.caller_refused,
+        ),
+    )
+
+
 def _verdicts(settings: Settings, provider: KieProvider, hub: Hub) -> Verdicts:
     callbacks = settings.public_url is not None
     return Verdicts(
@@ -248,6 +298,8 @@ def _servicer(
     provider: KieProvider,
     poller: Poller,
     hub: Hub,
+    limits: CallerLimits,
+    limited_calls: LimitedCalls,
     answers: Answers,
     metrics: Metrics,
     upload_pace: UploadPace,
@@ -259,13 +311,16 @@ def _servicer(
         poller,
         heartbeat_seconds=settings.watch_heartbeat_seconds,
         max_age_seconds=settings.watch_max_age_seconds,
-        max_streams=settings.watch_max_streams,
+        open_streams=limited_calls.watches,
     )
     uploads = Uploads(
         provider, settings.upload_max_bytes, settings.upload_retention_seconds, upload_pace
     )
     admission = Admission(
-        settings.create_wait_seconds, settings.queue_max_tasks, settings.disabled_models
+        queue_max_tasks=settings.queue_max_tasks,
+        disabled_models=settings.disabled_models,
+        limits=limits,
+        metrics=metrics,
     )
     return Servicer(
         store=store,
@@ -275,6 +330,8 @@ def _servicer(
         watcher=watcher,
         uploads=uploads,
         admission=admission,
+        limited_calls=limited_calls,
+        create_wait_seconds=settings.create_wait_seconds,
         answers=answers,
         metrics=metrics,
     )

@@ -6,7 +6,6 @@ import struct
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
@@ -15,17 +14,20 @@ import grpc
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceServicer
 from providers.base import Provider, Violation
+from service.admission import Admission
 from service.callers import current_caller
 from service.errors import REFUSALS, ServiceError, invalid, invalid_params, not_found
 from service.messages import Answers, task_message
 from service.metrics import Metrics
+from service.open_calls import LimitedCalls
 from service.poller import Poller
 from service.rules import PROMPT_ID_MAX_CHARACTERS, check_create, check_task_id, text_rules
 from service.uploads import Uploads
 from service.watch import Hub, Subscription, Watcher
+from storage.creation import Existing, LimitReached
 from storage.pages import ListFilter
-from storage.store import Existing, QueueFull, Store
-from storage.task import Lane, Stage, Status, Task
+from storage.store import Store
+from storage.task import Stage, Status, Task
 
 ANSWER_BEFORE_DEADLINE_SECONDS = 0.2
 PAGE_SIZE_DEFAULT = 50
@@ -35,15 +37,6 @@ PAGE_TOKEN_MAX_CHARACTERS = 1_500  # more than the longest id takes
 
 Context = grpc.aio.ServicerContext[object, object]
 Answer = Any  # the bytes of the response's message: see messages.Answers
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """What CreateTask lets in."""
-
-    create_wait_seconds: float
-    queue_max_tasks: int
-    disabled_models: frozenset[str]
 
 
 class Servicer(GenerationServiceServicer):
@@ -59,6 +52,8 @@ class Servicer(GenerationServiceServicer):
         watcher: Watcher,
         uploads: Uploads,
         admission: Admission,
+        limited_calls: LimitedCalls,
+        create_wait_seconds: float,
         answers: Answers,
         metrics: Metrics,
     ) -> None:
@@ -69,6 +64,8 @@ class Servicer(GenerationServiceServicer):
         self._watcher = watcher
         self._uploads = uploads
         self._admission = admission
+        self._limited_calls = limited_calls
+        self._create_wait_seconds = create_wait_seconds
         self._metrics = metrics
         self._answers = answers
 
@@ -119,7 +116,8 @@ class Servicer(GenerationServiceServicer):
     ) -> pb.UploadFileResponse:
         """Pass the chunks through to the provider."""
         del context
-        return pb.UploadFileResponse(file=await self._uploads.upload(request_iterator))
+        with self._limited_calls.uploads.counted(current_caller.get()):
+            return pb.UploadFileResponse(file=await self._uploads.upload(request_iterator))
 
     async def ListTasks(  # noqa: N802
         self, request: pb.ListTasksRequest, context: Context
@@ -129,7 +127,8 @@ class Servicer(GenerationServiceServicer):
         which = _list_filter(request)
         before = _read_page_token(request.page_token, which)
         size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
-        found = await self._store.page(which, before, size + 1, PAGE_MAX_BYTES)
+        with self._limited_calls.lists.counted(which.caller):
+            found = await self._store.page(which, before, size + 1, PAGE_MAX_BYTES)
         tasks = _fitting(map(task_message, found[:size]))
         more = len(tasks) < len(found)
         return pb.ListTasksResponse(
@@ -159,26 +158,30 @@ class Servicer(GenerationServiceServicer):
     # --- CreateTask, step by step ---
 
     async def _store_new(self, task: Task, request: pb.CreateTaskRequest) -> Task | None:
-        """Store a new task, or return the one that its request_id made before."""
-        if task.model in self._admission.disabled_models:
-            return await self._earlier_of_disabled(task, request)
-        match await self._store.create(task, self._admission.queue_max_tasks):
-            case QueueFull():
-                raise ServiceError("RATE_LIMITED", "too many tasks wait to be sent: retry later")
+        """Store a new task, or return the one that its request_id made before.
+
+        Only a request_id that is not known yet can be refused for its model or by a limit.
+        """
+        if refusal := self._admission.refusal_of_model(task):
+            earlier = await self._earlier(task)
+            if earlier is None:
+                raise refusal
+            return _same(earlier, request)
+        match await self._store.create(task, self._admission.create_limits(task.caller)):
+            case LimitReached() as reached:
+                raise self._admission.refusal_by(reached, task.caller)
             case Existing(earlier):
                 return _same(earlier, request)
             case _:
-                self._metrics.task_moved(task.model, Stage.ACCEPTED)
-                self._poller.wake(Lane.SUBMIT)
+                self._metrics.task_created(task.model, task.caller)
+                self._poller.created(task)
                 return None
 
-    async def _earlier_of_disabled(self, task: Task, request: pb.CreateTaskRequest) -> Task:
-        """Return what the request_id made while the model was not disabled yet."""
-        if task.request_id:
-            earlier = await self._store.find_request(task.caller, task.request_id)
-            if earlier is not None:
-                return _same(earlier, request)
-        raise ServiceError("MODEL_UNAVAILABLE", f"{task.model} is disabled here")
+    async def _earlier(self, task: Task) -> Task | None:
+        """Return the task that the request_id of a new one made before."""
+        if not task.request_id:
+            return None
+        return await self._store.find_request(task.caller, task.request_id)
 
     def _new_task(self, request: pb.CreateTaskRequest) -> Task:
         now = self._store.now()
@@ -202,7 +205,7 @@ class Servicer(GenerationServiceServicer):
 
     def _deadline(self, context: Context) -> float:
         """Return until when to wait for a verdict: within the caller's patience and ours."""
-        wait = self._admission.create_wait_seconds
+        wait = self._create_wait_seconds
         if (remaining := context.time_remaining()) is not None:
             wait = min(wait, remaining - ANSWER_BEFORE_DEADLINE_SECONDS)
         return time.monotonic() + wait

@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from providers.kie.registry import ADAPTERS
+from service.caller_limits import read_limits
 from service.callers import read_tokens
 from storage.errors import StorageConfigError
 from storage.postgres import connection_params, is_postgres
@@ -90,6 +91,11 @@ def _tokens_file(path: Path) -> Path:
     return path
 
 
+def _limits_file(path: Path) -> Path:
+    read_limits(path.read_bytes())
+    return path
+
+
 def _header_token(secret: SecretStr) -> SecretStr:
     if not HEADER_TOKEN.fullmatch(secret.get_secret_value()):
         raise ValueError("must be visible ASCII, without blanks or line ends")
@@ -148,6 +154,7 @@ class Settings(BaseSettings):
     listen_address: Address = "127.0.0.1:50051"
     allow_unauthenticated: bool = False
     auth_tokens_file: Annotated[ReadableFile, AfterValidator(_tokens_file)] | None = None
+    caller_limits_file: Annotated[ReadableFile, AfterValidator(_limits_file)] | None = None
     tls_cert_file: ReadableFile | None = None
     tls_key_file: ReadableFile | None = None
     tls_client_ca_file: ReadableFile | None = None
@@ -189,9 +196,11 @@ class Settings(BaseSettings):
     watch_heartbeat_seconds: SomeSeconds = 20
     watch_max_age_seconds: SomeSeconds = 1_800
 
+    uploads_max: AtLeastOne = 64
     upload_max_bytes: AtLeastOne = 104_857_600
     upload_retention_seconds: SomeSeconds = 86_400
 
+    metrics_per_caller: bool = False
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

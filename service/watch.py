@@ -11,6 +11,7 @@ from typing import Protocol
 
 from service.errors import ServiceError, invalid, not_found
 from service.metrics import Metrics
+from service.open_calls import OpenCalls
 from storage.errors import StorageUnavailableError
 from storage.store import Store
 from storage.task import Task
@@ -206,18 +207,17 @@ class Watcher:
         metrics: Metrics,
         attention: Attention,
         *,
+        open_streams: OpenCalls,
         heartbeat_seconds: float,
         max_age_seconds: float,
-        max_streams: int,
     ) -> None:
         self._store = store
         self._hub = hub
         self._metrics = metrics
         self._attention = attention
+        self._open_streams = open_streams
         self._heartbeat_seconds = heartbeat_seconds
         self._max_age_seconds = max_age_seconds
-        self._max_streams = max_streams
-        self._open_streams = 0
 
     async def watch(
         self,
@@ -232,7 +232,10 @@ class Watcher:
             ServiceError: TASK_NOT_FOUND, INVALID_PARAMS, RATE_LIMITED; STREAM_EXPIRED or
                 SHUTTING_DOWN later.
         """
-        with self._counted(), self._hub.subscribe(task_id, to_the_end=True) as subscription:
+        with (
+            self._open_streams.counted(caller),
+            self._hub.subscribe(task_id, to_the_end=True) as subscription,
+        ):
             # Subscribed first: a change from here on is seen twice and dropped by its revision,
             # never missed.
             task = await self._first(caller, task_id, after_revision)
@@ -286,15 +289,3 @@ class Watcher:
         self._hub.publish(task)
         await self._attention.watched(task)
         return task
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        if self._open_streams >= self._max_streams:
-            raise ServiceError("RATE_LIMITED", f"{self._max_streams} streams are open already")
-        self._open_streams += 1
-        self._metrics.watch_opened()
-        try:
-            yield
-        finally:
-            self._open_streams -= 1
-            self._metrics.watch_closed()

@@ -76,6 +76,9 @@ class Engine(Protocol):
     def insert(self, rows: Sequence[Row]) -> list[bool]:
         """Store new rows; say of each whether its request_id was new."""
 
+    def find_requests(self, requests: Sequence[tuple[str, str]]) -> list[Row]:
+        """Return the rows of those (caller, request_id) that are there."""
+
     def save(self, changes: Sequence[Row]) -> list[bool]:
         """Store changed columns, each with id and version to find it by; say which were found."""
 

@@ -309,6 +309,13 @@ class PostgresEngine:
         new = {row[0] for row in self.execute(self._bulk.insert, *columns)}
         return [row[0] in new for row in rows]
 
+    def find_requests(self, requests: Sequence[tuple[str, str]]) -> list[Row]:
+        """Return the rows of those (caller, request_id) that are there."""
+        callers, request_ids = zip(*requests, strict=True)
+        cursor = self.execute(self._bulk.find_requests, list(callers), list(request_ids))
+        rows: list[Row] = cursor.fetchall()
+        return rows
+
     def save(self, changes: Sequence[Row]) -> list[bool]:
         """Store changed columns, each with id and version to find it by; say which were found.
 
@@ -431,8 +438,13 @@ class _BulkStatements:
         arrays = ", ".join(["%s::int[]", *map(_array, changing), "%s::text[]", "%s::bigint[]"])
         self.get = sql.get.replace('"id" = %s', '"id" = ANY(%s)')
         self.lock = sql.lock.replace('"id" = %s', '"id" = ANY(%s)')
+        of_tasks = ", ".join(f"tasks.{name}" for name in names.split(", "))
+        self.find_requests = (
+            f"SELECT {of_tasks} FROM unnest(%s::text[], %s::text[]) AS asked(caller, request)"  # noqa: S608
+            " JOIN tasks ON tasks.caller = asked.caller AND tasks.request_id = asked.request"
+        )
         self.newer = (
-            f"SELECT {', '.join(f'tasks.{name}' for name in names.split(', '))}"  # noqa: S608
+            f"SELECT {of_tasks}"  # noqa: S608
             " FROM unnest(%s::text[], %s::bigint[]) AS seen(task, present)"
             " JOIN tasks ON tasks.id = seen.task AND tasks.revision > seen.present"
         )

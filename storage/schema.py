@@ -69,6 +69,13 @@ TaskRow.add_index(
 TaskRow.add_index(
     TaskRow.complete_time, where=cast("Any", SQL("lane IS NULL")), name="tasks_purgeable"
 )
+# And in this one only what was never sent: it is kept for a day.
+TaskRow.add_index(
+    TaskRow.caller,
+    TaskRow.complete_time,
+    where=cast("Any", SQL("failure_reason = 'CANCELLED' AND lane IS NULL")),
+    name="tasks_cancelled",
+)
 
 
 class SlotRow(Model):

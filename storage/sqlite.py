@@ -157,6 +157,11 @@ class SqliteEngine:
         """Store new rows; say of each whether its request_id was new."""
         return [bool(self.execute(self.sql.insert, *row).rowcount) for row in rows]
 
+    def find_requests(self, requests: Sequence[tuple[str, str]]) -> list[Row]:
+        """Return the rows of those (caller, request_id) that are there."""
+        found = (self.execute(self.sql.find_request, *request).fetchone() for request in requests)
+        return [row for row in found if row is not None]
+
     def save(self, changes: Sequence[Row]) -> list[bool]:
         """Store changed columns, each with id and version to find it by; say which were found."""
         return [bool(self.execute(self.sql.save, *change).rowcount) for change in changes]

@@ -42,7 +42,20 @@ class Statements:
             .where(row.lane.is_null(False))
             .group_by(row.lane)
         )
-        self.count = text(row.select(fn.COUNT(SQL("*"))).where(row.lane == arg))
+        in_lane = row.lane == arg
+        self.count = text(row.select(fn.COUNT(SQL("*"))).where(in_lane))
+        self.count_callers = text(
+            row.select(row.caller, fn.COUNT(SQL("*"))).where(in_lane).group_by(row.caller)
+        )
+        self.due_after = text(row.select(fn.MIN(row.due_time)).where(in_lane, row.due_time > arg))
+        newest = (row.create_time.desc(), row.id.desc())
+        created = row.caller == arg
+        self.created_since = text(
+            row.select(fn.COUNT(SQL("*"))).where(created, row.create_time > arg)
+        )
+        self.nth_newest = text(
+            row.select(row.create_time).where(created).order_by(*newest).limit(SQL("1")).offset(arg)
+        )
 
         self.insert = text(row.insert_many([[arg] * len(COLUMNS)], fields=COLUMNS)) + KNOWN_REQUEST
         self.save = text(row.update(dict.fromkeys(COLUMNS[FIXED_COLUMNS:], arg)).where(present))
@@ -60,14 +73,23 @@ class Statements:
         self.release = text(row.update(hurry).where(waits, later))
         self.hasten = text(row.update(hurry).where(polled, row.setbacks > SQL("0"), later))
 
+        def purged(*which: Any) -> str:
+            """Delete the first of those that ended, a limited number."""
+            batch = row.select(row.id).where(*which).order_by(row.complete_time).limit(arg)
+            if db.for_update:
+                batch = batch.for_update(skip_locked=True)
+            return text(row.delete().where(row.id.in_(batch)))
+
         # By both times: what the provider ended long ago may have been learned of just now.
-        old = row.select(row.id).where(
-            row.lane.is_null(), row.complete_time < arg, row.update_time < arg
+        ended_before = row.complete_time < arg
+        self.purge = purged(row.lane.is_null(), ended_before, row.update_time < arg)
+        cancelled = (row.failure_reason == SQL("'CANCELLED'")) & row.lane.is_null()
+        self.cancelled = text(
+            row.select(row.caller, fn.COUNT(SQL("*")), fn.MIN(row.complete_time))
+            .where(cancelled)
+            .group_by(row.caller)
         )
-        batch = old.order_by(row.complete_time).limit(arg)
-        if db.for_update:
-            batch = batch.for_update(skip_locked=True)
-        self.purge = text(row.delete().where(row.id.in_(batch)))
+        self.purge_cancelled = purged(cancelled, row.caller == arg, ended_before)
 
         slot = SlotRow
         this = (slot.quota == arg) & (slot.number < arg)

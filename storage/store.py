@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from storage import postgres, sqlite
+from storage.creation import Created, CreateLimits, Creation, Creations, Existing, LimitReached
 from storage.engine import Engine, Row
 from storage.errors import (
     ClaimUnknownError,
@@ -38,33 +39,6 @@ Argument = TypeVar("Argument")
 
 
 @dataclass(frozen=True, slots=True)
-class Creation:
-    """A task to be stored, unless `queue_max_tasks` wait to be sent already."""
-
-    task: Task
-    queue_max_tasks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Created:
-    """The task was stored."""
-
-    task: Task
-
-
-@dataclass(frozen=True, slots=True)
-class Existing:
-    """The caller's request_id was there already, with this task."""
-
-    task: Task
-
-
-@dataclass(frozen=True, slots=True)
-class QueueFull:
-    """Too many tasks wait to be sent; nothing was stored."""
-
-
-@dataclass(frozen=True, slots=True)
 class Waiting:
     """A task that waits to be sent: the `turn`-th of its caller, from 1, by creation."""
 
@@ -85,10 +59,31 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What was claimed, and when more may be: unix seconds, or infinity once a task has ended."""
+    """What was claimed, and when more may be.
+
+    Attributes:
+        next_time: When more may be claimed, in unix seconds; infinity: once a task has ended.
+        passed_over: Callers that have more to send than they may run, so that tasks of theirs wait.
+        due_time: If there are such callers, when the first task of others is due.
+    """
 
     tasks: Sequence[Task]
     next_time: float = 0.0
+    passed_over: frozenset[str] = frozenset()
+    due_time: float = math.inf
+
+
+def _no_limit(caller: str) -> float:
+    del caller
+    return math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class RunningMax:
+    """How many tasks may run at the provider: in all, and of a caller; infinity is no limit."""
+
+    in_all: float = math.inf
+    of: Callable[[str], float] = _no_limit
 
 
 Observe = Callable[[str, float], None]
@@ -144,6 +139,7 @@ class Store:
         self._observe = observe
         self._recent = RecentTasks(0 if engine.shared else MAX_BYTES)
         self._sql = engine.sql
+        self._creations = Creations(engine)
 
     @property
     def shared(self) -> bool:
@@ -267,10 +263,13 @@ class Store:
 
     # --- writes of callers and of the poller ---
 
-    async def create(self, task: Task, queue_max_tasks: int) -> Created | Existing | QueueFull:
-        """Store a new task, unless the caller's request_id has one already or too many wait."""
+    async def create(self, task: Task, limits: CreateLimits) -> Created | Existing | LimitReached:
+        """Store a new task, unless the caller's request_id has one already or a limit is reached.
+
+        The request_id comes first: a limit never refuses one that is known.
+        """
         return await self._write(
-            "create", self._create_each, Creation(task, queue_max_tasks), self._note_created
+            "create", self._creations.store_each, Creation(task, limits), self._note_created
         )
 
     async def save(self, before: Task, after: Task) -> Task | None:
@@ -309,12 +308,13 @@ class Store:
         pick: Callable[[Sequence[Waiting], int], Sequence[str]],
         move: Callable[[Task], Task],
         quota: Quota,
-        running_max: float = math.inf,
+        running_max: RunningMax = RunningMax(),
     ) -> Claim:
         """Take at most `room` due tasks of the submit lane: those whose ids `pick` chooses.
 
         It chooses among the first `depth` of each caller, and is told how many. No more are taken
-        than may run beside those that run already, in whatever process.
+        than may run, in all and of each caller, together with those that run already in whatever
+        process.
 
         Raises:
             ClaimUnknownError: Perhaps it was committed.
@@ -372,24 +372,24 @@ class Store:
         )
         return int(cursor.rowcount)
 
-    # --- in the writer's thread, inside its transaction ---
-
-    def _create_each(self, creations: Sequence[Creation]) -> list[Created | Existing | QueueFull]:
-        tasks = [creation.task for creation in creations]
-        room = max(creations[0].queue_max_tasks - self._count(Lane.SUBMIT), 0)
-        new = self._engine.insert([row_of(task) for task in tasks[:room]]) if room else []
-        stored = [*new, *[False] * (len(tasks) - len(new))]
+    async def cancelled(self) -> list[tuple[str, int, float]]:
+        """Return each caller that cancelled tasks, how many are kept, and when the oldest ended."""
         return [
-            Created(task) if done else self._existing(task) or QueueFull()
-            for task, done in zip(tasks, stored, strict=True)
+            (row[0], row[1], row[2]) for row in await self._all("cancelled", self._sql.cancelled)
         ]
 
-    def _existing(self, task: Task) -> Existing | None:
-        """Return what the request_id of a task that was not stored made before."""
-        row = self._engine.execute(
-            self._sql.find_request, task.caller, task.request_id or None
-        ).fetchone()
-        return row and Existing(task_of(row))
+    async def purge_cancelled(self, caller: str, ended_before: float, limit: int) -> int:
+        """Delete the oldest cancelled tasks of a caller that ended before a time; return how many.
+
+        Their request_ids are forgotten.
+        """
+        sql = self._sql.purge_cancelled
+        cursor = await self._write_alone(
+            "purge", lambda: self._engine.execute(sql, caller, ended_before, limit)
+        )
+        return int(cursor.rowcount)
+
+    # --- in the writer's thread, inside its transaction ---
 
     def _save_each(self, changes: Sequence[tuple[Task, Task]]) -> list[Task | None]:
         saved = [after._replace(version=before.version + 1) for before, after in changes]
@@ -398,6 +398,9 @@ class Store:
             for (before, _), after in zip(changes, saved, strict=True)
         ]
         found = self._engine.save(rows)
+        for (before, after), there in zip(changes, found, strict=True):
+            if there:
+                self._creations.moved(before, after)
         return [task if there else None for task, there in zip(saved, found, strict=True)]
 
     def _claim_due(
@@ -416,26 +419,55 @@ class Store:
         pick: Callable[[Sequence[Waiting], int], Sequence[str]],
         move: Callable[[Task], Task],
         quota: Quota,
-        running_max: float,
+        running_max: RunningMax,
     ) -> Claim:
         # One at a time: others would take slots for the very same tasks, and waste them.
-        if (quota.limit or running_max < math.inf) and not self._engine.try_lock():
+        if (quota.limit or running_max.in_all < math.inf) and not self._engine.try_lock():
             return Claim([], now + LOCK_RETRY_SECONDS)
-        if running_max < math.inf:
-            room = int(min(room, running_max - self._count(Lane.POLL)))
+        if running_max.in_all < math.inf:
+            room = int(min(room, running_max.in_all - self._count(Lane.POLL)))
             if room <= 0:
                 return Claim([], math.inf)
         rows = self._engine.execute(self._sql.due, Lane.SUBMIT, now, room + 1).fetchall()
         few = len(rows) <= room  # then all may go, and the rows are at hand
         waiting = _in_turns(rows, depth) if few else self._waiting(now, depth)
-        taken, next_time = self._take_slots(quota, min(room, len(waiting)), now)
-        picked = pick(waiting, taken) if taken else []
+        may_run = self._may_run(waiting, room, running_max)
+        if may_run is None:
+            return Claim([], now + LOCK_RETRY_SECONDS)
+        taken, next_time = self._take_slots(quota, min(room, len(may_run)), now)
+        picked = pick(may_run, taken) if taken else []
         if few:
             found = {row[0]: row for row in rows}
             claimed = [found[task_id] for task_id in picked]
         else:
             claimed = self._engine.lock(picked, Lane.SUBMIT, now)
-        return Claim(self._moved(claimed, move), next_time)
+        tasks = self._moved(claimed, move)
+        if len(may_run) == len(waiting):
+            return Claim(tasks, next_time)
+        passed_over = frozenset(w.caller for w in {*waiting}.difference(may_run))
+        more = len(tasks) < len(may_run) or len(tasks) == room
+        return Claim(tasks, next_time, passed_over, now if more else self._due_after(now))
+
+    def _may_run(
+        self, waiting: Sequence[Waiting], room: int, running_max: RunningMax
+    ) -> Sequence[Waiting] | None:
+        """Return the tasks whose callers may run more; None if another process decides just now.
+
+        Of each caller only so many are left that no choice of `room` tasks takes too many.
+        """
+        limits = {w.caller: running_max.of(w.caller) for w in waiting}
+        if all(limit >= running_max.in_all for limit in limits.values()):
+            return waiting
+        if not self._engine.try_lock():
+            return None
+        running = dict(self._engine.execute(self._sql.count_callers, Lane.POLL).fetchall())
+        free = {caller: limit - running.get(caller, 0) for caller, limit in limits.items()}
+        return [w for w in waiting if free[w.caller] >= min(w.turn, room)]
+
+    def _due_after(self, now: float) -> float:
+        """Return when the next task that is not due yet has to be sent; infinity is never."""
+        ((due_time,),) = self._engine.execute(self._sql.due_after, Lane.SUBMIT, now).fetchall()
+        return math.inf if due_time is None else due_time
 
     def _waiting(self, now: float, depth: int) -> list[Waiting]:
         rows = self._engine.execute(self._sql.waiting, Lane.SUBMIT, now, depth)
@@ -543,8 +575,8 @@ class Store:
 
     # --- what is known without reading ---
 
-    def _note_created(self, answer: Created | Existing | QueueFull) -> None:
-        if not isinstance(answer, QueueFull):
+    def _note_created(self, answer: Created | Existing | LimitReached) -> None:
+        if not isinstance(answer, LimitReached):
             self._recent.keep([answer.task])
 
     def _note_saved(self, before: Task, saved: Task | None) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
-from storage.store import Created, Quota, Store, Waiting
+from storage.creation import Created, CreateLimits
+from storage.store import Quota, Store, Waiting
 from storage.task import Artifact, Failure, Lane, Status, Task
 
 NOW = 1_800_000_000.0
-NO_LIMIT = 1_000_000
+NO_LIMIT = CreateLimits(1_000_000)
 
 
 def new(task_id: str, **changes: Any) -> Task:

@@ -53,7 +53,9 @@ async def process(
     filled: str, tmp_path: Path, kie: Simulator, unused_tcp_port_factory: Any
 ) -> AsyncIterator[Victim]:
     ports = [unused_tcp_port_factory() for _ in range(2)]
-    victim = Victim(tmp_path, kie, ports, DATABASE_URL=filled)
+    limits = tmp_path / "limits.toml"
+    limits.write_text(f"[default]\nlists = {LISTS}\n")
+    victim = Victim(tmp_path, kie, ports, DATABASE_URL=filled, CALLER_LIMITS_FILE=str(limits))
     await victim.start()
     yield victim
     await victim.stop()

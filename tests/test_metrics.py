@@ -388,10 +388,10 @@ def told_everything() -> Metrics:
     """Metrics that were told of everything once."""
     metrics = Metrics(["veo3"])
     metrics.calls("QueryTask").succeeded(0.5)
-    metrics.watch_opened()
+    metrics.watches_open(1)
     metrics.fan_out(0.5)
     metrics.task_moved("veo3", "QUEUED")
-    metrics.task_ended("veo3", "FAILED", "TASK_TIMEOUT")
+    metrics.task_ended("veo3", "FAILED", "TASK_TIMEOUT", "alice")
     metrics.show_queues([Queue("submit", 3, 1.5)])
     metrics.show_config_problems("tokens", 1)
     metrics.show_missing_descriptors(0)
@@ -427,7 +427,7 @@ def test_what_was_told_once_is_shown_once() -> None:
 
 def test_a_watch_that_closed_is_not_open() -> None:
     metrics = told_everything()
-    metrics.watch_closed()
+    metrics.watches_open(0)
     assert page_of(metrics).value("generation_watches_open") == 0
 
 

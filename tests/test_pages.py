@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
+from storage.creation import CreateLimits
 from storage.store import open_store
 from storage.task import Artifact, Failure, Status, Task
 from tests.conftest import Serve
@@ -57,7 +58,7 @@ async def store_tasks(database_url: str, tasks: Iterable[Task]) -> None:
     """Fill the database before the service starts."""
     store = open_store(database_url)
     for task in tasks:
-        await store.create(task, queue_max_tasks=1_000_000)
+        await store.create(task, CreateLimits(1_000_000))
     await store.close()
 
 

@@ -28,6 +28,12 @@ STATEMENTS: dict[str, tuple[object, ...]] = {
     "lock": ("ended-7", Lane.SUBMIT, NOW),
     "next_due": (),
     "count": (Lane.POLL,),
+    "count_callers": (Lane.POLL,),
+    "due_after": (Lane.SUBMIT, NOW),
+    "created_since": ("c", NOW - 60),
+    "nth_newest": ("c", 10),
+    "cancelled": (),
+    "purge_cancelled": ("c", NOW, 10),
     "waiting": (Lane.SUBMIT, NOW, 10),
     "renew": (NOW, "ended-7", 5),
     "release": (NOW, NOW),
@@ -74,9 +80,16 @@ def reads_all(plan: str) -> bool:
 @pytest.mark.parametrize("name", STATEMENTS)
 async def test_a_hot_statement_never_goes_through_the_ended_tasks(plans: Plans, name: str) -> None:
     plan = plans.of(getattr(plans.engine.sql, name), STATEMENTS[name])
-    if name == "waiting":  # what waits is sorted into turns
+    if name in {"waiting", "count_callers"}:  # what waits is sorted by its callers
         plan = re.sub(r"\bSort\b|USE TEMP B-TREE FOR .*", "", plan)
     assert not reads_all(plan), plan
+
+
+async def test_requests_are_found_by_their_index(plans: Plans) -> None:
+    engine = plans.engine
+    if isinstance(engine, PostgresEngine):
+        plan = plans.of(engine._bulk.find_requests, (["c"] * 9, [f"request-{i}" for i in range(9)]))
+        assert not reads_all(plan), plan
 
 
 @pytest.mark.parametrize("which", FILTERS, ids=str)

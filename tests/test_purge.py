@@ -145,3 +145,85 @@ async def test_a_purge_goes_on_once_the_database_is_back(
     purging.cancel()
     await asyncio.gather(purging, return_exceptions=True)
     await store.close()
+
+
+# --- cancelled tasks, which cost nothing ---
+
+CANCELLED = """
+WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+INSERT INTO tasks (id, caller, request_id, prompt_id, model, params, create_time, update_time,
+    status, revision, artifacts, result_json, failure_reason, failure_message, failure_code,
+    provider_task_id, complete_time, hinted_id, setbacks, version)
+SELECT ? || '-' || i, ?, ? || i, 'p', 'imagen4', ?, ? - i, ? - i,
+    'FAILED', 2, '[]', '', 'CANCELLED', 'cancelled', '', '', ? - i, '', 0, 2
+FROM n
+"""
+
+
+def cancel(database_url: str, caller: str, count: int, before: float) -> None:
+    """Store tasks that a caller cancelled, one each second before a time."""
+    change(database_url, CANCELLED, count, *[caller] * 3, b"\x0a\x00", *[before] * 3)
+
+
+async def purged(database_url: str, retention: float = 0) -> list[tuple[str, int]]:
+    """Purge once; return how many tasks each caller has left."""
+    store = open_store(database_url)
+    await purge.Purger(store, retention).run_once()
+    await store.close()
+    return rows(database_url, "SELECT caller, count(*) FROM tasks GROUP BY caller ORDER BY caller")
+
+
+async def test_a_cancelled_task_is_kept_for_a_day_though_ended_tasks_are_kept_for_ever(
+    database_url: str,
+) -> None:
+    store = open_store(database_url)
+    now = store.now()
+    await store.close()
+    fill(database_url, 3, now - 1_000_000)
+    cancel(database_url, "alice", 700, now - 24 * HOUR)
+    cancel(database_url, "bob", 700, now - 23 * HOUR)
+    assert await purged(database_url) == [("bob", 700), ("c", 3)]
+
+
+async def test_only_the_newest_cancelled_tasks_of_a_caller_are_kept(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purge, "CANCELLED_KEPT_MAX", 600)
+    store = open_store(database_url)
+    now = store.now()
+    await store.close()
+    cancel(database_url, "alice", 1_800, now)
+    cancel(database_url, "bob", 600, now)
+    assert await purged(database_url) == [("alice", 600), ("bob", 600)]
+    newest = rows(database_url, "SELECT min(complete_time) FROM tasks WHERE caller = 'alice'")
+    assert newest[0][0] == pytest.approx(now - 600)
+
+
+async def test_a_task_cancelled_within_the_last_minute_is_kept(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purge, "CANCELLED_KEPT_MAX", 10)
+    store = open_store(database_url)
+    now = store.now()
+    await store.close()
+    cancel(database_url, "alice", 80, now)
+    [(caller, left)] = await purged(database_url)
+    assert (caller, 50 <= left <= 60) == ("alice", True)
+
+
+async def test_a_service_forgets_old_cancelled_tasks_and_their_request_ids(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purge, "PURGE_SECONDS", 0.01)
+    async with serve(create_wait_seconds=0, kie_running_max=1) as service:
+        running = await service.create(STUCK)
+        await eventually(lambda: service.kie.stats["purchases"]["total"] == 1)
+        task = await service.create(STUCK, request_id="r")
+        await service.stub.CancelTask(pb.CancelTaskRequest(task_id=task.id))
+        assert (await service.create(STUCK, request_id="r")).id == task.id
+        change(service.database_url, AGE, 25 * HOUR, 25 * HOUR, task.id)
+        async with asyncio.timeout(10):
+            while not await gone(service, task.id):
+                pass
+        assert (await service.create(STUCK, request_id="r")).id != task.id
+        assert not await gone(service, running.id)

@@ -7,6 +7,7 @@ import pytest
 
 from service.messages import Answers
 from service.server import _remember_ended
+from storage.creation import CreateLimits
 from storage.errors import StorageUnavailableError
 from storage.pages import ListFilter
 from storage.recent import MAX_BYTES, RecentTasks
@@ -128,7 +129,7 @@ async def test_what_was_purged_is_forgotten(store: Store) -> None:
 
 
 async def test_a_full_queue_remembers_nothing_of_what_it_refused(store: Store) -> None:
-    await store.create(new("t"), 0)
+    await store.create(new("t"), CreateLimits(0))
     assert await store.get("t") is None
     await store.create(new("t"), NO_LIMIT)
     assert await store.get("t") == new("t")

@@ -18,8 +18,9 @@ from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2 import Imagen4Params
 from providers.kie.simulator import Simulator
 from service import poller
+from storage.creation import Created
 from storage.schema import MIGRATIONS
-from storage.store import Created, Store, open_store
+from storage.store import Store, open_store
 from storage.task import Task
 from tests.databases import change, rows
 from tests.harness import INSTANT, Service, ended, eventually, refusal, serving

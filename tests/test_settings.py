@@ -16,6 +16,7 @@ DEFAULTS = {
     "LISTEN_ADDRESS": "127.0.0.1:50051",
     "ALLOW_UNAUTHENTICATED": False,
     "AUTH_TOKENS_FILE": None,
+    "CALLER_LIMITS_FILE": None,
     "TLS_CERT_FILE": None,
     "TLS_KEY_FILE": None,
     "TLS_CLIENT_CA_FILE": None,
@@ -46,8 +47,10 @@ DEFAULTS = {
     "WATCH_MAX_STREAMS": 20_000,
     "WATCH_HEARTBEAT_SECONDS": 20,
     "WATCH_MAX_AGE_SECONDS": 1_800,
+    "UPLOADS_MAX": 64,
     "UPLOAD_MAX_BYTES": 104_857_600,
     "UPLOAD_RETENTION_SECONDS": 86_400,
+    "METRICS_PER_CALLER": False,
     "LOG_FORMAT": "text",
     "LOG_LEVEL": "info",
 }
@@ -205,6 +208,7 @@ BAD = {
     "HTTP_ADDRESS": BAD_ADDRESSES,
     "ALLOW_UNAUTHENTICATED": ("maybe", "2"),
     "AUTH_TOKENS_FILE": ("/no/such/file", "/"),
+    "CALLER_LIMITS_FILE": ("/no/such/file", "/", str(REPOSITORY / "README.md")),
     "TLS_CERT_FILE": ("/no/such/file", "/"),
     "TLS_KEY_FILE": ("/no/such/file", "/"),
     "TLS_CLIENT_CA_FILE": ("/no/such/file", "/"),
@@ -232,6 +236,7 @@ BAD = {
     "CONNECTION_IDLE_SECONDS": BAD_SECONDS,
     "CONNECTION_AGE_SECONDS": BAD_SECONDS,
     "WATCH_MAX_STREAMS": (*BAD_COUNTS, "0"),
+    "UPLOADS_MAX": (*BAD_COUNTS, "0"),
     "UPLOAD_MAX_BYTES": (*BAD_COUNTS, "0"),
     "CREATE_WAIT_SECONDS": BAD_SECONDS,
     "UNKNOWN_WAIT_SECONDS": BAD_SECONDS,
@@ -241,6 +246,7 @@ BAD = {
     "WATCH_MAX_AGE_SECONDS": (*BAD_SECONDS, "0"),
     "UPLOAD_RETENTION_SECONDS": (*BAD_SECONDS, "0"),
     "DISABLED_MODELS": ("sora", "sora2;veo3", "SORA2", "veo3,x"),
+    "METRICS_PER_CALLER": ("maybe", "2"),
     "LOG_FORMAT": ("xml", "JSON "),
     "LOG_LEVEL": ("loud", "20"),
 }
@@ -432,3 +438,14 @@ def test_a_database_url_of_an_unknown_kind_is_named_and_not_shown(tmp_path: Path
         "DATABASE_URL: must look like sqlite:///generation.db or postgresql://host/name\n"
     )
     assert SECRET not in done.stderr
+
+
+def test_every_bad_caller_limit_is_named_with_its_table_and_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "limits.toml"
+    file.write_text("[default]\nqueue = 0\n[callers.alice]\nruning = 1\n")
+    [line] = refused(monkeypatch, CALLER_LIMITS_FILE=str(file))
+    assert line.startswith("CALLER_LIMITS_FILE: ")
+    assert "[default] queue must be" in line
+    assert "[callers.alice] runing is unknown" in line

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from storage.creation import Created
 from storage.errors import StorageConfigError, StorageUnavailableError
 from storage.pages import ListFilter
 from storage.sqlite import SqliteEngine
-from storage.store import Created, Store, open_store
+from storage.store import Store, open_store
 from storage.task import Lane, Task
 from tests.databases import change, rows
 from tests.storing import (
@@ -176,8 +177,9 @@ FILE_LIMIT = """
 import asyncio, resource, sys
 from pathlib import Path
 from storage.errors import StorageUnavailableError
+from storage.creation import Created, CreateLimits
 from storage.pages import ListFilter
-from storage.store import Created, open_store
+from storage.store import open_store
 from tests.storing import new
 from tests.test_sqlite import url
 
@@ -190,7 +192,7 @@ async def main():
     created = 0
     while True:
         try:
-            await store.create(new(f"t{created}", params=bytes(20_000)), 1_000)
+            await store.create(new(f"t{created}", params=bytes(20_000)), CreateLimits(1_000))
         except StorageUnavailableError as error:
             print(error)
             break
@@ -200,7 +202,7 @@ async def main():
     assert {task.id for task in listed} == {f"t{i}" for i in range(created)}
     largest_file(resource.RLIM_INFINITY)
     task = new("after", params=bytes(20_000))
-    assert await store.create(task, 1_000) == Created(task)
+    assert await store.create(task, CreateLimits(1_000)) == Created(task)
     await store.close()
     store = open_store(url(Path(sys.argv[1])))
     assert len(await store.page(ListFilter("c"), None, 100)) == created + 1

@@ -12,17 +12,21 @@ from peewee import IntegrityError, PostgresqlDatabase, SqliteDatabase
 from playhouse.migrations import Runner
 from playhouse.schema_diff import diff_models
 
+from storage.creation import (
+    Created,
+    CreateLimits,
+    Creation,
+    Existing,
+    LimitReached,
+)
 from storage.pages import ListFilter
 from storage.postgres import is_postgres
 from storage.schema import MIGRATIONS, TABLES, TaskRow
 from storage.sqlite import sqlite_path
 from storage.store import (
     Claim,
-    Created,
-    Creation,
-    Existing,
-    QueueFull,
     Quota,
+    RunningMax,
     Store,
     Waiting,
     open_store,
@@ -253,7 +257,7 @@ async def test_racing_creates_with_one_request_id_make_one_task(
     racing = (store.create(new(f"t{i}", request_id="r"), NO_LIMIT) for i in range(50))
     answers = await asyncio.gather(*racing)
     assert Counter(map(type, answers)) == {Created: 1, Existing: 49}
-    assert len({answer.task for answer in answers if not isinstance(answer, QueueFull)}) == 1
+    assert len({answer.task for answer in answers if not isinstance(answer, LimitReached)}) == 1
     assert rows(database_url, "SELECT count(*) FROM tasks") == [(1,)]
 
 
@@ -275,26 +279,28 @@ async def test_an_id_that_is_taken_is_a_bug_and_harms_nobody(store: Store) -> No
 async def test_only_tasks_that_wait_to_be_sent_count_for_the_queues_limit(store: Store) -> None:
     first, second = new("t0"), new("t1", due_time=NOW + 900)
     await stored(store, first, second)
-    assert await store.create(new("t2"), 2) == QueueFull()
+    assert await store.create(new("t2"), CreateLimits(2)) == LimitReached("queue", 2, "service")
     assert await read(store, "t2") is None
 
     await saved(store, first, send(first))
-    assert await store.create(new("t2"), 2) == Created(new("t2"))
-    assert await store.create(new("t3"), 2) == QueueFull()
+    assert await store.create(new("t2"), CreateLimits(2)) == Created(new("t2"))
+    assert await store.create(new("t3"), CreateLimits(2)) == LimitReached("queue", 2, "service")
 
     await saved(store, second, second.failed(Failure("CANCELLED", "no"), NOW))
-    assert await store.create(new("t3"), 2) == Created(new("t3"))
+    assert await store.create(new("t3"), CreateLimits(2)) == Created(new("t3"))
 
 
 async def test_a_full_queue_still_knows_its_request_ids(store: Store) -> None:
     first = new("first", request_id="r")
     await stored(store, first)
-    assert await store.create(new("second", request_id="r"), 1) == Existing(first)
+    assert await store.create(new("second", request_id="r"), CreateLimits(1)) == Existing(first)
 
 
 async def test_racing_creates_do_not_pass_the_queues_limit(store: Store) -> None:
-    answers = await asyncio.gather(*(store.create(new(f"t{i}"), 7) for i in range(50)))
-    assert Counter(map(type, answers)) == {Created: 7, QueueFull: 43}
+    answers = await asyncio.gather(
+        *(store.create(new(f"t{i}"), CreateLimits(7)) for i in range(50))
+    )
+    assert Counter(map(type, answers)) == {Created: 7, LimitReached: 43}
     assert await store.count(Lane.SUBMIT) == 7
 
 
@@ -558,7 +564,7 @@ async def test_no_more_are_sent_than_may_run(store: Store) -> None:
             pick=lambda waiting, room: [each.task_id for each in waiting][:room],
             move=send,
             quota=NO_QUOTA,
-            running_max=5,
+            running_max=RunningMax(5),
         )
 
     assert len((await send_some()).tasks) == 3
@@ -748,7 +754,7 @@ async def test_a_task_created_meanwhile_does_not_shift_the_pages(store: Store) -
 
 async def test_a_job_that_raises_fails_alone_and_leaves_nothing(store: Store) -> None:
     def insert_and_raise() -> None:
-        store._create_each([Creation(new("half"), NO_LIMIT)])
+        store._creations.store_each([Creation(new("half"), NO_LIMIT)])
         raise ZeroDivisionError
 
     gate = Gate(store)

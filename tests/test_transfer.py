@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from storage import sqlite, transfer
+from storage.creation import Existing
 from storage.errors import StorageConfigError, StorageUnavailableError
-from storage.store import Existing, Quota, open_store
+from storage.store import Quota, open_store
 from storage.task import Failure, Stage, Status, Task
 from storage.transfer import Carried, Left, TransferError, carry_over
 from tests.databases import change, fill, locked, rows

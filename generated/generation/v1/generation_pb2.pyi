@@ -114,7 +114,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PROVIDER_UNAVAILABLE: _ErrorReason.ValueType  # 7
     """UNAVAILABLE: the provider could not take an upload now. Send it again."""
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 8
-    """RESOURCE_EXHAUSTED: too many tasks wait here, or too many streams are open. RetryInfo says when to retry."""
+    """RESOURCE_EXHAUSTED: a limit of the caller or of the service is reached. RetryInfo says when to retry. ErrorInfo's
+    metadata has `limit` (queue, creates_per_minute, watches, uploads or lists; `running` delays and never refuses),
+    `max`, and `scope`: whose limit it is, "caller" or "service".
+    """
     ERROR_REASON_TASK_NOT_FOUND: _ErrorReason.ValueType  # 9
     """NOT_FOUND: no such task, or another caller's."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 10
@@ -145,6 +148,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the server is going down. Call again with the last revision seen."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 23
     """INTERNAL: a bug. It is logged under the id that the message names."""
+    ERROR_REASON_MODEL_NOT_ALLOWED: _ErrorReason.ValueType  # 24
+    """PERMISSION_DENIED: the limits of the caller do not allow the model. Use another model, or ask the operator."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """What went wrong: with a call (google.rpc.ErrorInfo.reason, there without the prefix) or with a task
@@ -168,7 +173,10 @@ ERROR_REASON_PROVIDER_ERROR: ErrorReason.ValueType  # 6
 ERROR_REASON_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 7
 """UNAVAILABLE: the provider could not take an upload now. Send it again."""
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 8
-"""RESOURCE_EXHAUSTED: too many tasks wait here, or too many streams are open. RetryInfo says when to retry."""
+"""RESOURCE_EXHAUSTED: a limit of the caller or of the service is reached. RetryInfo says when to retry. ErrorInfo's
+metadata has `limit` (queue, creates_per_minute, watches, uploads or lists; `running` delays and never refuses),
+`max`, and `scope`: whose limit it is, "caller" or "service".
+"""
 ERROR_REASON_TASK_NOT_FOUND: ErrorReason.ValueType  # 9
 """NOT_FOUND: no such task, or another caller's."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 10
@@ -199,6 +207,8 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 22
 """UNAVAILABLE: the server is going down. Call again with the last revision seen."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 23
 """INTERNAL: a bug. It is logged under the id that the message names."""
+ERROR_REASON_MODEL_NOT_ALLOWED: ErrorReason.ValueType  # 24
+"""PERMISSION_DENIED: the limits of the caller do not allow the model. Use another model, or ask the operator."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

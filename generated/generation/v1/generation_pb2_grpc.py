@@ -80,12 +80,14 @@ class GenerationServiceServicer:
         the provider's verdict. An accepted task, and one without a verdict yet, is answered PENDING: watch it.
 
         Errors: INVALID_PARAMS (mend the fields named), REQUEST_ID_REUSED (take a new request_id), RATE_LIMITED (too many
-        tasks wait here: retry later). When the provider refused the task, with `task_id` in the error's metadata:
+        tasks wait here, or the caller created too many within a minute: retry later), MODEL_NOT_ALLOWED (use another
+        model). When the provider refused the task, with `task_id` in the error's metadata:
         PROVIDER_REJECTED (mend the parameters), PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, MODEL_UNAVAILABLE (the operator
         must act), PROVIDER_ERROR (a new request_id may succeed).
 
         Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again. An answer was lost
-        if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo.
+        if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo. A known request_id comes
+        before limits and models: it is never refused with RATE_LIMITED or MODEL_NOT_ALLOWED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,7 +125,7 @@ class GenerationServiceServicer:
         `metadata`, every other one a `chunk`. It answers once the provider has the whole file.
 
         Errors: INVALID_PARAMS, UPLOAD_TOO_LARGE, UPLOAD_MISMATCH (the bytes are not what the metadata says; the provider
-        does not get the file), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, PROVIDER_UNAVAILABLE (send the
+        does not get the file), RATE_LIMITED (too many uploads at a time), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, PROVIDER_UNAVAILABLE (send the
         file again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -133,7 +135,8 @@ class GenerationServiceServicer:
     def ListTasks(self, request, context):
         """Lists the caller's tasks, newest first. It has no side effects.
 
-        Errors: INVALID_PARAMS (page_size is negative, or page_token belongs to another filter or caller).
+        Errors: INVALID_PARAMS (page_size is negative, or page_token belongs to another filter or caller), RATE_LIMITED (too
+        many lists at a time).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

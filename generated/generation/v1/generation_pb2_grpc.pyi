@@ -52,12 +52,14 @@ class GenerationServiceStub:
     the provider's verdict. An accepted task, and one without a verdict yet, is answered PENDING: watch it.
 
     Errors: INVALID_PARAMS (mend the fields named), REQUEST_ID_REUSED (take a new request_id), RATE_LIMITED (too many
-    tasks wait here: retry later). When the provider refused the task, with `task_id` in the error's metadata:
+    tasks wait here, or the caller created too many within a minute: retry later), MODEL_NOT_ALLOWED (use another
+    model). When the provider refused the task, with `task_id` in the error's metadata:
     PROVIDER_REJECTED (mend the parameters), PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, MODEL_UNAVAILABLE (the operator
     must act), PROVIDER_ERROR (a new request_id may succeed).
 
     Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again. An answer was lost
-    if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo.
+    if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo. A known request_id comes
+    before limits and models: it is never refused with RATE_LIMITED or MODEL_NOT_ALLOWED.
     """
     QueryTask: _grpc.UnaryUnaryMultiCallable[_generation_pb2.QueryTaskRequest, _generation_pb2.QueryTaskResponse]
     """Returns the newest committed snapshot of a task. It has no side effects.
@@ -83,13 +85,14 @@ class GenerationServiceStub:
     `metadata`, every other one a `chunk`. It answers once the provider has the whole file.
 
     Errors: INVALID_PARAMS, UPLOAD_TOO_LARGE, UPLOAD_MISMATCH (the bytes are not what the metadata says; the provider
-    does not get the file), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, PROVIDER_UNAVAILABLE (send the
+    does not get the file), RATE_LIMITED (too many uploads at a time), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, PROVIDER_UNAVAILABLE (send the
     file again).
     """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_generation_pb2.ListTasksRequest, _generation_pb2.ListTasksResponse]
     """Lists the caller's tasks, newest first. It has no side effects.
 
-    Errors: INVALID_PARAMS (page_size is negative, or page_token belongs to another filter or caller).
+    Errors: INVALID_PARAMS (page_size is negative, or page_token belongs to another filter or caller), RATE_LIMITED (too
+    many lists at a time).
     """
     CancelTask: _grpc.UnaryUnaryMultiCallable[_generation_pb2.CancelTaskRequest, _generation_pb2.CancelTaskResponse]
     """Cancels a task that was not sent to the provider yet: it becomes FAILED with ERROR_REASON_CANCELLED. Cancelling a
@@ -112,12 +115,14 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     the provider's verdict. An accepted task, and one without a verdict yet, is answered PENDING: watch it.
 
     Errors: INVALID_PARAMS (mend the fields named), REQUEST_ID_REUSED (take a new request_id), RATE_LIMITED (too many
-    tasks wait here: retry later). When the provider refused the task, with `task_id` in the error's metadata:
+    tasks wait here, or the caller created too many within a minute: retry later), MODEL_NOT_ALLOWED (use another
+    model). When the provider refused the task, with `task_id` in the error's metadata:
     PROVIDER_REJECTED (mend the parameters), PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, MODEL_UNAVAILABLE (the operator
     must act), PROVIDER_ERROR (a new request_id may succeed).
 
     Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again. An answer was lost
-    if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo.
+    if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo. A known request_id comes
+    before limits and models: it is never refused with RATE_LIMITED or MODEL_NOT_ALLOWED.
     """
     QueryTask: _aio.UnaryUnaryMultiCallable[_generation_pb2.QueryTaskRequest, _generation_pb2.QueryTaskResponse]  # type: ignore[assignment]
     """Returns the newest committed snapshot of a task. It has no side effects.
@@ -143,13 +148,14 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     `metadata`, every other one a `chunk`. It answers once the provider has the whole file.
 
     Errors: INVALID_PARAMS, UPLOAD_TOO_LARGE, UPLOAD_MISMATCH (the bytes are not what the metadata says; the provider
-    does not get the file), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, PROVIDER_UNAVAILABLE (send the
+    does not get the file), RATE_LIMITED (too many uploads at a time), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, PROVIDER_UNAVAILABLE (send the
     file again).
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_generation_pb2.ListTasksRequest, _generation_pb2.ListTasksResponse]  # type: ignore[assignment]
     """Lists the caller's tasks, newest first. It has no side effects.
 
-    Errors: INVALID_PARAMS (page_size is negative, or page_token belongs to another filter or caller).
+    Errors: INVALID_PARAMS (page_size is negative, or page_token belongs to another filter or caller), RATE_LIMITED (too
+    many lists at a time).
     """
     CancelTask: _aio.UnaryUnaryMultiCallable[_generation_pb2.CancelTaskRequest, _generation_pb2.CancelTaskResponse]  # type: ignore[assignment]
     """Cancels a task that was not sent to the provider yet: it becomes FAILED with ERROR_REASON_CANCELLED. Cancelling a
@@ -175,12 +181,14 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         the provider's verdict. An accepted task, and one without a verdict yet, is answered PENDING: watch it.
 
         Errors: INVALID_PARAMS (mend the fields named), REQUEST_ID_REUSED (take a new request_id), RATE_LIMITED (too many
-        tasks wait here: retry later). When the provider refused the task, with `task_id` in the error's metadata:
+        tasks wait here, or the caller created too many within a minute: retry later), MODEL_NOT_ALLOWED (use another
+        model). When the provider refused the task, with `task_id` in the error's metadata:
         PROVIDER_REJECTED (mend the parameters), PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, MODEL_UNAVAILABLE (the operator
         must act), PROVIDER_ERROR (a new request_id may succeed).
 
         Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again. An answer was lost
-        if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo.
+        if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo. A known request_id comes
+        before limits and models: it is never refused with RATE_LIMITED or MODEL_NOT_ALLOWED.
         """
 
     @_abc_1.abstractmethod
@@ -224,7 +232,7 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         `metadata`, every other one a `chunk`. It answers once the provider has the whole file.
 
         Errors: INVALID_PARAMS, UPLOAD_TOO_LARGE, UPLOAD_MISMATCH (the bytes are not what the metadata says; the provider
-        does not get the file), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, PROVIDER_UNAVAILABLE (send the
+        does not get the file), RATE_LIMITED (too many uploads at a time), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, PROVIDER_UNAVAILABLE (send the
         file again).
         """
 
@@ -236,7 +244,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_generation_pb2.ListTasksResponse, _abc.Awaitable[_generation_pb2.ListTasksResponse]]:
         """Lists the caller's tasks, newest first. It has no side effects.
 
-        Errors: INVALID_PARAMS (page_size is negative, or page_token belongs to another filter or caller).
+        Errors: INVALID_PARAMS (page_size is negative, or page_token belongs to another filter or caller), RATE_LIMITED (too
+        many lists at a time).
         """
 
     @_abc_1.abstractmethod

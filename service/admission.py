@@ -1,0 +1,62 @@
+"""Which new tasks CreateTask lets in: by their model, and by the limits of the caller."""
+
+from service.caller_limits import CallerLimits
+from service.errors import ServiceError, rate_limited
+from service.metrics import Metrics
+from storage.creation import MINUTE_SECONDS, CreateLimits, LimitReached
+from storage.task import Task
+
+RETRY_MARGIN_SECONDS = 0.01  # a create that comes exactly then still finds the limit reached
+
+
+class Admission:
+    """Says what keeps a task out."""
+
+    def __init__(
+        self,
+        *,
+        queue_max_tasks: int,
+        disabled_models: frozenset[str],
+        limits: CallerLimits,
+        metrics: Metrics,
+    ) -> None:
+        self._queue_max_tasks = queue_max_tasks
+        self._disabled_models = disabled_models
+        self._limits = limits
+        self._metrics = metrics
+
+    def refusal_of_model(self, task: Task) -> ServiceError | None:
+        """Return why nobody, or not this caller, may use the task's model; None if it may."""
+        if not self._limits.of(task.caller).allow(task.model):
+            self._metrics.caller_refused(task.caller, "models")
+            return ServiceError(
+                "MODEL_NOT_ALLOWED",
+                f"caller {task.caller} may not use the model {task.model}:"
+                " use another one, or ask the operator to allow it",
+            )
+        if task.model in self._disabled_models:
+            return ServiceError("MODEL_UNAVAILABLE", f"{task.model} is disabled here")
+        return None
+
+    def create_limits(self, caller: str) -> CreateLimits:
+        """Return what a new task of the caller has to fit into."""
+        limits = self._limits.of(caller)
+        per_minute = limits.creates_per_minute
+        return CreateLimits(
+            self._queue_max_tasks,
+            limits.queue,
+            None if per_minute == float("inf") else int(per_minute),
+        )
+
+    def refusal_by(self, reached: LimitReached, caller: str) -> ServiceError:
+        """Return the error of a task that did not fit."""
+        self._metrics.caller_refused(caller, reached.limit)
+        retry = reached.retry_seconds
+        if retry is not None:
+            retry = min(max(retry, 0.0) + RETRY_MARGIN_SECONDS, MINUTE_SECONDS)
+        return rate_limited(
+            reached.limit,
+            reached.max,
+            caller=caller if reached.scope == "caller" else "",
+            retry_seconds=retry,
+        )

@@ -1,0 +1,81 @@
+"""How many calls of a kind are open at once, where that is limited."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from service.errors import rate_limited
+
+
+def _ignored(*_: object) -> None:
+    pass
+
+
+class OpenCalls:
+    """Counts the open calls of one kind in this process, and refuses those beyond a limit."""
+
+    def __init__(
+        self,
+        limit: str,
+        *,
+        service_max: float,
+        caller_max: Callable[[str], float],
+        on_refusal: Callable[[str, str], None] = _ignored,
+        on_change: Callable[[int], None] = _ignored,
+    ) -> None:
+        """Start with no open call.
+
+        Args:
+            limit: The name of the limit: `watches`, `uploads` or `lists`.
+            service_max: How many calls may be open in all; infinity is no limit.
+            caller_max: Returns how many of them may be a caller's.
+            on_refusal: Told the caller and the limit of each refused call.
+            on_change: Told the number of open calls whenever it changes.
+        """
+        self._limit = limit
+        self._service_max = service_max
+        self._caller_max = caller_max
+        self._on_refusal = on_refusal
+        self._on_change = on_change
+        self._callers: Counter[str] = Counter()
+        self._open = 0
+
+    @contextmanager
+    def counted(self, caller: str) -> Iterator[None]:
+        """Count a call for as long as the context lasts.
+
+        Raises:
+            ServiceError: RATE_LIMITED.
+        """
+        self._check(caller)
+        self._add(caller, 1)
+        try:
+            yield
+        finally:
+            self._add(caller, -1)
+
+    def _add(self, caller: str, number: int) -> None:
+        self._open += number
+        self._callers[caller] += number
+        if not self._callers[caller]:
+            del self._callers[caller]
+        self._on_change(self._open)
+
+    def _check(self, caller: str) -> None:
+        caller_max = self._caller_max(caller)
+        if self._callers[caller] >= caller_max:
+            self._on_refusal(caller, self._limit)
+            raise rate_limited(self._limit, int(caller_max), caller=caller)
+        if self._open >= self._service_max:
+            self._on_refusal(caller, self._limit)
+            raise rate_limited(self._limit, int(self._service_max))
+
+
+@dataclass(frozen=True, slots=True)
+class LimitedCalls:
+    """The kinds of calls whose number is limited."""
+
+    watches: OpenCalls
+    uploads: OpenCalls
+    lists: OpenCalls

@@ -1,0 +1,24 @@
+"""Cancelled tasks are found by an index, so that they can be purged early."""
+
+from peewee import PostgresqlDatabase
+
+atomic = False
+
+INDEX = (
+    '"tasks_cancelled" ON "tasks" ("caller", "complete_time")'
+    " WHERE failure_reason = 'CANCELLED' AND lane IS NULL"
+)
+
+
+def up(migrator, db):
+    create = "CREATE INDEX"
+    if isinstance(db, PostgresqlDatabase):
+        db.execute_sql("DROP INDEX CONCURRENTLY IF EXISTS tasks_cancelled")
+        # In an empty table, as that of a new database, nobody is held up.
+        if db.execute_sql("SELECT 1 FROM tasks LIMIT 1").fetchone():
+            create = "CREATE INDEX CONCURRENTLY"
+    db.execute_sql(f"{create} {INDEX}")
+
+
+def down(migrator, db):
+    migrator.migrate(migrator.drop_index("tasks", "tasks_cancelled"))
