@@ -29,11 +29,13 @@ from service.calls import Call, current_call, one_value
 from service.errors import ServiceError
 from service.inbox import Inbox
 from service.metrics import Metrics
+from service.open_calls import OpenCalls
 from service.outbox import Outbox
 from service.sparse import SparseLog
 from storage.errors import StorageUnavailableError
 
 OPEN_METHODS = frozenset({"/grpc.health.v1.Health/Check"})  # no token is needed
+HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 UPLOAD_METHOD = "/generation.v1.GenerationService/UploadFile"
 SLOW_SECONDS = {"CreateTask": 15.0, "QueryTask": 1.0, "ListTasks": 1.0, "CancelTask": 1.0}
 AUTHORIZATION = "authorization"
@@ -48,8 +50,9 @@ Work = Callable[[Call, Any, Any], Awaitable[Any]]
 class Boundary(grpc.aio.ServerInterceptor):
     """Stands around every call."""
 
-    def __init__(self, callers: Callers, metrics: Metrics) -> None:
+    def __init__(self, callers: Callers, watches: OpenCalls, metrics: Metrics) -> None:
         self._callers = callers
+        self._watches = watches
         self._metrics = metrics
         self._inbox = Inbox()
         self._outbox = Outbox()
@@ -129,6 +132,8 @@ class Boundary(grpc.aio.ServerInterceptor):
         receive = inbox.receive_open if path in OPEN_METHODS else inbox.receive
         if handler.response_streaming:
             inner = _writing(handler.stream_stream or handler.unary_stream)
+            if path == HEALTH_WATCH:
+                inner = self._counted(inner)
         else:
             inner = handler.stream_unary or handler.unary_unary
         finish = self._outbox.finisher(serialize)
@@ -147,6 +152,15 @@ class Boundary(grpc.aio.ServerInterceptor):
             return finish(call, await inner(_Parsed(parse, messages), context), context)
 
         return streaming if handler.request_streaming else single
+
+    def _counted(self, inner: Handler) -> Handler:
+        """Count the streams of a handler among the caller's watches."""
+
+        async def count(request: Any, context: Any) -> None:
+            with self._watches.counted(current_caller.get()):
+                await inner(request, context)
+
+        return count
 
     def _around(self, method: "_Method", work: Work) -> Handler:
         async def behaviour(requests: Any, context: Any) -> Any:

@@ -40,7 +40,7 @@ class Answers:
     """Serialised answers that hold a task, bounded by their size.
 
     CreateTaskResponse, QueryTaskResponse, WatchTaskResponse and CancelTaskResponse are the same on
-    the wire: a task in field 1.
+    the wire: a task in field 1. A ListTasksResponse has one of these for each task.
     """
 
     def __init__(self, kept_seconds: float = math.inf) -> None:
@@ -63,6 +63,13 @@ class Answers:
             self._last = task, answer
         return answer
 
+    def listed(self, task: Task) -> bytes:
+        """Return the answer that holds this snapshot, without keeping it.
+
+        A long list would drive out what is asked for again and again.
+        """
+        return self._known(task) or _serialized(task)
+
     def _known(self, task: Task) -> bytes | None:
         if task.status is Status.SUCCESS:
             ended = self._ended.get(task.id)
@@ -70,7 +77,7 @@ class Answers:
         return self._changing.get((task.id, task.revision))
 
     def _make(self, task: Task) -> bytes:
-        answer = pb.QueryTaskResponse(task=task_message(task)).SerializeToString()
+        answer = _serialized(task)
         with suppress(ValueError):  # larger than all there is room for
             if task.status is Status.SUCCESS:
                 self._ended[task.id] = _Ended(task.caller, task.update_time, answer)
@@ -84,6 +91,10 @@ class Answers:
         if known and known.caller == caller and now < known.end_time + self._kept_seconds:
             return known.answer
         return None
+
+
+def _serialized(task: Task) -> bytes:
+    return pb.QueryTaskResponse(task=task_message(task)).SerializeToString()
 
 
 def _size(answer: bytes) -> int:

@@ -138,7 +138,7 @@ async def running(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
             callback_url=urls.url if urls else None,
         )
         metrics.show_missing_descriptors(_missing_descriptors(settings))
-        boundary = Boundary(callers, metrics)
+        boundary = Boundary(callers, limited_calls.watches, metrics)
         _run_beside(boundary.tend(), stack)
         servicer = _servicer(
             settings,

@@ -10,6 +10,7 @@ from hashlib import blake2b
 from typing import Any
 
 import grpc
+import structlog
 
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceServicer
@@ -17,7 +18,7 @@ from providers.base import Provider, Violation
 from service.admission import Admission
 from service.callers import current_caller
 from service.errors import REFUSALS, ServiceError, invalid, invalid_params, not_found
-from service.messages import Answers, task_message
+from service.messages import Answers
 from service.metrics import Metrics
 from service.open_calls import LimitedCalls
 from service.poller import Poller
@@ -34,6 +35,8 @@ PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 200
 PAGE_MAX_BYTES = 1 << 20
 PAGE_TOKEN_MAX_CHARACTERS = 1_500  # more than the longest id takes
+
+log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[object, object]
 Answer = Any  # the bytes of the response's message: see messages.Answers
@@ -121,7 +124,7 @@ class Servicer(GenerationServiceServicer):
 
     async def ListTasks(  # noqa: N802
         self, request: pb.ListTasksRequest, context: Context
-    ) -> pb.ListTasksResponse:
+    ) -> Answer:
         """Read one page of rows."""
         del context
         which = _list_filter(request)
@@ -129,12 +132,11 @@ class Servicer(GenerationServiceServicer):
         size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
         with self._limited_calls.lists.counted(which.caller):
             found = await self._store.page(which, before, size + 1, PAGE_MAX_BYTES)
-        tasks = _fitting(map(task_message, found[:size]))
-        more = len(tasks) < len(found)
-        return pb.ListTasksResponse(
-            tasks=tasks,
-            next_page_token=_page_token(found[len(tasks) - 1], which) if more else "",
-        )
+        tasks = _fitting(map(self._answers.listed, found[:size]))
+        if len(tasks) == len(found):
+            return b"".join(tasks)
+        token = _page_token(found[len(tasks) - 1], which)
+        return b"".join(tasks) + pb.ListTasksResponse(next_page_token=token).SerializeToString()
 
     async def CancelTask(  # noqa: N802
         self, request: pb.CancelTaskRequest, context: Context
@@ -174,6 +176,9 @@ class Servicer(GenerationServiceServicer):
                 return _same(earlier, request)
             case _:
                 self._metrics.task_created(task.model, task.caller)
+                log.info(
+                    "task created", task_id=task.id, model=task.model, prompt_id=task.prompt_id
+                )
                 self._poller.created(task)
                 return None
 
@@ -259,12 +264,12 @@ def _list_filter(request: pb.ListTasksRequest) -> ListFilter:
     return ListFilter(current_caller.get(), request.prompt_id, status)
 
 
-def _fitting(tasks: Iterable[pb.GenerationTask]) -> list[pb.GenerationTask]:
+def _fitting(tasks: Iterable[bytes]) -> list[bytes]:
     """Return the first tasks that fit a page, and one at least."""
-    page: list[pb.GenerationTask] = []
+    page: list[bytes] = []
     size = 0
     for task in tasks:
-        size += task.ByteSize()
+        size += len(task)
         if size > PAGE_MAX_BYTES and page:
             break
         page.append(task)
