@@ -1,6 +1,7 @@
 """WatchTask, through a real channel."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -142,6 +143,7 @@ async def test_five_thousand_watches_opened_at_once_all_see_the_end(service: Ser
             except grpc.aio.AioRpcError as error:
                 if rpc_status.from_call(error) is not None:
                     raise  # only C-core drops calls that cannot wait, and adds no details
+                await asyncio.sleep(random.uniform(0, 0.5))  # as clients back off
             else:
                 return call
 
