@@ -27,7 +27,7 @@ class Call:
         metadata: What the caller sent along.
         caller: Who calls; "" for a method that is open to everybody.
         token_digest: The SHA-256 of the token that said so; b"" without tokens.
-        context: grpc's, once the handler runs.
+        context: grpc's, from `begin` on.
         end_error: What `end` was given.
     """
 
@@ -47,8 +47,17 @@ class Call:
         self.token_digest = b""
         self.context: Peer | None = None
         self.end_error: Exception | None = None
-        self._task = asyncio.current_task()
+        self._task: asyncio.Task[Any] | None = None
         self._request_id = ""
+
+    def begin(self, context: Peer) -> None:
+        """Take note of who works on it: the current asyncio task."""
+        self.context = context
+        self._task = asyncio.current_task()
+
+    def over(self) -> None:
+        """Let go of its task: a task holds its context variables, and so its call."""
+        self._task = None
 
     def end(self, error: Exception) -> None:
         """End the call from outside of it; its caller is told the error."""

@@ -26,7 +26,7 @@ class InboxLimits:
         requests: Requests that are received at a time, of all callers together.
         requests_per_caller: Those of one caller; its further calls wait for their turn.
         waiting_per_caller: Calls that may wait while the caller's requests are stalled.
-        stall_seconds: The age from which a request that has not arrived counts as stalled.
+        stall_seconds: How long none of a caller's requests arrives until they count as stalled.
         patience_seconds: The age at which a request that has not arrived is given up.
         request_max_bytes: The longest request that is parsed.
         open_requests: Requests to open methods that are received at a time. They have no caller, so
@@ -53,13 +53,19 @@ _Receiving = dict[Call, float]  # since when, by the monotonic clock; the oldest
 class _Caller:
     """The requests of one caller: those that have their turn, and those that wait for it."""
 
-    __slots__ = ("granted", "receiving", "turns", "waiting")
+    __slots__ = ("granted", "quiet_checks", "receiving", "turns", "waiting")
 
     def __init__(self) -> None:
         self.granted = 0
+        self.quiet_checks = 0  # since a request of its was received
         self.waiting = 0
         self.receiving: _Receiving = {}
         self.turns: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether nothing arrives. One check could be late itself, as when the loop was held."""
+        return self.quiet_checks > 1
 
 
 class Inbox:
@@ -89,15 +95,18 @@ class Inbox:
             await self._wait_for_turn(call.caller, caller)
         else:
             self._grant(caller)
+        caller.receiving[call] = time.monotonic()
         try:
-            return await self._receive_one(caller.receiving, call, context)
+            message = await context.read()
         finally:
+            del caller.receiving[call]
             self._end_turn(caller)
+        return self._request(message)
 
     async def receive_open(self, call: Call, context: Any) -> bytes:
         """Receive the request of a call that needs no caller; errors are those of `receive`."""
         _make_room(self._open, self._limits.open_requests)
-        return await self._receive_one(self._open, call, context)
+        return self._request(await _receive(self._open, call, context))
 
     async def receive_stream(self, call: Call, context: Any) -> AsyncIterator[bytes]:
         """Receive the messages of a request stream; errors are those of `receive`."""
@@ -105,12 +114,24 @@ class Inbox:
         while True:
             _make_room(receiving, self._limits.streams_per_caller)
             message = await _receive(receiving, call, context)
-            if message is None:
+            if message is grpc.aio.EOF:
                 return
             yield _bounded(message, self._limits.stream_message_max_bytes)
 
-    def give_up_overdue(self) -> None:
-        """Give up requests that have not arrived in time; to be called about once a second."""
+    @property
+    def check_seconds(self) -> float:
+        """How often `check` is to be called."""
+        return self._limits.stall_seconds
+
+    def check(self) -> None:
+        """Give up requests that have not arrived in time, and calls that wait behind them."""
+        self._give_up_overdue()
+        for caller in self._callers.values():
+            caller.quiet_checks = caller.quiet_checks + 1 if caller.receiving else 0
+            if caller.stalled:
+                self._refuse_waiting(caller)
+
+    def _give_up_overdue(self) -> None:
         overdue = time.monotonic() - self._limits.patience_seconds
         for receiving in (self._open, *(caller.receiving for caller in self._callers.values())):
             for call, started in receiving.items():
@@ -118,11 +139,10 @@ class Inbox:
                     break
                 _give_up(call)
 
-    async def _receive_one(self, receiving: _Receiving, call: Call, context: Any) -> bytes:
-        request = await _receive(receiving, call, context)
-        if request is None:
+    def _request(self, message: Any) -> bytes:
+        if message is grpc.aio.EOF:
             raise ServiceError("INVALID_PARAMS", "the call ended without a request")
-        return _bounded(request, self._limits.request_max_bytes)
+        return _bounded(message, self._limits.request_max_bytes)
 
     # --- turns ---
 
@@ -134,7 +154,15 @@ class Inbox:
         self._granted += 1
         caller.granted += 1
 
+    def _refuse_waiting(self, caller: _Caller) -> None:
+        """Refuse the calls that wait beyond what may wait behind stalled requests."""
+        while len(caller.turns) > self._limits.waiting_per_caller:
+            turn = caller.turns.pop()
+            if not turn.done():
+                turn.set_exception(self._stalled())
+
     def _end_turn(self, caller: _Caller) -> None:
+        caller.quiet_checks = 0
         self._granted -= 1
         caller.granted -= 1
         if self._waiting:
@@ -153,7 +181,7 @@ class Inbox:
                 del self._waiting[name]
 
     async def _wait_for_turn(self, name: str, caller: _Caller) -> None:
-        if caller.waiting >= self._limits.waiting_per_caller and self._is_stalled(caller):
+        if caller.waiting >= self._limits.waiting_per_caller and caller.stalled:
             raise self._stalled()
         turn = asyncio.get_running_loop().create_future()
         caller.turns.append(turn)
@@ -163,19 +191,14 @@ class Inbox:
             async with asyncio.timeout(self._limits.patience_seconds):
                 await turn
         except BaseException as error:
-            if turn.done() and not turn.cancelled():  # granted at this very moment
-                self._end_turn(caller)
+            if turn.done() and not turn.cancelled() and not turn.exception():
+                self._end_turn(caller)  # it was granted at this very moment
             turn.cancel()
             if isinstance(error, TimeoutError):
                 raise self._stalled() from None
             raise
         finally:
             caller.waiting -= 1
-
-    def _is_stalled(self, caller: _Caller) -> bool:
-        now = time.monotonic()
-        oldest = next(iter(caller.receiving.values()), now)
-        return now - oldest > self._limits.stall_seconds
 
     def _stalled(self) -> ServiceError:
         most = self._limits.requests_per_caller
@@ -195,14 +218,12 @@ def _give_up(call: Call) -> None:
     call.end(ServiceError("STREAM_EXPIRED", "the message did not arrive in time; send it again"))
 
 
-async def _receive(receiving: _Receiving, call: Call, context: Any) -> bytes | None:
-    """Receive a message; None is the end of the stream."""
+async def _receive(receiving: _Receiving, call: Call, context: Any) -> Any:
     receiving[call] = time.monotonic()
     try:
-        message = await context.read()
+        return await context.read()
     finally:
         del receiving[call]
-    return None if message is grpc.aio.EOF else message
 
 
 def _bounded(message: bytes, most_bytes: int) -> bytes:

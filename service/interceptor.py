@@ -39,7 +39,6 @@ HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 UPLOAD_METHOD = "/generation.v1.GenerationService/UploadFile"
 SLOW_SECONDS = {"CreateTask": 15.0, "QueryTask": 1.0, "ListTasks": 1.0, "CancelTask": 1.0}
 AUTHORIZATION = "authorization"
-TEND_SECONDS = 1.0
 
 log = structlog.get_logger()
 
@@ -97,8 +96,8 @@ class Boundary(grpc.aio.ServerInterceptor):
     async def tend(self) -> None:
         """Give up what does not arrive, and end what is not allowed any more, until cancelled."""
         while True:
-            await asyncio.sleep(TEND_SECONDS)
-            self._inbox.give_up_overdue()
+            await asyncio.sleep(self._inbox.check_seconds)
+            self._inbox.check()
             self._callers.reread_if_changed()
             self._metrics.show_config_problems("tokens", len(self._callers.problems))
             if self._tokens_version != self._callers.version:
@@ -166,7 +165,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         async def behaviour(requests: Any, context: Any) -> Any:
             call = current_call.get()
             assert call is not None
-            call.context = context
+            call.begin(context)
             self._open_calls.add(call)
             started = time.monotonic()
             try:
@@ -205,6 +204,7 @@ class Boundary(grpc.aio.ServerInterceptor):
     # --- from the end of the work to the status of the call ---
 
     def _leave(self, call: Call) -> None:
+        call.over()
         self._open_calls.discard(call)
         if self._idle and not self._open_calls:
             self._idle.set()

@@ -25,6 +25,9 @@ LIMITS = InboxLimits(
 )
 
 
+NOBODY: Any = None
+
+
 @dataclass
 class Sender:
     """The other end of a call: sends its messages when it is told to."""
@@ -47,6 +50,7 @@ class Calls:
     def call(self, caller: str, sender: Sender, *, is_open: bool = False) -> "asyncio.Task[bytes]":
         async def run() -> bytes:
             call = Call([])
+            call.begin(NOBODY)
             call.caller = caller
             receive = self.inbox.receive_open if is_open else self.inbox.receive
             try:
@@ -103,12 +107,31 @@ async def test_stalled_requests_of_one_caller_leave_room_for_others(calls: Calls
 
 
 async def test_more_calls_than_may_wait_are_refused_while_requests_stall(calls: Calls) -> None:
-    for _ in range(3):
-        calls.call("alice", Sender())
+    senders = [Sender() for _ in range(5)]
+    waiting = [calls.call("alice", sender) for sender in senders]
     await settle()
-    error = await refused(calls.call("alice", Sender()))
+    calls.inbox.check()
+    assert not any(task.done() for task in waiting), "one check could have come late"
+    calls.inbox.check()
+    for refused_call in (*waiting[3:], calls.call("alice", Sender())):
+        error = await refused(refused_call)
+    assert not waiting[2].done(), "one may wait"
     assert error.reason == "RATE_LIMITED"
     assert error.metadata == {"limit": "requests", "max": "2", "scope": "caller"}
+
+
+async def test_a_request_that_arrives_ends_the_stall(calls: Calls) -> None:
+    senders = [Sender() for _ in range(3)]
+    tasks = [calls.call("alice", sender) for sender in senders]
+    await settle()
+    calls.inbox.check()
+    calls.inbox.check()
+    senders[0].sent.put_nowait(b"x")
+    assert await tasks[0] == b"x"
+    more = [calls.call("alice", Sender()) for _ in range(5)]
+    await settle()
+    calls.inbox.check()
+    assert not any(task.done() for task in more)
 
 
 async def test_any_number_waits_while_requests_arrive() -> None:
@@ -159,7 +182,7 @@ async def test_a_request_that_does_not_arrive_is_given_up_and_its_place_is_free(
     stalled = [calls.call("alice", Sender()) for _ in range(2)]
     await settle()
     assert (await refused(calls.call("alice", Sender()))).reason == "RATE_LIMITED"
-    calls.inbox.give_up_overdue()
+    calls.inbox.check()
     for task in stalled:
         assert (await refused(task)).reason == "STREAM_EXPIRED"
     prompt = Sender()
@@ -194,6 +217,7 @@ async def test_a_request_that_is_too_long_or_missing_is_invalid(
 async def test_a_third_stream_of_a_caller_ends_the_one_that_waits_longest(calls: Calls) -> None:
     async def run(caller: str, sender: Sender) -> list[bytes]:
         call = Call([])
+        call.begin(NOBODY)
         call.caller = caller
         try:
             return [message async for message in calls.inbox.receive_stream(call, sender)]
