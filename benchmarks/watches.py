@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from benchmarks.bench import Bench, child, in_turns
+from benchmarks.bench import Bench, floor_server, in_turns
 from benchmarks.child import Child
 from benchmarks.floor import COLLECT_RARELY
 from benchmarks.measure import cpu_seconds, memory_bytes, percentile, ratios, settle, spread
@@ -30,6 +30,7 @@ class Opened:
 
     seconds: float
     lost: int
+    reopened: int
     memory_a_stream: float
     cpu_a_push: float
 
@@ -81,8 +82,8 @@ def measure(bench: Bench) -> Iterator[Line]:
     """Open streams again and again; then stop one reader among many."""
     kind = bench.databases[0]  # a push reads no database
     with ExitStack() as stack:
-        floor = stack.enter_context(child("benchmarks.floor"))
-        tuned = stack.enter_context(child("benchmarks.floor", COLLECT_RARELY))
+        floor = stack.enter_context(floor_server())
+        tuned = stack.enter_context(floor_server(COLLECT_RARELY))
         service = stack.enter_context(bench.service(kind.new_url()).running())
         ours = Ours(bench, service)
         task = bench.load.ask(
@@ -117,17 +118,17 @@ def _side(bench: Bench, side: Ours | Bare) -> Callable[[], Opened]:
         memory = (memory_bytes(pid) - idle_bytes) / streams
         cost = cpu_a_push(bench, side, opened["opened"])
         bench.load.ask("close", group="watches")
-        return Opened(opened["seconds"], opened["lost"], memory, cost)
+        return Opened(opened["seconds"], opened["lost"], opened["reopened"], memory, cost)
 
     return once
 
 
-def cpu_a_push(bench: Bench, side: Ours | Bare, streams: int) -> float:
-    """Push to the group `watches`, and return the server's CPU time for each message."""
+def cpu_a_push(bench: Bench, side: Ours | Bare, streams: int, group: str = "watches") -> float:
+    """Push to a group of streams, and return the server's CPU time for each message."""
     before = cpu_seconds(side.server.pid)
     for _ in range(PUSHES_A_ROUND):
         side.push()
-        bench.load.ask("take", group="watches", count=streams, seconds=WAIT_SECONDS)
+        bench.load.ask("take", group=group, count=streams, seconds=WAIT_SECONDS)
     settle(side.server.pid)
     return (cpu_seconds(side.server.pid) - before) / (streams * PUSHES_A_ROUND)
 
@@ -174,6 +175,12 @@ def _lines(
         str(lost[1]),
         value=lost[0],
         target=Target(0.5, "none"),
+    )
+    reopened = [spread([o.reopened for o in side]).median for side in (ours, floor)]
+    yield Line(
+        "10,000 watches opened at once: dropped before they were accepted, and opened again",
+        f"{reopened[0]:,.0f}",
+        f"{reopened[1]:,.0f}",
     )
 
 
