@@ -10,10 +10,10 @@ IMAGE ?= generation-service
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test check demo torture proto proto-check simulator bench bench-curves image lock lint clean
+.PHONY: help install install-dev run test check demo torture proto proto-check simulator bench bench-against bench-curves image lock lint clean
 
 help:  ## List the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 # The stamps stand for an installed lock file; a changed lock installs again.
 .venv/installed: requirements.lock
@@ -58,6 +58,9 @@ torture: install-dev  ## The long kill and fault runs (many minutes)
 
 bench: install-dev  ## Measure the service beside the floor; results in benchmarks/results.md (some minutes)
 	@$(BIN)/python -m benchmarks
+
+bench-against: install-dev  ## Measure this checkout against an old commit, BASE; some minutes
+	@$(BIN)/python -m benchmarks.against --base "$(BASE)"
 
 bench-curves: install-dev  ## Measure how cost grows with rows, tasks and watchers (many minutes)
 	@$(BIN)/python -m benchmarks --curves

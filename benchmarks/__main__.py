@@ -5,13 +5,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import create, curves, polls, query, start, upload, watches
-from benchmarks.bench import Bench, child
-from benchmarks.databases import NAMES, Kind, UnreachableError, kinds
+from benchmarks.bench import Bench
+from benchmarks.command import FAILED, INTERRUPTED, MISUSED, add_options, new_bench, terminate
+from benchmarks.databases import NAMES, UnreachableError, kinds
 from benchmarks.report import CURVE_HEAD, Line, Results, curve_rows, print_table
 
 MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Line]]] = {
@@ -22,27 +23,16 @@ MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Line]]] = {
     "upload": upload.measure,
     "start": start.measure,
 }
-DATABASES = ("sqlite", "postgres")
-ROUNDS = 15
-LEAST_ROUNDS = 2  # one in each order
-QUICK_SCALE = 0.02
-FAILED, MISUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # exit codes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code: 0, whether or not a target is missed."""
     given = _options(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         return _run(given)
     except KeyboardInterrupt:
         return INTERRUPTED
-
-
-def _terminate(number: int, frame: object) -> None:
-    """End as an error does: processes are stopped, and the folder is removed."""
-    del number, frame
-    sys.exit(TERMINATED)
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -56,7 +46,7 @@ def _run(given: argparse.Namespace) -> int:
         if not databases:
             print("nothing is measured: there is none of these databases", file=sys.stderr)
             return MISUSED
-        _measure(given, _bench(given, folder, databases, stack))
+        _measure(given, new_bench(given, folder, databases, stack))
     return 0
 
 
@@ -90,45 +80,9 @@ def _write(results: Results, given: argparse.Namespace) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    add = parser.add_argument
-    add("measurements", nargs="*", type=_one_of(MEASUREMENTS), help=", ".join(MEASUREMENTS))
-    add("--rounds", type=_rounds, help=f"how often each side is measured ({ROUNDS})")
-    add("--quick", action="store_true", help="only see that all of it runs")
-    add("--curves", action="store_true", help="how cost grows; many minutes")
-    add("--databases", type=_databases, default=",".join(DATABASES), help="which kinds (both)")
+    add_options(parser, MEASUREMENTS)
+    parser.add_argument("--curves", action="store_true", help="how cost grows; many minutes")
     return parser.parse_args(arguments)
-
-
-def _one_of(names: Iterable[str]) -> Callable[[str], str]:
-    def chosen(name: str) -> str:
-        if name not in names:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(names)}")
-        return name
-
-    return chosen
-
-
-def _databases(text: str) -> list[str]:
-    return [_one_of(DATABASES)(name) for name in text.split(",")]
-
-
-def _rounds(text: str) -> int:
-    if not text.isdecimal() or int(text) < LEAST_ROUNDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from {LEAST_ROUNDS} on")
-    return int(text)
-
-
-def _bench(
-    given: argparse.Namespace, folder: Path, databases: Sequence[Kind], stack: ExitStack
-) -> Bench:
-    return Bench(
-        folder=folder,
-        databases=databases,
-        rounds=given.rounds or (LEAST_ROUNDS if given.quick else ROUNDS),
-        scale=QUICK_SCALE if given.quick else 1.0,
-        load=stack.enter_context(child("benchmarks.load")),
-        provider=stack.enter_context(child("benchmarks.provider")),
-    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What every measurement is given, and how two sides take turns."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 from benchmarks.child import Child
 from benchmarks.databases import Kind, Row, insert
 from benchmarks.measure import cpu_seconds
-from benchmarks.servers import Service
+from benchmarks.servers import ROOT, Service, channel_options
 
 MAX_ERROR_SHARE = 0.001
 
@@ -23,6 +24,7 @@ class Bench:
     Attributes:
         rounds: How often each side is measured, in turns.
         scale: What sizes and durations are multiplied with: 1, or less for a smoke test.
+        root: The checkout whose service is measured.
     """
 
     folder: Path
@@ -31,6 +33,7 @@ class Bench:
     scale: float
     load: Child
     provider: Child
+    root: Path = ROOT
 
     @property
     def provider_url(self) -> str:
@@ -43,7 +46,7 @@ class Bench:
 
     def service(self, database_url: str, **settings: str) -> Service:
         """Return a service that is not started."""
-        return Service(self.folder, database_url, self.provider_url, **settings)
+        return Service(self.folder, database_url, self.provider_url, self.root, **settings)
 
     def seeded(self, kind: Kind, rows: Iterator[Row], **settings: str) -> Service:
         """Return a service that is not started, on a database with these tasks."""
@@ -65,6 +68,11 @@ def child(module: str, *arguments: str) -> Iterator[Child]:
         raise
     finally:
         process.close()
+
+
+def floor_server(*arguments: str) -> AbstractContextManager[Child]:
+    """Return a floor that is not started, with the service's channel options."""
+    return child("benchmarks.floor", json.dumps(channel_options()), *arguments)
 
 
 def in_turns(rounds: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from benchmarks.bench import Bench, Slice, child, closed_loop, slices_in_turns
+from benchmarks.bench import Bench, Slice, closed_loop, floor_server, slices_in_turns
 from benchmarks.child import Child
 from benchmarks.databases import Kind, database_of_floor
 from benchmarks.floor import COLLECT_RARELY
@@ -25,8 +25,8 @@ def measure(bench: Bench) -> Iterator[Line]:
 
 def _slices(bench: Bench, kind: Kind) -> dict[str, list[Slice]]:
     with ExitStack() as stack:
-        floor = stack.enter_context(child("benchmarks.floor"))
-        tuned = stack.enter_context(child("benchmarks.floor", COLLECT_RARELY))
+        floor = stack.enter_context(floor_server())
+        tuned = stack.enter_context(floor_server(COLLECT_RARELY))
         service = stack.enter_context(bench.service(kind.new_url()).running())
         (created, _), *_ = bench.load.ask(
             "create_tasks", address=service.address, token=TOKEN, count=1, characters=200
@@ -38,11 +38,12 @@ def _slices(bench: Bench, kind: Kind) -> dict[str, list[Slice]]:
             bare.ask("use", provider_url=bench.provider_url, database=database)
         sides: dict[str, Service | Child] = {"ours": service, "floor": floor, "tuned": tuned}
         return slices_in_turns(
-            bench.rounds, {name: _side(bench, server) for name, server in sides.items()}
+            bench.rounds, {name: side(bench, server) for name, server in sides.items()}
         )
 
 
-def _side(bench: Bench, server: Service | Child) -> Callable[[], Slice]:
+def side(bench: Bench, server: Service | Child) -> Callable[[], Slice]:
+    """Return the measurement of a server."""
     return lambda: closed_loop(
         bench.load,
         "create",

@@ -3,12 +3,16 @@
 The same grpc.aio on the same uvloop with the same channel options, a message of the same size
 serialised for each call; for CreateTask the same POST on a fresh connection and the same number of
 grouped durable commits; for WatchTask a stream that waits for a push; for UploadFile a pipe into a
-multipart. No callers, no rules, no errors, no reads. `python -m benchmarks.floor` takes commands,
-see child.py; with `--collect-rarely` its garbage collector is set as the service's.
+multipart. No callers, no rules, no errors, no reads. `python -m benchmarks.floor OPTIONS` takes
+commands, see child.py; with `--collect-rarely` its garbage collector is set as the service's.
+
+OPTIONS are the channel options as JSON. They are not imported here: the modules of the service
+would fill the heap that the floor's garbage collector has to walk.
 """
 
 import asyncio
 import gc
+import json
 import sqlite3
 import sys
 import threading
@@ -30,16 +34,6 @@ from generated.generation.v1.generation_pb2_grpc import (
     add_GenerationServiceServicer_to_server,
 )
 
-# Those of service/server.py.
-CHANNEL_OPTIONS = (
-    ("grpc.so_reuseport", 0),
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 256 << 10),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.server.max_pending_requests", 100_000),
-    ("grpc.server.max_pending_requests_hard_limit", 100_000),
-)
 COLLECT_RARELY = "--collect-rarely"
 COLLECTION_THRESHOLDS = (50_000, 10, 10)  # those of service/__main__.py
 # The task, that it is about to be sent, and what the provider called it: none can be left out or
@@ -245,7 +239,8 @@ async def _chunks(requests: AsyncIterator[pb.UploadFileRequest]) -> AsyncIterato
 async def main() -> None:
     """Serve and take commands until stdin ends."""
     floor = Floor()  # type: ignore[abstract] # it has no lists and cancels nothing
-    server = grpc.aio.server(options=CHANNEL_OPTIONS)
+    options = [(name, value) for name, value in json.loads(sys.argv[1])]
+    server = grpc.aio.server(options=options)
     add_GenerationServiceServicer_to_server(floor, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

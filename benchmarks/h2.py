@@ -6,6 +6,7 @@ cores the server is what is measured.
 """
 
 import asyncio
+import enum
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -13,13 +14,24 @@ from typing import Protocol, cast
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
 END_STREAM, ACK, END_HEADERS = 0x1, 0x1, 0x4
-HEADER_TABLE_SIZE, INITIAL_WINDOW_SIZE = 0x1, 0x4
+HEADER_TABLE_SIZE, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 0x1, 0x3, 0x4
+SETTING = struct.Struct(">HI")
 WINDOW_MAX = (1 << 31) - 1
 WINDOW_DEFAULT = 65_535
+STREAMS_UNLIMITED = (1 << 31) - 1
 FRAME_HEAD_BYTES = 9
 PREFIX_BYTES = 5
 # With a header table of no size, the server spells its trailers out.
 STATUS_OK = b"grpc-status\x010"
+STATUS_DETAILS = b"grpc-status-details-bin"  # the service adds them to each error
+
+
+class End(enum.Enum):
+    """How a call ended."""
+
+    OK = enum.auto()
+    REFUSED = enum.auto()  # with an error of the service
+    DROPPED = enum.auto()  # by gRPC's core, which accepts only so many calls at a time
 
 
 class Call(Protocol):
@@ -28,7 +40,7 @@ class Call(Protocol):
     def message(self, data: bytes, now: float) -> None:
         """A message came, at that `time.monotonic()`."""
 
-    def ended(self, status_ok: bool, now: float) -> None:
+    def ended(self, end: End, now: float) -> None:
         """The call has ended."""
 
 
@@ -83,7 +95,9 @@ class Connection(asyncio.Protocol):
         self._next_stream = 1
         self._taken_bytes = 0
         self._transport: asyncio.Transport
-        self.lost = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.lost: asyncio.Future[Exception | None] = loop.create_future()
+        self.max_streams: asyncio.Future[int] = loop.create_future()  # from the server's settings
 
     # --- calling ---
 
@@ -115,7 +129,7 @@ class Connection(asyncio.Protocol):
         settings = ((HEADER_TABLE_SIZE, 0), (INITIAL_WINDOW_SIZE, self._window_bytes))
         self._transport.write(
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-            + frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", *item) for item in settings))
+            + frame(SETTINGS, 0, 0, b"".join(SETTING.pack(*item) for item in settings))
             + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", WINDOW_MAX - WINDOW_DEFAULT))
         )
 
@@ -124,9 +138,11 @@ class Connection(asyncio.Protocol):
         now = time.monotonic()
         calls, self._calls = self._calls, {}  # one that has ended may begin another
         for call in calls.values():
-            call.ended(False, now)
+            call.ended(End.REFUSED, now)
         if not self.lost.done():
             self.lost.set_result(exc)
+        if not self.max_streams.done():
+            self.max_streams.set_exception(ConnectionError("the server closed the connection"))
 
     def data_received(self, data: bytes) -> None:
         """Take whole frames, and keep the rest."""
@@ -152,13 +168,19 @@ class Connection(asyncio.Protocol):
             self._data(stream, payload, now)
         elif kind == HEADERS:
             if flags & END_STREAM:
-                self._end(stream, STATUS_OK in payload, now)
+                self._end(stream, _end_of(payload), now)
         elif kind == RST_STREAM:
-            self._end(stream, False, now)
+            self._end(stream, End.DROPPED, now)
         elif kind == SETTINGS and not flags & ACK:
-            self._to_send.append(frame(SETTINGS, ACK, 0, b""))
+            self._settings(payload)
         elif kind == PING and not flags & ACK:
             self._to_send.append(frame(PING, ACK, 0, payload))
+
+    def _settings(self, payload: bytes) -> None:
+        self._to_send.append(frame(SETTINGS, ACK, 0, b""))
+        if not self.max_streams.done():
+            limits = dict(SETTING.iter_unpack(payload))
+            self.max_streams.set_result(limits.get(MAX_CONCURRENT_STREAMS, STREAMS_UNLIMITED))
 
     def _data(self, stream: int, payload: bytes, now: float) -> None:
         self._taken_bytes += len(payload)
@@ -179,15 +201,26 @@ class Connection(asyncio.Protocol):
         if data:
             self._partial[stream] = data
 
-    def _end(self, stream: int, status_ok: bool, now: float) -> None:
+    def _end(self, stream: int, end: End, now: float) -> None:
         self._partial.pop(stream, None)
         if call := self._calls.pop(stream, None):
-            call.ended(status_ok, now)
+            call.ended(end, now)
+
+
+def _end_of(trailers: bytes) -> End:
+    if STATUS_OK in trailers:
+        return End.OK
+    return End.REFUSED if STATUS_DETAILS in trailers else End.DROPPED
 
 
 async def connect(address: str, window_bytes: int = WINDOW_MAX) -> Connection:
-    """Connect to `host:port`."""
+    """Connect to `host:port`, and wait for the server's settings.
+
+    Raises:
+        ConnectionError: The server closed the connection before.
+    """
     host, port = address.rsplit(":", 1)
     loop = asyncio.get_running_loop()
     _, connection = await loop.create_connection(lambda: Connection(window_bytes), host, int(port))
+    await connection.max_streams
     return connection

@@ -5,8 +5,11 @@ which all processes of a machine share.
 """
 
 import asyncio
+import contextlib
 import gc
 import itertools
+import math
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +19,7 @@ import grpc
 import uvloop
 
 from benchmarks.child import answer_commands
-from benchmarks.h2 import Connection, connect, request, request_headers
+from benchmarks.h2 import Connection, End, connect, request, request_headers
 from benchmarks.measure import percentile
 from benchmarks.tasks import creates, queries
 from generated.generation.v1 import generation_pb2 as pb
@@ -27,6 +30,7 @@ CONNECTIONS = 4
 WATCH_CONNECTIONS = 100
 DRAWN_PER_SECOND = 12_000  # more than any server here answers
 OPEN_SECONDS = 60.0
+REOPEN_SECONDS, REOPEN_MAX_SECONDS = 0.1, 2.0  # doubled each time, with jitter as clients have
 SMALL_WINDOW_BYTES = 4_096
 
 Frames = Callable[[int], bytes]
@@ -56,9 +60,9 @@ class Line:
         self._answered = True
         self._loop.answers.append(data)
 
-    def ended(self, status_ok: bool, now: float) -> None:
+    def ended(self, end: End, now: float) -> None:
         """Note the call, and begin the next."""
-        self._loop.note(status_ok and self._answered, now - self._started)
+        self._loop.note(end is End.OK and self._answered, now - self._started)
         self.begin(now)
 
 
@@ -116,6 +120,7 @@ class Group:
     connections: list[Connection]
     opened: set[int] = field(default_factory=set)
     lost: set[int] = field(default_factory=set)
+    reopened: int = 0
     arrivals: list[float] = field(default_factory=list)
     ends: list[tuple[int, float]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -129,13 +134,17 @@ class Group:
 
 
 class Stream:
-    """One watch."""
+    """One watch, which is opened again until the server accepts it."""
 
-    __slots__ = ("_group", "_index")
+    __slots__ = ("_backoff_seconds", "_connection", "_frames", "_group", "_index")
 
-    def __init__(self, group: Group, index: int) -> None:
+    def __init__(self, group: Group, index: int, frames: Frames) -> None:
         self._group = group
         self._index = index
+        self._frames = frames
+        self._backoff_seconds = REOPEN_SECONDS
+        self._connection = group.connections[index % len(group.connections)]
+        self._connection.call(frames, self)
 
     def message(self, data: bytes, now: float) -> None:
         """The first snapshot opens the stream, the others arrive."""
@@ -146,13 +155,24 @@ class Stream:
             self._group.opened.add(self._index)
         self._group.changed.set()
 
-    def ended(self, status_ok: bool, now: float) -> None:
-        """The terminal snapshot was before this; or the stream is lost."""
-        if status_ok:
+    def ended(self, end: End, now: float) -> None:
+        """The terminal snapshot was before this; or the stream is dropped, or lost."""
+        if end is End.DROPPED and self._index not in self._group.opened:
+            seconds = self._backoff_seconds * random.uniform(0.5, 1.5)
+            asyncio.get_running_loop().call_later(seconds, self._reopen)
+            self._backoff_seconds = min(self._backoff_seconds * 2, REOPEN_MAX_SECONDS)
+            return
+        if end is End.OK:
             self._group.ends.append((self._index, now))
         else:
             self._group.lost.add(self._index)
         self._group.changed.set()
+
+    def _reopen(self) -> None:
+        if not self._connection.lost.done():
+            self._group.reopened += 1
+            self._connection.call(self._frames, self)
+            self._connection.flush()
 
 
 class Load:
@@ -226,29 +246,34 @@ class Load:
     ) -> Any:
         """Open streams, all at once, each on the next of the tasks; wait for their first message.
 
-        The connections are there already, as when a load balancer has just come back.
+        The connections are there already, as when a load balancer has just come back: as many as
+        `connections`, or as the streams need where the server takes fewer streams on each. What the
+        server drops before it accepts it is opened again; lost is what has no stream in the end.
         """
-        opening = Group([await connect(address) for _ in range(connections)])
+        opening = Group(await _enough_connections(address, streams, connections))
         watches = [pb.WatchTaskRequest(task_id=task_id).SerializeToString() for task_id in task_ids]
         requests = _frames("WatchTask", token, itertools.cycle(watches))
         started = time.monotonic()
         for index in range(streams):
-            connection = opening.connections[index % connections]
-            connection.call(next(requests), Stream(opening, index))
+            Stream(opening, index, next(requests))
         for connection in opening.connections:
             connection.flush()
-        await opening.until(lambda: len(opening.opened | opening.lost) >= streams, OPEN_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            await opening.until(lambda: len(opening.opened | opening.lost) >= streams, OPEN_SECONDS)
         self._groups[group] = opening
-        seconds = time.monotonic() - started
-        return {"seconds": seconds, "opened": len(opening.opened), "lost": len(opening.lost)}
+        opened = len(opening.opened)
+        return {
+            "seconds": time.monotonic() - started,
+            "opened": opened,
+            "lost": streams - opened,
+            "reopened": opening.reopened,
+        }
 
     async def open_stopped(self, *, group: str, address: str, token: str, task_id: str) -> Any:
         """Open one more stream, whose reader stops after its first message."""
         stopping = Group([await connect(address, SMALL_WINDOW_BYTES)])
         watch = pb.WatchTaskRequest(task_id=task_id).SerializeToString()
-        stopping.connections[0].call(
-            next(_frames("WatchTask", token, iter([watch]))), Stream(stopping, 0)
-        )
+        Stream(stopping, 0, next(_frames("WatchTask", token, iter([watch]))))
         stopping.connections[0].flush()
         await asyncio.sleep(0.5)  # its window is too small for one whole message
         stopping.connections[0].stop_reading()
@@ -289,6 +314,13 @@ class Load:
         if address not in self._connections:
             self._connections[address] = [await connect(address) for _ in range(CONNECTIONS)]
         return self._connections[address]
+
+
+async def _enough_connections(address: str, streams: int, least: int) -> list[Connection]:
+    """Connect as often as that many streams need, and `least` times at the least."""
+    first = await connect(address)
+    needed = max(least, math.ceil(streams / await first.max_streams))
+    return [first, *[await connect(address) for _ in range(needed - 1)]]
 
 
 def _drawn(requests: Iterator[bytes], seconds: float) -> Iterator[bytes]:

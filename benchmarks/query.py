@@ -7,7 +7,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from benchmarks.bench import Bench, Slice, child, closed_loop, slices_in_turns
+from benchmarks.bench import Bench, Slice, closed_loop, floor_server, slices_in_turns
 from benchmarks.child import Child
 from benchmarks.databases import Kind, ended, pending
 from benchmarks.measure import ratios, settle, spread
@@ -27,16 +27,16 @@ FLOOR = "floor"
 def measure(bench: Bench) -> Iterator[Line]:
     """Ask for tasks that have ended and for tasks under way, on each kind of database."""
     with ExitStack() as stack:
-        floor = stack.enter_context(child("benchmarks.floor"))
+        floor = stack.enter_context(floor_server())
         services = {kind.name: _start(bench, kind, stack) for kind in bench.databases}
         for service in services.values():
             settle(service.pid)
             answer = _fetch(bench, service)
         floor.ask("answer", task=answer)
-        sides = {FLOOR: _floor_side(bench, floor)}
+        found = {FLOOR: _floor_side(bench, floor)}
         for name, service in services.items():
-            sides |= _sides(bench, name, service)
-        slices = slices_in_turns(bench.rounds, sides)
+            found |= sides(bench, name, service)
+        slices = slices_in_turns(bench.rounds, found)
     for name in services:
         yield from _lines(name, slices)
 
@@ -61,7 +61,8 @@ def _floor_side(bench: Bench, floor: Child) -> Callable[[], Slice]:
     return _side(bench, floor.pid, floor.address, TOKEN, **draw)
 
 
-def _sides(bench: Bench, name: str, service: Service) -> dict[str, Callable[[], Slice]]:
+def sides(bench: Bench, name: str, service: Service) -> dict[str, Callable[[], Slice]]:
+    """Return the measurements of a service, by the database's name and the state of the tasks."""
     under_way = bench.count(PENDING)
     over = bench.count(TASKS) - under_way
     side = partial(_side, bench, service.pid, service.address, service.token)

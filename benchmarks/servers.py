@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 import grpc
 
 from benchmarks.databases import CALLER
+from service.server import CHANNEL_OPTIONS, PENDING_HARD
+from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "0123456789abcdef" * 4
@@ -53,18 +55,26 @@ class Service:
         start_seconds: How long it took from the last start of its process to SERVING.
     """
 
-    def __init__(self, folder: Path, database_url: str, provider_url: str, **settings: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        database_url: str,
+        provider_url: str,
+        root: Path = ROOT,
+        **settings: str,
+    ) -> None:
         ports = free_ports(3)
         self.address, self.admin_address, self.http_address = (f"127.0.0.1:{p}" for p in ports)
         self.database_url = database_url
         self.token = TOKEN
         self.start_seconds = math.nan
+        self._root = root
         self._log = folder / f"service-{ports[0]}.log"
         tokens = folder / "tokens"
         tokens.write_text("".join(_tokens()))
         self._env = {
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(root),
             "LISTEN_ADDRESS": self.address,
             "ADMIN_ADDRESS": self.admin_address,
             "HTTP_ADDRESS": self.http_address,
@@ -103,7 +113,7 @@ class Service:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service"],
-                env=self._env, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=log,
+                env=self._env, cwd=self._root, stdin=subprocess.DEVNULL, stderr=log,
             )  # fmt: skip
         try:
             self._wait_until_it_serves(started + START_SECONDS)
@@ -141,6 +151,18 @@ class Service:
         if time.monotonic() > deadline or self._process.poll() is not None:
             raise ServiceError(f"the service does not start: {self._log.read_text()[-2000:]}")
         time.sleep(CONNECT_PAUSE_SECONDS)
+
+
+def channel_options() -> Sequence[tuple[str, int]]:
+    """Return the options of the service's gRPC server that bound and shape its connections."""
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    pending = defaults["max_pending_calls"]
+    return (
+        *CHANNEL_OPTIONS,
+        ("grpc.max_concurrent_streams", defaults["max_streams_per_connection"]),
+        ("grpc.server.max_pending_requests", pending),
+        ("grpc.server.max_pending_requests_hard_limit", PENDING_HARD * pending),
+    )
 
 
 def free_ports(count: int) -> list[int]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.bench import Bench, child, in_turns
+from benchmarks.bench import Bench, floor_server, in_turns
 from benchmarks.child import Child
 from benchmarks.measure import MIB, Peak, cpu_seconds, ratios, settle, spread
 from benchmarks.report import Line, Target, mib, milliseconds, versus
@@ -28,9 +28,9 @@ class Sent:
 
 def measure(bench: Bench) -> Iterator[Line]:
     """Upload to both in turns."""
-    sent = in_turns(bench.rounds, {"ours": partial(_ours, bench), "floor": partial(_floor, bench)})
-    ours, floor = sent["ours"], sent["floor"]
-    speeds = [s.bytes_a_second for s in ours], [s.bytes_a_second for s in floor]
+    found = in_turns(bench.rounds, {"ours": partial(ours, bench), "floor": partial(_floor, bench)})
+    sent, floor = found["ours"], found["floor"]
+    speeds = [s.bytes_a_second for s in sent], [s.bytes_a_second for s in floor]
     yield versus(
         "UploadFile: speed",
         f"{mib(spread(speeds[0]).median)}/s",
@@ -38,14 +38,14 @@ def measure(bench: Bench) -> Iterator[Line]:
         ratios(*speeds),
         Target(SPEED_TARGET, "≥ 0.8 x", at_least=True),
     )
-    costs = [s.cpu_a_gib for s in ours], [s.cpu_a_gib for s in floor]
+    costs = [s.cpu_a_gib for s in sent], [s.cpu_a_gib for s in floor]
     yield versus(
         "UploadFile: server CPU a GiB",
         milliseconds(spread(costs[0]).median),
         milliseconds(spread(costs[1]).median),
         ratios(*costs),
     )
-    growth = max(s.growth_bytes for s in ours)
+    growth = max(s.growth_bytes for s in sent)
     yield Line(
         "UploadFile: memory growth in 1 GiB",
         mib(growth),
@@ -55,14 +55,15 @@ def measure(bench: Bench) -> Iterator[Line]:
     )
 
 
-def _ours(bench: Bench) -> Sent:
+def ours(bench: Bench) -> Sent:
+    """Upload to a service."""
     url = bench.databases[0].new_url()  # an upload touches no database
     with bench.service(url, UPLOAD_MAX_BYTES=str(MAX_BYTES)).running() as service:
         return _upload(bench, service)
 
 
 def _floor(bench: Bench) -> Sent:
-    with child("benchmarks.floor") as floor:
+    with floor_server() as floor:
         floor.ask("use", provider_url=bench.provider_url)
         return _upload(bench, floor)
 

@@ -1,0 +1,218 @@
+"""`python -m benchmarks.against --base COMMIT`: measure an old commit against this checkout.
+
+Both services run beside each other, with the same interpreter and settings, on a database each that
+its own code has made. The load and the provider are those of this checkout.
+"""
+
+import argparse
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from benchmarks import create, query, upload, watches
+from benchmarks.bench import Bench, Slice, in_turns, slices_in_turns
+from benchmarks.command import FAILED, INTERRUPTED, MISUSED, add_options, new_bench, terminate
+from benchmarks.databases import Kind, UnreachableError, kinds
+from benchmarks.measure import ratios, spread
+from benchmarks.report import Line, at_most, microseconds, milliseconds, print_table, versus
+from benchmarks.servers import ROOT, Service
+
+OLD, NEW = "old", "new"
+TARGET = at_most(1.05)
+DEFAULT = ("query", "create")
+WITHOUT_DATABASE = frozenset({"watches", "upload"})  # measured once, on the first kind
+LONG_SECONDS = 0.01
+SEED = Path(__file__).parent / "seed.py"
+HEAD = ("server CPU a call", "new", "old", "new / old (quartiles)", "target", "")
+
+Sides = Mapping[str, Bench]  # OLD and NEW
+Costs = Mapping[str, Sequence[float]]  # the server's CPU seconds a call, of each round
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit code: 1 if a target is missed."""
+    given = _options(arguments)
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        lines = _measure(given)
+    except UnreachableError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if not lines:
+        print("nothing was measured: none of these databases is available", file=sys.stderr)
+        return MISUSED
+    return FAILED if any(line.verdict == "MISSED" for line in lines) else 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.against", description=__doc__)
+    parser.add_argument("--base", required=True, type=_commit, help="the old commit")
+    add_options(parser, MEASUREMENTS)
+    return parser.parse_args(arguments)
+
+
+def _commit(name: str) -> str:
+    found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    if found.returncode:
+        raise argparse.ArgumentTypeError(f"{name!r} is not a commit of this repository")
+    return found.stdout.strip()
+
+
+def _measure(given: argparse.Namespace) -> list[Line]:
+    lines: list[Line] = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="against-")))
+        databases = kinds(given.databases, folder, stack)
+        if not databases:
+            return lines
+        new = new_bench(given, folder, databases, stack)
+        old = replace(new, root=stack.enter_context(_checked_out(given.base, folder / "base")))
+        for name in given.measurements or DEFAULT:
+            measured = [
+                _line(what, costs)
+                for kind in (databases[:1] if name in WITHOUT_DATABASE else databases)
+                for what, costs in MEASUREMENTS[name]({OLD: old, NEW: new}, kind)
+            ]
+            print_table([line.cells() for line in measured], HEAD)
+            lines += measured
+    return lines
+
+
+@contextmanager
+def _checked_out(commit: str, folder: Path) -> Iterator[Path]:
+    _git("worktree", "add", "--quiet", "--detach", str(folder), commit).check_returncode()
+    try:
+        yield folder
+    finally:
+        _git("worktree", "remove", "--force", str(folder))
+
+
+def _git(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["git", *arguments],  # noqa: S607 - the system's
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+
+
+def _line(what: str, costs: Costs) -> Line:
+    new, old = costs[NEW], costs[OLD]
+    return versus(
+        what,
+        _time(spread(new).median),
+        _time(spread(old).median),
+        ratios(new, old),
+        TARGET,
+    )
+
+
+def _time(seconds: float) -> str:
+    return milliseconds(seconds) if seconds >= LONG_SECONDS else microseconds(seconds)
+
+
+# --- the measurements ---
+
+
+def _query(sides: Sides, kind: Kind) -> Iterator[tuple[str, Costs]]:
+    with ExitStack() as stack:
+        states = {
+            name: query.sides(bench, kind.name, stack.enter_context(_seeded(bench, kind).running()))
+            for name, bench in sides.items()
+        }
+        for state in ("ended", "pending"):
+            key = f"{kind.name} {state}"
+            costs = _by_slices(sides, {name: states[name][key] for name in sides})
+            yield f"QueryTask {state}, {kind.name}", costs
+
+
+def _seeded(bench: Bench, kind: Kind) -> Service:
+    service = bench.service(kind.new_url())
+    with service.running():
+        pass  # it makes its own tables
+    sizes = (bench.count(query.PENDING), bench.count(query.TASKS))
+    subprocess.run(
+        [sys.executable, "-P", SEED, service.database_url, *map(str, sizes)],
+        env={"PYTHONPATH": str(bench.root)},
+        check=True,
+    )
+    return service
+
+
+def _create(sides: Sides, kind: Kind) -> Iterator[tuple[str, Costs]]:
+    with ExitStack() as stack:
+        found = {
+            name: create.side(bench, stack.enter_context(bench.service(kind.new_url()).running()))
+            for name, bench in sides.items()
+        }
+        yield f"CreateTask, {kind.name}", _by_slices(sides, found)
+
+
+def _by_slices(sides: Sides, found: Mapping[str, Callable[[], Slice]]) -> Costs:
+    slices = slices_in_turns(sides[NEW].rounds, found)
+    return {name: [s.cpu_a_call for s in slices[name]] for name in sides}
+
+
+def _watches(sides: Sides, kind: Kind) -> Iterator[tuple[str, Costs]]:
+    """Open 10,000 streams on each side once, and push to them in turns."""
+    with ExitStack() as stack:
+        pushes = {
+            name: _pushing(
+                bench, stack.enter_context(bench.service(kind.new_url()).running()), name
+            )
+            for name, bench in sides.items()
+        }
+        yield "a pushed snapshot", _in_pairs(sides, pushes)
+        for name, bench in sides.items():
+            bench.load.ask("close", group=name)
+
+
+def _pushing(bench: Bench, service: Service, group: str) -> Callable[[], float]:
+    ours = watches.Ours(bench, service)
+    opened = bench.load.ask(
+        "open",
+        group=group,
+        address=service.address,
+        token=service.token,
+        task_ids=ours.task_ids,
+        streams=bench.count(watches.STREAMS),
+    )
+    return partial(watches.cpu_a_push, bench, ours, opened["opened"], group)
+
+
+def _upload(sides: Sides, kind: Kind) -> Iterator[tuple[str, Costs]]:
+    del kind  # an upload reads no database
+    found = {name: partial(_upload_cost, bench) for name, bench in sides.items()}
+    yield "UploadFile, 1 GiB", _in_pairs(sides, found)
+
+
+def _upload_cost(bench: Bench) -> float:
+    return upload.ours(bench).cpu_a_gib
+
+
+def _in_pairs(sides: Sides, found: Mapping[str, Callable[[], float]]) -> Costs:
+    """Measure each side twice a round, A B B A, and return the means."""
+    for measure in found.values():
+        measure()  # what is slow only once is not measured
+    halves = in_turns(2 * sides[NEW].rounds, found)
+    return {
+        name: [(a + b) / 2 for a, b in zip(costs[::2], costs[1::2], strict=True)]
+        for name, costs in halves.items()
+    }
+
+
+MEASUREMENTS: Mapping[str, Callable[[Sides, Kind], Iterator[tuple[str, Costs]]]] = {
+    "query": _query,
+    "create": _create,
+    "watches": _watches,
+    "upload": _upload,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""Fill a database of another checkout: `PYTHONPATH=CHECKOUT python -P seed.py URL PENDING ALL`.
+
+The checkout's own code writes the rows, since it may have other columns than this one. So it relies
+on what all of them have in common: `pending`, `ended` and `insert` of benchmarks/databases.py.
+"""
+
+import sys
+import time
+from itertools import chain
+
+from benchmarks.databases import ended, insert, pending
+
+
+def main(url: str, pending_tasks: int, all_tasks: int) -> None:
+    """Insert tasks: the newest are pending, the others have ended."""
+    now = time.time()
+    rows = chain(pending(range(pending_tasks), now), ended(range(pending_tasks, all_tasks), now))
+    insert(url, rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
