@@ -291,7 +291,7 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
     """Read a bounded answer; one that is whole JSON does not need its end.
 
     Raises:
-        UnreadableAnswerError: It is too large.
+        UnreadableAnswerError: It is too large, or its rest never came.
     """
     body = bytearray()
     try:
@@ -301,9 +301,12 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
                 words = f"more than {ANSWER_MAX_BYTES} bytes"
                 text = bytes(body[:ANSWER_START_BYTES]).decode(errors="replace")
                 raise UnreadableAnswerError(words, about_us=response.ok, text=text)
-    except BROKEN_BODY:
-        if not is_complete(bytes(body)):
+    except BROKEN_BODY as error:
+        if not body:
             raise
+        if not is_complete(bytes(body)):
+            text = body.decode(errors="replace")
+            raise UnreadableAnswerError(_describe(error), text=text) from error
     return bytes(body)
 
 
