@@ -296,7 +296,8 @@ class Store:
     ) -> Claim:
         """Take due tasks of a lane, longest due first, and store what `move` makes of each.
 
-        Those whose last poll failed come after the others, unless they are overdue for long.
+        Those whose last poll failed come after the others, unless they are overdue for long: they
+        leave half of the quota to tasks that can be read.
 
         The move must change the due time or the lane, so that nobody takes the task again
         meanwhile. Each takes a slot of the quota; those for which none is free stay.
@@ -423,12 +424,15 @@ class Store:
         self, lane: Lane, now: float, limit: int, move: Callable[[Task], Task], quota: Quota
     ) -> Claim:
         overdue = now - OVERDUE_SECONDS
-        rows = self._engine.execute(self._sql.due_first, lane, now, overdue, limit).fetchall()
-        if len(rows) < limit:
-            last = (lane, now, overdue, limit - len(rows))
-            rows += self._engine.execute(self._sql.due_last, *last).fetchall()
-        taken, next_time = self._take_slots(quota, len(rows), now)
-        return Claim(self._moved(rows[:taken], move), next_time)
+        first = self._engine.execute(self._sql.due_first, lane, now, overdue, limit).fetchall()
+        taken, next_time = self._take_slots(quota, len(first), now)
+        rows = first[:taken]
+        if len(rows) == len(first) < limit:
+            left = limit - len(first)
+            last = self._engine.execute(self._sql.due_last, lane, now, overdue, left).fetchall()
+            taken, next_time = self._take_slots(quota, len(last), now, spare=quota.limit // 2)
+            rows += last[:taken]
+        return Claim(self._moved(rows, move), next_time)
 
     def _claim_waiting(
         self,
@@ -515,18 +519,25 @@ class Store:
             self._engine.execute(self._sql.set_aside, row[0])
         return task
 
-    def _take_slots(self, quota: Quota, wanted: int, now: float) -> tuple[int, float]:
-        """Take slots; return how many, and when there are more if there were too few."""
+    def _take_slots(
+        self, quota: Quota, wanted: int, now: float, spare: int = 0
+    ) -> tuple[int, float]:
+        """Take slots; return how many, and when there are more if there were too few.
+
+        At least `spare` free ones are left for others.
+        """
         if not quota.limit or not wanted:
             return wanted, 0.0
         execute = self._engine.execute
-        free = execute(self._sql.free_slots, quota.name, quota.limit, now, wanted).fetchall()
-        for (number,) in free:
+        most = wanted + spare
+        free = execute(self._sql.free_slots, quota.name, quota.limit, now, most).fetchall()
+        taken = free[: max(0, len(free) - spare)]
+        for (number,) in taken:
             execute(self._sql.take_slot, now + quota.seconds, quota.name, number)
-        if len(free) == wanted:
+        if len(taken) == wanted:
             return wanted, 0.0
         ((next_time,),) = execute(self._sql.next_slot, quota.name, quota.limit).fetchall()
-        return len(free), max(next_time, now + LOCK_RETRY_SECONDS)
+        return len(taken), max(next_time, now + LOCK_RETRY_SECONDS)
 
     def _add_slots(self, quota: Quota) -> None:
         for number in range(quota.limit):

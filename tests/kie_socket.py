@@ -79,6 +79,9 @@ class SocketKie:
     def count(self, endpoint: str) -> int:
         return sum(request.endpoint == endpoint for request in self.requests)
 
+    async def _answered(self, request: Request) -> Raw:
+        return self.answer(request)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -86,7 +89,7 @@ class SocketKie:
         try:
             request = await _read(reader)
             self.requests.append(request)
-            raw = self.answer(request)
+            raw = await self._answered(request)
             writer.write(raw.data)
             await writer.drain()
             if raw.stays_open:

@@ -28,10 +28,9 @@ from providers.kie.values import (
     clean,
     find_id,
     first_words,
-    id_in_text,
+    id_anywhere,
     read_json,
     text_of,
-    unwrapped,
 )
 
 OK = 200
@@ -74,7 +73,7 @@ class Envelope:
     @property
     def task_id(self) -> str:
         """The id of a task that stands anywhere in the answer, or ""."""
-        return find_id(self.data) or (self.text and find_id(unwrapped(self.text))) or ""
+        return find_id(self.data) or id_anywhere(self.text)
 
 
 class UnreadableAnswerError(Exception):
@@ -159,8 +158,7 @@ def read_submission(envelope: Envelope, *, prompt: str = "") -> Submission:
 
 def unreadable_submission(error: UnreadableAnswerError) -> Unknown:
     """Say what an answer that cannot be read leaves of a paid request: perhaps an id."""
-    task_id = find_id(unwrapped(error.text)) or id_in_text(error.text)
-    return Unknown(str(error), kept_text(error.text), task_id)
+    return Unknown(str(error), kept_text(error.text), id_anywhere(error.text))
 
 
 # --- a poll ---

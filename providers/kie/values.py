@@ -6,7 +6,7 @@ Nothing here raises for what the other side sent, except `read_json`.
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,9 +21,10 @@ UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 ID_NAMES = ("taskid", "recordid", "jobid", "id")
 # What repeats our own request: no id and no URL in it is an answer.
 REQUEST_NAMES = frozenset({"param", "paramjson", "promptjson", "input", "request"})
-# Quotes inside a JSON string are escaped, so this does not match in a prompt.
+# In a text that is no JSON, or in JSON text that such a text holds.
 ID_IN_TEXT = re.compile(
-    r'"(?:task|record)_?id"\s*:\s*(?:"\s*([^"\\\s]{1,255})\s*"|(\d{1,30})\s*[,}\]])', re.IGNORECASE
+    r'"(?:task|record)_?id\\*"\s*:\s*(?:\\*"\s*([\w.:/-]{1,255})\s*\\*"|(\d{1,30})\s*[,}\]])',
+    re.IGNORECASE,
 )
 # A text that can only be an id: one word with a digit in it.
 BARE_ID = re.compile(r"(?=\D*\d)[A-Za-z0-9][A-Za-z0-9._:/-]{3,254}")
@@ -101,24 +102,37 @@ def _float(digits: str) -> float | str:
 
 def as_id(value: Any) -> str:
     """Return an id as text; "" if it is none that could be asked for."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    value = unwrapped(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         value = str(value)
-    if not isinstance(value, str) or not 0 < len(value.strip()) <= ID_MAX_CHARACTERS:
+    if not isinstance(value, str):
         return ""
-    return clean(value.strip())
+    text = value.strip(" \t\r\n\"'")
+    whole = len(text) <= ID_MAX_CHARACTERS and any(map(str.isalnum, text))
+    return clean(text) if whole else ""
 
 
 def find_id(value: Any, depth: int = DEPTH_MAX) -> str:
     """Return the id that stands under one of its names, here or deeper; "" if there is none."""
-    value = unwrapped(value)
+    return _likeliest(_named_ids(unwrapped(value), depth))
+
+
+def _likeliest(ids: Iterable[str]) -> str:
+    """Return the first that looks like an id of Kie's, else the first."""
+    found = list(filter(None, ids))
+    return next(filter(BARE_ID.fullmatch, found), found[0] if found else "")
+
+
+def _named_ids(value: Any, depth: int) -> Iterator[str]:
+    """Yield ids by the rank of their names, those here before those deeper."""
     if not depth or not isinstance(value, dict | list):
-        return ""
+        return
     named = {field_name(name): item for name, item in _items(value)}
-    found = (as_id(named.get(name)) for name in ID_NAMES)
-    if known := next(filter(None, found), ""):
-        return known
-    deeper = (find_id(item, depth - 1) for name, item in _items(value) if _answers(name))
-    return next(filter(None, deeper), "")
+    for name in ID_NAMES:
+        yield as_id(named.get(name))
+    for name, item in _items(value):
+        if field_name(name) not in REQUEST_NAMES:
+            yield from _named_ids(unwrapped(item), depth - 1)
 
 
 def _items(value: dict[str, Any] | list[Any]) -> Iterator[tuple[str, Any]]:
@@ -126,10 +140,6 @@ def _items(value: dict[str, Any] | list[Any]) -> Iterator[tuple[str, Any]]:
         yield from value.items()
     else:
         yield from (("", item) for item in value)
-
-
-def _answers(name: str) -> bool:
-    return field_name(name) not in REQUEST_NAMES
 
 
 def bare_id(value: Any) -> str:
@@ -143,8 +153,12 @@ def bare_id(value: Any) -> str:
 
 def id_in_text(text: str) -> str:
     """Return the id in a text that is no JSON, as its end may be missing; "" if there is none."""
-    found = ID_IN_TEXT.search(text)
-    return clean(found[1] or found[2]) if found else ""
+    return _likeliest(as_id(found[1] or found[2]) for found in ID_IN_TEXT.finditer(text))
+
+
+def id_anywhere(text: str) -> str:
+    """Return the id that stands in an answer, be it JSON or not; "" if there is none."""
+    return find_id(text) or id_in_text(text)
 
 
 def same_id(one: Any, other: str) -> bool:
