@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 
 from providers.base import Accepted, Progress, Succeeded
+from service.reach import Reach
 from service.schedule import Schedule
 from service.verdicts import Verdicts, after_callback
 from storage.task import Task
@@ -110,6 +111,7 @@ def unwatched(kind: str, *, callbacks_come: bool, tasks: int = TASKS, seed: int 
     random.seed(seed)
     verdicts = Verdicts(
         schedule=Schedule(INTERVAL_SECONDS, _usual_seconds),
+        reach=Reach(INTERVAL_SECONDS),
         task_max_age_seconds=TASK_MAX_AGE_SECONDS,
         unknown_wait_seconds=0,
         left_to_callback=lambda _: True,

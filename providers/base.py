@@ -5,7 +5,11 @@ The three outcomes of a paid request are never merged: *refused* (an answer that
 sent* (nobody was reached) and *unknown* (sent, and no answer that can be read).
 
     Submission      Accepted | Refused | Postponed | Unknown
-    Poll            Progress | Succeeded | Failed | Weather
+    Poll            Progress | Succeeded | Failed | Unavailable | Unreadable | UnknownState
+
+Nor are the three ways in which a poll ends without a verdict: the provider is *unavailable* (it
+answers nobody, or no request with our key), this one task *cannot be read*, or its *state is
+unknown* to us.
 
 Exceptions are for what a caller of this process can mend:
 
@@ -15,6 +19,7 @@ Exceptions are for what a caller of this process can mend:
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 from generated.generation.v1.generation_pb2 import ProviderParams
@@ -68,18 +73,31 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The provider answered no. Nothing was bought; `reason` is the name of an ErrorReason."""
+    """The provider answered no. `reason` is the name of an ErrorReason.
+
+    An answer that names a task may hide a purchase all the same: `provider_task_id` is what it
+    named, or "".
+    """
 
     reason: str
     message: str
     provider_code: str
+    provider_task_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
-    """Nothing was bought and the same request may be sent again: not connected, 429 or 455."""
+    """Nothing was bought and the same request may be sent again.
+
+    Attributes:
+        detail: Why, for the log.
+        reached: False if there was no connection, so that no model's tasks can be sent.
+        provider_task_id: What the answer named all the same, or "".
+    """
 
     detail: str
+    reached: bool = True
+    provider_task_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +105,28 @@ class Unknown:
     """The request was sent and no readable answer came: it may have been bought.
 
     Never send it again.
+
+    Attributes:
+        detail: What went wrong, for the log.
+        answer: What came instead of an answer, cut and without secrets.
+        provider_task_id: An id found in it, to be looked up, or "".
     """
 
     detail: str
+    answer: str = ""
+    provider_task_id: str = ""
 
 
 Submission = Accepted | Refused | Postponed | Unknown
+
+
+class Recognition(Enum):
+    """Whether a record of the provider is that of our request."""
+
+    AGREES = "agrees"
+    DIFFERS = "differs"
+    SILENT = "silent"  # the record is there, and does not repeat the request
+    UNREADABLE = "unreadable"  # there is no record, or not yet
 
 
 # --- outcomes of a poll ---
@@ -100,10 +134,15 @@ Submission = Accepted | Refused | Postponed | Unknown
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The provider works on it: not yet started, or generating, perhaps with 0-100 percent."""
+    """The provider works on it: not yet started, or generating, perhaps with 0-100 percent.
+
+    `record` is what the provider said, as JSON text: it is kept if the task ends by its age.
+    """
 
     generating: bool
     percent: int | None = None
+    credits_consumed: float | None = None
+    record: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +153,10 @@ class Succeeded:
         urls: The results, in the provider's order.
         mime_types: One for each URL.
         result_json: JSON text: an object with `resultUrls` beside whatever else the provider's
-            result held.
+            result held; without URLs, the provider's whole record.
         credits_consumed: In the provider's credits, or None when it does not tell.
         complete_time: Unix seconds by the provider's clock, or None when it does not tell.
+        differs: Whether the record repeats another request than ours.
     """
 
     urls: tuple[str, ...]
@@ -124,11 +164,12 @@ class Succeeded:
     result_json: str
     credits_consumed: float | None = None
     complete_time: float | None = None
+    differs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The provider tried and failed. Final."""
+    """The provider tried and failed."""
 
     message: str
     provider_code: str
@@ -137,19 +178,44 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Weather:
-    """No verdict: an outage, a limit, garbage, a record that is not visible yet.
+class Unavailable:
+    """The provider did not answer: no connection, an error page, a limit, our key refused."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An answer about this very task that gives no verdict.
 
     Attributes:
-        detail: What came instead, for the log. It holds no secret.
-        answered: Whether the provider itself spoke of this task (an envelope of 200, 404 or 422).
+        detail: Why not, for the log. It holds no secret.
+        answer: What came, cut and without secrets.
+        record: The same as JSON text, if it is a record.
+        given_up: Whether the provider says that its upstream gave no result in time.
+        provider_code: The provider's own code, or "".
     """
 
     detail: str
-    answered: bool = False
+    answer: str = ""
+    record: str = ""
+    given_up: bool = False
+    provider_code: str = ""
 
 
-Poll = Progress | Succeeded | Failed | Weather
+@dataclass(frozen=True, slots=True)
+class UnknownState:
+    """A record in a state that this version does not know.
+
+    `record` is what the provider said, as JSON text.
+    """
+
+    state: str
+    record: str = ""
+
+
+Inconclusive = Unavailable | Unreadable | UnknownState
+Poll = Progress | Succeeded | Failed | Inconclusive
 
 
 # --- uploads ---
@@ -210,11 +276,16 @@ class Provider(Protocol):
     async def submit(self, params: ProviderParams, callback_url: str | None) -> Submission:
         """Send the paid request, at most once. The params have passed `check`."""
 
-    async def poll(self, model: str, provider_task_id: str) -> Poll:
-        """Ask how a submitted task stands."""
+    async def poll(
+        self, model: str, provider_task_id: str, params: ProviderParams | None = None
+    ) -> Poll:
+        """Ask how a submitted task stands.
 
-    async def recognises(self, params: ProviderParams, provider_task_id: str) -> bool | None:
-        """Say whether a task of the provider is that of these params; None if it does not tell."""
+        A success is compared with the params, if they are given.
+        """
+
+    async def recognise(self, params: ProviderParams, provider_task_id: str) -> Recognition:
+        """Compare a task of the provider with these params."""
 
     async def upload(self, upload: Upload, chunks: AsyncIterator[bytes]) -> StoredFile:
         """Pass a file on, chunk by chunk as the provider takes them.
@@ -227,4 +298,4 @@ class Provider(Protocol):
         """
 
     async def close(self) -> None:
-        """Release connections. Requests under way end as Unknown or Weather."""
+        """Release connections. Requests under way end as Unknown or Unavailable."""

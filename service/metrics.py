@@ -53,6 +53,8 @@ TASK_FAILURES = (
     *("CANCELLED", "GENERATION_FAILED", "RESULT_MISSING", "SUBMISSION_UNKNOWN", "TASK_TIMEOUT"),
 )
 
+INCONCLUSIVE_CAUSES = ("unavailable", "unreadable", "unknown_state")
+
 M = TypeVar("M", bound=MetricWrapperBase)
 
 
@@ -176,6 +178,16 @@ class Metrics:
             (),
             WAIT_BUCKETS,
         )
+        self._inconclusive = counter(
+            "generation_polls_inconclusive",
+            "Polls without a verdict, by why there is none",
+            "model",
+            "cause",
+        )
+        self._silence = gauge(
+            "generation_provider_silent_seconds",
+            "For how long no poll was answered, though some were sent",
+        )
         self._provider_calls = _Series(
             histogram(
                 "generation_provider_call_seconds",
@@ -219,6 +231,8 @@ class Metrics:
         for stage in Stage:
             self._moves[model, stage].inc(0)
         self._ends[model, Status.SUCCESS, ""].inc(0)
+        for cause in INCONCLUSIVE_CAUSES:
+            self._inconclusive[model, cause].inc(0)
         for reason in TASK_FAILURES:
             self._ends[model, Status.FAILED, reason].inc(0)
 
@@ -288,6 +302,14 @@ class Metrics:
     def poll_started(self, lag_seconds: float) -> None:
         """Note how late a poll was started."""
         self._poll_lag.observe(lag_seconds)
+
+    def poll_inconclusive(self, model: str, cause: str) -> None:
+        """Count a poll without a verdict."""
+        self._inconclusive[model, cause].inc()
+
+    def provider_silent(self, seconds: float) -> None:
+        """Show for how long nobody was answered; 0 if somebody was."""
+        self._silence.set(seconds)
 
     # --- what it leans on ---
 

@@ -17,7 +17,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -27,14 +27,20 @@ from providers.base import (
     Poll,
     Postponed,
     Provider,
+    Recognition,
     Refused,
     Submission,
+    Succeeded,
+    Unavailable,
     Unknown,
-    Weather,
+    UnknownState,
+    Unreadable,
 )
 from service.caller_limits import CallerLimits
+from service.holds import Holds
 from service.limits import Turns
 from service.metrics import Metrics
+from service.seen import Seen
 from service.verdicts import Verdicts, after_callback
 from service.watch import Hub
 from storage.errors import ClaimUnknownError, StorageUnavailableError
@@ -55,7 +61,6 @@ RENEW_SECONDS = 3.0
 STORAGE_RETRY_SECONDS = 1.0
 HOLD_SECONDS = 2.0  # after the provider would not take a task; doubles each time
 HOLD_MAX_SECONDS = 30.0
-OUTAGE_SILENCES = 3
 PROBE_DEPTH = 1_000  # how far behind a task that is always put back another one is found
 
 log = structlog.get_logger()
@@ -68,6 +73,7 @@ class AccountLimits:
     creates_per_10_seconds: int
     status_per_second: int
     running_max: int
+    creates_in_flight_max: int = 0
 
 
 class Poller:
@@ -95,6 +101,10 @@ class Poller:
         self._callback_url = callback_url
         self._running_max = limits.running_max or math.inf
         self._caller_limits = caller_limits
+        self._sending_max = limits.creates_in_flight_max or math.inf
+        self._busy_max = CONCURRENT_MAX | {
+            Lane.SUBMIT: int(min(CONCURRENT_MAX[Lane.SUBMIT], self._sending_max))
+        }
         creates = Quota("creates", limits.creates_per_10_seconds, CREATES_WINDOW_SECONDS)
         status = Quota("status", limits.status_per_second, STATUS_WINDOW_SECONDS)
         self._quotas = {Lane.SUBMIT: creates, Lane.POLL: status, Lane.LATE: status}
@@ -103,8 +113,9 @@ class Poller:
         self._passed_over: frozenset[str] = frozenset()
         self._limited_since: dict[Lane, float] = {}
         self._turns = Turns()
-        self._hold = _Hold()
-        self._outage = _Outage()
+        self._holds = Holds(HOLD_SECONDS, HOLD_MAX_SECONDS)
+        self._held_back_until = 0.0  # while all that is due is of models that are held
+        self._seen = Seen()
         self._sending: set[str] = set()
         self._leases: dict[str, Task] = {}
         self._unconfirmed: list[tuple[Lane, Task]] = []
@@ -172,6 +183,8 @@ class Poller:
 
     def wake(self, lane: Lane | None = None, due_time: float = 0.0) -> None:
         """Look again, in time for a task that falls due in a lane; without one, at once."""
+        if lane is not Lane.POLL:
+            self._held_back_until = 0.0
         if lane:
             self._sooner[lane] = min(self._sooner.get(lane, math.inf), due_time)
         if due_time < self._next_time:
@@ -208,7 +221,9 @@ class Poller:
         if saved := await self._store.save(task, cancelled):
             self._show(task, saved)
 
-    async def called_back(self, task_id: str, provider_task_id: str) -> bool:
+    async def called_back(
+        self, task_id: str, provider_task_id: str, hosts: frozenset[str] = frozenset()
+    ) -> bool:
         """Poll a task now, as the provider has called back for it; False if there is no such task.
 
         At most one poll of a task is under way. It may have been answered before the callback was
@@ -217,7 +232,10 @@ class Poller:
         Args:
             task_id: Ours.
             provider_task_id: What the callback said, or "".
+            hosts: Those of the URLs that it named. They are logged if the task ends without a
+                result.
         """
+        self._seen.called_back(task_id, hosts)
         while not self._is_repeated(task_id):
             if self._is_being_polled(task_id):
                 self._called_back_meanwhile.add(task_id)
@@ -343,6 +361,9 @@ class Poller:
             self._running_full = claim.next_time == math.inf
             self._passed_over = claim.passed_over
             self._due_times[lane] = min(claim.due_time, now + PASSED_OVER_SECONDS)
+            if not claim.tasks and self._holds.probes:
+                next_time = self._holds.next_opening_time()
+                self._held_back_until = min(next_time, now + IDLE_SECONDS)
         self._note_limits(lane, claim, now)
         for task in claim.tasks:
             self._start(lane, task, slot_time=now)
@@ -364,13 +385,16 @@ class Poller:
         claim = await self._store.claim_in_turns(
             now,
             room=room,
-            depth=PROBE_DEPTH if self._hold.half_open else room,
+            depth=PROBE_DEPTH if self._holds.probes else room,
+            admit=self._holds.admitted,
             pick=self._next_in_turn,
             move=lambda task: task.submitting(now, lease_end),
             quota=self._quotas[lane],
             running_max=self._may_run(),
+            sending_max=self._sending_max,
+            closed_models=self._holds.closed_models(now),
         )
-        self._hold.note_sent(len(claim.tasks))
+        self._holds.note_sent(claim.tasks)
         for task in claim.tasks:
             self._metrics.task_moved(task.model, Stage.SUBMITTING)
         return claim
@@ -392,7 +416,7 @@ class Poller:
         return claim
 
     def _next_in_turn(self, waiting: Sequence[Waiting], room: int) -> list[str]:
-        if self._hold.half_open:
+        if self._holds.probes_any:
             return self._turns.pick_probe(waiting)
         return self._turns.pick(waiting, room)
 
@@ -420,7 +444,7 @@ class Poller:
                 self._sending.discard(task.id)
             if task.id not in self._sending:  # else the lease is its sender's from now on
                 self._leases.pop(task.id, None)
-            if self._busy[lane] == CONCURRENT_MAX[lane]:
+            if self._busy[lane] == self._busy_max[lane]:
                 self.wake()
             self._busy[lane] -= 1
         if task.id in self._called_back_meanwhile:
@@ -447,18 +471,19 @@ class Poller:
 
     def _room(self, lane: Lane, now: float) -> int:
         """Return how many tasks of a lane may be started now."""
-        room: float = CONCURRENT_MAX[lane] - self._busy[lane]
+        room: float = self._busy_max[lane] - self._busy[lane]
         if lane is Lane.SUBMIT:
-            room = min(room, self._hold.room(now))
+            room = min(room, self._holds.room(now))
         return int(room)
 
     def _opening_time(self, lane: Lane) -> float:
         """Return when a lane may open by itself; never, if the end of some work will wake us."""
-        if self._busy[lane] >= CONCURRENT_MAX[lane]:
+        if self._busy[lane] >= self._busy_max[lane]:
             return math.inf
         if lane is not Lane.SUBMIT:
             return self._allowed_times[lane]
-        return max(self._allowed_times[lane], self._hold.opening_time())
+        opening_time = max(self._holds.opening_time(), self._held_back_until)
+        return max(self._allowed_times[lane], opening_time)
 
     # --- sending ---
 
@@ -469,16 +494,18 @@ class Poller:
                 log.error("a paid request was given up before it was sent")
                 return
             outcome = await self._send(task)
-            self._note(outcome, self._store.now())
+            if not isinstance(outcome, Accepted):
+                outcome = await self._look_for_purchase(task, outcome)
+            self._note(task, outcome)
+            hold_until = self._holds.note_answer(task.model, outcome, self._store.now())
             await self._settle(
                 task,
                 lambda present, now: self._verdicts.after_submission(
-                    present, outcome, now, self._hold.until
+                    present, outcome, now, hold_until
                 ),
             )
         finally:
-            if self._hold.probing:
-                self._hold.probing = False
+            if self._holds.note_end(task.model):
                 self.wake()
 
     async def _is_still_ours(self, task: Task) -> bool:
@@ -500,20 +527,39 @@ class Poller:
         callback_url = self._callback_url(task.id) if self._callback_url else None
         return await self._provider.submit(ProviderParams.FromString(task.params), callback_url)
 
-    def _note(self, outcome: Submission, now: float) -> None:
-        """Learn from an outcome whether the provider takes tasks at all."""
+    async def _look_for_purchase(self, task: Task, outcome: Submission) -> Submission:
+        """Look at the record that an answer other than a yes, or a callback, names all the same."""
+        assert not isinstance(outcome, Accepted)
+        candidate = outcome.provider_task_id
+        try:
+            if not candidate and (present := await self._store.get(task.id)):
+                candidate = present.hinted_id
+        except StorageUnavailableError:
+            return outcome  # the verdict sees a hint, too, and waits for the database
+        if not candidate:
+            return outcome
+        params = ProviderParams.FromString(task.params)
+        found = await self._provider.recognise(params, candidate)
+        log.warning(
+            "a request that was not accepted names a task",
+            provider_task_id=candidate,
+            recognition=found.value,
+        )
+        if found in {Recognition.AGREES, Recognition.SILENT}:
+            return Accepted(candidate)
+        return replace(outcome, provider_task_id="") if found is Recognition.DIFFERS else outcome
+
+    def _note(self, task: Task, outcome: Submission) -> None:
         match outcome:
             case Postponed(detail):
-                self._hold.extend(now)
                 log.warning("the provider takes no tasks now", detail=detail)
-            case Unknown(detail):
-                log.error("the answer to a paid request is lost", detail=detail)
+            case Unknown(detail, answer):
+                log.error("the answer to a paid request is lost", detail=detail, answer=answer)
             case Refused(reason, message, code):
-                self._hold.clear()
                 log.warning("task refused", reason=reason, message=message, provider_code=code)
             case Accepted(provider_task_id):
-                self._hold.clear()
                 log.debug("task accepted", provider_task_id=provider_task_id)
+                self._seen.accepted(task, provider_task_id)
 
     # --- asking ---
 
@@ -522,21 +568,43 @@ class Poller:
         if task.stage is Stage.SUBMITTING:
             await self._look_for_orphan(task)
             return
-        outcome = await self._provider.poll(task.model, task.provider_task_id)
+        outcome = await self._ask(task)
         await self._settle(
             task, lambda present, now: self._verdicts.after_poll(present, outcome, now)
         )
-        await self._note_answer(outcome)
+        if self._verdicts.reach.note(outcome, task.setbacks, self._store.now()):
+            log.info("the provider answers again")
+            await self._store.hasten(self._store.now())
+            self.wake(Lane.POLL)
+        self._metrics.provider_silent(self._verdicts.reach.silent_seconds(self._store.now()))
 
     async def _poll_late(self, task: Task) -> None:
         """Ask for a result that is paid for, though the task has ended without it."""
         if not task.provider_task_id:
             await self._look_for_orphan(task)
             return
-        outcome = await self._provider.poll(task.model, task.provider_task_id)
+        outcome = await self._ask(task)
         await self._settle(
             task, lambda present, now: self._verdicts.after_late_poll(present, outcome, now)
         )
+
+    async def _ask(self, task: Task) -> Poll:
+        params = ProviderParams.FromString(task.params)
+        outcome = await self._provider.poll(task.model, task.provider_task_id, params)
+        match outcome:
+            case Unavailable(detail) | Unreadable(detail):
+                log.info("no verdict from a poll", detail=detail, setbacks=task.setbacks)
+                unreadable = isinstance(outcome, Unreadable)
+                cause = "unreadable" if unreadable else "unavailable"
+                self._metrics.poll_inconclusive(task.model, cause)
+            case UnknownState(state):
+                self._metrics.poll_inconclusive(task.model, "unknown_state")
+                self._seen.state(state)
+            case Succeeded(differs=True):
+                log.warning("a record repeats another request than ours")
+            case _:
+                pass
+        return outcome
 
     async def _look_for_orphan(self, task: Task) -> None:
         """A paid request without an answer: its sender is gone, it waits for a sign, or has one."""
@@ -546,10 +614,12 @@ class Poller:
             await self._settle(task, self._without_answer)
             return
         params = ProviderParams.FromString(task.params)
-        agrees = await self._provider.recognises(params, task.hinted_id)
-        log.info("a callback named a task", provider_task_id=task.hinted_id, agrees=agrees)
+        found = await self._provider.recognise(params, task.hinted_id)
+        log.info(
+            "a callback named a task", provider_task_id=task.hinted_id, recognition=found.value
+        )
         await self._settle(
-            task, lambda present, now: self._verdicts.after_recognition(present, agrees, now)
+            task, lambda present, now: self._verdicts.after_recognition(present, found, now)
         )
 
     def _without_answer(self, task: Task, now: float) -> Task | None:
@@ -559,14 +629,6 @@ class Poller:
             return task.scheduled(judgement_time, task.setbacks) if not task.ended else None
         log.error("a paid request has no answer")
         return self._verdicts.without_answer(task, now)
-
-    async def _note_answer(self, outcome: Poll) -> None:
-        """Learn from a poll whether an outage is over; then ask for all that was put off."""
-        silent = isinstance(outcome, Weather) and not outcome.answered
-        if self._outage.is_over(silent=silent):
-            log.info("the provider answers again")
-            await self._store.hasten(self._store.now())
-            self.wake(Lane.POLL)
 
     # --- saving ---
 
@@ -599,6 +661,8 @@ class Poller:
         self._note_due(after)
         if after.stage and after.stage is not before.stage:
             self._metrics.task_moved(after.model, after.stage)
+        if after.ended:
+            self._seen.ended(after)
         if after.ended and not before.ended:
             self._verdicts.learn(after)
             reason = after.failure and after.failure.reason
@@ -617,50 +681,3 @@ class Poller:
     def _note_due(self, task: Task) -> None:
         if task.lane and task.due_time is not None:
             self.wake(task.lane, task.due_time)
-
-
-class _Hold:
-    """Keeps tasks back while the provider takes none; then lets one try before the others."""
-
-    def __init__(self) -> None:
-        self.until = 0.0
-        self.probing = False
-        self._times = 0
-
-    @property
-    def half_open(self) -> bool:
-        """Whether one task is to try before the others."""
-        return self._times > 0
-
-    def room(self, now: float) -> float:
-        if not self.half_open:
-            return math.inf
-        return 0 if self.probing or now < self.until else 1
-
-    def opening_time(self) -> float:
-        return math.inf if self.probing else self.until
-
-    def note_sent(self, count: int) -> None:
-        self.probing = count > 0 and self.half_open
-
-    def extend(self, now: float) -> None:
-        if now < self.until:
-            return  # the answer to a request that was sent before the hold
-        self.until = now + min(HOLD_SECONDS * 2.0**self._times, HOLD_MAX_SECONDS)
-        self._times += 1
-
-    def clear(self) -> None:
-        self.until = 0.0
-        self._times = 0
-
-
-class _Outage:
-    """Knows an outage by several silences in a row, and its end by the first answer."""
-
-    def __init__(self) -> None:
-        self._silences = 0
-
-    def is_over(self, *, silent: bool) -> bool:
-        was_outage = self._silences >= OUTAGE_SILENCES
-        self._silences = self._silences + 1 if silent else 0
-        return was_outage and not silent

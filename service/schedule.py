@@ -50,17 +50,25 @@ class Schedule:
         """Take in that a task of the model ended `seconds` after its acceptance."""
         self._durations[model].add(seconds)
 
-    def wait(self, model: str, age_seconds: float, setbacks: int) -> float:
+    def wait(
+        self, model: str, age_seconds: float, setbacks: int, silent_seconds: float = 0.0
+    ) -> float:
         """Return the seconds until the next poll: 1 to 8 intervals, and a little jitter.
 
         Args:
             model: The task's.
             age_seconds: The task's.
-            setbacks: How many times in a row the provider could not be asked; each doubles it.
+            setbacks: How many polls of it failed in a row; each doubles the wait.
+            silent_seconds: For how long the provider has answered nobody; waits grow with it.
         """
+        nominal = self.nominal_wait(model, age_seconds, setbacks)
+        longest = LONGEST_FACTOR * self._interval_seconds
+        return max(nominal, min(silent_seconds, longest)) * random.uniform(1, 1 + JITTER)
+
+    def nominal_wait(self, model: str, age_seconds: float, setbacks: int) -> float:
+        """Return the same without jitter, while the provider answers."""
         factor = self._factor(model, age_seconds) * 2.0 ** min(setbacks, 8)
-        jitter = random.uniform(1, 1 + JITTER)
-        return self._interval_seconds * min(factor, LONGEST_FACTOR) * jitter
+        return self._interval_seconds * min(factor, LONGEST_FACTOR)
 
     def overdue_age(self, model: str) -> float:
         """Return the age at which a task's callback should have come long ago."""

@@ -33,6 +33,7 @@ from service.metrics import Metrics, Queue, measure_loop_lag
 from service.open_calls import LimitedCalls, OpenCalls
 from service.poller import AccountLimits, Poller
 from service.purge import Purger
+from service.reach import Reach
 from service.schedule import Schedule
 from service.servicer import Servicer
 from service.settings import Settings, split_address
@@ -241,6 +242,7 @@ def _limits(settings: Settings) -> AccountLimits:
         creates_per_10_seconds=settings.kie_creates_per_10_seconds,
         status_per_second=settings.kie_status_per_second,
         running_max=settings.kie_running_max,
+        creates_in_flight_max=settings.kie_creates_in_flight_max,
     )
 
 
@@ -285,6 +287,7 @@ def _verdicts(settings: Settings, provider: KieProvider, hub: Hub) -> Verdicts:
     callbacks = settings.public_url is not None
     return Verdicts(
         schedule=Schedule(settings.poll_interval_seconds, provider.usual_seconds),
+        reach=Reach(settings.poll_interval_seconds),
         task_max_age_seconds=settings.task_max_age_seconds,
         unknown_wait_seconds=settings.effective_unknown_wait_seconds,
         left_to_callback=lambda task_id: callbacks and not hub.is_watched(task_id),

@@ -176,6 +176,7 @@ class Settings(BaseSettings):
     kie_creates_per_10_seconds: Count = 20
     kie_status_per_second: Count = 10
     kie_running_max: Count = 100
+    kie_creates_in_flight_max: Count = 20
     disabled_models: Annotated[
         frozenset[str], NoDecode, BeforeValidator(_models), AfterValidator(_known_models)
     ] = frozenset()

@@ -16,18 +16,26 @@ from providers.base import (
     Poll,
     Postponed,
     Progress,
+    Recognition,
     Refused,
     Submission,
     Succeeded,
+    Unavailable,
     Unknown,
-    Weather,
+    UnknownState,
+    Unreadable,
 )
+from service.reach import Reach
 from service.schedule import Schedule
-from storage.task import LATE_POLL_SECONDS, Artifact, Failure, Stage, Task
+from storage.task import LATE_POLL_SECONDS, Artifact, Failure, Stage, Status, Task
 
 PUT_OFF_SECONDS = 1.0
 PUT_OFF_MAX_SECONDS = 30.0
 UNKNOWN = "SUBMISSION_UNKNOWN"
+GENERATION_FAILED = "GENERATION_FAILED"
+FAILING_SETBACKS = 3  # so many polls in a row must fail before a task ends by its age
+GIVEN_UP_SETBACKS = 5  # in a row, the last of them that the provider has given up waiting
+OUTAGE_MAX_SECONDS = 86_400.0  # while nobody is answered, no task ends by its age before
 
 log = structlog.get_logger()
 
@@ -38,6 +46,7 @@ class Verdicts:
 
     Attributes:
         schedule: When to ask again; it learns from every end.
+        reach: Whether the provider answers anybody.
         task_max_age_seconds: From a task's acceptance by the provider to its time-out.
         unknown_wait_seconds: How long a create without an answer waits for its callback.
         left_to_callback: Whether a task's callback may be waited for: one was asked for, and nobody
@@ -45,6 +54,7 @@ class Verdicts:
     """
 
     schedule: Schedule
+    reach: Reach
     task_max_age_seconds: float
     unknown_wait_seconds: float
     left_to_callback: Callable[[str], bool]
@@ -60,14 +70,26 @@ class Verdicts:
         match outcome:
             case Accepted(provider_task_id):
                 called_back = bool(task.hinted_id)
-                due_time = now if called_back else self._next_time(task, 0, now)
+                due_time = now if called_back else self._next_time(task, now)
                 return task.queued(provider_task_id, now, due_time)
-            case Refused(reason, message, code):
-                return task.failed(Failure(reason, message, code), now)
+            case Refused():
+                return _refused(task, outcome, now)
             case Postponed():
-                return task.postponed(now, max(hold_until, now + _put_off(task)))
+                return self._postponed(task, outcome, now, hold_until)
             case Unknown():
+                if outcome.provider_task_id and not task.hinted_id:
+                    task = task.hinted(outcome.provider_task_id, task.due_time)
                 return self.without_answer(task, now)
+
+    def _postponed(
+        self, task: Task, outcome: Postponed, now: float, hold_until: float
+    ) -> Task | None:
+        """Send it again later, unless something says that it was bought all the same."""
+        if candidate := task.hinted_id or outcome.provider_task_id:
+            return task.suspended(candidate, now)
+        if task.unknown_time is not None:  # a callback came that named no task
+            return self.without_answer(task, now)
+        return task.postponed(now, max(hold_until, now + _put_off(task)))
 
     def without_answer(self, task: Task, now: float) -> Task | None:
         """The request may have arrived: wait for a sign of it, if one can come, or give it up.
@@ -76,12 +98,13 @@ class Verdicts:
         """
         if task.stage is not Stage.SUBMITTING:
             return None
-        wait = self.unknown_wait_seconds
-        if task.unknown_time is None and (wait or task.hinted_id):
-            return task.unknown(now, now if task.hinted_id else now + wait)
-        if task.hinted_id:
-            return None  # a sign came meanwhile; the task is due for it
-        sent = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(task.submit_time))
+        if task.hinted_id:  # the task is due for it
+            return task.unknown(now, now) if task.unknown_time is None else None
+        unknown_time = now if task.unknown_time is None else task.unknown_time
+        if now < unknown_time + self.unknown_wait_seconds:
+            return task.unknown(unknown_time, unknown_time + self.unknown_wait_seconds)
+        sent_time = task.submit_time or task.update_time
+        sent = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(sent_time))
         words = (
             f"the request of {sent} may or may not have reached the provider, and was not sent"
             f" again: look for a task of {task.model} of that time in the provider's log of the"
@@ -89,21 +112,26 @@ class Verdicts:
         )
         return task.failed(Failure(UNKNOWN, words), now)
 
-    def after_recognition(self, task: Task, agrees: bool | None, now: float) -> Task | None:
-        """Bring an orphan home if the provider's record agrees with its request.
+    def after_recognition(self, task: Task, found: Recognition, now: float) -> Task | None:
+        """Bring an orphan home unless the provider's record is that of another request.
 
-        None says that the provider did not tell: it is asked again, as long as for any task.
+        A record that repeats no request denies nothing: its id came over a URL that only the
+        provider knows. While there is no record it is asked for again, as long as for any task.
         """
         if not task.hinted_id or task.provider_task_id:
             return None
-        lost = task.unknown_time or task.submit_time or task.create_time
-        if agrees is None and now < lost + self.task_max_age_seconds:
+        lost = task.unknown_time or task.submit_time or task.update_time
+        if found is Recognition.UNREADABLE and now < lost + self.task_max_age_seconds:
             setbacks = task.setbacks + 1
             return task.scheduled(now + self._wait(task, setbacks, now), setbacks)
-        if task.ended:
-            return task.adopted_late(task.hinted_id, now, now) if agrees else task.unhinted(None)
-        if agrees:
+        if found in {Recognition.AGREES, Recognition.SILENT}:
+            if task.ended:
+                return task.adopted_late(task.hinted_id, now, now)
             return task.queued(task.hinted_id, now, now)
+        if task.ended:
+            return task.unhinted(None)
+        if found is Recognition.DIFFERS and task.unknown_time is task.submit_time is None:
+            return task.postponed(now, now)  # as the answer said, it was not bought
         return task.unhinted(max(now, lost + self.unknown_wait_seconds))
 
     # --- a task was asked for ---
@@ -113,11 +141,13 @@ class Verdicts:
         if task.stage not in {Stage.QUEUED, Stage.GENERATING}:
             return None  # a poll that ran beside this one has ended it
         match outcome:
-            case Progress(generating, percent):
-                return self._again(task.progressed(generating, percent, now), 0, now, answered=True)
-            case Weather(detail, answered):
-                log.info("no verdict from a poll", detail=detail, setbacks=task.setbacks)
-                return self._again(task, task.setbacks + 1, now, answered=answered)
+            case Progress():
+                after = task.progressed(
+                    outcome.generating, outcome.percent, now, outcome.credits_consumed
+                )
+                return self._again(after, outcome, now)
+            case UnknownState() | Unreadable() | Unavailable():
+                return self._again(task, outcome, now)
             case Succeeded() if outcome.urls:
                 return task.succeeded(
                     _artifacts(outcome),
@@ -130,14 +160,64 @@ class Verdicts:
                 words = "the provider says success and names no result"
                 return _failed(task, Failure("RESULT_MISSING", words), outcome, now)
             case Failed(message, code):
-                return _failed(task, Failure("GENERATION_FAILED", message, code), outcome, now)
+                return _failed(task, Failure(GENERATION_FAILED, message, code), outcome, now)
 
-    def _again(self, task: Task, setbacks: int, now: float, *, answered: bool) -> Task:
-        """Ask again later, unless the provider answered that a task too old is still under way."""
-        if answered and _age(task, now) > self.task_max_age_seconds:
-            words = f"no end within {self.task_max_age_seconds:g} s of its acceptance"
-            return task.failed(Failure("TASK_TIMEOUT", words), now, late_delivery=True)
-        return task.scheduled(self._next_time(task, setbacks, now), setbacks)
+    def _again(
+        self, task: Task, outcome: Progress | UnknownState | Unreadable | Unavailable, now: float
+    ) -> Task:
+        """Ask again later, unless the task has come to its end by its age."""
+        setbacks = self._setbacks(task, outcome, now)
+        if self._is_timed_out(task, outcome, setbacks, now):
+            return self._timed_out(task, outcome, now)
+        if isinstance(outcome, Progress):
+            return task.scheduled(self._next_time(task, now), setbacks)
+        silent_seconds = self.reach.silent_seconds(now)
+        wait = self.schedule.wait(task.model, _age(task, now), setbacks, silent_seconds)
+        left = self.task_max_age_seconds - _age(task, now)
+        return task.scheduled(now + (min(wait, left) if left > 0 else wait), setbacks)
+
+    def _setbacks(self, task: Task, outcome: Poll, now: float) -> int:
+        """Count a poll that failed against its task, unless nobody else was answered either."""
+        match outcome:
+            case Progress():
+                return 0
+            case Unavailable() if not self._others_answered(task, now):
+                return max(task.setbacks, 1)
+            case _:
+                return task.setbacks + 1
+
+    def _others_answered(self, task: Task, now: float) -> bool:
+        """Whether the provider has answered for other tasks since the last poll of this one."""
+        since = self.schedule.nominal_wait(task.model, _age(task, now), task.setbacks)
+        return self.reach.answered_time > now - since
+
+    def _is_timed_out(self, task: Task, outcome: Poll, setbacks: int, now: float) -> bool:
+        age = _age(task, now)
+        if isinstance(outcome, Unreadable) and outcome.given_up and setbacks >= GIVEN_UP_SETBACKS:
+            return True
+        if age < self.task_max_age_seconds:
+            return False
+        if isinstance(outcome, Progress | UnknownState) or age >= OUTAGE_MAX_SECONDS:
+            return True
+        return setbacks > task.setbacks and setbacks >= FAILING_SETBACKS
+
+    def _timed_out(
+        self, task: Task, outcome: Progress | UnknownState | Unreadable | Unavailable, now: float
+    ) -> Task:
+        """End a task by its age, and keep what the provider said of it last."""
+        words = f"no end within {self.task_max_age_seconds:g} s of its acceptance"
+        code = record = ""
+        if not isinstance(outcome, Unavailable):
+            record = outcome.record
+        if isinstance(outcome, Unreadable):
+            code = outcome.provider_code
+            log.warning("a task timed out", detail=outcome.detail, answer=outcome.answer)
+        if isinstance(outcome, Unreadable | Unavailable):
+            words = f"{words}; the last poll: {outcome.detail}"
+        if isinstance(outcome, Unreadable) and outcome.given_up:
+            words = f"the provider has given it up: {outcome.detail}"
+        failure = Failure("TASK_TIMEOUT", words, code)
+        return task.failed(failure, now, late_delivery=True, result_json=record)
 
     def after_watch(self, task: Task, now: float) -> Task | None:
         """Poll a task as its age deserves, as somebody watches it; None if that is not sooner."""
@@ -170,6 +250,10 @@ class Verdicts:
                 )
             case Failed():
                 return task.undeliverable()
+            case Unavailable():
+                return task.still_undelivered(now + self._late_delay(task, now))
+            case _ if _is_generation_failed(task):  # that was its second chance
+                return task.undeliverable()
             case _:
                 return task.still_undelivered(now + self._late_delay(task, now))
 
@@ -181,10 +265,10 @@ class Verdicts:
             return self._wait(task, 0, now)
         return LATE_POLL_SECONDS
 
-    def _next_time(self, task: Task, setbacks: int, now: float) -> float:
+    def _next_time(self, task: Task, now: float) -> float:
         """Return when to poll a task under way: rarely, while its callback is still to come."""
-        if setbacks or task.hinted_id or not self.left_to_callback(task.id):
-            return now + self._wait(task, setbacks, now)
+        if task.hinted_id or not self.left_to_callback(task.id):
+            return now + self._wait(task, 0, now)
         age = _age(task, now)
         overdue_age = self.schedule.overdue_age(task.model)
         asked = age >= overdue_age / 2  # that often is often enough, however the schedule moved
@@ -199,16 +283,27 @@ class Verdicts:
 def after_callback(task: Task, provider_task_id: str, now: float) -> Task | None:
     """Make a task due, as something happened at the provider; None if that changes nothing.
 
-    `provider_task_id` is what the callback said, or "". It is kept only for a task whose create had
-    no answer.
+    A callback shows that the task was bought. So before anything of it is sent again, and even if
+    it was refused, the record of `provider_task_id` is looked at: what the callback said, or "".
     """
     if task.provider_task_id:
-        return None if task.lane is None else task.called_back(now)
-    orphaned = task.stage is Stage.SUBMITTING or _is_unknown(task)
-    if not orphaned or not provider_task_id or task.hinted_id:
-        return None
+        delivered = task.status is Status.SUCCESS or task.artifacts
+        return None if delivered else task.called_back(now)
+    if task.hinted_id:
+        return None  # the first sign is looked into first
+    if task.stage is Stage.ACCEPTED:
+        return task.suspended(provider_task_id, now)
     answer_may_come = task.stage is Stage.SUBMITTING and task.unknown_time is None
+    if not provider_task_id:
+        return task.unknown(now, task.due_time or now) if answer_may_come else None
     return task.hinted(provider_task_id, task.due_time if answer_may_come else now)
+
+
+def _refused(task: Task, outcome: Refused, now: float) -> Task:
+    """End a task as refused; if something says that it was bought, its record is looked at."""
+    failed = task.failed(Failure(outcome.reason, outcome.message, outcome.provider_code), now)
+    candidate = task.hinted_id or outcome.provider_task_id
+    return failed.hinted(candidate, now) if candidate else failed
 
 
 def _adopted(task: Task, outcome: Submission, now: float) -> Task | None:
@@ -234,8 +329,14 @@ def _failed(task: Task, failure: Failure, outcome: Succeeded | Failed, now: floa
         now,
         credits_consumed=outcome.credits_consumed,
         complete_time=_plausible(outcome.complete_time, task, now),
-        late_delivery=isinstance(outcome, Succeeded),
+        # A record may say success after it said fail: that is looked up once.
+        late_delivery=True,
+        result_json=outcome.result_json if isinstance(outcome, Succeeded) else "",
     )
+
+
+def _is_generation_failed(task: Task) -> bool:
+    return task.failure is not None and task.failure.reason == GENERATION_FAILED
 
 
 def _is_unknown(task: Task) -> bool:

@@ -1,5 +1,6 @@
 """The hot statements as text, printed by Peewee once: building one costs more than running it."""
 
+from functools import cache
 from typing import Any
 
 from peewee import SQL, Database, Select, fn
@@ -59,9 +60,34 @@ class Statements:
 
         self.insert = text(row.insert_many([[arg] * len(COLUMNS)], fields=COLUMNS)) + KNOWN_REQUEST
         self.save = text(row.update(dict.fromkeys(COLUMNS[FIXED_COLUMNS:], arg)).where(present))
-        self.due = claimed(select.where(due).order_by(row.due_time).limit(arg))
+        first = (row.setbacks == SQL("0")) | (row.due_time <= arg)
+        last = (row.setbacks > SQL("0")) & (row.due_time > arg)
+        self.due_first = claimed(select.where(due, first).order_by(row.due_time).limit(arg))
+        self.due_last = claimed(select.where(due, last).order_by(row.due_time).limit(arg))
         self.lock = claimed(select.where(row.id == arg, due))
-        self.waiting = text(_waiting(due, arg))
+        self.count_sending = text(
+            row.select(fn.COUNT(SQL("*"))).where(
+                row.lane == _literal(Lane.POLL),
+                row.stage == _literal(Stage.SUBMITTING),
+                row.unknown_time.is_null(),
+                row.submit_time.is_null(False),
+            )
+        )
+
+        def without(models: int) -> Any:
+            return due & row.model.not_in([arg] * models) if models else due
+
+        @cache
+        def due_without(models: int) -> str:
+            """Return the claim of what is due, but for so many models."""
+            return claimed(select.where(without(models)).order_by(row.due_time).limit(arg))
+
+        @cache
+        def waiting_without(models: int) -> str:
+            """Return the statement of who waits, but for so many models."""
+            return text(_waiting(without(models), arg))
+
+        self.due_without, self.waiting_without = due_without, waiting_without
         self.set_aside = text(row.update({row.lane: SQL("NULL")}).where(row.id == arg))
         self.renew = text(row.update({row.due_time: arg}).where(present))
 
@@ -71,7 +97,7 @@ class Statements:
         # A task that is being sent is its sender's alone.
         polled = (row.lane == _literal(Lane.POLL)) & (row.stage != _literal(Stage.SUBMITTING))
         self.release = text(row.update(hurry).where(waits, later))
-        self.hasten = text(row.update(hurry).where(polled, row.setbacks > SQL("0"), later))
+        self.hasten = text(row.update(hurry).where(polled, row.setbacks == SQL("1"), later))
 
         def purged(*which: Any) -> str:
             """Delete the first of those that ended, a limited number."""
@@ -126,7 +152,10 @@ def _first_due_time(lane: Lane) -> Any:
 def _waiting(due: Any, arg: SQL) -> Any:
     row = TaskRow
     turn = fn.ROW_NUMBER().over(partition_by=[row.caller], order_by=[row.create_time, row.id])
-    ranked = row.select(row.id, row.caller, turn.alias("turn"), row.setbacks).where(due)
+    ranked = row.select(row.id, row.caller, turn.alias("turn"), row.setbacks, row.model).where(due)
     waiting = ranked.alias("waiting")
-    each = (waiting.c.id, waiting.c.caller, waiting.c.turn, waiting.c.setbacks)
+    each = (
+        *(waiting.c.id, waiting.c.caller, waiting.c.turn, waiting.c.setbacks),
+        waiting.c.model,
+    )
     return Select([waiting], each).where(waiting.c.turn <= arg)

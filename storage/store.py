@@ -32,8 +32,12 @@ from storage.task import Lane, Task
 
 PING_SECONDS = 1.0
 LOCK_RETRY_SECONDS = 0.02
+SENDING_RETRY_SECONDS = 0.1  # until a create of another process may have been answered
+OVERDUE_SECONDS = 60.0  # from then on a task waits for no others, whatever became of its last poll
 _NAMES = [column.name for column in COLUMNS]
-CALLER, CREATE_TIME, SETBACKS = map(_NAMES.index, ("caller", "create_time", "setbacks"))
+CALLER, CREATE_TIME, SETBACKS, MODEL = map(
+    _NAMES.index, ("caller", "create_time", "setbacks", "model")
+)
 T = TypeVar("T")
 Argument = TypeVar("Argument")
 
@@ -46,6 +50,7 @@ class Waiting:
     caller: str
     turn: int
     setbacks: int
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +296,9 @@ class Store:
     ) -> Claim:
         """Take due tasks of a lane, longest due first, and store what `move` makes of each.
 
+        Those whose last poll failed come after the others, unless they are overdue for long: they
+        leave half of the quota to tasks that can be read.
+
         The move must change the due time or the lane, so that nobody takes the task again
         meanwhile. Each takes a slot of the quota; those for which none is free stay.
 
@@ -309,12 +317,15 @@ class Store:
         move: Callable[[Task], Task],
         quota: Quota,
         running_max: RunningMax = RunningMax(),
+        sending_max: float = math.inf,
+        admit: Callable[[Sequence[Waiting]], Sequence[Waiting]] = lambda waiting: waiting,
+        closed_models: Sequence[str] = (),
     ) -> Claim:
         """Take at most `room` due tasks of the submit lane: those whose ids `pick` chooses.
 
-        It chooses among the first `depth` of each caller, and is told how many. No more are taken
-        than may run, in all and of each caller, together with those that run already in whatever
-        process.
+        It chooses among the first `depth` of each caller that `admit` leaves, and is told how many.
+        None is of a model in `closed_models`. No more are taken than may run, in all and of each
+        caller, or may be sent, together with those that run already in whatever process.
 
         Raises:
             ClaimUnknownError: Perhaps it was committed.
@@ -329,6 +340,9 @@ class Store:
                 move=move,
                 quota=quota,
                 running_max=running_max,
+                sending_max=sending_max,
+                admit=admit,
+                closed_models=closed_models,
             ),
         )
         self._hint(claim.tasks)
@@ -358,7 +372,10 @@ class Store:
         )
 
     async def hasten(self, now: float) -> None:
-        """Make due what is polled and had setbacks: the provider answers again."""
+        """Make due what an outage has put off: the provider answers again.
+
+        Not what has more than one setback, as its polls failed while others were answered.
+        """
         await self._write_alone("hasten", lambda: self._engine.execute(self._sql.hasten, now, now))
 
     async def purge(self, ended_before: float, limit: int) -> int:
@@ -406,9 +423,16 @@ class Store:
     def _claim_due(
         self, lane: Lane, now: float, limit: int, move: Callable[[Task], Task], quota: Quota
     ) -> Claim:
-        rows = self._engine.execute(self._sql.due, lane, now, limit).fetchall()
-        taken, next_time = self._take_slots(quota, len(rows), now)
-        return Claim(self._moved(rows[:taken], move), next_time)
+        overdue = now - OVERDUE_SECONDS
+        first = self._engine.execute(self._sql.due_first, lane, now, overdue, limit).fetchall()
+        taken, next_time = self._take_slots(quota, len(first), now)
+        rows = first[:taken]
+        if len(rows) == len(first) < limit:
+            left = limit - len(first)
+            last = self._engine.execute(self._sql.due_last, lane, now, overdue, left).fetchall()
+            taken, next_time = self._take_slots(quota, len(last), now, spare=quota.limit // 2)
+            rows += last[:taken]
+        return Claim(self._moved(rows, move), next_time)
 
     def _claim_waiting(
         self,
@@ -420,17 +444,27 @@ class Store:
         move: Callable[[Task], Task],
         quota: Quota,
         running_max: RunningMax,
+        sending_max: float,
+        admit: Callable[[Sequence[Waiting]], Sequence[Waiting]],
+        closed_models: Sequence[str],
     ) -> Claim:
         # One at a time: others would take slots for the very same tasks, and waste them.
-        if (quota.limit or running_max.in_all < math.inf) and not self._engine.try_lock():
+        bounded = quota.limit or min(running_max.in_all, sending_max) < math.inf
+        if bounded and not self._engine.try_lock():
             return Claim([], now + LOCK_RETRY_SECONDS)
         if running_max.in_all < math.inf:
             room = int(min(room, running_max.in_all - self._count(Lane.POLL)))
             if room <= 0:
                 return Claim([], math.inf)
-        rows = self._engine.execute(self._sql.due, Lane.SUBMIT, now, room + 1).fetchall()
+        if sending_max < math.inf and self.shared:  # another process may be sending, too
+            room = int(min(room, sending_max - self._count_sending()))
+            if room <= 0:
+                return Claim([], now + SENDING_RETRY_SECONDS)
+        due = self._sql.due_without(len(closed_models))
+        rows = self._engine.execute(due, Lane.SUBMIT, now, *closed_models, room + 1).fetchall()
         few = len(rows) <= room  # then all may go, and the rows are at hand
-        waiting = _in_turns(rows, depth) if few else self._waiting(now, depth)
+        waiting = _in_turns(rows, depth) if few else self._waiting(now, depth, closed_models)
+        waiting = admit(waiting)
         may_run = self._may_run(waiting, room, running_max)
         if may_run is None:
             return Claim([], now + LOCK_RETRY_SECONDS)
@@ -469,8 +503,9 @@ class Store:
         ((due_time,),) = self._engine.execute(self._sql.due_after, Lane.SUBMIT, now).fetchall()
         return math.inf if due_time is None else due_time
 
-    def _waiting(self, now: float, depth: int) -> list[Waiting]:
-        rows = self._engine.execute(self._sql.waiting, Lane.SUBMIT, now, depth)
+    def _waiting(self, now: float, depth: int, closed_models: Sequence[str]) -> Sequence[Waiting]:
+        sql = self._sql.waiting_without(len(closed_models))
+        rows = self._engine.execute(sql, Lane.SUBMIT, now, *closed_models, depth)
         return [Waiting(*row) for row in rows]
 
     def _moved(self, rows: Iterable[Row], move: Callable[[Task], Task]) -> list[Task]:
@@ -484,18 +519,25 @@ class Store:
             self._engine.execute(self._sql.set_aside, row[0])
         return task
 
-    def _take_slots(self, quota: Quota, wanted: int, now: float) -> tuple[int, float]:
-        """Take slots; return how many, and when there are more if there were too few."""
+    def _take_slots(
+        self, quota: Quota, wanted: int, now: float, spare: int = 0
+    ) -> tuple[int, float]:
+        """Take slots; return how many, and when there are more if there were too few.
+
+        At least `spare` free ones are left for others.
+        """
         if not quota.limit or not wanted:
             return wanted, 0.0
         execute = self._engine.execute
-        free = execute(self._sql.free_slots, quota.name, quota.limit, now, wanted).fetchall()
-        for (number,) in free:
+        most = wanted + spare
+        free = execute(self._sql.free_slots, quota.name, quota.limit, now, most).fetchall()
+        taken = free[: max(0, len(free) - spare)]
+        for (number,) in taken:
             execute(self._sql.take_slot, now + quota.seconds, quota.name, number)
-        if len(free) == wanted:
+        if len(taken) == wanted:
             return wanted, 0.0
         ((next_time,),) = execute(self._sql.next_slot, quota.name, quota.limit).fetchall()
-        return len(free), max(next_time, now + LOCK_RETRY_SECONDS)
+        return len(taken), max(next_time, now + LOCK_RETRY_SECONDS)
 
     def _add_slots(self, quota: Quota) -> None:
         for number in range(quota.limit):
@@ -511,6 +553,9 @@ class Store:
 
     def _count(self, lane: Lane) -> int:
         return int(self._engine.execute(self._sql.count, lane).fetchone()[0])
+
+    def _count_sending(self) -> int:
+        return int(self._engine.execute(self._sql.count_sending).fetchone()[0])
 
     # --- the way to the engine ---
 
@@ -597,7 +642,8 @@ def _in_turns(rows: Iterable[Row], depth: int) -> list[Waiting]:
     for row in sorted(rows, key=lambda row: (row[CREATE_TIME], row[0])):
         turns[row[CALLER]] += 1
         if turns[row[CALLER]] <= depth:
-            waiting.append(Waiting(row[0], row[CALLER], turns[row[CALLER]], row[SETBACKS]))
+            turn = turns[row[CALLER]]
+            waiting.append(Waiting(row[0], row[CALLER], turn, row[SETBACKS], row[MODEL]))
     return waiting
 
 

@@ -86,7 +86,8 @@ class Task(NamedTuple):
             once its record agrees. Later the sign that its callback has come.
         due_time: When it must be looked at next, or None. A claim puts it off, so that a task whose
             worker is gone comes back.
-        setbacks: How many times in a row the provider could not be asked.
+        setbacks: How many times in a row the provider would not take it, or a poll of it failed.
+            Polls that fail while the provider answers nobody count as one together.
         version: Grows by one with every save, visible or not: what compare-and-set compares.
     """
 
@@ -148,6 +149,7 @@ class Task(NamedTuple):
             stage=Stage.ACCEPTED,
             submit_time=None,
             unknown_time=None,
+            hinted_id="",
             due_time=due_time,
             setbacks=self.setbacks + 1,
         )
@@ -173,6 +175,18 @@ class Task(NamedTuple):
         assert self.stage is Stage.SUBMITTING, self.stage
         return self._replace(unknown_time=now, due_time=due_time)
 
+    def suspended(self, provider_task_id: str, now: float) -> "Task":
+        """ACCEPTED or SUBMITTING -> SUBMITTING: not bought as answered, but bought by other signs.
+
+        It is not sent again before the record of `provider_task_id` was looked at. Without a
+        submit_time, as no request is under way.
+        """
+        assert self.stage in {Stage.ACCEPTED, Stage.SUBMITTING}, self.stage
+        changes = {"hinted_id": provider_task_id, "due_time": now, "submit_time": None}
+        if self.stage is Stage.SUBMITTING:  # callers see no change
+            return self._replace(**changes)  # type: ignore[arg-type]
+        return self._move(now, stage=Stage.SUBMITTING, **changes)
+
     def hinted(self, provider_task_id: str, due_time: float | None) -> "Task":
         """SUBMITTING or FAILED without a provider's id, and a callback named one: look into it.
 
@@ -189,15 +203,22 @@ class Task(NamedTuple):
     def called_back(self, now: float) -> "Task":
         """Its callback has come: look at it now, and wait for no other one.
 
-        Not visible to callers.
+        That holds for a FAILED task, too: its result may have come after all. Not visible to
+        callers.
         """
         assert self.provider_task_id, self
         return self._replace(hinted_id=self.provider_task_id, due_time=now)
 
     # --- the work ---
 
-    def progressed(self, generating: bool, percent: int | None, now: float) -> "Task":
-        """QUEUED or GENERATING, further than before.
+    def progressed(
+        self,
+        generating: bool,
+        percent: int | None,
+        now: float,
+        credits_consumed: float | None = None,
+    ) -> "Task":
+        """QUEUED or GENERATING, further than before, or at a cost that is known now.
 
         The same snapshot when nothing visible changed.
         """
@@ -205,9 +226,11 @@ class Task(NamedTuple):
         stage = Stage.GENERATING if generating else self.stage
         percent = max(percent or 0, self.progress_percent or 0) if percent is not None else None
         percent = self.progress_percent if percent is None else percent
-        if (stage, percent) == (self.stage, self.progress_percent):
+        cost = self._cost(credits_consumed)
+        known = (self.stage, self.progress_percent, self.credits_consumed)
+        if (stage, percent, cost) == known:
             return self
-        return self._move(now, stage=stage, progress_percent=percent)
+        return self._move(now, stage=stage, progress_percent=percent, credits_consumed=cost)
 
     def scheduled(self, due_time: float, setbacks: int) -> "Task":
         """Look at it next at `due_time`. Not visible to callers."""
@@ -231,7 +254,7 @@ class Task(NamedTuple):
             status=Status.SUCCESS,
             artifacts=artifacts,
             result_json=result_json,
-            credits_consumed=credits_consumed,
+            credits_consumed=self._cost(credits_consumed),
             complete_time=complete_time,
         )
 
@@ -243,17 +266,20 @@ class Task(NamedTuple):
         credits_consumed: float | None = None,
         complete_time: float | None = None,
         late_delivery: bool = False,
+        result_json: str = "",
     ) -> "Task":
         """-> FAILED.
 
         With `late_delivery` the provider is still asked, rarely, for a result that is paid for.
+        `result_json` keeps what the provider said, where it was not understood.
         """
         assert not self.ended, self.status
         return self._end(
             now,
             status=Status.FAILED,
             failure=failure,
-            credits_consumed=credits_consumed,
+            result_json=result_json,
+            credits_consumed=self._cost(credits_consumed),
             complete_time=complete_time or now,
             due_time=now + LATE_POLL_SECONDS if late_delivery else None,
         )
@@ -284,7 +310,7 @@ class Task(NamedTuple):
             now,
             artifacts=artifacts,
             result_json=result_json,
-            credits_consumed=credits_consumed,
+            credits_consumed=self._cost(credits_consumed),
             due_time=None,
         )
 
@@ -298,6 +324,10 @@ class Task(NamedTuple):
         """FAILED, and the provider failed as well: nothing will come."""
         assert self.status is Status.FAILED, self.status
         return self._replace(due_time=None)
+
+    def _cost(self, credits_consumed: float | None) -> float | None:
+        """Return what it costs as far as anybody knows: the newest word, or the last one."""
+        return self.credits_consumed if credits_consumed is None else credits_consumed
 
     def _end(self, now: float, **changes: object) -> "Task":
         return self._move(now, **{"stage": None, "due_time": None, "setbacks": 0} | changes)

@@ -473,10 +473,10 @@ async def test_tasks_wait_in_turns_of_their_callers_by_their_creation(store: Sto
     claimed = await claim_in_turns(store, 2, pick)
     assert [task.id for task in claimed] == ["d2", "c3"]
     assert set(seen) == {
-        Waiting("c3", "c", 1, 0),
-        Waiting("c2", "c", 2, 0),
-        Waiting("d3", "d", 1, 0),
-        Waiting("d2", "d", 2, 0),
+        Waiting("c3", "c", 1, 0, "imagen4"),
+        Waiting("c2", "c", 2, 0, "imagen4"),
+        Waiting("d3", "d", 1, 0, "imagen4"),
+        Waiting("d2", "d", 2, 0, "imagen4"),
     }
     assert await read(store, "d2") == claimed[0]
     assert await store.count(Lane.SUBMIT) == 5
@@ -652,20 +652,21 @@ async def test_what_was_released_is_stale_for_whoever_still_works_on_it(store: S
     assert await store.save(claimed, claimed.queued("k", NOW, NOW)) is None
 
 
-async def test_what_had_setbacks_is_polled_at_once_when_the_provider_answers_again(
+async def test_what_an_outage_put_off_is_polled_at_once_when_the_provider_answers_again(
     store: Store,
 ) -> None:
     later = NOW + 900
-    hurried = new("t", stage=Stage.QUEUED, setbacks=2, due_time=later)
+    hurried = new("t", stage=Stage.QUEUED, setbacks=1, due_time=later)
     others = [
         new("without setbacks", stage=Stage.QUEUED, due_time=later),
-        new("not sent", setbacks=2, due_time=later),
-        new("being sent", stage=Stage.SUBMITTING, setbacks=2, due_time=later),
-        new("was due", stage=Stage.QUEUED, setbacks=2, due_time=NOW - 5),
+        new("failed while others were answered", stage=Stage.QUEUED, setbacks=2, due_time=later),
+        new("not sent", setbacks=1, due_time=later),
+        new("being sent", stage=Stage.SUBMITTING, setbacks=1, due_time=later),
+        new("was due", stage=Stage.QUEUED, setbacks=1, due_time=NOW - 5),
         new(
             "waits for its callback",
             stage=Stage.SUBMITTING,
-            setbacks=2,
+            setbacks=1,
             unknown_time=1.0,
             due_time=later,
         ),
@@ -675,6 +676,26 @@ async def test_what_had_setbacks_is_polled_at_once_when_the_provider_answers_aga
     assert await read(store, "t") == hurried._replace(due_time=NOW, version=2)
     for task in others:
         assert await read(store, task.id) == task
+
+
+async def test_those_whose_last_poll_failed_come_after_the_others_unless_overdue_for_long(
+    store: Store,
+) -> None:
+    await stored(
+        store,
+        new("failing", stage=Stage.QUEUED, setbacks=3, due_time=NOW - 20),
+        new("healthy", stage=Stage.QUEUED, due_time=NOW - 10),
+        new("overdue", stage=Stage.QUEUED, setbacks=3, due_time=NOW - 61),
+    )
+
+    def put_off(task: Task) -> Task:
+        return task.scheduled(NOW + 10, task.setbacks)
+
+    order = []
+    for _ in range(3):
+        claim = await store.claim(Lane.POLL, NOW, 1, put_off, NO_QUOTA)
+        order += [task.id for task in claim.tasks]
+    assert order == ["overdue", "healthy", "failing"]
 
 
 # --- questions about many tasks ---

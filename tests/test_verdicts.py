@@ -2,7 +2,21 @@
 
 from dataclasses import replace
 
-from providers.base import Accepted, Failed, Poll, Progress, Succeeded, Unknown, Weather
+from providers.base import (
+    Accepted,
+    Failed,
+    Poll,
+    Postponed,
+    Progress,
+    Recognition,
+    Refused,
+    Succeeded,
+    Unavailable,
+    Unknown,
+    UnknownState,
+    Unreadable,
+)
+from service.reach import Reach
 from service.schedule import Schedule
 from service.verdicts import Verdicts, after_callback
 from storage.task import Failure, Stage, Status, Task
@@ -13,6 +27,7 @@ NOW = 10_000.0
 def verdicts(*, left_to_callback: bool = False) -> Verdicts:
     return Verdicts(
         schedule=Schedule(2.0, lambda _: 100.0),
+        reach=Reach(2.0),
         task_max_age_seconds=3_600.0,
         unknown_wait_seconds=900.0,
         left_to_callback=lambda _: left_to_callback,
@@ -71,19 +86,19 @@ def test_a_sign_before_the_answer_makes_the_first_poll_due_at_once() -> None:
 
 
 def test_an_orphan_whose_record_agrees_is_polled_and_one_that_does_not_waits_on() -> None:
-    home = VERDICTS.after_recognition(HINTED, True, NOW + 5)
+    home = VERDICTS.after_recognition(HINTED, Recognition.AGREES, NOW + 5)
     assert home is not None
     assert (home.stage, home.provider_task_id, home.due_time) == (Stage.QUEUED, "k", NOW + 5)
-    strange = VERDICTS.after_recognition(HINTED, False, NOW + 5)
+    strange = VERDICTS.after_recognition(HINTED, Recognition.DIFFERS, NOW + 5)
     assert strange is not None
     assert (strange.hinted_id, strange.due_time) == ("", NOW + 900)
 
 
 def test_a_record_that_never_tells_is_not_waited_for_beyond_a_tasks_age() -> None:
-    again = VERDICTS.after_recognition(HINTED, None, NOW + 3_599)
+    again = VERDICTS.after_recognition(HINTED, Recognition.UNREADABLE, NOW + 3_599)
     assert again is not None
     assert again.hinted_id == "k"
-    dropped = VERDICTS.after_recognition(HINTED, None, NOW + 3_601)
+    dropped = VERDICTS.after_recognition(HINTED, Recognition.UNREADABLE, NOW + 3_601)
     assert dropped is not None
     assert (dropped.hinted_id, dropped.due_time) == ("", NOW + 3_601)
 
@@ -97,18 +112,183 @@ def test_an_answer_for_a_task_that_was_given_up_is_adopted_and_anything_else_is_
     assert VERDICTS.after_submission(QUEUED, Accepted("other"), NOW + 2, 0) is None
 
 
-def test_only_an_answered_poll_ends_a_task_by_its_age() -> None:
+FAILING = QUEUED.scheduled(NOW, 2)  # two polls in a row have failed
+
+
+def reached(answered_time: float) -> Verdicts:
+    """Verdicts of a service for which another task was answered at a time."""
+    known = replace(VERDICTS, reach=Reach(2.0))
+    known.reach.note(UNDER_WAY, 0, answered_time)
+    return known
+
+
+def ends_by_its_age(known: Verdicts, outcome: Poll, task: Task = FAILING) -> bool:
     late = NOW + 3_601
-    for outcome, ends in (
-        (Progress(generating=True), True),
-        (Weather("422", answered=True), True),
-        (Weather("502"), False),
-    ):
-        after = VERDICTS.after_poll(QUEUED, outcome, late)
+    after = known.after_poll(task, outcome, late)
+    assert after is not None
+    if after.ended:
+        assert after.failure is not None
+        assert after.failure.reason == "TASK_TIMEOUT"
+        assert after.due_time == late + 3_600, "still asked for, hourly"
+    return after.ended
+
+
+def test_a_task_ends_by_its_age_once_an_answer_says_so_or_it_alone_cannot_be_read() -> None:
+    assert ends_by_its_age(VERDICTS, UNDER_WAY, QUEUED)
+    assert ends_by_its_age(VERDICTS, UnknownState("archived"), QUEUED)
+    assert ends_by_its_age(VERDICTS, Unreadable("code 500"))
+    assert not ends_by_its_age(VERDICTS, Unreadable("code 500"), QUEUED), "one poll may fail"
+
+
+def test_a_poll_that_fails_counts_against_its_task_only_while_others_are_answered() -> None:
+    assert ends_by_its_age(reached(NOW + 3_600), Unavailable("401"))
+    assert not ends_by_its_age(reached(NOW + 3_000), Unavailable("401"))
+    assert not ends_by_its_age(VERDICTS, Unavailable("502"))
+
+
+def test_while_nobody_is_answered_no_task_ends_before_a_day() -> None:
+    still = VERDICTS.after_poll(FAILING, Unavailable("502"), NOW + 86_399)
+    assert still is not None
+    assert not still.ended
+    ended = VERDICTS.after_poll(FAILING, Unavailable("502"), NOW + 86_400)
+    assert ended is not None
+    assert ended.failure is not None
+    assert ended.failure.reason == "TASK_TIMEOUT"
+
+
+def test_an_outage_counts_as_one_setback_and_a_task_that_cannot_be_read_counts_each() -> None:
+    task = QUEUED
+    for _ in range(5):
+        after = VERDICTS.after_poll(task, Unavailable("502"), NOW + 1)
         assert after is not None
-        assert after.ended is ends
-        if ends:
-            assert after.due_time == late + 3_600, "still asked for, hourly"
+        assert after.setbacks == 1
+        task = after
+    for expected in (2, 3, 4):
+        after = VERDICTS.after_poll(task, Unreadable("code 500"), NOW + 1)
+        assert after is not None
+        assert after.setbacks == expected
+        task = after
+
+
+def test_a_task_that_its_provider_has_given_up_ends_after_a_few_such_answers_in_a_row() -> None:
+    given_up = Unreadable("code 408: No result", given_up=True, provider_code="408")
+    task, polls = QUEUED, 0
+    while not task.ended:
+        after = VERDICTS.after_poll(task, given_up, NOW + 700 + polls)
+        assert after is not None
+        task, polls = after, polls + 1
+    assert polls == 5
+    assert task.failure is not None
+    assert (task.failure.reason, task.failure.provider_code) == ("TASK_TIMEOUT", "408")
+    assert task.due_time is not None, "it is still asked for"
+
+
+def test_what_the_provider_said_last_is_kept_by_a_time_out() -> None:
+    for outcome in (
+        Progress(generating=True, record='{"a":1}'),
+        UnknownState("archived", '{"a":1}'),
+        Unreadable("no state", record='{"a":1}'),
+    ):
+        ended = VERDICTS.after_poll(FAILING, outcome, NOW + 3_601)
+        assert ended is not None
+        assert ended.result_json == '{"a":1}'
+
+
+def test_a_failing_task_is_polled_in_time_for_its_end_and_otherwise_rarely() -> None:
+    near_its_end = VERDICTS.after_poll(FAILING, Unreadable("code 500"), NOW + 3_595)
+    assert near_its_end is not None
+    assert near_its_end.due_time == NOW + 3_600
+    before = VERDICTS.after_poll(FAILING, Unreadable("code 500"), NOW + 1_000)
+    assert before is not None
+    assert before.due_time is not None
+    assert 16 <= before.due_time - NOW - 1_000 <= 17.6
+
+
+def test_credits_that_are_known_while_generating_are_shown_at_once_and_stay() -> None:
+    known = VERDICTS.after_poll(QUEUED, Progress(generating=True, credits_consumed=4.5), NOW + 1)
+    assert known is not None
+    assert (known.credits_consumed, known.revision) == (4.5, QUEUED.revision + 1)
+    same = VERDICTS.after_poll(known, Progress(generating=True, credits_consumed=4.5), NOW + 2)
+    assert same is not None
+    assert same.revision == known.revision
+    ended = VERDICTS.after_poll(known, SUCCESS, NOW + 3)
+    assert ended is not None
+    assert ended.credits_consumed == 4.5
+
+
+# --- signs that it was bought, though no answer said so ---
+
+
+def test_what_a_callback_named_before_a_refusal_is_looked_up_before_it_is_sent_again() -> None:
+    told = SUBMITTING.hinted("k", SUBMITTING.due_time)
+    looked_up = VERDICTS.after_submission(told, Postponed("429"), NOW, NOW)
+    assert looked_up is not None
+    assert (looked_up.stage, looked_up.due_time) == (Stage.SUBMITTING, NOW)
+    home = VERDICTS.after_recognition(looked_up, Recognition.AGREES, NOW + 1)
+    assert home is not None
+    assert (home.stage, home.provider_task_id) == (Stage.QUEUED, "k")
+    anew = VERDICTS.after_recognition(looked_up, Recognition.DIFFERS, NOW + 1)
+    assert anew is not None
+    assert (anew.stage, anew.hinted_id, anew.due_time) == (Stage.ACCEPTED, "", NOW + 1)
+
+
+def test_a_callback_for_a_task_that_waits_to_be_sent_again_keeps_it_from_being_sent() -> None:
+    waiting = SUBMITTING.postponed(NOW, NOW + 30)
+    told = after_callback(waiting, "k", NOW + 1)
+    assert told is not None
+    assert (told.stage, told.hinted_id, told.due_time) == (Stage.SUBMITTING, "k", NOW + 1)
+    given_up = VERDICTS.after_recognition(told, Recognition.UNREADABLE, NOW + 3_700)
+    assert given_up is not None
+    assert given_up.stage is Stage.SUBMITTING, "not sent again, as nobody can tell"
+
+
+def test_a_callback_that_names_no_task_keeps_its_task_from_being_sent_again_too() -> None:
+    waiting = SUBMITTING.postponed(NOW, NOW + 30)
+    told = after_callback(waiting, "", NOW + 1)
+    assert told is not None
+    assert told.stage is Stage.SUBMITTING
+    sending = after_callback(SUBMITTING, "", NOW)
+    assert sending is not None
+    held = VERDICTS.after_submission(sending, Postponed("429"), NOW + 1, NOW)
+    assert held is not None
+    assert (held.stage, held.due_time) == (Stage.SUBMITTING, NOW + 900)
+
+
+def test_a_refusal_does_not_keep_a_later_proof_from_being_looked_up() -> None:
+    refused = VERDICTS.after_submission(SUBMITTING, Refused("PROVIDER_ERROR", "no", "500"), NOW, 0)
+    assert refused is not None
+    assert (refused.status, refused.due_time) == (Status.FAILED, None)
+    told = after_callback(refused, "k", NOW + 3)
+    assert told is not None
+    home = VERDICTS.after_recognition(told, Recognition.SILENT, NOW + 4)
+    assert home is not None
+    assert (home.status, home.provider_task_id, home.due_time) == (Status.FAILED, "k", NOW + 4)
+    late = VERDICTS.after_late_poll(home, SUCCESS, NOW + 5)
+    assert late is not None
+    assert late.artifacts
+    assert late.failure == refused.failure
+
+
+def test_an_id_in_a_refusal_is_looked_up() -> None:
+    refusal = Refused("PROVIDER_ERROR", "no", "500", "k")
+    refused = VERDICTS.after_submission(SUBMITTING, refusal, NOW, 0)
+    assert refused is not None
+    assert (refused.status, refused.hinted_id, refused.due_time) == (Status.FAILED, "k", NOW)
+
+
+def test_a_failure_is_looked_up_once_more_and_by_its_callback() -> None:
+    failed = VERDICTS.after_poll(QUEUED, Failed("no", "500"), NOW + 1)
+    assert failed is not None
+    assert failed.due_time == NOW + 1 + 3_600
+    over = VERDICTS.after_late_poll(failed, Failed("no", "500"), NOW + 3_601)
+    assert over is not None
+    assert over.due_time is None
+    told = after_callback(over, "k", NOW + 4_000)
+    assert told is not None
+    assert told.due_time == NOW + 4_000
+    late = VERDICTS.after_late_poll(told, SUCCESS, NOW + 4_001)
+    assert late is not None
+    assert (late.status, len(late.artifacts)) == (Status.FAILED, 1)
 
 
 def test_a_time_of_the_provider_that_cannot_be_is_replaced_by_ours() -> None:
@@ -132,7 +312,7 @@ def test_a_late_poll_is_soon_for_an_orphan_hourly_for_the_rest_and_ends_with_a_f
     assert 2.0 <= soon.due_time - NOW <= 2.2
     timed_out = VERDICTS.after_poll(QUEUED, Progress(generating=True), NOW + 3_601)
     assert timed_out is not None
-    hourly = VERDICTS.after_late_poll(timed_out, Weather("502"), NOW + 7_201)
+    hourly = VERDICTS.after_late_poll(timed_out, Unavailable("502"), NOW + 7_201)
     assert hourly is not None
     assert hourly.due_time == NOW + 7_201 + 3_600
     over = VERDICTS.after_late_poll(timed_out, Failed("no", "500"), NOW + 7_201)
@@ -183,17 +363,19 @@ def test_and_then_not_before_its_time_out() -> None:
 
 
 def test_a_poll_without_a_verdict_is_repeated_soon_though_nobody_watches() -> None:
-    assert due_after(200, Weather("502")) <= 17.6
+    assert due_after(200, Unavailable("502")) <= 17.6
 
 
 def test_once_its_callback_has_come_a_task_is_polled_until_its_record_says_so() -> None:
     told = after_callback(QUEUED, "", NOW + 5)
     assert told is not None
     assert due_after(5, UNDER_WAY, told) <= 2.2
-    home = UNWATCHED.after_recognition(HINTED, True, NOW)
+    home = UNWATCHED.after_recognition(HINTED, Recognition.AGREES, NOW)
     assert home is not None
     assert due_after(1, UNDER_WAY, home) <= 2.2
-    assert UNWATCHED.after_recognition(home, True, NOW) is None, "it came home already"
+    assert UNWATCHED.after_recognition(home, Recognition.AGREES, NOW) is None, (
+        "it came home already"
+    )
 
 
 def test_a_watch_brings_the_next_poll_nearer_and_never_puts_one_off() -> None:

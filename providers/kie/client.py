@@ -5,7 +5,7 @@ import math
 import time
 import traceback
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
-from http import HTTPStatus
+from dataclasses import replace
 from typing import Any, Self, cast
 from urllib.parse import urlsplit
 
@@ -18,29 +18,34 @@ from providers.base import (
     ParamsError,
     Poll,
     Postponed,
+    Recognition,
     StoredFile,
     Submission,
+    Succeeded,
+    Unavailable,
     Unknown,
+    Unreadable,
     Upload,
     UploadError,
     Violation,
-    Weather,
 )
 from providers.kie.adapter import Adapter
-from providers.kie.echo import is_of
+from providers.kie.echo import recognition
 from providers.kie.envelope import (
     OK,
-    TRY_LATER_CODES,
     Envelope,
     UnreadableAnswerError,
-    as_time,
-    clean,
+    is_complete,
     parse_envelope,
     read_submission,
-    refusal_reason,
+    unreadable_record,
+    unreadable_submission,
 )
+from providers.kie.kept import kept_text
 from providers.kie.params import Params
+from providers.kie.reasons import upload_reason
 from providers.kie.registry import ADAPTERS
+from providers.kie.values import as_time, clean, same_id
 from providers.public_address import is_public_url
 
 CONNECT_SECONDS = 10
@@ -55,14 +60,17 @@ SECOND_LOOK_SECONDS = 1
 URL_MAX_CHARACTERS = 4_096
 HIDDEN = b"(hidden)"
 SECRET_MIN_CHARACTERS = 8
-ANSWER_MAX_BYTES = 1 << 20
+ANSWER_MAX_BYTES = 8 << 20
+HEADER_MAX_BYTES = 65_536
+ANSWER_START_BYTES = 65_536  # of one that is too large: its id stands there
+REST_SECONDS = 2  # for the rest of an answer that is whole JSON already
 POLL_CONNECTIONS = 256
 UPLOAD_PATH = "/api/file-stream-upload"
 USER_AGENT = "kie-generation-service"  # Kie's edge answers 403 to a library's own
 
 NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+BROKEN_BODY = (aiohttp.ClientError, TimeoutError, OSError)
 BROKEN = (aiohttp.ClientError, TimeoutError, OSError, UnreadableAnswerError)
-SERVER_ERRORS = range(500, 600)
 CODES = range(100, 600)  # what an observer is told by its number
 
 
@@ -92,6 +100,8 @@ class KieProvider:
             headers=headers,
             connector=aiohttp.TCPConnector(limit=POLL_CONNECTIONS),
             cookie_jar=aiohttp.DummyCookieJar(),
+            max_line_size=HEADER_MAX_BYTES,
+            max_field_size=HEADER_MAX_BYTES,
         )
         # A kept connection that the peer closed meanwhile fails after sending, when nobody can tell
         # what was bought. On a fresh one, "not connected" (safe to repeat) and "sent, no answer"
@@ -100,6 +110,8 @@ class KieProvider:
             headers=headers,
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
+            max_line_size=HEADER_MAX_BYTES,
+            max_field_size=HEADER_MAX_BYTES,
         )
 
     async def close(self) -> None:
@@ -162,37 +174,55 @@ class KieProvider:
                 self._api_url + path, json=body, timeout=timeout, allow_redirects=False
             ) as response:
                 seal = str(body.get("callBackUrl", "")).rpartition("/")[2]
-                return read_submission(await self._read_envelope(response, call, seal))
+                envelope = await self._read_envelope(response, call, seal)
+                return read_submission(envelope, prompt=_prompt(body))
         except NOT_CONNECTED as error:
             call.broke(error)
-            return Postponed(f"not connected: {_describe(error)}")
+            return Postponed(f"not connected: {_describe(error)}", reached=False)
+        except UnreadableAnswerError as error:
+            call.broke(error)
+            return unreadable_submission(error)
         except BROKEN as error:
             call.broke(error)
             return Unknown(_describe(error))
 
-    async def poll(self, model: str, provider_task_id: str) -> Poll:
+    async def poll(
+        self, model: str, provider_task_id: str, params: ProviderParams | None = None
+    ) -> Poll:
         """Ask for the record of a task."""
         adapter = ADAPTERS[model]
         record = await self._record(adapter, provider_task_id)
-        return record if isinstance(record, Weather) else adapter.read(record)
+        if not isinstance(record, Envelope):
+            return record
+        outcome = adapter.read(record)
+        if params is None or not isinstance(outcome, Succeeded):
+            return outcome
+        return replace(outcome, differs=self._compare(params, record) is Recognition.DIFFERS)
 
-    async def recognises(self, params: ProviderParams, provider_task_id: str) -> bool | None:
-        """Compare a task's record with the request: the prompt must agree, and the model."""
-        adapter, model_params = self._read_params(params)
+    async def recognise(self, params: ProviderParams, provider_task_id: str) -> Recognition:
+        """Compare a task's record with the request."""
+        adapter, _ = self._read_params(params)
         record = await self._record(adapter, provider_task_id)
-        if isinstance(record, Weather) or record.code != OK or record.record is None:
-            return None
-        return is_of(adapter.body(model_params), record.record)
+        if not isinstance(record, Envelope) or record.code != OK or not record.record:
+            return Recognition.UNREADABLE
+        return self._compare(params, record)
 
-    async def _record(self, adapter: Adapter, provider_task_id: str) -> Envelope | Weather:
+    def _compare(self, params: ProviderParams, envelope: Envelope) -> Recognition:
+        adapter, model_params = self._read_params(params)
+        return recognition(adapter.body(model_params), envelope.record or {})
+
+    async def _record(self, adapter: Adapter, provider_task_id: str) -> Envelope | Poll:
         try:
             with _Call(adapter.record_path, self._observe) as call:
                 envelope = await self._ask(adapter.record_path, provider_task_id, call)
+        except UnreadableAnswerError as error:
+            return unreadable_record(error)
         except BROKEN as error:
-            return Weather(_describe(error))
-        told = (envelope.record or {}).get("taskId")
-        if isinstance(told, str) and told != provider_task_id:
-            return Weather(f"the record of another task, {clean(told, 64)!r}")
+            return Unavailable(_describe(error))
+        named = (envelope.record or {}).get("taskId")
+        if named and isinstance(named, str) and not same_id(named, provider_task_id):
+            words = f"the record of another task, {clean(named, 64)!r}"
+            return Unreadable(words, kept_text(envelope.text))
         return envelope
 
     async def _ask(self, path: str, provider_task_id: str, call: "_Call") -> Envelope:
@@ -251,15 +281,44 @@ class KieProvider:
         Raises:
             UnreadableAnswerError: It is too large, or no envelope.
         """
-        text = bytearray()
-        async for chunk in response.content.iter_any():
-            text += chunk
-            if len(text) > ANSWER_MAX_BYTES:
-                raise UnreadableAnswerError(f"more than {ANSWER_MAX_BYTES} bytes")
-        hidden = _without((self._api_key, seal), bytes(text))
-        envelope = parse_envelope(response.status, hidden)
+        body = await _body(response)
+        envelope = parse_envelope(response.status, _without((self._api_key, seal), body))
         call.answered(envelope.code)
         return envelope
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """Read a bounded answer; one that is whole JSON does not need its end.
+
+    Raises:
+        UnreadableAnswerError: It is too large, or its rest never came.
+    """
+    body = bytearray()
+    try:
+        while chunk := await _next_chunk(response, body):
+            body += chunk
+            if len(body) > ANSWER_MAX_BYTES:
+                words = f"more than {ANSWER_MAX_BYTES} bytes"
+                text = bytes(body[:ANSWER_START_BYTES]).decode(errors="replace")
+                raise UnreadableAnswerError(words, about_us=response.ok, text=text)
+    except BROKEN_BODY as error:
+        if not body:
+            raise
+        if not is_complete(bytes(body)):
+            text = body.decode(errors="replace")
+            raise UnreadableAnswerError(_describe(error), text=text) from error
+    return bytes(body)
+
+
+async def _next_chunk(response: aiohttp.ClientResponse, body: bytearray) -> bytes:
+    """Wait for more, but not long if nothing is missing."""
+    if not body or response.content.is_eof():
+        return await response.content.readany()
+    try:
+        async with asyncio.timeout(REST_SECONDS):
+            return await response.content.readany()
+    except TimeoutError:
+        return b"" if is_complete(bytes(body)) else await response.content.readany()
 
 
 def _look_again(limit: asyncio.Timeout) -> None:
@@ -413,8 +472,6 @@ def _stored_file(envelope: Envelope) -> StoredFile:
     Raises:
         UploadError: It is a refusal, or names no URL.
     """
-    if envelope.code in TRY_LATER_CODES or envelope.code in SERVER_ERRORS:
-        raise UploadError("PROVIDER_UNAVAILABLE", envelope.message, str(envelope.code))
     if envelope.code != OK or not envelope.success:
         raise UploadError(_refusal_reason(envelope), envelope.message, str(envelope.code))
     record = envelope.record or {}
@@ -433,9 +490,7 @@ def _stored_file(envelope: Envelope) -> StoredFile:
 
 
 def _refusal_reason(envelope: Envelope) -> str:
-    if envelope.code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return "UPLOAD_TOO_LARGE"
-    reason = refusal_reason(envelope)
+    reason = upload_reason(envelope.code, envelope.message)
     # Code 200 with `success: false`: a word about this very file, so another try cannot help.
     return "PROVIDER_REJECTED" if envelope.code == OK and reason == "PROVIDER_ERROR" else reason
 
@@ -449,6 +504,12 @@ def _usable_url(value: Any) -> str:
     except ValueError:
         return ""
     return url if usable and url.isprintable() and " " not in url else ""
+
+
+def _prompt(body: Mapping[str, Any]) -> str:
+    """Return the prompt of a paid request, wherever its family puts it."""
+    prompt = {**body, **body.get("input", {})}.get("prompt")
+    return prompt if isinstance(prompt, str) else ""
 
 
 def _without(secrets: tuple[str, ...], text: bytes) -> bytes:

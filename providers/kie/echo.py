@@ -1,20 +1,46 @@
-"""Whether a record is of our own request: Kie repeats the request in it (kie-api.md 2.2, 4.2)."""
+"""Whether a record is of our own request: Kie repeats the request in most of its records.
 
+The repeated prompt may be normalised, escaped or cut on its way, so it is compared for what is left
+of it: letters and digits, in one Unicode form, without case. A record that repeats nothing denies
+nothing.
+"""
+
+import re
+import unicodedata
 from collections.abc import Mapping
+from html import unescape
 from typing import Any
 
-from providers.kie.envelope import as_object
+from providers.base import Recognition
+from providers.kie.values import as_object
 
+REQUEST_FIELDS = ("param", "paramJson", "promptJson", "request")
 # What names the model: jobs and Veo say `model`, Midjourney says `taskType`.
 MODEL_FIELDS = ("model", "taskType")
+CUT_MIN_LETTERS = 20  # of a prompt that was cut: fewer could be the start of any other one
+CUT_MIN_LETTERS_WITH_DOTS = 8  # where dots say that it was cut
+DOTS = ("...", "\u2026")
+ESCAPES_MAX = 3  # of HTML inside HTML
+CUT_ENTITY = re.compile(r"&#?\w{0,8}$")
+JSON_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\[nrtbf]")
 
 
-def is_of(body: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
-    """Whether a record repeats the prompt of a request's body, and does not deny its model."""
+def recognition(body: Mapping[str, Any], record: Mapping[str, Any]) -> Recognition:
+    """Compare the prompt and the model of a request's body with what a record repeats."""
     ours = _flat(body)
-    told = _flat(as_object(record.get("param") or record.get("paramJson")))
-    same_model = all(told.get(field, ours.get(field)) == ours.get(field) for field in MODEL_FIELDS)
-    return same_model and _words(told.get("prompt")) == _words(ours["prompt"])
+    repeated = _flat(_request(record))
+    for field in MODEL_FIELDS:
+        model = repeated.get(field) or record.get(field)
+        if field in ours and isinstance(model, str) and _letters(model) != _letters(ours[field]):
+            return Recognition.DIFFERS
+    prompt = repeated.get("prompt", record.get("prompt"))
+    if not isinstance(prompt, str) or not prompt.strip():
+        return Recognition.SILENT
+    return Recognition.AGREES if _same(prompt, ours["prompt"]) else Recognition.DIFFERS
+
+
+def _request(record: Mapping[str, Any]) -> dict[str, Any]:
+    return next(filter(None, (as_object(record.get(name)) for name in REQUEST_FIELDS)), {})
 
 
 def _flat(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,5 +48,21 @@ def _flat(request: Mapping[str, Any]) -> dict[str, Any]:
     return {**as_object(request.get("input")), **request}
 
 
-def _words(prompt: Any) -> Any:
-    return prompt.split() if isinstance(prompt, str) else None
+def _same(repeated: str, ours: str) -> bool:
+    theirs, own = _letters(repeated), _letters(ours)
+    if theirs == own:
+        return True
+    dots = repeated.rstrip().endswith(DOTS)
+    least = CUT_MIN_LETTERS_WITH_DOTS if dots else CUT_MIN_LETTERS
+    # The last letter may have lost its accent by the cut.
+    return len(theirs) >= least and own.startswith(theirs[:-1])
+
+
+def _letters(text: Any) -> str:
+    """Return what survives every transport of a text: its letters and digits."""
+    text = JSON_ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else " ", str(text))
+    for _ in range(ESCAPES_MAX):
+        text = unescape(text)
+    text = CUT_ENTITY.sub("", text)
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return "".join(filter(str.isalnum, folded))

@@ -1,39 +1,46 @@
-"""Kie's answers: the envelope `{code, msg, data}`, and which codes mean what (kie-api.md 1.2, 1.3).
+"""Kie's answers: the envelope `{code, msg, data}`, and which codes mean what.
 
-Kie answers HTTP 200 to everything and means the code inside. The classes of codes stand here and
-nowhere else: what is a verdict and what is weather is decided in this file.
+Kie answers HTTP 200 to everything and means the code inside. What is a verdict, what says nothing
+of a task, and what says that nobody is served is decided here; the words are read in `reasons`.
 """
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from providers.base import Accepted, Failed, Poll, Postponed, Refused, Submission, Unknown, Weather
-
-MESSAGE_MAX_CHARACTERS = 1_000
-ID_MAX_CHARACTERS = 255
-NUMBER_MAX_DIGITS = 300  # what a float can hold, nearly; Python itself refuses 4,300
+from providers.base import (
+    Accepted,
+    Failed,
+    Poll,
+    Postponed,
+    Refused,
+    Submission,
+    Unavailable,
+    Unknown,
+    Unreadable,
+)
+from providers.kie.kept import kept_text
+from providers.kie.reasons import TRY_LATER, reason_of
+from providers.kie.values import (
+    as_int,
+    as_object,
+    bare_id,
+    clean,
+    find_id,
+    first_words,
+    id_anywhere,
+    read_json,
+    text_of,
+)
 
 OK = 200
-TRY_LATER_CODES = frozenset({429, 455})  # over the limit, maintenance: nothing was bought
-REFUSALS = {
-    400: "PROVIDER_REJECTED",
-    401: "PROVIDER_UNAUTHORIZED",
-    402: "CREDITS_EXHAUSTED",
-    403: "PROVIDER_UNAUTHORIZED",
-    404: "PROVIDER_REJECTED",
-    422: "PROVIDER_REJECTED",
-    433: "CREDITS_EXHAUSTED",
-    451: "PROVIDER_REJECTED",
-    505: "MODEL_UNAVAILABLE",
-}
-PAUSED_WORDS = "temporarily paused"
-
 GENERATION_FAILED_CODE = 501
-ANSWERED_CODES = frozenset({OK, 404, 422})  # the provider spoke of this very task
+UPSTREAM_SILENT_CODE = 408  # "No result has been returned for over 10 minutes"
+REJECTED_CODES = frozenset({400, 451})  # of a record, in the families that say so
+REJECTED_BY_WORDS_CODE = 422
+# The key, the account or the whole service: whoever is asked for, the answer is the same.
+UNAVAILABLE_CODES = frozenset({401, 402, 403, 429, 433, 455, 502, 503, 504, *range(520, 528)})
+UNAVAILABLE_STATUSES = UNAVAILABLE_CODES | {407, 408, 425}
 HTTP_CLIENT_ERRORS = range(400, 500)
 HTTP_SUCCESSES = range(200, 300)
 
@@ -48,6 +55,7 @@ class Envelope:
         data: Whatever stood in `data`.
         bare: Whether there was no envelope: somebody on the way may have answered, not Kie.
         success: False if it says so, whatever its code; only answers to uploads have it.
+        text: The whole answer.
     """
 
     code: int
@@ -55,62 +63,105 @@ class Envelope:
     data: Any
     bare: bool = False
     success: bool = True
+    text: str = ""
 
     @property
     def record(self) -> Mapping[str, Any] | None:
-        """`data` if it is an object."""
-        return self.data if isinstance(self.data, dict) else None
+        """`data` if it is an object, be it as JSON text or as the only item of a list."""
+        return as_object(self.data) or ({} if isinstance(self.data, dict) else None)
+
+    @property
+    def task_id(self) -> str:
+        """The id of a task that stands anywhere in the answer, or ""."""
+        return find_id(self.data) or id_anywhere(self.text)
 
 
 class UnreadableAnswerError(Exception):
-    """An answer that says neither yes nor no: an error page, garbage, nothing."""
+    """An answer that says neither yes nor no: an error page, garbage, nothing.
+
+    Attributes:
+        about_us: Whether it is an answer to this very request, not a page that anybody would get.
+        text: What came.
+    """
+
+    def __init__(self, words: str, *, about_us: bool = False, text: str = "") -> None:
+        super().__init__(words)
+        self.about_us = about_us
+        self.text = text
 
 
-def parse_envelope(http_status: int, text: bytes) -> Envelope:
+def parse_envelope(http_status: int, data: bytes) -> Envelope:
     """Read an answer.
 
     Raises:
         UnreadableAnswerError: It is no envelope, or contradicts its HTTP status.
     """
-    body = _json_object(text)
-    code = as_int(body.get("code")) if body else None
-    if body is None or code is None:
+    text = text_of(data)
+    body = as_object(text)
+    code = as_int(body.get("code"))
+    if code is None:
         if http_status in HTTP_CLIENT_ERRORS:
-            words = clean(text[:200].decode(errors="replace"))
-            return Envelope(http_status, words, None, bare=True)
-        raise UnreadableAnswerError(f"HTTP {http_status} without an envelope")
+            return Envelope(http_status, clean(text[:200]), None, bare=True, text=text)
+        raise _without_envelope(http_status, text)
     if code == OK and http_status not in HTTP_SUCCESSES:
-        raise UnreadableAnswerError(f"HTTP {http_status} around code {OK}")
-    words = body.get("msg") or body.get("message") or ""
-    return Envelope(code, clean(words), body.get("data"), success=body.get("success") is not False)
+        about_us = http_status in HTTP_CLIENT_ERRORS and http_status not in UNAVAILABLE_STATUSES
+        words = f"HTTP {http_status} around code {OK}"
+        raise UnreadableAnswerError(words, about_us=about_us, text=text)
+    said = first_words(body, "msg", "message", "error", "errorMessage", "errorMsg", "detail")
+    if not said and code != OK and isinstance(body.get("data"), str):
+        said = clean(body["data"])
+    success = body.get("success") is not False
+    return Envelope(code, said, body.get("data"), success=success, text=text)
 
 
-def read_submission(envelope: Envelope) -> Submission:
-    """Say what an answer to a paid request means."""
+def _without_envelope(http_status: int, text: str) -> UnreadableAnswerError:
+    page = not text.strip() or text.lstrip().startswith("<")
+    about_us = http_status in HTTP_SUCCESSES and not page
+    return UnreadableAnswerError(
+        f"HTTP {http_status} without an envelope", about_us=about_us, text=text
+    )
+
+
+def is_complete(data: bytes) -> bool:
+    """Whether an answer is whole JSON, so that what is still to come cannot change it."""
+    if not data.rstrip().endswith((b"}", b"]")):
+        return False
+    try:
+        read_json(text_of(data))
+    except ValueError:
+        return False
+    return True
+
+
+# --- a paid request ---
+
+
+def read_submission(envelope: Envelope, *, prompt: str = "") -> Submission:
+    """Say what an answer to a paid request means.
+
+    Args:
+        envelope: The answer.
+        prompt: What was asked for: an answer that quotes it does not mean its words.
+    """
+    task_id = envelope.task_id
     if envelope.code == OK:
-        record = envelope.record or {}
-        task_id = _id(record.get("taskId")) or _id(record.get("recordId"))  # equal on the wire
-        return Accepted(task_id) if task_id else Unknown("code 200 without a usable task id")
-    if envelope.code in TRY_LATER_CODES:
-        return Postponed(f"code {envelope.code}: {envelope.message}")
-    reason = refusal_reason(envelope)
-    return Refused(reason, envelope.message or f"code {envelope.code}", str(envelope.code))
+        if known := task_id or bare_id(envelope.data):
+            return Accepted(known)
+        return Unknown("code 200 without a usable task id", kept_text(envelope.text))
+    code = str(envelope.code)
+    words = "" if envelope.bare else envelope.message
+    reason = reason_of(envelope.code, words, prompt=prompt)
+    if reason == TRY_LATER:
+        return Postponed(f"code {code}: {envelope.message}", provider_task_id=task_id)
+    return Refused(reason, envelope.message or f"code {code}", code, task_id)
 
 
-def _id(value: Any) -> str:
-    """Return an id as text; "" if it is none that could be asked for."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or not 0 < len(value.strip()) <= ID_MAX_CHARACTERS:
-        return ""
-    return clean(value)
+def unreadable_submission(error: UnreadableAnswerError) -> Unknown:
+    """Say what an answer that cannot be read leaves of a paid request: perhaps an id."""
+    return Unknown(str(error), kept_text(error.text), id_anywhere(error.text))
 
 
-def refusal_reason(envelope: Envelope) -> str:
-    """Return the reason for a code that is no 200."""
-    if PAUSED_WORDS in envelope.message.lower():
-        return "MODEL_UNAVAILABLE"
-    return REFUSALS.get(envelope.code, "PROVIDER_ERROR")
+# --- a poll ---
 
 
 def read_other_code(envelope: Envelope, *, rejects: bool) -> Poll:
@@ -118,96 +169,31 @@ def read_other_code(envelope: Envelope, *, rejects: bool) -> Poll:
 
     Args:
         envelope: The answer to a poll.
-        rejects: Whether the family tells a moderator's verdict by 400, and by a 422 that speaks of
-            rejection.
+        rejects: Whether the family tells a moderator's verdict by 400 or 451, and by a 422 that
+            speaks of rejection.
     """
-    detail = f"code {envelope.code}: {envelope.message}"
+    code, detail = envelope.code, f"code {envelope.code}: {envelope.message}"
     if envelope.bare:
-        return Weather(detail)
-    rejected = envelope.code == 400 or (  # noqa: PLR2004 - the code's name is its number
-        envelope.code == 422 and "reject" in envelope.message.lower()  # noqa: PLR2004
+        if code in UNAVAILABLE_STATUSES:
+            return Unavailable(f"HTTP {detail.removeprefix('code ')}")
+        return Unreadable(f"HTTP {code} without an envelope", kept_text(envelope.text))
+    rejected = code in REJECTED_CODES or (
+        code == REJECTED_BY_WORDS_CODE and "reject" in envelope.message.lower()
     )
-    if envelope.code == GENERATION_FAILED_CODE or (rejects and rejected):
-        return Failed(envelope.message or f"code {envelope.code}", str(envelope.code))
-    return Weather(detail, answered=envelope.code in ANSWERED_CODES)
+    if code == GENERATION_FAILED_CODE or (rejects and rejected):
+        return Failed(envelope.message or f"code {code}", str(code))
+    if code in UNAVAILABLE_CODES or reason_of(code, envelope.message) == TRY_LATER:
+        return Unavailable(detail)
+    return Unreadable(
+        detail,
+        kept_text(envelope.text),
+        given_up=code == UPSTREAM_SILENT_CODE,
+        provider_code=str(code),
+    )
 
 
-# --- values as they come: any type, any size ---
-
-
-def as_int(value: Any) -> int | None:
-    """Read a whole number that may come as a string; None if it is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    if isinstance(value, float) and not value.is_integer():
-        return None
-    try:
-        return int(value)
-    except ValueError:
-        return None
-
-
-def as_credits(value: Any) -> float | None:
-    """Read an amount of credits; None if it is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if value >= 0 else None
-
-
-def as_time(value: Any) -> float | None:
-    """Read a time as unix seconds.
-
-    Unix milliseconds, ISO 8601, or `YYYY-MM-DD hh:mm:ss` (taken as UTC).
-    """
-    number = as_int(value)
-    if number is not None:
-        return number / 1_000 if 0 < number < 10**14 else None
-    if not isinstance(value, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(value.strip())
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return None
-
-
-def clean(words: Any, most: int = MESSAGE_MAX_CHARACTERS) -> str:
-    """Return text that any database and any message can hold.
-
-    No NUL, no lone surrogates, bounded.
-    """
-    text = words if isinstance(words, str) else "" if words is None else str(words)[:most]
-    return text[:most].replace("\0", "\ufffd").encode(errors="replace").decode()
-
-
-def as_object(value: Any) -> dict[str, Any]:
-    """Return an object that may come as JSON text; {} if it is none."""
-    if isinstance(value, dict):
-        return value
-    if isinstance(value, str):
-        return _json_object(value) or {}
-    return {}
-
-
-def _json_object(text: bytes | str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(
-            text, parse_constant=_refuse_constant, parse_int=_integer, parse_float=_float
-        )
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _integer(digits: str) -> int | str:
-    return int(digits) if len(digits) <= NUMBER_MAX_DIGITS else digits
-
-
-def _float(digits: str) -> float | str:
-    """Leave a number beyond a float's range as text: JSON cannot say infinity again."""
-    number = float(digits)
-    return number if math.isfinite(number) else digits
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+def unreadable_record(error: UnreadableAnswerError) -> Poll:
+    """Say what an answer that cannot be read means to a poll."""
+    if error.about_us:
+        return Unreadable(str(error), kept_text(error.text))
+    return Unavailable(str(error))

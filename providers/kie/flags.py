@@ -1,19 +1,13 @@
-"""Records with a successFlag, shared by Veo 3 and Midjourney (kie-api.md 3.2, 4.2)."""
+"""Records with a successFlag: those of Veo 3 and Midjourney, and new ones of the jobs API."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from providers.base import Failed, Poll, Progress, Weather
-from providers.kie.envelope import (
-    OK,
-    Envelope,
-    as_int,
-    as_object,
-    as_time,
-    clean,
-    read_other_code,
-)
+from providers.base import Failed, Poll, Progress, UnknownState, Unreadable
+from providers.kie.envelope import OK, Envelope, read_other_code
+from providers.kie.kept import kept_record, kept_text
 from providers.kie.results import credits_consumed, succeeded
+from providers.kie.values import as_int, as_time, clean, first_words
 
 
 def read_flagged(envelope: Envelope, result_field: str) -> Poll:
@@ -22,23 +16,35 @@ def read_flagged(envelope: Envelope, result_field: str) -> Poll:
         return read_other_code(envelope, rejects=True)
     record = envelope.record
     if record is None:
-        return Weather("code 200 without a record", answered=True)
-    match as_int(record.get("successFlag")):
+        return Unreadable("code 200 without a record", kept_text(envelope.text))
+    return flagged(record, result_field)
+
+
+def flagged(record: Mapping[str, Any], result_field: str = "response") -> Poll:
+    """Read a record by its successFlag."""
+    flag = record.get("successFlag")
+    match as_int(flag):
         case 0:
-            return Progress(generating=True)
+            return Progress(
+                generating=True,
+                credits_consumed=credits_consumed(record),
+                record=kept_record(record),
+            )
         case 1:
-            return succeeded(record, as_object(record.get(result_field)))
-        case 2 | 3:  # 3: it was created, but generating failed upstream. Both are final
+            return succeeded(record, result_field)
+        case 2 | 3:  # 3: it was created, but generating failed upstream
             return _failed(record)
+        case _ if not record or flag is None:
+            return Unreadable("a record without a state", record=kept_record(record))
         case _:
-            flag = clean(record.get("successFlag"), 50)
-            return Weather(f"unknown successFlag {flag!r}", answered=True)
+            return UnknownState(clean(flag, 50), kept_record(record))
 
 
 def _failed(record: Mapping[str, Any]) -> Failed:
+    code = record.get("errorCode")
     return Failed(
-        message=clean(record.get("errorMessage")) or "the provider gave no reason",
-        provider_code=clean(record.get("errorCode"), 50),
+        message=first_words(record, "errorMessage", "failMsg") or "the provider gave no reason",
+        provider_code=clean(record.get("failCode") if code is None else code, 50),
         credits_consumed=credits_consumed(record),
         complete_time=as_time(record.get("completeTime")),
     )

@@ -1,19 +1,15 @@
-"""Kie's jobs API, shared by Imagen 4 and Sora 2 (kie-api.md 2)."""
+"""Kie's jobs API, shared by Imagen 4 and Sora 2."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from providers.base import Failed, Poll, Progress, Weather
-from providers.kie.envelope import (
-    OK,
-    Envelope,
-    as_int,
-    as_object,
-    as_time,
-    clean,
-    read_other_code,
-)
+from providers.base import Failed, Poll, Progress, UnknownState, Unreadable
+from providers.kie.envelope import OK, Envelope, read_other_code
+from providers.kie.flags import flagged
+from providers.kie.kept import kept_record, kept_text
 from providers.kie.params import Params
 from providers.kie.results import credits_consumed, succeeded
+from providers.kie.values import as_int, as_time, clean, first_words
 
 
 def input_body(params: Params) -> dict[str, Any]:
@@ -28,29 +24,38 @@ def read_job(envelope: Envelope) -> Poll:
         return read_other_code(envelope, rejects=False)
     record = envelope.record
     if record is None:
-        return Weather("code 200 without a record", answered=True)
-    match record.get("state"):
+        return Unreadable("code 200 without a record", kept_text(envelope.text))
+    state = record.get("state")
+    match state.strip() if isinstance(state, str) else state:
         case "waiting" | "queuing" | "queueing":
-            return Progress(generating=False, percent=_percent(record))
+            return _progress(record, generating=False)
         case "generating":
-            return Progress(generating=True, percent=_percent(record))
+            return _progress(record, generating=True)
         case "success":
-            return succeeded(record, as_object(record.get("resultJson")))
+            return succeeded(record)
         case "fail":
             return _failed(record)
-        case state:
-            return Weather(f"unknown state {clean(state, 50)!r}", answered=True)
+        case None | "":
+            return flagged(record)
+        case _:
+            return UnknownState(clean(state, 50), kept_record(record))
 
 
-def _failed(record: Any) -> Failed:
-    return Failed(
-        message=clean(record.get("failMsg")) or "the provider gave no reason",
-        provider_code=clean(record.get("failCode"), 50),
+def _progress(record: Mapping[str, Any], *, generating: bool) -> Progress:
+    percent = as_int(record.get("progress"))
+    return Progress(
+        generating=generating,
+        percent=None if percent is None else min(max(percent, 0), 100),
         credits_consumed=credits_consumed(record),
-        complete_time=as_time(record.get("completeTime")),
+        record=kept_record(record),
     )
 
 
-def _percent(record: Any) -> int | None:
-    percent = as_int(record.get("progress"))
-    return None if percent is None else min(max(percent, 0), 100)
+def _failed(record: Mapping[str, Any]) -> Failed:
+    code = record.get("failCode")
+    return Failed(
+        message=first_words(record, "failMsg", "errorMessage") or "the provider gave no reason",
+        provider_code=clean(record.get("errorCode") if code is None else code, 50),
+        credits_consumed=credits_consumed(record),
+        complete_time=as_time(record.get("completeTime")),
+    )

@@ -1,20 +1,32 @@
-"""From a provider's result object to URLs, media types and the contract's result_json."""
+"""From a provider's record to URLs, media types and the contract's result_json."""
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 from providers.base import Succeeded
-from providers.kie.envelope import as_credits, as_time, clean
+from providers.kie.kept import dump, kept_record
+from providers.kie.values import REQUEST_NAMES, as_credits, as_time, clean, field_name, unwrapped
 
-SCHEMES = ("https://", "http://")
-RESULTS_MAX = 100
+RESULTS_MAX = 1_000
 URL_MAX_CHARACTERS = 16_384
-# Where results stand, best first. The later ones hold the same work in another form.
-URL_FIELDS = ("resultUrls", "fullResultUrls", "originUrls", "resultWaterMarkUrls")
+URLS_MAX_CHARACTERS = 1 << 20  # together: a message must hold them twice
+RESULT_MAX_CHARACTERS = 1 << 20
+DEPTH_MAX = 6
+# Where a record keeps its result, best first; `response` is `resultJson` already parsed.
+RESULT_FIELDS = ("response", "resultJson", "resultInfoJson", "result", "results", "info", "output")
+# What results are called there, best first, as `field_name` spells it. The later ones hold the same
+# work in another form.
+URL_NAMES = (
+    *("resulturls", "resulturl", "fullresulturls", "originurls", "resultwatermarkurls"),
+    *("videourls", "videourl", "imageurls", "imageurl", "audiourls", "audiourl"),
+    *("outputurls", "outputurl", "downloadurls", "downloadurl", "urls", "url"),
+)
+URL_START = re.compile(r"https?://[^\s]", re.IGNORECASE)
+BETWEEN_URLS = re.compile(r"[,;\s]\s*(?=https?://)", re.IGNORECASE)
+BLANKS = " \t\r\n\v\f\ufeff\u200b\xa0\"'"  # and quotes, around a URL
 MIME_TYPES = {
     ".gif": "image/gif",
     ".jpeg": "image/jpeg",
@@ -27,21 +39,43 @@ MIME_TYPES = {
 }
 
 
-def succeeded(record: Mapping[str, Any], result: Mapping[str, Any]) -> Succeeded:
+def succeeded(record: Mapping[str, Any], own_field: str = "response") -> Succeeded:
     """Build the outcome of a record that says success.
 
     Args:
         record: The `data` of the answer.
-        result: The object in it that holds the URLs.
+        own_field: Where this family keeps its results; every other place is read after it.
     """
-    urls = next(filter(None, (_urls(result.get(field)) for field in URL_FIELDS)), ())
+    fields = (own_field, *(name for name in RESULT_FIELDS if name != own_field))
+    results = [held for name in fields if (held := unwrapped(record.get(name))) not in (None, "")]
+    result, urls = _first_urls([*results, record])
+    shown: Mapping[str, Any] = result if isinstance(result, dict) else {}
     return Succeeded(
         urls=urls,
         mime_types=tuple(map(mime_type, urls)),
-        result_json=_dump({**result, "resultUrls": urls}),
+        result_json=_result_json(shown, urls) if urls else kept_record(record, shown),
         credits_consumed=credits_consumed(record),
         complete_time=as_time(record.get("completeTime")),
     )
+
+
+def _first_urls(places: list[Any]) -> tuple[Any, tuple[str, ...]]:
+    """Return the first place with URLs, and those; the record itself is the last place."""
+    *results, record = places
+    for result in results:
+        if urls := _bounded(_named_urls(result)):
+            return result, urls
+    if urls := _bounded(_named_urls(record)):
+        return {}, urls
+    for result in results:
+        if urls := _bounded(_any_urls(result, DEPTH_MAX)):
+            return result, urls
+    return next((result for result in results if isinstance(result, dict)), {}), ()
+
+
+def _result_json(result: Mapping[str, Any], urls: tuple[str, ...]) -> str:
+    text = dump({**result, "resultUrls": urls})
+    return text if len(text) <= RESULT_MAX_CHARACTERS else dump({"resultUrls": urls})
 
 
 def credits_consumed(record: Mapping[str, Any]) -> float | None:
@@ -58,32 +92,69 @@ def mime_type(url: str) -> str:
     return MIME_TYPES.get(extension, "application/octet-stream")
 
 
-def _urls(value: Any) -> tuple[str, ...]:
-    return tuple(_each_url(value))[:RESULTS_MAX]
+# --- URLs, wherever they stand ---
 
 
-def _each_url(value: Any) -> Iterator[str]:
-    """Yield the URLs of a list of strings or of `{resultUrl}` objects."""
-    for item in _as_list(value):
-        url = item.get("resultUrl") if isinstance(item, dict) else item
-        if isinstance(url, str) and url.startswith(SCHEMES) and _is_whole(url):
-            yield url
+def _bounded(urls: Iterable[str]) -> tuple[str, ...]:
+    kept: list[str] = []
+    characters = 0
+    for url in urls:
+        characters += len(url)
+        if len(kept) == RESULTS_MAX or characters > URLS_MAX_CHARACTERS:
+            break
+        kept.append(url)
+    return tuple(kept)
+
+
+def _named_urls(result: Any) -> tuple[str, ...]:
+    """Return the URLs of the best field of an object, or those of a bare list or text."""
+    if not isinstance(result, dict):
+        return tuple(_each_url(result, DEPTH_MAX))
+    named = {field_name(name): value for name, value in result.items()}
+    lists = (tuple(_each_url(named.get(name), DEPTH_MAX)) for name in URL_NAMES)
+    return next(filter(None, lists), ())
+
+
+def _each_url(value: Any, depth: int) -> Iterator[str]:
+    """Yield the URLs of a text, of a list of texts, or of objects that name one each."""
+    value = unwrapped(value)
+    if isinstance(value, str):
+        yield from _urls_in(value)
+    elif isinstance(value, list) and depth:
+        for item in value:
+            yield from _each_url(item, depth - 1)
+    elif isinstance(value, dict) and depth:
+        named = {field_name(name): item for name, item in value.items()}
+        items = (tuple(_each_url(named.get(name), depth - 1)) for name in URL_NAMES)
+        yield from next(filter(None, items), ())
+
+
+def _any_urls(value: Any, depth: int) -> Iterator[str]:
+    """Yield every URL of a result, whatever the fields are called."""
+    value = unwrapped(value)
+    if isinstance(value, str):
+        yield from _urls_in(value)
+    elif isinstance(value, list) and depth:
+        for item in value:
+            yield from _any_urls(item, depth - 1)
+    elif isinstance(value, dict) and depth:
+        for name, item in value.items():
+            if field_name(name) not in REQUEST_NAMES:
+                yield from _any_urls(item, depth - 1)
+
+
+def _urls_in(text: str) -> Iterator[str]:
+    """Yield the URLs of a text of URLs, which may be a list without its quotes."""
+    text = text.strip(BLANKS)
+    if text.startswith("["):
+        text = text.strip("[]").strip(BLANKS)
+    if URL_START.match(text):
+        for part in BETWEEN_URLS.split(text):
+            url = part.strip(BLANKS)
+            if _is_whole(url):
+                yield url
 
 
 def _is_whole(url: str) -> bool:
     """Whether a URL can be kept as it is; changed, it would be a dead link."""
     return clean(url, URL_MAX_CHARACTERS) == url
-
-
-def _as_list(value: Any) -> list[Any]:
-    """Return a list that may come as text, with or without its quotes, or as its only item."""
-    if isinstance(value, str) and value.startswith("["):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = re.split(r",\s*(?=https?://)", value.strip("[] "))
-    return value if isinstance(value, list) else [value]
-
-
-def _dump(result: Mapping[str, Any]) -> str:
-    return json.dumps(result, ensure_ascii=False).encode(errors="replace").decode()

@@ -1,0 +1,229 @@
+"""Values as they come from Kie: any type, any size, JSON inside JSON, broken text.
+
+Nothing here raises for what the other side sent, except `read_json`.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+MESSAGE_MAX_CHARACTERS = 1_000
+ID_MAX_CHARACTERS = 255
+NUMBER_MAX_DIGITS = 300  # nearly what a float can hold; Python itself refuses 4,300
+LAYERS_MAX = 4  # of JSON text inside JSON text
+DEPTH_MAX = 6  # of objects in which an id is searched
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+# The names of an id, without case and underscores, best first.
+ID_NAMES = ("taskid", "recordid", "jobid", "id")
+# What repeats our own request: no id and no URL in it is an answer.
+REQUEST_NAMES = frozenset({"param", "paramjson", "promptjson", "input", "request"})
+# In a text that is no JSON, or in JSON text that such a text holds.
+ID_IN_TEXT = re.compile(
+    r'"(?:task|record)_?id\\*"\s*:\s*(?:\\*"\s*([\w.:/-]{1,255})\s*\\*"|(\d{1,30})\s*[,}\]])',
+    re.IGNORECASE,
+)
+# A text that can only be an id: one word with a digit in it.
+BARE_ID = re.compile(r"(?=\D*\d)[A-Za-z0-9][A-Za-z0-9._:/-]{3,254}")
+
+
+# --- JSON ---
+
+
+def text_of(data: bytes) -> str:
+    """Decode an answer; bytes that are no text become replacement characters."""
+    if data.startswith(UTF_16_MARKS):
+        return data.decode("utf-16", errors="replace")
+    return data.decode("utf-8-sig", errors="replace")
+
+
+def read_json(text: str) -> Any:
+    """Read JSON with the faults that are met: NaN, huge numbers, raw line feeds in strings.
+
+    Numbers that JSON could not say again are kept as text.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    try:
+        return json.loads(
+            text,
+            strict=False,
+            parse_constant=str,
+            parse_int=_integer,
+            parse_float=_float,
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def unwrapped(value: Any) -> Any:
+    """Return what JSON text holds, however often it was encoded; any other value as it is."""
+    for _ in range(LAYERS_MAX):
+        if not isinstance(value, str) or not value.lstrip("\ufeff \t\r\n").startswith(
+            ("{", "[", '"')
+        ):
+            break
+        try:
+            value = read_json(value.lstrip("\ufeff"))
+        except ValueError:
+            break
+    return value
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    """Return an object that may come as JSON text or as the only item of a list; {} if none."""
+    value = unwrapped(value)
+    if isinstance(value, list) and len(value) == 1:
+        value = unwrapped(value[0])
+    return value if isinstance(value, dict) else {}
+
+
+def field_name(name: str) -> str:
+    """Return a name as it is compared: `task_id`, `taskID` and `TaskId` are one."""
+    return name.replace("_", "").replace("-", "").lower()
+
+
+def _integer(digits: str) -> int | str:
+    return int(digits) if len(digits) <= NUMBER_MAX_DIGITS else digits
+
+
+def _float(digits: str) -> float | str:
+    """Leave a number beyond a float's range as text: JSON cannot say infinity again."""
+    number = float(digits)
+    return number if math.isfinite(number) else digits
+
+
+# --- ids ---
+
+
+def as_id(value: Any) -> str:
+    """Return an id as text; "" if it is none that could be asked for."""
+    value = unwrapped(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        value = str(value)
+    if not isinstance(value, str):
+        return ""
+    text = value.strip(" \t\r\n\"'")
+    whole = len(text) <= ID_MAX_CHARACTERS and any(map(str.isalnum, text))
+    return clean(text) if whole else ""
+
+
+def find_id(value: Any, depth: int = DEPTH_MAX) -> str:
+    """Return the id that stands under one of its names, here or deeper; "" if there is none."""
+    return _likeliest(_named_ids(unwrapped(value), depth))
+
+
+def _likeliest(ids: Iterable[str]) -> str:
+    """Return the first that looks like an id of Kie's, else the first."""
+    found = list(filter(None, ids))
+    return next(filter(BARE_ID.fullmatch, found), found[0] if found else "")
+
+
+def _named_ids(value: Any, depth: int) -> Iterator[str]:
+    """Yield ids by the rank of their names, those here before those deeper."""
+    if not depth or not isinstance(value, dict | list):
+        return
+    named = {field_name(name): item for name, item in _items(value)}
+    for name in ID_NAMES:
+        yield as_id(named.get(name))
+    for name, item in _items(value):
+        if field_name(name) not in REQUEST_NAMES:
+            yield from _named_ids(unwrapped(item), depth - 1)
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        yield from value.items()
+    else:
+        yield from (("", item) for item in value)
+
+
+def bare_id(value: Any) -> str:
+    """Return a value that is an id by itself, as the only item of a list at most."""
+    value = unwrapped(value)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    known = as_id(value)
+    return known if BARE_ID.fullmatch(known) else ""
+
+
+def id_in_text(text: str) -> str:
+    """Return the id in a text that is no JSON, as its end may be missing; "" if there is none."""
+    return _likeliest(as_id(found[1] or found[2]) for found in ID_IN_TEXT.finditer(text))
+
+
+def id_anywhere(text: str) -> str:
+    """Return the id that stands in an answer, be it JSON or not; "" if there is none."""
+    return find_id(text) or id_in_text(text)
+
+
+def same_id(one: Any, other: str) -> bool:
+    """Whether two ids are one: a provider may change the case, or add blanks."""
+    return as_id(one).casefold() == other.strip().casefold()
+
+
+# --- single values ---
+
+
+def as_int(value: Any) -> int | None:
+    """Read a whole number that may come as a string; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, float) and not value.is_integer():
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        return None
+
+
+def as_credits(value: Any) -> float | None:
+    """Read an amount of credits, which may come as a string; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        amount = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return amount if 0 <= amount < math.inf else None
+
+
+def as_time(value: Any) -> float | None:
+    """Read a time as unix seconds.
+
+    Unix milliseconds, ISO 8601, or `YYYY-MM-DD hh:mm:ss` (taken as UTC).
+    """
+    number = as_int(value)
+    if number is not None:
+        return number / 1_000 if 0 < number < 10**14 else None
+    if not isinstance(value, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(value.strip())
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def clean(words: Any, most: int = MESSAGE_MAX_CHARACTERS) -> str:
+    """Return text that any database and any message can hold.
+
+    No NUL, no lone surrogates, bounded.
+    """
+    text = words if isinstance(words, str) else "" if words is None else str(words)[:most]
+    return text[:most].replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+def first_words(holder: Mapping[str, Any], *names: str) -> str:
+    """Return the first of these fields that holds words; those of an object in it, too."""
+    for name in names:
+        value = holder.get(name)
+        if isinstance(value, dict):
+            value = value.get("message") or value.get("msg")
+        if value not in (None, "", [], {}, False):
+            return clean(value)
+    return ""

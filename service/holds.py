@@ -1,0 +1,132 @@
+"""Which tasks are kept back while the provider does not take them.
+
+A model that the provider does not take holds back its own tasks, a provider that cannot be reached
+holds back all. Once a hold is over, one task is sent as a probe before the others.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+from providers.base import Postponed, Submission, Unknown
+from storage.store import Waiting
+from storage.task import Task
+
+
+class Holds:
+    """The holds of one process. Times are unix seconds."""
+
+    def __init__(self, first_seconds: float, most_seconds: float) -> None:
+        """Start without a hold.
+
+        Args:
+            first_seconds: How long the first hold lasts; each further one twice as long.
+            most_seconds: How long one lasts at the most.
+        """
+        new_hold = partial(_Hold, first_seconds, most_seconds)
+        self._provider = new_hold()
+        self._models: defaultdict[str, _Hold] = defaultdict(new_hold)
+
+    def room(self, now: float) -> float:
+        """Return how many tasks may be sent, of whatever model."""
+        return self._provider.room(now)
+
+    def opening_time(self) -> float:
+        """Return when the hold of all is over; infinity while its probe is under way."""
+        return self._provider.opening_time()
+
+    def next_opening_time(self) -> float:
+        """Return when the next model may be tried again."""
+        return min((hold.opening_time() for hold in self._models.values()), default=math.inf)
+
+    @property
+    def probes_any(self) -> bool:
+        """Whether one task is to be tried before all others."""
+        return self._provider.half_open
+
+    @property
+    def probes(self) -> bool:
+        """Whether some task is to be tried before others."""
+        return self.probes_any or bool(self._models)
+
+    def closed_models(self, now: float) -> list[str]:
+        """Return the models of which nothing may be sent now."""
+        return [model for model, hold in self._models.items() if not hold.room(now)]
+
+    def admitted(self, waiting: Sequence[Waiting]) -> Sequence[Waiting]:
+        """Leave one task, the least often put back, of each model that is to be tried."""
+        if not self._models:
+            return waiting
+        probes: dict[str, Waiting] = {}
+        for task in sorted(waiting, key=lambda task: (task.setbacks, task.turn)):
+            if task.model in self._models:
+                probes.setdefault(task.model, task)
+        chosen = {task.task_id for task in probes.values()}
+        return [t for t in waiting if t.model not in self._models or t.task_id in chosen]
+
+    def note_sent(self, tasks: Iterable[Task]) -> None:
+        """Note which tasks were claimed to be sent: perhaps as probes."""
+        sent = list(tasks)
+        self._provider.note_sent(bool(sent))
+        for task in sent:
+            if task.model in self._models:
+                self._models[task.model].note_sent(True)
+
+    def note_answer(self, model: str, outcome: Submission, now: float) -> float:
+        """Learn whether tasks are taken; return when a task that was not may be sent again."""
+        if isinstance(outcome, Unknown):
+            return now
+        if not isinstance(outcome, Postponed):
+            self._provider.clear()
+            self._models.pop(model, None)
+            return now
+        if outcome.reached:
+            self._provider.clear()
+        hold = self._models[model] if outcome.reached else self._provider
+        hold.extend(now)
+        return hold.until
+
+    def note_end(self, model: str) -> bool:
+        """Note that a task is not being sent any longer; return whether it was a probe."""
+        holds = [self._provider, *([self._models[model]] if model in self._models else [])]
+        was_probe = any(hold.probing for hold in holds)
+        for hold in holds:
+            hold.probing = False
+        return was_probe
+
+
+class _Hold:
+    """Keeps tasks back for a while; then lets one try before the others."""
+
+    def __init__(self, first_seconds: float, most_seconds: float) -> None:
+        self._first_seconds = first_seconds
+        self._most_seconds = most_seconds
+        self.until = 0.0
+        self.probing = False
+        self._times = 0
+
+    @property
+    def half_open(self) -> bool:
+        return self._times > 0
+
+    def room(self, now: float) -> float:
+        if not self.half_open:
+            return math.inf
+        return 0 if self.probing or now < self.until else 1
+
+    def opening_time(self) -> float:
+        return math.inf if self.probing else self.until
+
+    def note_sent(self, sent: bool) -> None:
+        self.probing = sent and self.half_open
+
+    def extend(self, now: float) -> None:
+        if now < self.until:
+            return  # the answer to a request that was sent before the hold
+        self.until = now + min(self._first_seconds * 2.0**self._times, self._most_seconds)
+        self._times += 1
+
+    def clear(self) -> None:
+        self.until = 0.0
+        self._times = 0

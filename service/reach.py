@@ -1,0 +1,46 @@
+"""Whether the provider answers anybody: what tells an outage from a task that cannot be read."""
+
+import math
+
+from providers.base import Inconclusive, Poll, Unavailable, UnknownState
+
+OUTAGE_POLLS = 3  # in a row, of tasks that were answered before
+
+
+class Reach:
+    """What this process knows of the provider's answers. Times are unix seconds.
+
+    Attributes:
+        answered_time: When a poll was answered last.
+    """
+
+    def __init__(self, interval_seconds: float) -> None:
+        """Start without an answer.
+
+        Args:
+            interval_seconds: The shortest time between two polls of a task: what is over sooner is
+                no outage.
+        """
+        self._interval_seconds = interval_seconds
+        self.answered_time = -math.inf
+        self._silent_since = math.inf
+        self._unanswered = 0
+
+    def silent_seconds(self, now: float) -> float:
+        """Return for how long nobody was answered; 0 if somebody was."""
+        return max(0.0, now - self._silent_since)
+
+    def note(self, outcome: Poll, setbacks: int, now: float) -> bool:
+        """Learn from a poll of a task that had `setbacks`; return whether an outage is over."""
+        if isinstance(outcome, Inconclusive) and not isinstance(outcome, UnknownState):
+            if isinstance(outcome, Unavailable):
+                self._silent_since = min(self._silent_since, now)
+                self._unanswered += setbacks <= 1  # others were failing before
+            return False
+        was_outage = (
+            self._unanswered >= OUTAGE_POLLS and self.silent_seconds(now) >= self._interval_seconds
+        )
+        self.answered_time = now
+        self._silent_since = math.inf
+        self._unanswered = 0
+        return was_outage
