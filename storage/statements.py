@@ -21,75 +21,69 @@ class Statements:
     """
 
     def __init__(self, db: Database) -> None:
-        def text(query: Any) -> str:
-            return str(query.bind(db).sql()[0])
+        self._db = db
+        self._arg = SQL(db.param)
+        self._due = (TaskRow.lane == self._arg) & (TaskRow.due_time <= self._arg)
+        self._make_reads()
+        self._make_counts()
+        self._make_writes()
+        self._make_claims()
+        self._make_purges()
+        self._make_slots()
 
-        def claimed(query: Any) -> str:
-            return text(query.for_update(skip_locked=True) if db.for_update else query)
+    def _text(self, query: Any) -> str:
+        return str(query.bind(self._db).sql()[0])
 
-        arg = SQL(db.param)
-        row = TaskRow
+    def _claimed(self, query: Any) -> str:
+        return self._text(query.for_update(skip_locked=True) if self._db.for_update else query)
+
+    def _make_reads(self) -> None:
+        arg, row, text = self._arg, TaskRow, self._text
         select = row.select(*COLUMNS)
-        present = (row.id == arg) & (row.version == arg)
-        due = (row.lane == arg) & (row.due_time <= arg)
-
         self.get = text(select.where(row.id == arg))
         self.find_request = text(select.where(row.caller == arg, row.request_id == arg))
         ended = select.where(row.lane.is_null(), row.complete_time < arg)
         self.newest_ended = text(ended.order_by(row.complete_time.desc()).limit(arg))
         self.next_due = text(Select([], [_first_due_time(lane) for lane in Lane]))
+        self.due_after = text(
+            row.select(fn.MIN(row.due_time)).where(row.lane == arg, row.due_time > arg)
+        )
+
+    def _make_counts(self) -> None:
+        arg, row, text = self._arg, TaskRow, self._text
+        in_lane = row.lane == arg
+        number = fn.COUNT(SQL("*"))
         self.queues = text(
-            row.select(row.lane, fn.COUNT(SQL("*")), fn.MIN(row.due_time))
+            row.select(row.lane, number, fn.MIN(row.due_time))
             .where(row.lane.is_null(False))
             .group_by(row.lane)
         )
-        in_lane = row.lane == arg
-        self.count = text(row.select(fn.COUNT(SQL("*"))).where(in_lane))
+        self.count = text(row.select(number).where(in_lane))
         self.count_callers = text(
-            row.select(row.caller, fn.COUNT(SQL("*"))).where(in_lane).group_by(row.caller)
+            row.select(row.caller, number).where(in_lane).group_by(row.caller)
         )
-        self.due_after = text(row.select(fn.MIN(row.due_time)).where(in_lane, row.due_time > arg))
-        newest = (row.create_time.desc(), row.id.desc())
-        created = row.caller == arg
-        self.created_since = text(
-            row.select(fn.COUNT(SQL("*"))).where(created, row.create_time > arg)
-        )
-        self.nth_newest = text(
-            row.select(row.create_time).where(created).order_by(*newest).limit(SQL("1")).offset(arg)
-        )
-
-        self.insert = text(row.insert_many([[arg] * len(COLUMNS)], fields=COLUMNS)) + KNOWN_REQUEST
-        self.save = text(row.update(dict.fromkeys(COLUMNS[FIXED_COLUMNS:], arg)).where(present))
-        first = (row.setbacks == SQL("0")) | (row.due_time <= arg)
-        last = (row.setbacks > SQL("0")) & (row.due_time > arg)
-        self.due_first = claimed(select.where(due, first).order_by(row.due_time).limit(arg))
-        self.due_last = claimed(select.where(due, last).order_by(row.due_time).limit(arg))
-        self.lock = claimed(select.where(row.id == arg, due))
         self.count_sending = text(
-            row.select(fn.COUNT(SQL("*"))).where(
+            row.select(number).where(
                 row.lane == _literal(Lane.POLL),
                 row.stage == _literal(Stage.SUBMITTING),
                 row.unknown_time.is_null(),
                 row.submit_time.is_null(False),
             )
         )
+        created = row.caller == arg
+        newest = (row.create_time.desc(), row.id.desc())
+        self.created_since = text(row.select(number).where(created, row.create_time > arg))
+        self.nth_newest = text(
+            row.select(row.create_time).where(created).order_by(*newest).limit(SQL("1")).offset(arg)
+        )
 
-        def without(models: int) -> Any:
-            return due & row.model.not_in([arg] * models) if models else due
-
-        @cache
-        def due_without(models: int) -> str:
-            """Return the claim of what is due, but for so many models."""
-            return claimed(select.where(without(models)).order_by(row.due_time).limit(arg))
-
-        @cache
-        def waiting_without(models: int) -> str:
-            """Return the statement of who waits, but for so many models."""
-            return text(_waiting(without(models), arg))
-
-        self.due_without, self.waiting_without = due_without, waiting_without
+    def _make_writes(self) -> None:
+        arg, row, text = self._arg, TaskRow, self._text
+        current = (row.id == arg) & (row.version == arg)
+        self.insert = text(row.insert_many([[arg] * len(COLUMNS)], fields=COLUMNS)) + KNOWN_REQUEST
+        self.save = text(row.update(dict.fromkeys(COLUMNS[FIXED_COLUMNS:], arg)).where(current))
         self.set_aside = text(row.update({row.lane: SQL("NULL")}).where(row.id == arg))
-        self.renew = text(row.update({row.due_time: arg}).where(present))
+        self.renew = text(row.update({row.due_time: arg}).where(current))
 
         hurry = {row.due_time: arg, row.version: row.version + SQL("1")}
         waits = row.lane.in_([_literal(Lane.SUBMIT), _literal(Lane.POLL)])
@@ -99,27 +93,55 @@ class Statements:
         self.release = text(row.update(hurry).where(waits, later))
         self.hasten = text(row.update(hurry).where(polled, row.setbacks == SQL("1"), later))
 
+    def _make_claims(self) -> None:
+        arg, row, due = self._arg, TaskRow, self._due
+        select = row.select(*COLUMNS)
+        first = (row.setbacks == SQL("0")) | (row.due_time <= arg)
+        last = (row.setbacks > SQL("0")) & (row.due_time > arg)
+        self.due_first = self._claimed(select.where(due, first).order_by(row.due_time).limit(arg))
+        self.due_last = self._claimed(select.where(due, last).order_by(row.due_time).limit(arg))
+        self.lock = self._claimed(select.where(row.id == arg, due))
+
+        def without(models: int) -> Any:
+            return due & row.model.not_in([arg] * models) if models else due
+
+        @cache
+        def due_without(models: int) -> str:
+            """Return the claim of what is due, but for so many models."""
+            return self._claimed(select.where(without(models)).order_by(row.due_time).limit(arg))
+
+        @cache
+        def waiting_without(models: int) -> str:
+            """Return the statement of who waits, but for so many models."""
+            return self._text(_waiting(without(models), arg))
+
+        self.due_without, self.waiting_without = due_without, waiting_without
+
+    def _make_purges(self) -> None:
+        arg, row = self._arg, TaskRow
+
         def purged(*which: Any) -> str:
             """Delete the first of those that ended, a limited number."""
             batch = row.select(row.id).where(*which).order_by(row.complete_time).limit(arg)
-            if db.for_update:
+            if self._db.for_update:
                 batch = batch.for_update(skip_locked=True)
-            return text(row.delete().where(row.id.in_(batch)))
+            return self._text(row.delete().where(row.id.in_(batch)))
 
         # By both times: what the provider ended long ago may have been learned of just now.
         ended_before = row.complete_time < arg
         self.purge = purged(row.lane.is_null(), ended_before, row.update_time < arg)
         cancelled = (row.failure_reason == SQL("'CANCELLED'")) & row.lane.is_null()
-        self.cancelled = text(
+        self.cancelled = self._text(
             row.select(row.caller, fn.COUNT(SQL("*")), fn.MIN(row.complete_time))
             .where(cancelled)
             .group_by(row.caller)
         )
         self.purge_cancelled = purged(cancelled, row.caller == arg, ended_before)
 
-        slot = SlotRow
+    def _make_slots(self) -> None:
+        arg, slot, text = self._arg, SlotRow, self._text
         this = (slot.quota == arg) & (slot.number < arg)
-        self.free_slots = claimed(
+        self.free_slots = self._claimed(
             slot.select(slot.number)
             .where(this, slot.free_time <= arg)
             .order_by(slot.free_time)
