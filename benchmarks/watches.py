@@ -11,7 +11,7 @@ from benchmarks.floor import COLLECT_RARELY
 from benchmarks.measure import cpu_seconds, memory_bytes, percentile, ratios, settle, spread
 from benchmarks.report import Line, Target, at_most, kib, microseconds, milliseconds, versus
 from benchmarks.servers import TOKEN, Service
-from service.poller import CALLBACK_REPEAT_SECONDS
+from service.callback_pace import CALLBACK_SECONDS
 
 STREAMS = 10_000
 WATCHED_TASKS = 10
@@ -66,7 +66,7 @@ class Ours:
         pushed: float = self._bench.provider.ask(
             "advance", ids=self.provider_ids, percent=self._percent
         )
-        self._next_push = time.monotonic() + CALLBACK_REPEAT_SECONDS + CALLBACK_MARGIN_SECONDS
+        self._next_push = time.monotonic() + CALLBACK_SECONDS + CALLBACK_MARGIN_SECONDS
         return pushed
 
 

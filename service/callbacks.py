@@ -90,12 +90,13 @@ class Callbacks:
         if not self._urls.is_ours(task_id, seal):
             self._log.write(logging.INFO, "forged callback", peer=request.remote)
             return self._response(HTTPStatus.UNAUTHORIZED, "forged")
-        provider_task_id = _task_id(await _text(request))
+        text = await _text(request)
+        provider_task_id = _task_id(text)
         verdict = "received"
         if self._webhook_key and not self._is_signed(request.headers, provider_task_id):
             provider_task_id, verdict = "", "wrong signature"
         try:
-            known = await self._poller.called_back(task_id, provider_task_id)
+            known = await self._poller.called_back(task_id, provider_task_id, content=hash(text))
         except StorageUnavailableError:
             return self._response(HTTPStatus.SERVICE_UNAVAILABLE, "the database is away", task_id)
         if not known:

@@ -36,6 +36,7 @@ from providers.base import (
     UnknownState,
     Unreadable,
 )
+from service.callback_pace import CallbackPace
 from service.caller_limits import CallerLimits
 from service.holds import Holds
 from service.limits import Turns
@@ -52,7 +53,6 @@ STATUS_WINDOW_SECONDS = 1.2  # likewise of 1 s
 SLOT_FRESH_SECONDS = 0.15  # a request that starts later than this after its slot takes another
 CONCURRENT_MAX = {Lane.SUBMIT: 128, Lane.POLL: 256, Lane.LATE: 16}
 CLAIM_PAUSE_SECONDS = 0.01  # tasks that fall due together are claimed together
-CALLBACK_REPEAT_SECONDS = 1.0  # within this time another callback for a task changes nothing
 PASSED_OVER_SECONDS = 1.0  # so late it is seen that tasks ended in other processes
 PASSED_OVER_PAUSE_SECONDS = 0.1  # between looks for callers whose tasks have to wait
 IDLE_SECONDS = 3.0  # what other processes leave behind is found within this time
@@ -119,8 +119,7 @@ class Poller:
         self._sending: set[str] = set()
         self._leases: dict[str, Task] = {}
         self._unconfirmed: list[tuple[Lane, Task]] = []
-        self._called_back_times: dict[str, float] = {}  # of the last second, oldest first
-        self._called_back_meanwhile: set[str] = set()  # while a poll of them was under way
+        self._callbacks = CallbackPace()
         self._working: set[asyncio.Task[None]] = set()
         self._background: list[asyncio.Task[None]] = []
         self._busy: Counter[Lane] = Counter()
@@ -222,36 +221,48 @@ class Poller:
             self._show(task, saved)
 
     async def called_back(
-        self, task_id: str, provider_task_id: str, hosts: frozenset[str] = frozenset()
+        self,
+        task_id: str,
+        provider_task_id: str,
+        hosts: frozenset[str] = frozenset(),
+        content: int | None = None,
     ) -> bool:
         """Poll a task now, as the provider has called back for it; False if there is no such task.
 
-        At most one poll of a task is under way. It may have been answered before the callback was
-        sent, so another one follows it.
+        At most one poll of a task is under way, and one a second is started. The record may have
+        been answered before a further callback was sent, so another poll follows then.
 
         Args:
             task_id: Ours.
             provider_task_id: What the callback said, or "".
             hosts: Those of the URLs that it named. They are logged if the task ends without a
                 result.
+            content: The hash of what it said, if anything: a callback that repeats within a second
+                what was said before changes nothing.
         """
         self._seen.called_back(task_id, hosts)
-        while not self._is_repeated(task_id):
+        while not self._callbacks.is_repeated(task_id, content, self._store.now()):
             if self._is_being_polled(task_id):
-                self._called_back_meanwhile.add(task_id)
+                self._callbacks.came_meanwhile(task_id)
                 return True
             if (task := await self._store.get(task_id)) is None:
                 return False
             now = self._store.now()
-            after = after_callback(task, provider_task_id, now)
-            if after is None:
+            due_time = self._callbacks.next_time(task_id, now)
+            after = after_callback(task, provider_task_id, due_time)
+            if after is None or after == task:
                 return True
-            at_once = after.lane is Lane.POLL and bool(after.provider_task_id) and self._has_room()
+            at_once = (
+                due_time <= now
+                and after.lane is Lane.POLL
+                and bool(after.provider_task_id)
+                and self._has_room()
+            )
             if at_once:  # before all that is due, and without a claim: this save is one
                 after = after.scheduled(now + LEASE_SECONDS, after.setbacks)
             if saved := await self._store.save(task, after):
                 if saved.provider_task_id:
-                    self._called_back_times[task_id] = now
+                    self._callbacks.note(task_id, due_time, content)
                 if at_once and task_id not in self._leases:
                     self._start(Lane.POLL, saved, slot_time=0)
                 else:
@@ -262,14 +273,6 @@ class Poller:
     def _is_being_polled(self, task_id: str) -> bool:
         lease = self._leases.get(task_id)
         return lease is not None and bool(lease.provider_task_id)
-
-    def _is_repeated(self, task_id: str) -> bool:
-        """Whether a callback made this task due within the last second."""
-        times = self._called_back_times
-        horizon = self._store.now() - CALLBACK_REPEAT_SECONDS
-        while times and (oldest := next(iter(times))) and times[oldest] <= horizon:
-            del times[oldest]
-        return task_id in times
 
     def _has_room(self) -> bool:
         return not self._stopping and self._busy[Lane.POLL] < CONCURRENT_MAX[Lane.POLL]
@@ -447,8 +450,7 @@ class Poller:
             if self._busy[lane] == self._busy_max[lane]:
                 self.wake()
             self._busy[lane] -= 1
-        if task.id in self._called_back_meanwhile:
-            self._called_back_meanwhile.discard(task.id)
+        if self._callbacks.take_meanwhile(task.id):
             await self._poll_again(task.id)
 
     async def _poll_again(self, task_id: str) -> None:

@@ -454,6 +454,21 @@ async def test_a_callback_that_repeats_within_a_second_costs_no_status_request(
         assert polls_of(kie, created.provider_task_id) == 1
 
 
+async def test_a_callback_with_news_within_a_second_is_polled_for_a_second_later(
+    tmp_path: Path, kie: Simulator, port: int
+) -> None:
+    async with serving(tmp_path, kie, **with_callbacks(port, poll_interval_seconds=60)) as service:
+        created = await service.create(STUCK)
+        url = callback_url(kie)
+        assert await post(url, {"data": {"state": "generating"}}) == 200
+        await eventually(lambda: polls_of(kie, created.provider_task_id) == 1)
+        kie.add_fault("callback:drop")
+        kie.finish(created.provider_task_id)
+        assert await post(url, {"data": {"state": "success"}}) == 200
+        await until_ended(service, created.id)
+        assert polls_of(kie, created.provider_task_id) == 2
+
+
 async def test_callbacks_of_one_task_do_not_starve_the_polls_of_others(
     tmp_path: Path, kie: Simulator, port: int
 ) -> None:

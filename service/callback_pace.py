@@ -1,0 +1,45 @@
+"""How often callbacks may have their task polled: once a second, and never twice at a time."""
+
+CALLBACK_SECONDS = 1.0
+
+
+class CallbackPace:
+    """What the callbacks of the last second asked for: when, and by what content."""
+
+    def __init__(self) -> None:
+        self._polls: dict[str, tuple[float, int | None]] = {}  # the oldest first
+        self._meanwhile: set[str] = set()
+
+    def is_repeated(self, task_id: str, content: int | None, now: float) -> bool:
+        """Whether the last callback of a task said the same, within a second."""
+        self._forget(now)
+        last = self._polls.get(task_id)
+        return last is not None and content is not None and last[1] == content
+
+    def next_time(self, task_id: str, now: float) -> float:
+        """Return when a callback may have its task polled."""
+        last = self._polls.get(task_id)
+        return now if last is None else max(now, last[0] + CALLBACK_SECONDS)
+
+    def note(self, task_id: str, due_time: float, content: int | None) -> None:
+        """Keep when a task is polled for a callback. A poll that is put off leaves the last one."""
+        if task_id not in self._polls:
+            self._polls[task_id] = due_time, content
+
+    def came_meanwhile(self, task_id: str) -> None:
+        """Keep that a callback came while its task was polled."""
+        self._meanwhile.add(task_id)
+
+    def take_meanwhile(self, task_id: str) -> bool:
+        """Whether a callback came while its task was polled; forget it."""
+        if task_id not in self._meanwhile:
+            return False
+        self._meanwhile.discard(task_id)
+        return True
+
+    def _forget(self, now: float) -> None:
+        while self._polls:
+            oldest = next(iter(self._polls))
+            if self._polls[oldest][0] + CALLBACK_SECONDS > now:
+                break
+            del self._polls[oldest]
