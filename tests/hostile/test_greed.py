@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.hostile.attacks import greed
 from tests.hostile.conftest import Scale
 from tests.hostile.drill import Drill, withstands
@@ -13,6 +15,7 @@ CREATES_PER_MINUTE = 30
 CANCELS_AT_ONCE = 8
 BATCH = 256  # limits in the database may be exceeded by one
 UPLOADS = 32  # half of UPLOADS_MAX
+SLOW_UPLOAD_SECONDS = 75  # more than the minute over which the rate of an upload is measured
 
 
 async def test_one_caller_cannot_fill_the_queue(scale: Scale, tmp_path: Path) -> None:
@@ -91,5 +94,17 @@ async def test_uploads_that_drip_take_a_bounded_part_of_the_service(
         150 * scale.factor,
         scale.seconds,
         outcome_max={"under way": UPLOADS},
+    )
+    await withstands(drill, tmp_path)
+
+
+@pytest.mark.torture
+async def test_uploads_that_drip_end_after_a_minute(tmp_path: Path) -> None:
+    drill = Drill(
+        greed.dripping_uploads,
+        "alice",
+        UPLOADS,
+        SLOW_UPLOAD_SECONDS,
+        outcome_max={"under way": 0},
     )
     await withstands(drill, tmp_path)

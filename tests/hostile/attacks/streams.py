@@ -1,6 +1,7 @@
 """Attacks by how many calls there are, and by calls that nobody reads."""
 
 import asyncio
+import itertools
 from collections.abc import Callable
 
 from grpc_health.v1 import health_pb2
@@ -13,6 +14,7 @@ from tests.hostile.target import SERVICE, Outcome, Target, calling, imagen4
 
 HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+UNKNOWN_METHOD = SERVICE + "DropTables"
 STREAMS_PER_CONNECTION = 900  # a well-behaved client's
 OPENING_SECONDS = 20.0
 CONNECTIONS = 4
@@ -49,7 +51,8 @@ async def reset_calls(target: Target) -> Outcome:
 async def refused_calls(target: Target) -> Outcome:
     """Make calls that are refused, for `seconds`, over `count` connections."""
     missing = pb.QueryTaskRequest(task_id="x" * 100).SerializeToString()
-    frames = request(headers(target, SERVICE + "QueryTask"), missing)
+    paths = (SERVICE + "QueryTask", SERVICE + "WatchTask", SERVICE + "CancelTask", UNKNOWN_METHOD)
+    frames = itertools.cycle([request(headers(target, path), missing) for path in paths])
     loop = asyncio.get_running_loop()
     end = loop.time() + target.seconds
     made = 0
@@ -65,12 +68,12 @@ async def refused_calls(target: Target) -> Outcome:
             nonlocal made
             made += 1
             if now < end:
-                self._connection.call(frames, Again(self._connection))
+                self._connection.call(next(frames), Again(self._connection))
 
     connections = [await Sender.connect(target) for _ in range(target.count)]
     for connection in connections:
         for _ in range(CALLS_AT_ONCE):
-            connection.call(frames, Again(connection))
+            connection.call(next(frames), Again(connection))
         connection.flush()
     await asyncio.sleep(target.seconds)
     return {"calls": made}

@@ -24,7 +24,7 @@ async def revoked_token(target: Target) -> Outcome:
         query = pb.QueryTaskRequest(task_id=task_id).SerializeToString()
         answered = await calls.unary("QueryTask", query) is not None
     await until(lambda: not any(watch.is_open for watch in watches), target.seconds)
-    return {"answered": answered, "watches open": sum(watch.is_open for watch in watches)}
+    return {"answered": float(answered), "watches open": sum(watch.is_open for watch in watches)}
 
 
 async def emptied_file(target: Target) -> Outcome:
