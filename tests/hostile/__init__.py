@@ -4,7 +4,7 @@
     drill                   an attack from start to end, and what must hold meanwhile
     processes               the service, the simulator and the attacker as processes
     bob                     the caller who works, and what he notices
-    contention              what the machine adds to what he notices
+    contention              what others of the machine add to it
     attacker                the attacker's process: `python -m tests.hostile.attacker`
     target                  what an attacker knows of the service, and its gRPC calls
     frames                  HTTP/2 that a well-behaved client never sends

@@ -57,7 +57,7 @@ class Observed:
 
     @property
     def p99_seconds(self) -> float:
-        """Bob's 99th percentile, without what the machine adds to it."""
+        """Bob's 99th percentile, without what others of the machine add to it."""
         return percentile(self.noticed.latencies, 0.99) / self.contention
 
     @property
@@ -79,7 +79,7 @@ async def observe(drill: Drill, folder: Path) -> Observed:
     async with attacker(drill.attack, target) as hostile, defender.running():
         async with bob(defender.address, defender.admin_address) as caller:
             logged = defender.log_bytes
-            contention = Contention(defender.pid)
+            contention = Contention((*defender.pids, hostile.pid))
             async with caller.working():
                 outcome, _ = await asyncio.gather(hostile.attack(), asyncio.sleep(SECONDS_MIN))
             factor = contention.factor()

@@ -60,6 +60,7 @@ class Defender:
         self.simulator_url = f"http://127.0.0.1:{self._simulator_port}"
         self._log = folder / "log"
         self._process: Process
+        self._simulator: Process
 
     def target(self, *, token: str, count: int, seconds: float) -> Target:
         """Return what an attacker is told."""
@@ -81,7 +82,7 @@ class Defender:
         self._tokens_file.write_text("".join(lines))
         self._limits_file.write_text(self._setup.caller_limits)
         arguments = ("providers.kie.simulator", "--port", str(self._simulator_port))
-        simulator = await self._start(DEVNULL, *arguments, *SIMULATOR_OPTIONS)
+        self._simulator = await self._start(DEVNULL, *arguments, *SIMULATOR_OPTIONS)
         with self._log.open("wb") as log:
             self._process = await self._start(log.fileno(), "service")
         try:
@@ -89,7 +90,7 @@ class Defender:
             yield
         finally:
             await _kill(self._process)
-            await _kill(simulator)
+            await _kill(self._simulator)
 
     @property
     def log_bytes(self) -> int:
@@ -116,9 +117,9 @@ class Defender:
         return int(found[1]) / 1_024 if found else float("inf")
 
     @property
-    def pid(self) -> int:
-        """The number of the service's process."""
-        return self._process.pid
+    def pids(self) -> tuple[int, int]:
+        """The numbers of both processes."""
+        return self._process.pid, self._simulator.pid
 
     async def stop(self) -> float:
         """Send SIGTERM; return the seconds until the process has ended, or infinity."""
@@ -191,6 +192,11 @@ class Attacker:
 
     def __init__(self, process: Process) -> None:
         self._process = process
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
 
     async def attack(self) -> Outcome:
         """Attack, and return what came of it; what the attacker holds stays open."""
