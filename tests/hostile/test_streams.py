@@ -12,6 +12,7 @@ from tests.hostile.target import Attack
 
 CALLERS = pytest.mark.parametrize("caller", ["", "alice"], ids=["stranger", "caller"])
 WATCHES_MAX = 400
+CONNECTIONS = 4
 
 
 @CALLERS
@@ -26,7 +27,7 @@ async def test_calls_that_are_reset_at_once_hold_up_nobody(
 async def test_a_flood_of_refused_calls_holds_up_nobody(
     caller: str, scale: Scale, tmp_path: Path
 ) -> None:
-    drill = Drill(streams.refused_calls, caller, 4 * scale.factor, scale.seconds)
+    drill = Drill(streams.refused_calls, caller, CONNECTIONS, scale.seconds * 2)
     await withstands(drill, tmp_path)
 
 
