@@ -1,0 +1,67 @@
+"""How many calls there are, and whether they are read, matters only to who makes them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.attacks import streams
+from tests.hostile.conftest import Scale
+from tests.hostile.drill import Drill, withstands
+from tests.hostile.processes import Setup
+from tests.hostile.target import Attack
+
+CALLERS = pytest.mark.parametrize("caller", ["", "alice"], ids=["stranger", "caller"])
+WATCHES_MAX = 400
+CONNECTIONS = 4
+
+
+@CALLERS
+async def test_calls_that_are_reset_at_once_hold_up_nobody(
+    caller: str, scale: Scale, tmp_path: Path
+) -> None:
+    drill = Drill(streams.reset_calls, caller, 2 * scale.factor, scale.seconds)
+    await withstands(drill, tmp_path)
+
+
+@CALLERS
+async def test_a_flood_of_refused_calls_holds_up_nobody(
+    caller: str, scale: Scale, tmp_path: Path
+) -> None:
+    drill = Drill(streams.refused_calls, caller, CONNECTIONS, scale.seconds * 2)
+    await withstands(drill, tmp_path)
+
+
+@pytest.mark.parametrize("attack", [streams.health_watches, streams.reflections])
+@CALLERS
+async def test_streams_of_health_and_reflection_count_towards_the_watches_of_a_caller(
+    caller: str, attack: Attack, scale: Scale, tmp_path: Path
+) -> None:
+    drill = Drill(
+        attack,
+        caller,
+        4_000 * scale.factor,
+        scale.seconds / 5,
+        Setup({"WATCH_MAX_STREAMS": str(WATCHES_MAX)}),
+        {"served": WATCHES_MAX / 2 if caller else 0},
+    )
+    await withstands(drill, tmp_path)
+
+
+async def test_one_caller_cannot_take_all_watches(scale: Scale, tmp_path: Path) -> None:
+    drill = Drill(
+        streams.task_watches,
+        "alice",
+        2_000 * scale.factor,
+        scale.seconds,
+        Setup({"WATCH_MAX_STREAMS": str(WATCHES_MAX * scale.factor)}),
+        {"served": WATCHES_MAX * scale.factor / 2},
+    )
+    await withstands(drill, tmp_path)
+
+
+@CALLERS
+async def test_streams_that_are_not_read_do_not_hold_up_the_end_of_the_process(
+    caller: str, scale: Scale, tmp_path: Path
+) -> None:
+    drill = Drill(streams.unread_streams, caller, scale.factor, 1)
+    await withstands(drill, tmp_path)
