@@ -18,6 +18,7 @@ from benchmarks.h2 import (
     WINDOW_MAX,
     WINDOW_UPDATE,
     Connection,
+    End,
     frame,
     request_headers,
 )
@@ -63,7 +64,7 @@ class Stream:
         """Count a message."""
         self.messages += 1
 
-    def ended(self, _status_ok: bool, _now: float) -> None:
+    def ended(self, _end: End, _now: float) -> None:
         """Note the end."""
         self.is_open = False
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from benchmarks.h2 import request
+from benchmarks.h2 import End, request
 from generated.generation.v1 import generation_pb2 as pb
 from tests.hostile.frames import Sender, Stream, half_open, headers, pieces, reset_call, until
 from tests.hostile.target import SERVICE, Outcome, Target, calling, imagen4
@@ -66,7 +66,7 @@ async def refused_calls(target: Target) -> Outcome:
             super().__init__()
             self._connection = connection
 
-        def ended(self, _status_ok: bool, now: float) -> None:
+        def ended(self, _end: End, now: float) -> None:
             nonlocal made
             made += 1
             if now < end:
