@@ -49,7 +49,6 @@ CALLS_GRACE_SECONDS = 3.0
 CANCELLED_CALLS_SECONDS = 1.0
 POLLS_GRACE_SECONDS = 5.0
 
-HANDSHAKE_SECONDS = 10
 C_INT_MAX = 2**31 - 1
 PENDING_HARD = 3  # between the limit and this many times it, C-core drops calls at random
 AGE_GRACE_SECONDS = 60.0  # beyond WATCH_MAX_AGE_SECONDS: the age of a stream has a jitter
@@ -68,7 +67,6 @@ CHANNEL_OPTIONS = (
     ("grpc.http2.lookahead_bytes", 256 << 10),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1_000),
 )
 
 log = structlog.get_logger()
@@ -91,6 +89,7 @@ class Running:
 class Bounds:
     """What no setting changes: tests shorten it."""
 
+    handshake_seconds: float = 10.0
     http: HttpLimits = field(default_factory=HttpLimits)
     uploads: UploadPace = field(default_factory=UploadPace)
 
@@ -153,7 +152,7 @@ async def running(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
             metrics=metrics,
             upload_pace=bounds.uploads,
         )
-        server, health = _grpc_server(boundary, servicer, settings)
+        server, health = _grpc_server(boundary, servicer, settings, bounds.handshake_seconds)
         address = _bind(server, settings)
         admin_address = await _start_admin(
             settings, bounds.http, stack, store=store, metrics=metrics, hub=hub
@@ -352,11 +351,14 @@ def _missing_descriptors(settings: Settings) -> int:
 
 
 def _grpc_server(
-    boundary: Boundary, servicer: Servicer, settings: Settings
+    boundary: Boundary, servicer: Servicer, settings: Settings, handshake_seconds: float
 ) -> tuple[grpc.aio.Server, Health]:
-    server = grpc.aio.server(
-        interceptors=(boundary,), options=(*CHANNEL_OPTIONS, *_connection_options(settings))
+    options = (
+        *CHANNEL_OPTIONS,
+        *_connection_options(settings),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(handshake_seconds)),
     )
+    server = grpc.aio.server(interceptors=(boundary,), options=options)
     add_GenerationServiceServicer_to_server(servicer, server)
     health = Health(("", SERVICE_NAME))
     health_pb2_grpc.add_HealthServicer_to_server(health, server)

@@ -1,0 +1,61 @@
+"""Answers that a client does not read are bounded, for each caller."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from service.calls import Call
+from service.errors import ServiceError
+from service.outbox import COUNTED_FROM_BYTES, Outbox
+
+LARGE = b"x" * COUNTED_FROM_BYTES
+
+
+class Context:
+    """The part of grpc's context that says when a call is over."""
+
+    def __init__(self) -> None:
+        self._over: list[Callable[[Any], None]] = []
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        self._over.append(callback)
+
+    def over(self) -> None:
+        for callback in self._over:
+            callback(self)
+
+
+def call_of(caller: str) -> Call:
+    call = Call([])
+    call.caller = caller
+    return call
+
+
+def test_a_caller_who_reads_nothing_is_refused_until_a_call_is_over() -> None:
+    finish = Outbox(2 * len(LARGE)).finisher(bytes)
+    contexts = [Context(), Context()]
+    for context in contexts:
+        assert finish(call_of("alice"), LARGE, context) == LARGE
+    with pytest.raises(ServiceError) as refused:
+        finish(call_of("alice"), LARGE, Context())
+    assert refused.value.reason == "RATE_LIMITED"
+    assert refused.value.metadata == {
+        "limit": "answers",
+        "max": str(2 * len(LARGE)),
+        "scope": "caller",
+    }
+    contexts[0].over()
+    assert finish(call_of("alice"), LARGE, Context()) == LARGE
+
+
+def test_other_callers_and_small_answers_are_not_concerned() -> None:
+    finish = Outbox(len(LARGE)).finisher(bytes)
+    assert finish(call_of("alice"), LARGE, Context()) == LARGE
+    assert finish(call_of("bob"), LARGE, Context()) == LARGE
+    for _ in range(3):
+        assert finish(call_of("alice"), LARGE[1:], Context()) == LARGE[1:]
+
+
+def test_a_call_that_wrote_its_answers_itself_has_none() -> None:
+    assert Outbox().finisher(bytes)(call_of("alice"), None, Context()) is None
