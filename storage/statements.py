@@ -20,7 +20,7 @@ class Statements:
     locked.
     """
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database) -> None:  # noqa: PLR0915 - a list, not a procedure
         def text(query: Any) -> str:
             return str(query.bind(db).sql()[0])
 
@@ -77,17 +77,11 @@ class Statements:
         def without(models: int) -> Any:
             return due & row.model.not_in([arg] * models) if models else due
 
-        @cache
-        def due_without(models: int) -> str:
-            """Return the claim of what is due, but for so many models."""
-            return claimed(select.where(without(models)).order_by(row.due_time).limit(arg))
-
-        @cache
-        def waiting_without(models: int) -> str:
-            """Return the statement of who waits, but for so many models."""
-            return text(_waiting(without(models), arg))
-
-        self.due_without, self.waiting_without = due_without, waiting_without
+        # By how many models are left out.
+        self.due_without = cache(
+            lambda models: claimed(select.where(without(models)).order_by(row.due_time).limit(arg))
+        )
+        self.waiting_without = cache(lambda models: text(_waiting(without(models), arg)))
         self.set_aside = text(row.update({row.lane: SQL("NULL")}).where(row.id == arg))
         self.renew = text(row.update({row.due_time: arg}).where(present))
 
