@@ -36,6 +36,9 @@ TASK_ID = re.compile(r"[0-9a-f]{32}")
 # In a body that cannot be parsed, perhaps because its end is missing. Quotes inside a string are
 # escaped, so this does not match in a prompt.
 ID_IN_TEXT = re.compile(r'"task(?:Id|_id)"\s*:\s*"([^"\\]{1,255})"')
+# Of URLs, also where JSON escapes their slashes.
+HOST = re.compile(r"https?:(?:\\*/){2}([A-Za-z0-9.-]{1,253})")
+HOSTS_MAX = 20
 GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 URL_SAFE = str.maketrans("-_", "+/")
 
@@ -91,12 +94,14 @@ class Callbacks:
             self._log.write(logging.INFO, "forged callback", peer=request.remote)
             return self._response(HTTPStatus.UNAUTHORIZED, "forged")
         text = await _text(request)
-        provider_task_id = _task_id(text)
+        provider_task_id, hosts = _task_id(text), frozenset(HOST.findall(text)[:HOSTS_MAX])
         verdict = "received"
         if self._webhook_key and not self._is_signed(request.headers, provider_task_id):
             provider_task_id, verdict = "", "wrong signature"
         try:
-            known = await self._poller.called_back(task_id, provider_task_id, content=hash(text))
+            known = await self._poller.called_back(
+                task_id, provider_task_id, hosts, content=hash(text)
+            )
         except StorageUnavailableError:
             return self._response(HTTPStatus.SERVICE_UNAVAILABLE, "the database is away", task_id)
         if not known:

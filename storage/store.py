@@ -464,12 +464,12 @@ class Store:
         rows = self._engine.execute(due, Lane.SUBMIT, now, *closed_models, room + 1).fetchall()
         few = len(rows) <= room  # then all may go, and the rows are at hand
         waiting = _in_turns(rows, depth) if few else self._waiting(now, depth, closed_models)
-        waiting = admit(waiting)
         may_run = self._may_run(waiting, room, running_max)
         if may_run is None:
             return Claim([], now + LOCK_RETRY_SECONDS)
-        taken, next_time = self._take_slots(quota, min(room, len(may_run)), now)
-        picked = pick(may_run, taken) if taken else []
+        admitted = admit(may_run)
+        taken, next_time = self._take_slots(quota, min(room, len(admitted)), now)
+        picked = pick(admitted, taken) if taken else []
         if few:
             found = {row[0]: row for row in rows}
             claimed = [found[task_id] for task_id in picked]

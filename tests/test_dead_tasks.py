@@ -32,10 +32,10 @@ DEAD_ANSWERS = [
     http(""),
 ]
 SMALL_ANSWERS = [answer for answer in DEAD_ANSWERS if len(answer.data) < 1_000]
-INTERVAL = 0.25
-MAX_AGE = 5.0
-POLLS = 9  # of each living task, to be compared
-STATUS_PER_SECOND = 80  # not enough for everybody
+INTERVAL = 0.5
+MAX_AGE = 9.0
+POLLS = 7  # of each living task, to be compared
+STATUS_PER_SECOND = 40  # not enough for everybody
 
 
 class Crowd:
@@ -269,6 +269,29 @@ async def test_a_record_that_said_fail_and_then_success_adds_its_artifacts(
         await call_back(bought.urls[0], {"data": {"taskId": "k-1"}})
         late = await until_delivered(service, failed.id)
     assert late.failure == failed.failure
+
+
+async def test_where_a_callback_says_results_are_is_logged_once_if_its_task_ends_without_any(
+    tmp_path: Path, unused_tcp_port: int
+) -> None:
+    bought = Bought(envelope(200, {"taskId": "k-1"}))
+    kie: Any = SocketKie(
+        lambda request: (
+            bought(request)
+            if request.endpoint == "create"
+            else envelope(200, {"state": "fail", "failMsg": "no"})
+        )
+    )
+    body = {"data": {"taskId": "k-1", "resultUrls": ["https://files.example/a.png?key=1"]}}
+    with capture_logs() as logs:
+        settings = with_callbacks(unused_tcp_port) | {"poll_interval_seconds": 5}
+        async with kie, serving(tmp_path, kie, **settings) as service:
+            created = await service.create()
+            await eventually(lambda: bool(bought.urls))
+            await call_back(bought.urls[0], body)
+            await service.end(created.id)
+    named = [log["hosts"] for log in logs if "named results" in log["event"]]
+    assert named == [["files.example"]]
 
 
 # --- holds ---
