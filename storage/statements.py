@@ -105,17 +105,13 @@ class Statements:
         def without(models: int) -> Any:
             return due & row.model.not_in([arg] * models) if models else due
 
-        @cache
-        def due_without(models: int) -> str:
-            """Return the claim of what is due, but for so many models."""
-            return self._claimed(select.where(without(models)).order_by(row.due_time).limit(arg))
-
-        @cache
-        def waiting_without(models: int) -> str:
-            """Return the statement of who waits, but for so many models."""
-            return self._text(_waiting(without(models), arg))
-
-        self.due_without, self.waiting_without = due_without, waiting_without
+        # By how many models are left out.
+        self.due_without = cache(
+            lambda models: self._claimed(
+                select.where(without(models)).order_by(row.due_time).limit(arg)
+            )
+        )
+        self.waiting_without = cache(lambda models: self._text(_waiting(without(models), arg)))
 
     def _make_purges(self) -> None:
         arg, row = self._arg, TaskRow
