@@ -31,6 +31,7 @@ from service.inbox import Inbox
 from service.metrics import Metrics
 from service.open_calls import OpenCalls
 from service.outbox import Outbox
+from service.refusals import RefusalPace
 from service.sparse import SparseLog
 from storage.errors import StorageUnavailableError
 
@@ -55,6 +56,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         self._inbox = Inbox()
         self._outbox = Outbox()
+        self._pace = RefusalPace()
         self._log = SparseLog()
         self._methods: dict[str, _Method] = {}
         self._open_calls: set[Call] = set()
@@ -179,6 +181,8 @@ class Boundary(grpc.aio.ServerInterceptor):
                 return answer
             finally:
                 self._leave(call)
+            if refusal.code in _SLOWED:
+                await self._pace.hold(call.caller)
             with _over_is_cancelled():
                 await context.abort_with_status(refusal.status())
             return None
@@ -193,6 +197,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             call.context = context
             refusal = self._refusal(method, call, error, 0.0)
             assert refusal is not None
+            await self._pace.hold(call.caller)
             status = refusal.status()
             # Not by an exception, which would hold the call until it is collected.
             context.set_code(status.code)
@@ -308,8 +313,10 @@ _CALLERS_OWN = frozenset(
         grpc.StatusCode.NOT_FOUND,
         grpc.StatusCode.ALREADY_EXISTS,
         grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
     }
 )
+_SLOWED = _CALLERS_OWN | {grpc.StatusCode.RESOURCE_EXHAUSTED}
 _PLANNED = frozenset({"STREAM_EXPIRED", "SHUTTING_DOWN"})
 
 

@@ -189,7 +189,7 @@ class Settings(BaseSettings):
 
     max_streams_per_connection: AtLeastOne = 1_000
     max_connections: Count = 0  # 0 = the limit of descriptors less 1,000
-    max_pending_calls: AtLeastOne = 1_000
+    max_pending_calls: AtLeastOne = 3_000
     connection_idle_seconds: Seconds = 3_600  # 0 = no limit, as for the age
     connection_age_seconds: Seconds = 7_200
 

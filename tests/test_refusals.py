@@ -1,0 +1,46 @@
+"""A caller whose calls are refused again and again waits for its refusals; others do not."""
+
+import asyncio
+
+import pytest
+
+from service import refusals
+from service.refusals import FREE_PER_WINDOW, RefusalPace
+
+
+async def done_at_once(pace: RefusalPace, caller: str) -> bool:
+    """Whether a refusal is not held."""
+    held = asyncio.ensure_future(pace.hold(caller))
+    await asyncio.sleep(0)
+    done = held.done()
+    held.cancel()
+    await asyncio.gather(held, return_exceptions=True)
+    return done
+
+
+async def test_a_caller_is_held_beyond_its_free_refusals_and_others_are_not() -> None:
+    pace = RefusalPace()
+    for _ in range(FREE_PER_WINDOW):
+        assert await done_at_once(pace, "alice")
+    assert not await done_at_once(pace, "alice")
+    assert await done_at_once(pace, "bob")
+
+
+async def test_the_free_refusals_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "WINDOW_SECONDS", 0)
+    pace = RefusalPace()
+    for _ in range(3 * FREE_PER_WINDOW):
+        assert await done_at_once(pace, "alice")
+
+
+async def test_no_more_are_held_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "PAUSED_MAX", 2)
+    pace = RefusalPace()
+    for _ in range(FREE_PER_WINDOW):
+        await pace.hold("alice")
+    held = [asyncio.ensure_future(pace.hold("alice")) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert not any(hold.done() for hold in held)
+    assert await done_at_once(pace, "alice")
+    await asyncio.gather(*held)
+    assert not await done_at_once(pace, "alice"), "there is room again"
