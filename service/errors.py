@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate, islice
 from urllib.parse import quote
 
@@ -115,6 +116,11 @@ class ServiceError(Exception):
 
     def status(self) -> grpc.Status:
         """Return the rich status, for `context.abort_with_status`."""
+        if self.metadata or self.violations:
+            return self._status()
+        return _plain_status(self.reason, self.message, self.retry_seconds)
+
+    def _status(self) -> grpc.Status:
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
         status.details.append(_pack(self._info()))
         if self.retry_seconds is not None:
@@ -129,6 +135,12 @@ class ServiceError(Exception):
         return error_details_pb2.ErrorInfo(
             reason=self.reason, domain=DOMAIN, metadata=self.metadata
         )
+
+
+@lru_cache(maxsize=64)
+def _plain_status(reason: str, message: str, retry_seconds: float | None) -> grpc.Status:
+    """Make a status once that many calls end with: whoever is refused sends the same again."""
+    return ServiceError(reason, message, retry_seconds=retry_seconds)._status()  # noqa: SLF001
 
 
 def invalid(field: str, description: str) -> ServiceError:

@@ -1,12 +1,8 @@
 """A short method for each RPC: from messages to the store, the poller and the watcher, and back."""
 
-import base64
-import binascii
-import struct
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable
-from hashlib import blake2b
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -14,27 +10,25 @@ import structlog
 
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceServicer
-from providers.base import Provider, Violation
+from providers.base import Provider
 from service.admission import Admission
 from service.callers import current_caller
-from service.errors import REFUSALS, ServiceError, invalid, invalid_params, not_found
+from service.errors import REFUSALS, ServiceError, invalid, not_found
 from service.messages import Answers
 from service.metrics import Metrics
 from service.open_calls import LimitedCalls
+from service.pages import PAGE_MAX_BYTES, Pages, list_filter, page_token, read_page_token
 from service.poller import Poller
-from service.rules import PROMPT_ID_MAX_CHARACTERS, check_create, check_task_id, text_rules
+from service.rules import check_create, check_task_id
 from service.uploads import Uploads
 from service.watch import Hub, Subscription, Watcher
 from storage.creation import Existing, LimitReached
-from storage.pages import ListFilter
 from storage.store import Store
-from storage.task import Stage, Status, Task
+from storage.task import Stage, Task
 
 ANSWER_BEFORE_DEADLINE_SECONDS = 0.2
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 200
-PAGE_MAX_BYTES = 1 << 20
-PAGE_TOKEN_MAX_CHARACTERS = 1_500  # more than the longest id takes
 
 log = structlog.get_logger()
 
@@ -71,6 +65,7 @@ class Servicer(GenerationServiceServicer):
         self._create_wait_seconds = create_wait_seconds
         self._metrics = metrics
         self._answers = answers
+        self._pages = Pages(answers)
 
     async def CreateTask(  # noqa: N802 - the proto's name
         self, request: pb.CreateTaskRequest, context: Context
@@ -127,15 +122,15 @@ class Servicer(GenerationServiceServicer):
     ) -> Answer:
         """Read one page of rows."""
         del context
-        which = _list_filter(request)
-        before = _read_page_token(request.page_token, which)
+        which = list_filter(request)
+        before = read_page_token(request.page_token, which)
         size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
         with self._limited_calls.lists.counted(which.caller):
             found = await self._store.page(which, before, size + 1, PAGE_MAX_BYTES)
-        tasks = _fitting(map(self._answers.listed, found[:size]))
+        tasks = await self._pages.build(found[:size])
         if len(tasks) == len(found):
             return b"".join(tasks)
-        token = _page_token(found[len(tasks) - 1], which)
+        token = page_token(found[len(tasks) - 1], which)
         return b"".join(tasks) + pb.ListTasksResponse(next_page_token=token).SerializeToString()
 
     async def CancelTask(  # noqa: N802
@@ -246,62 +241,3 @@ def _same(task: Task, request: pb.CreateTaskRequest) -> Task:
             metadata={"task_id": task.id},
         )
     return task
-
-
-# --- pages ---
-
-
-def _list_filter(request: pb.ListTasksRequest) -> ListFilter:
-    violations = text_rules("prompt_id", request.prompt_id, PROMPT_ID_MAX_CHARACTERS)
-    if request.page_size < 0:
-        violations.append(Violation("page_size", "must not be negative"))
-    if request.status not in pb.TaskStatus.values():
-        violations.append(Violation("status", "must be a value of TaskStatus"))
-    if violations:
-        raise invalid_params(violations)
-    name = pb.TaskStatus.Name(request.status).removeprefix("TASK_STATUS_")
-    status = None if name == "UNSPECIFIED" else Status(name)
-    return ListFilter(current_caller.get(), request.prompt_id, status)
-
-
-def _fitting(tasks: Iterable[bytes]) -> list[bytes]:
-    """Return the first tasks that fit a page, and one at least."""
-    page: list[bytes] = []
-    size = 0
-    for task in tasks:
-        size += len(task)
-        if size > PAGE_MAX_BYTES and page:
-            break
-        page.append(task)
-    return page
-
-
-def _page_token(last: Task, which: ListFilter) -> str:
-    """Say where a page ended, bound to its filter and caller.
-
-    It opens nothing: every page is filtered by the caller.
-    """
-    token = struct.pack(">d", last.create_time) + _binding(which) + last.id.encode()
-    return base64.urlsafe_b64encode(token).decode()
-
-
-def _read_page_token(token: str, which: ListFilter) -> tuple[float, str] | None:
-    if not token:
-        return None
-    if len(token) > PAGE_TOKEN_MAX_CHARACTERS:
-        raise invalid("page_token", "must be a next_page_token")
-    try:
-        raw = base64.b64decode(token, altchars=b"-_", validate=True)
-        (create_time,) = struct.unpack(">d", raw[:8])
-        binding, task_id = raw[8:16], raw[16:].decode()
-    except (binascii.Error, struct.error, ValueError):
-        raise invalid("page_token", "must be a next_page_token") from None
-    if "\0" in task_id:
-        raise invalid("page_token", "must be a next_page_token")
-    if binding != _binding(which):
-        raise invalid("page_token", "must come from a page with the same filter")
-    return create_time, task_id
-
-
-def _binding(which: ListFilter) -> bytes:
-    return blake2b(repr(which).encode(), digest_size=8).digest()

@@ -195,3 +195,10 @@ async def until(condition: Callable[[], bool], seconds: float) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+class Deaf(Sender):
+    """A connection that hears nothing of what the server says, and answers nothing."""
+
+    def data_received(self, data: bytes) -> None:
+        """Take it, and forget it."""

@@ -45,6 +45,7 @@ async def test_a_callback_that_repeats_costs_one_status_request_a_second(
         "alice",
         0,
         scale.seconds,
+        Setup(settings={"POLL_INTERVAL_SECONDS": "60"}),  # no polls but those of callbacks
         outcome_max={"status requests": STATUS_REQUESTS * (scale.seconds + 1)},
     )
     await withstands(drill, tmp_path)

@@ -13,13 +13,29 @@ from tests.hostile.target import Attack
 CALLERS = pytest.mark.parametrize("caller", ["", "alice"], ids=["stranger", "caller"])
 WATCHES_MAX = 400
 CONNECTIONS = 4
+RESETTING_CONNECTIONS = 2
+POLITE_RESETS_P99_SECONDS_MAX = 1.0
 
 
 @CALLERS
 async def test_calls_that_are_reset_at_once_hold_up_nobody(
     caller: str, scale: Scale, tmp_path: Path
 ) -> None:
-    drill = Drill(streams.reset_calls, caller, 2 * scale.factor, scale.seconds)
+    drill = Drill(streams.reset_calls, caller, RESETTING_CONNECTIONS, scale.seconds * 2)
+    await withstands(drill, tmp_path)
+
+
+async def test_resets_of_a_client_that_answers_pings_hold_up_nobody_for_long(
+    scale: Scale, tmp_path: Path
+) -> None:
+    """Up to a thousand such calls of a connection wait before the next one of anybody else."""
+    drill = Drill(
+        streams.polite_resets,
+        "",
+        RESETTING_CONNECTIONS,
+        scale.seconds,
+        p99_seconds_max=POLITE_RESETS_P99_SECONDS_MAX,
+    )
     await withstands(drill, tmp_path)
 
 

@@ -9,7 +9,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from benchmarks.h2 import End, request
 from generated.generation.v1 import generation_pb2 as pb
-from tests.hostile.frames import Sender, Stream, half_open, headers, pieces, reset_call, until
+from tests.hostile.frames import Deaf, Sender, Stream, half_open, headers, pieces, reset_call, until
 from tests.hostile.target import SERVICE, Outcome, Target, calling, imagen4
 
 HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
@@ -28,13 +28,22 @@ Frames = Callable[[int], bytes]
 
 async def reset_calls(target: Target) -> Outcome:
     """Begin calls and reset them at once, for `seconds`, over `count` connections."""
+    return await _reset(target, Deaf)
+
+
+async def polite_resets(target: Target) -> Outcome:
+    """Do the same, and acknowledge every ping: each delays the server's own limits."""
+    return await _reset(target, Sender)
+
+
+async def _reset(target: Target, kind: type[Sender]) -> Outcome:
     frames = reset_call(headers(target, SERVICE + "QueryTask"))
 
     async def flood() -> int:
-        connection, sent = await Sender.connect(target), 0
+        connection, sent = await kind.connect(target), 0
         while loop.time() < end:
             if connection.is_closed:
-                connection = await Sender.connect(target)
+                connection = await kind.connect(target)
             burst = b"".join(frames(connection.next_stream()) for _ in range(BURST))
             await connection.send(burst)
             sent += BURST

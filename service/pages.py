@@ -1,0 +1,98 @@
+"""Pages of ListTasks: which tasks, how many of them fit, and where the next page begins."""
+
+import asyncio
+import base64
+import binascii
+import struct
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from generated.generation.v1 import generation_pb2 as pb
+from providers.base import Violation
+from service.callers import current_caller
+from service.errors import invalid, invalid_params
+from service.messages import Answers
+from service.rules import PROMPT_ID_MAX_CHARACTERS, text_rules
+from storage.pages import ListFilter
+from storage.task import Status, Task
+
+PAGE_MAX_BYTES = 1 << 20
+PAGE_TOKEN_MAX_CHARACTERS = 1_500  # more than the longest id takes
+BUILT_AT_ONCE = 16  # tasks, in some 0.5 ms of the event loop
+
+
+class Pages:
+    """Makes pages of the answers that hold one task each."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._building = asyncio.Lock()
+
+    async def build(self, tasks: Sequence[Task]) -> list[bytes]:
+        """Return the first tasks that fit a page, and one at least.
+
+        A page of long prompts takes the event loop milliseconds: one is built at a time, and other
+        calls get their turn in between.
+        """
+        page: list[bytes] = []
+        size = 0
+        async with self._building:
+            for number, task in enumerate(tasks, start=1):
+                answer = self._answers.listed(task)
+                size += len(answer)
+                if size > PAGE_MAX_BYTES and page:
+                    break
+                page.append(answer)
+                if number % BUILT_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+        return page
+
+
+def list_filter(request: pb.ListTasksRequest) -> ListFilter:
+    """Return which tasks are asked for; raise INVALID_PARAMS with every broken rule."""
+    violations = text_rules("prompt_id", request.prompt_id, PROMPT_ID_MAX_CHARACTERS)
+    if request.page_size < 0:
+        violations.append(Violation("page_size", "must not be negative"))
+    if request.status not in pb.TaskStatus.values():
+        violations.append(Violation("status", "must be a value of TaskStatus"))
+    if violations:
+        raise invalid_params(violations)
+    name = pb.TaskStatus.Name(request.status).removeprefix("TASK_STATUS_")
+    status = None if name == "UNSPECIFIED" else Status(name)
+    return ListFilter(current_caller.get(), request.prompt_id, status)
+
+
+def page_token(last: Task, which: ListFilter) -> str:
+    """Say where a page ended, bound to its filter and caller.
+
+    It opens nothing: every page is filtered by the caller.
+    """
+    token = struct.pack(">d", last.create_time) + _binding(which) + last.id.encode()
+    return base64.urlsafe_b64encode(token).decode()
+
+
+def read_page_token(token: str, which: ListFilter) -> tuple[float, str] | None:
+    """Return where a page begins: after this (create_time, id), or None for the first one.
+
+    Raises:
+        ServiceError: INVALID_PARAMS.
+    """
+    if not token:
+        return None
+    if len(token) > PAGE_TOKEN_MAX_CHARACTERS:
+        raise invalid("page_token", "must be a next_page_token")
+    try:
+        raw = base64.b64decode(token, altchars=b"-_", validate=True)
+        (create_time,) = struct.unpack(">d", raw[:8])
+        binding, task_id = raw[8:16], raw[16:].decode()
+    except (binascii.Error, struct.error, ValueError):
+        raise invalid("page_token", "must be a next_page_token") from None
+    if "\0" in task_id:
+        raise invalid("page_token", "must be a next_page_token")
+    if binding != _binding(which):
+        raise invalid("page_token", "must come from a page with the same filter")
+    return create_time, task_id
+
+
+def _binding(which: ListFilter) -> bytes:
+    return blake2b(repr(which).encode(), digest_size=8).digest()
