@@ -125,7 +125,7 @@ async def running(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
         stack.push_async_callback(provider.close)
         hub = Hub()
         answers = Answers(settings.task_retention_seconds or math.inf)
-        urls = _callback_urls(settings)
+        urls = await _callback_urls(settings, store)
         poller = Poller(
             store=store,
             provider=provider,
@@ -223,17 +223,23 @@ async def _provider(settings: Settings, metrics: Metrics, stack: AsyncExitStack)
     return KieProvider(simulator.url, simulator.url, "simulator", metrics.provider_called)
 
 
-def _callback_urls(settings: Settings) -> CallbackUrls | None:
+async def _callback_urls(settings: Settings, store: Store) -> CallbackUrls | None:
+    """Make callback URLs with CALLBACK_SECRET, or with a secret that the database keeps.
+
+    Versions before this one derive the secret from KIE_API_KEY. The database therefore keeps the
+    derived one if there is a key at the first start: replicas of both versions verify each other's
+    URLs during an upgrade, and a new key changes nothing.
+    """
     if settings.public_url is None:
         return None
-    if settings.callback_secret is not None:
-        return CallbackUrls(
-            settings.public_url, settings.callback_secret.get_secret_value().encode()
-        )
-    if settings.kie_api_key is None:  # the bundled simulator: nobody else knows this one
-        return CallbackUrls(settings.public_url, secrets.token_bytes())
+    if settings.callback_secrets:
+        return CallbackUrls(settings.public_url, *settings.callback_secrets)
+    if settings.kie_api_key is None:
+        kept = await store.callback_secrets(secrets.token_bytes())
+        return CallbackUrls(settings.public_url, *kept)
     key = settings.kie_api_key.get_secret_value().encode()
-    return CallbackUrls(settings.public_url, hmac.digest(key, CALLBACK_PURPOSE, "sha256"))
+    derived = hmac.digest(key, CALLBACK_PURPOSE, "sha256")
+    return CallbackUrls(settings.public_url, *await store.callback_secrets(derived), derived)
 
 
 def _limits(settings: Settings) -> AccountLimits:
