@@ -31,6 +31,7 @@ UNKNOWN_WAIT_SECONDS = 900.0
 RETENTION_MIN_SECONDS = 3_600.0
 ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^:\[\]\s]+)):([0-9]{1,5})")
 HTTP_URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 HEADER_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
@@ -120,6 +121,11 @@ def _secrets(listed: SecretStr) -> SecretStr:
 
 def _database_url(url: SecretStr) -> SecretStr:
     text = url.get_secret_value()
+    # As part of a file's name they would quietly make a new, empty database.
+    name = text.removeprefix(SQLITE_PREFIX)
+    inside = is_postgres(text) and len(text.split()) > 1
+    if inside or CONTROL.search(text) or text != text.strip() or name != name.strip():
+        raise ValueError("must not hold line ends or control characters, or spaces around it")
     try:
         usable = (
             bool(connection_params(text)) if is_postgres(text) else sqlite_path(text) is not None
