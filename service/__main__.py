@@ -77,17 +77,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m service",
         usage="python -m service [-h] [COMMAND]",
-        description="Serve. The settings are environment variables; README.md has the table.",
+        description="Run the service, or a command on its database. The settings are environment"
+        " variables; README.md has the table.",
     )
     parser.set_defaults(command="serve", failure="cannot start")
-    commands = parser.add_subparsers(title="commands", metavar="", prog="python -m service")
-    migrating = commands.add_parser("migrate", help="bring the tables of DATABASE_URL up to date")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="python -m service")
+    migrating = commands.add_parser("migrate", help="apply the migrations that DATABASE_URL lacks")
     migrating.set_defaults(command="migrate", failure="cannot migrate")
     importing = commands.add_parser(
-        "import", help="carry the tasks of a SQLite file into DATABASE_URL, a PostgreSQL"
+        "import", help="copy all tasks of a SQLite file to the PostgreSQL of DATABASE_URL"
     )
     importing.set_defaults(command="import", failure="cannot import")
-    importing.add_argument("source", metavar="sqlite:///FILE", help="no service may have it")
+    importing.add_argument(
+        "source", metavar="sqlite:///FILE", help="the file; stop its service first"
+    )
     return parser
 
 

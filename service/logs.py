@@ -2,15 +2,19 @@
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import MutableMapping
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 
 from service.calls import add_call
 
+NEEDS_QUOTES = re.compile("[ \\t=\\r\\n\"']")
+WITH_TRACEBACK = frozenset({"exc_info", "exception", "stack", "stack_info"})
 NOISY = ("aiohttp.access", "asyncio", "grpc", "peewee")
 
 # gRPC's core writes lines of its own form past all this, one for each failed TLS handshake. It
@@ -32,7 +36,7 @@ def configure_logs(form: Literal["text", "json"], level: str) -> None:
     structlog.configure(
         processors=[*shared, *renderers],
         # Not through the library's loggers: that would double what a line costs.
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Output(sys.stderr))),
         # What is not logged costs next to nothing.
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         cache_logger_on_first_use=True,
@@ -75,14 +79,56 @@ def _renderers(form: str) -> list[structlog.types.Processor]:
             structlog.processors.ExceptionRenderer(frames),
             structlog.processors.JSONRenderer(),
         ]
-    return [
-        structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=_write_traceback
-        )
-    ]
+    colored = sys.stderr.isatty()
+    console = structlog.dev.ConsoleRenderer(colors=colored, exception_formatter=_write_traceback)
+    return [console if colored else _Plain(console)]
+
+
+class _Plain:
+    """Renders a line as structlog's console renderer does without colors, at a fifth of its cost.
+
+    CreateTask waits for its line to be written.
+    """
+
+    def __init__(self, console: structlog.dev.ConsoleRenderer) -> None:
+        self._console = console
+
+    def __call__(self, logger: Any, method: str, line: MutableMapping[str, Any]) -> str:
+        """Return a line of text: a structlog processor."""
+        if not WITH_TRACEBACK.isdisjoint(line):
+            return self._console(logger, method, line)
+        time, level, event = line.pop("timestamp"), line.pop("level"), line.pop("event")
+        fields = " ".join([f"{key}={_value(line[key])}" for key in sorted(line)])
+        return f"{time} [{level:<9}] {event:<30} {fields}".rstrip()
+
+
+def _value(value: object) -> str:
+    if isinstance(value, str) and not NEEDS_QUOTES.search(value):
+        return value
+    return repr(value)
+
+
+class _Output:
+    """A stream whose errors are ignored: a call must not fail because its log line cannot be kept.
+
+    The terminal may be gone, or the disk that holds the log may be full.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        """Write text if possible."""
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flush if possible."""
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def _write_traceback(out: Any, exc_info: Any) -> None:
     """Write a traceback without the values of variables, and with its messages escaped."""
-    for line in "".join(traceback.format_exception(*exc_info)).split("\n"):
-        out.write(printable(line) + "\n")
+    for line in "".join(traceback.format_exception(*exc_info)).rstrip().split("\n"):
+        out.write("\n" + printable(line))

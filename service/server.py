@@ -31,6 +31,7 @@ from service.interceptor import Boundary
 from service.messages import Answers
 from service.metrics import Metrics, Queue, measure_loop_lag
 from service.open_calls import LimitedCalls, OpenCalls
+from service.outage_log import OutageLog
 from service.poller import AccountLimits, Poller
 from service.purge import Purger
 from service.reach import Reach
@@ -124,6 +125,7 @@ async def running(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
         provider = await _provider(settings, metrics, stack)
         stack.push_async_callback(provider.close)
         hub = Hub()
+        outage_log = OutageLog()
         answers = Answers(settings.task_retention_seconds or math.inf)
         urls = await _callback_urls(settings, store)
         poller = Poller(
@@ -134,6 +136,7 @@ async def running(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
             limits=_limits(settings),
             caller_limits=limits,
             metrics=metrics,
+            outage_log=outage_log,
             disabled_models=settings.disabled_models,
             callback_url=urls.url if urls else None,
         )
@@ -164,7 +167,7 @@ async def running(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
         polling = asyncio.create_task(poller.run())
         stack.push_async_callback(_stop_polling, poller, polling)
         if store.shared:
-            _run_beside(Follower(store, hub).run(), stack)
+            _run_beside(Follower(store, hub, outage_log).run(), stack)
         _run_beside(Purger(store, settings.task_retention_seconds).run(), stack)
         await server.start()
         stack.push_async_callback(_drain, server, health, hub, boundary)
