@@ -3,7 +3,9 @@
 import asyncio
 import hmac
 import math
+import os
 import secrets
+import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -405,10 +407,33 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> str:
             port = server.add_secure_port(settings.listen_address, _credentials(settings))
     except RuntimeError as error:
         raise StartError(
-            f"LISTEN_ADDRESS: cannot listen on {settings.listen_address};"
-            " with GRPC_VERBOSITY=error the log says why"
+            f"LISTEN_ADDRESS: cannot listen on {settings.listen_address}:"
+            f" {_why_not_bound(settings.listen_address)}"
         ) from error
     return f"{_bracketed(host)}:{port}"
+
+
+def _why_not_bound(address: str) -> str:
+    """Find out why gRPC cannot listen on an address, as it does not say."""
+    host, port = split_address(address)
+    try:
+        for family, kind, protocol, _, target in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(target)
+                probe.listen()
+    except OSError as error:
+        return _words(error)
+    return "GRPC_VERBOSITY=error shows why"
+
+
+def _words(error: OSError) -> str:
+    """Return the system's words for an error, without those of the library that met it."""
+    if isinstance(error, socket.gaierror) or error.errno is None:
+        return error.strerror or str(error)
+    return os.strerror(error.errno).lower()
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials:
@@ -472,7 +497,7 @@ async def _start_http(server: HttpServer, setting: str, address: str, stack: Asy
     try:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
-        raise StartError(f"{setting}: cannot listen on {address}") from error
+        raise StartError(f"{setting}: cannot listen on {address}: {_words(error)}") from error
     bound_host, bound_port = runner.addresses[0][:2]
     return f"{_bracketed(bound_host)}:{bound_port}"
 

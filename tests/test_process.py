@@ -477,8 +477,27 @@ async def test_an_address_in_use_ends_the_process_with_1_and_is_named_by_its_set
         assert await process.exit_code() == 1
     line = process.log[-1]
     assert (line["level"], line["event"]) == ("critical", "cannot start")
-    assert line["error"].startswith(f"{name}: cannot listen on {taken}")
+    assert line["error"] == f"{name}: cannot listen on {taken}: address already in use"
     assert all(line["event"] != "serving" for line in process.log)
+
+
+@pytest.mark.parametrize("name", ["LISTEN_ADDRESS", "ADMIN_ADDRESS"])
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("192.0.2.1:50051", "cannot assign requested address"),
+        ("no-such-host.invalid:50051", "not known"),
+    ],
+)
+async def test_an_address_that_is_not_this_machines_is_named_with_the_reason(
+    tmp_path: Path, name: str, address: str, why: str
+) -> None:
+    allowed = {"ALLOW_UNAUTHENTICATED": "true"}
+    async with started(tmp_path, **allowed | {name: address}) as process:
+        assert await process.exit_code() == 1
+    error = process.log[-1]["error"]
+    assert error.startswith(f"{name}: cannot listen on {address}: ")
+    assert why in error or "name resolution" in error
 
 
 async def test_a_database_that_cannot_be_opened_ends_the_process_with_1_and_is_named(
