@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import MutableMapping
 from contextlib import suppress
-from typing import Any, Literal, TextIO, cast
+from typing import Any, Literal, TextIO
 
 import structlog
 
@@ -33,10 +33,11 @@ def configure_logs(form: Literal["text", "json"], level: str) -> None:
         escape_controls,
     ]
     renderers = _renderers(form)
+    lines = _Lines(sys.stderr)
     structlog.configure(
         processors=[*shared, *renderers],
         # Not through the library's loggers: that would double what a line costs.
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Output(sys.stderr))),
+        logger_factory=lambda *_: lines,
         # What is not logged costs next to nothing.
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         cache_logger_on_first_use=True,
@@ -108,8 +109,8 @@ def _value(value: object) -> str:
     return repr(value)
 
 
-class _Output:
-    """A stream whose errors are ignored: a call must not fail because its log line cannot be kept.
+class _Lines:
+    """Writes lines to a stream, and ignores its errors: no call may fail because of its log line.
 
     The terminal may be gone, or the disk that holds the log may be full.
     """
@@ -117,15 +118,12 @@ class _Output:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def write(self, text: str) -> None:
-        """Write text if possible."""
+    def msg(self, line: str) -> None:
+        """Write a line if possible. Standard error is flushed at the end of each."""
         with suppress(OSError):
-            self._stream.write(text)
+            self._stream.write(line + "\n")
 
-    def flush(self) -> None:
-        """Flush if possible."""
-        with suppress(OSError):
-            self._stream.flush()
+    debug = info = warning = error = critical = msg
 
 
 def _write_traceback(out: Any, exc_info: Any) -> None:
