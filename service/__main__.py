@@ -1,4 +1,4 @@
-"""`python -m service`: serve until SIGTERM or SIGINT; or bring a database up to date, or fill it.
+"""`python -m service`: serve until a signal to stop; or bring a database up to date, or fill it.
 
 Exit codes: 0 after a clean stop or a command that did it all, 2 for bad settings or arguments, 1
 when it cannot start or could not do it all.
@@ -33,6 +33,11 @@ KEPT_BYTES = 32 << 20
 # How many objects come to life between two searches for unreachable cycles, and how many such
 # searches until the next of those that go further back.
 COLLECTION_THRESHOLDS = (50_000, 10, 10)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+# Their default is to end the process at once, with paid requests under way. There is nothing to
+# reload: the files of tokens and limits are read again when they change.
+IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 log = structlog.get_logger()
 
@@ -72,17 +77,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m service",
         usage="python -m service [-h] [COMMAND]",
-        description="Serve. The settings are environment variables; README.md has the table.",
+        description="Run the service, or a command on its database. The settings are environment"
+        " variables; README.md has the table.",
     )
     parser.set_defaults(command="serve", failure="cannot start")
-    commands = parser.add_subparsers(title="commands", metavar="", prog="python -m service")
-    migrating = commands.add_parser("migrate", help="bring the tables of DATABASE_URL up to date")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="python -m service")
+    migrating = commands.add_parser("migrate", help="apply the migrations that DATABASE_URL lacks")
     migrating.set_defaults(command="migrate", failure="cannot migrate")
     importing = commands.add_parser(
-        "import", help="carry the tasks of a SQLite file into DATABASE_URL, a PostgreSQL"
+        "import", help="copy all tasks of a SQLite file to the PostgreSQL of DATABASE_URL"
     )
     importing.set_defaults(command="import", failure="cannot import")
-    importing.add_argument("source", metavar="sqlite:///FILE", help="no service may have it")
+    importing.add_argument(
+        "source", metavar="sqlite:///FILE", help="the file; stop its service first"
+    )
     return parser
 
 
@@ -117,12 +125,18 @@ async def serve(settings: Settings) -> None:
     """Serve until the process is told to stop."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stopped.set)
+    for number in IGNORED_SIGNALS:
+        loop.add_signal_handler(number, _log_ignored, number)
     async with running(settings):
         _collect_rarely()
         await stopped.wait()
     log.info("stopped")
+
+
+def _log_ignored(number: signal.Signals) -> None:
+    log.info("signal ignored", signal=number.name)
 
 
 def _keep_freed_memory() -> None:

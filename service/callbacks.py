@@ -46,22 +46,26 @@ log = structlog.get_logger()
 
 
 class CallbackUrls:
-    """Makes the URLs that the provider is given, and knows them again. Nothing secret is stored."""
+    """Makes the URLs that the provider is given, and recognises them."""
 
-    def __init__(self, public_url: str, secret: bytes) -> None:
+    def __init__(self, public_url: str, secret: bytes, *other_secrets: bytes) -> None:
+        """Use a secret.
+
+        Args:
+            public_url: Where the provider reaches this service.
+            secret: Makes and verifies URLs.
+            other_secrets: Verify URLs that were made earlier or elsewhere.
+        """
         self._public_url = public_url
-        self._secret = secret
+        self._secrets = (secret, *other_secrets)
 
     def url(self, task_id: str) -> str:
         """Return the URL for the callbacks of a task."""
-        return f"{self._public_url}{PATH}/{task_id}/{self._seal(task_id)}"
+        return f"{self._public_url}{PATH}/{task_id}/{_seal(self._secrets[0], task_id)}"
 
     def is_ours(self, task_id: str, seal: str) -> bool:
         """Whether the end of a URL was made here for this task."""
-        return _equal(seal, self._seal(task_id))
-
-    def _seal(self, task_id: str) -> str:
-        return hmac.new(self._secret, task_id.encode(errors="replace"), sha256).hexdigest()
+        return any(_equal(seal, _seal(secret, task_id)) for secret in self._secrets)
 
 
 class Callbacks:
@@ -163,6 +167,10 @@ def _task_id(text: str) -> str:
             if isinstance(value, str) and value.isprintable() and len(value) <= ID_MAX_CHARACTERS:
                 return value
     return ""
+
+
+def _seal(secret: bytes, task_id: str) -> str:
+    return hmac.new(secret, task_id.encode(errors="replace"), sha256).hexdigest()
 
 
 def _equal(given: str, right: str) -> bool:

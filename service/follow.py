@@ -9,6 +9,7 @@ import time
 
 import structlog
 
+from service.outage_log import OutageLog
 from service.watch import Hub
 from storage.errors import StorageUnavailableError
 from storage.store import Store
@@ -24,10 +25,11 @@ log = structlog.get_logger()
 class Follower:
     """Publishes here what was committed elsewhere."""
 
-    def __init__(self, store: Store, hub: Hub) -> None:
+    def __init__(self, store: Store, hub: Hub, outage_log: OutageLog) -> None:
         self._store = store
         self._hub = hub
         self._swept = 0.0
+        self._outage_log = outage_log
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -35,7 +37,7 @@ class Follower:
             try:
                 await self.run_once()
             except StorageUnavailableError as error:
-                log.warning("storage unavailable, watchers wait", error=str(error))
+                self._outage_log.failed("storage unavailable, watchers wait", error)
                 await asyncio.sleep(STORAGE_RETRY_SECONDS)
             except Exception:
                 log.exception("the follower stumbled, and goes on")

@@ -2,15 +2,19 @@
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import MutableMapping
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Any, Literal, TextIO
 
 import structlog
 
 from service.calls import add_call
 
+NEEDS_QUOTES = re.compile("[ \\t=\\r\\n\"']")
+WITH_TRACEBACK = frozenset({"exc_info", "exception", "stack", "stack_info"})
 NOISY = ("aiohttp.access", "asyncio", "grpc", "peewee")
 
 # gRPC's core writes lines of its own form past all this, one for each failed TLS handshake. It
@@ -29,10 +33,11 @@ def configure_logs(form: Literal["text", "json"], level: str) -> None:
         escape_controls,
     ]
     renderers = _renderers(form)
+    lines = _Lines(sys.stderr)
     structlog.configure(
         processors=[*shared, *renderers],
         # Not through the library's loggers: that would double what a line costs.
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: lines,
         # What is not logged costs next to nothing.
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         cache_logger_on_first_use=True,
@@ -75,14 +80,53 @@ def _renderers(form: str) -> list[structlog.types.Processor]:
             structlog.processors.ExceptionRenderer(frames),
             structlog.processors.JSONRenderer(),
         ]
-    return [
-        structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=_write_traceback
-        )
-    ]
+    colored = sys.stderr.isatty()
+    console = structlog.dev.ConsoleRenderer(colors=colored, exception_formatter=_write_traceback)
+    return [console if colored else _Plain(console)]
+
+
+class _Plain:
+    """Renders a line as structlog's console renderer does without colors, at a fifth of its cost.
+
+    CreateTask waits for its line to be written.
+    """
+
+    def __init__(self, console: structlog.dev.ConsoleRenderer) -> None:
+        self._console = console
+
+    def __call__(self, logger: Any, method: str, line: MutableMapping[str, Any]) -> str:
+        """Return a line of text: a structlog processor."""
+        if not WITH_TRACEBACK.isdisjoint(line):
+            return self._console(logger, method, line)
+        time, level, event = line.pop("timestamp"), line.pop("level"), line.pop("event")
+        fields = " ".join([f"{key}={_value(line[key])}" for key in sorted(line)])
+        return f"{time} [{level:<9}] {event:<30} {fields}".rstrip()
+
+
+def _value(value: object) -> str:
+    if isinstance(value, str) and not NEEDS_QUOTES.search(value):
+        return value
+    return repr(value)
+
+
+class _Lines:
+    """Writes lines to a stream, and ignores its errors: no call may fail because of its log line.
+
+    The terminal may be gone, or the disk that holds the log may be full.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        """Write a line if possible. Standard error is flushed at the end of each."""
+        with suppress(OSError):
+            self._stream.write(line + "\n")
+
+    debug = info = warning = error = critical = msg
 
 
 def _write_traceback(out: Any, exc_info: Any) -> None:
     """Write a traceback without the values of variables, and with its messages escaped."""
-    for line in "".join(traceback.format_exception(*exc_info)).split("\n"):
-        out.write(printable(line) + "\n")
+    for line in "".join(traceback.format_exception(*exc_info)).rstrip().split("\n"):
+        out.write("\n" + printable(line))

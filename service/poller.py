@@ -12,7 +12,6 @@ gone is due again when the lease has run out.
 """
 
 import asyncio
-import logging
 import math
 import time
 from collections import Counter
@@ -41,6 +40,7 @@ from service.caller_limits import CallerLimits
 from service.holds import Holds
 from service.limits import Turns
 from service.metrics import Metrics
+from service.outage_log import OutageLog
 from service.seen import Seen
 from service.verdicts import Verdicts, after_callback
 from service.watch import Hub
@@ -89,6 +89,7 @@ class Poller:
         limits: AccountLimits,
         caller_limits: CallerLimits,
         metrics: Metrics,
+        outage_log: OutageLog,
         disabled_models: frozenset[str] = frozenset(),
         callback_url: Callable[[str], str] | None = None,
     ) -> None:
@@ -128,6 +129,7 @@ class Poller:
         self._read_time = 0.0
         self._next_time = 0.0
         self._in_touch_since = math.inf
+        self._outage_log = outage_log
         self._woken = asyncio.Event()
         self._stopping = False
 
@@ -146,9 +148,10 @@ class Poller:
                     await self._resume(self._store.now())
                     resumed = True
                 self._next_time = await self.run_once()
+                self._outage_log.worked()
             except StorageUnavailableError as error:
                 self._in_touch_since = math.inf
-                log.warning("storage unavailable, the poller waits", error=str(error))
+                self._outage_log.failed("storage unavailable, the poller waits", error)
             except Exception:
                 log.exception("the poller stumbled, and goes on")
             await self._wait_until(self._next_time)
@@ -218,7 +221,8 @@ class Poller:
         """
         cancelled = task.failed(Failure("CANCELLED", "cancelled by its caller"), self._store.now())
         if saved := await self._store.save(task, cancelled):
-            self._show(task, saved)
+            with structlog.contextvars.bound_contextvars(**_log_fields(task)):
+                self._show(task, saved)
 
     async def called_back(
         self,
@@ -289,7 +293,7 @@ class Poller:
                     return
                 present = await self._store.get(task.id)
         except StorageUnavailableError as error:
-            log.warning("storage unavailable, a watched task waits", error=str(error))
+            self._outage_log.failed("storage unavailable, a watched task waits", error)
 
     async def _resume(self, now: float) -> None:
         """Take up what an earlier process left."""
@@ -314,7 +318,7 @@ class Poller:
             try:
                 await self.renew_once()
             except StorageUnavailableError as error:
-                log.warning("storage unavailable, leases are not renewed", error=str(error))
+                self._outage_log.failed("storage unavailable, leases are not renewed", error)
             except Exception:
                 log.exception("the renewal of leases stumbled, and goes on")
 
@@ -436,7 +440,7 @@ class Poller:
     async def _guarded(self, lane: Lane, task: Task, slot_time: float) -> None:
         """Keep one broken task from the others; its lease runs out, and it comes back."""
         # The work is an asyncio task of its own, and so are its context variables.
-        structlog.contextvars.bind_contextvars(task_id=task.id, model=task.model)
+        structlog.contextvars.bind_contextvars(**_log_fields(task))
         try:
             await self._take_fresh_slot(self._quotas[lane], slot_time)
             await self._works[lane](task)
@@ -457,7 +461,7 @@ class Poller:
         try:
             await self.called_back(task_id, "")
         except StorageUnavailableError as error:
-            log.warning("storage unavailable, a callback is lost", error=str(error))
+            self._outage_log.failed("storage unavailable, a callback is lost", error)
 
     async def _take_fresh_slot(self, quota: Quota, slot_time: float) -> None:
         """See that a request starts soon after its slot was taken, which covers it only then."""
@@ -560,7 +564,7 @@ class Poller:
             case Refused(reason, message, code):
                 log.warning("task refused", reason=reason, message=message, provider_code=code)
             case Accepted(provider_task_id):
-                log.debug("task accepted", provider_task_id=provider_task_id)
+                log.info("task accepted", provider_task_id=provider_task_id)
                 self._seen.accepted(task, provider_task_id)
 
     # --- asking ---
@@ -651,7 +655,7 @@ class Poller:
                     return
                 present = await self._store.get(task.id)
             except StorageUnavailableError as error:
-                log.warning("storage unavailable, a snapshot waits", error=str(error))
+                self._outage_log.failed("storage unavailable, a snapshot waits", error)
                 await asyncio.sleep(STORAGE_RETRY_SECONDS)
         log.info("nothing left to decide")
 
@@ -669,8 +673,7 @@ class Poller:
             self._verdicts.learn(after)
             reason = after.failure and after.failure.reason
             self._metrics.task_ended(after.model, after.status, reason or "", after.caller)
-            level = logging.INFO if after.failure else logging.DEBUG
-            log.log(level, "task ended", status=after.status, reason=reason)
+            log.info("task ended", status=after.status, **({"reason": reason} if reason else {}))
 
     def _note_room_to_run(self, caller: str) -> None:
         """Send the next task, if one waited for a task of its caller, or of anybody, to end."""
@@ -683,3 +686,13 @@ class Poller:
     def _note_due(self, task: Task) -> None:
         if task.lane and task.due_time is not None:
             self.wake(task.lane, task.due_time)
+
+
+def _log_fields(task: Task) -> dict[str, str]:
+    """Return what every log line about a task names."""
+    return {
+        "task_id": task.id,
+        "model": task.model,
+        "caller": task.caller,
+        "prompt_id": task.prompt_id,
+    }

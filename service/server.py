@@ -3,7 +3,9 @@
 import asyncio
 import hmac
 import math
+import os
 import secrets
+import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -31,6 +33,7 @@ from service.interceptor import Boundary
 from service.messages import Answers
 from service.metrics import Metrics, Queue, measure_loop_lag
 from service.open_calls import LimitedCalls, OpenCalls
+from service.outage_log import OutageLog
 from service.poller import AccountLimits, Poller
 from service.purge import Purger
 from service.reach import Reach
@@ -124,8 +127,9 @@ async def running(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
         provider = await _provider(settings, metrics, stack)
         stack.push_async_callback(provider.close)
         hub = Hub()
+        outage_log = OutageLog()
         answers = Answers(settings.task_retention_seconds or math.inf)
-        urls = _callback_urls(settings)
+        urls = await _callback_urls(settings, store)
         poller = Poller(
             store=store,
             provider=provider,
@@ -134,6 +138,7 @@ async def running(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
             limits=_limits(settings),
             caller_limits=limits,
             metrics=metrics,
+            outage_log=outage_log,
             disabled_models=settings.disabled_models,
             callback_url=urls.url if urls else None,
         )
@@ -164,7 +169,7 @@ async def running(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
         polling = asyncio.create_task(poller.run())
         stack.push_async_callback(_stop_polling, poller, polling)
         if store.shared:
-            _run_beside(Follower(store, hub).run(), stack)
+            _run_beside(Follower(store, hub, outage_log).run(), stack)
         _run_beside(Purger(store, settings.task_retention_seconds).run(), stack)
         await server.start()
         stack.push_async_callback(_drain, server, health, hub, boundary)
@@ -223,17 +228,23 @@ async def _provider(settings: Settings, metrics: Metrics, stack: AsyncExitStack)
     return KieProvider(simulator.url, simulator.url, "simulator", metrics.provider_called)
 
 
-def _callback_urls(settings: Settings) -> CallbackUrls | None:
+async def _callback_urls(settings: Settings, store: Store) -> CallbackUrls | None:
+    """Make callback URLs with CALLBACK_SECRET, or with a secret that the database keeps.
+
+    Versions before this one derive the secret from KIE_API_KEY. The database therefore keeps the
+    derived one if there is a key at the first start: replicas of both versions verify each other's
+    URLs during an upgrade, and a new key changes nothing.
+    """
     if settings.public_url is None:
         return None
-    if settings.callback_secret is not None:
-        return CallbackUrls(
-            settings.public_url, settings.callback_secret.get_secret_value().encode()
-        )
-    if settings.kie_api_key is None:  # the bundled simulator: nobody else knows this one
-        return CallbackUrls(settings.public_url, secrets.token_bytes())
+    if settings.callback_secrets:
+        return CallbackUrls(settings.public_url, *settings.callback_secrets)
+    if settings.kie_api_key is None:
+        kept = await store.callback_secrets(secrets.token_bytes())
+        return CallbackUrls(settings.public_url, *kept)
     key = settings.kie_api_key.get_secret_value().encode()
-    return CallbackUrls(settings.public_url, hmac.digest(key, CALLBACK_PURPOSE, "sha256"))
+    derived = hmac.digest(key, CALLBACK_PURPOSE, "sha256")
+    return CallbackUrls(settings.public_url, *await store.callback_secrets(derived), derived)
 
 
 def _limits(settings: Settings) -> AccountLimits:
@@ -396,10 +407,33 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> str:
             port = server.add_secure_port(settings.listen_address, _credentials(settings))
     except RuntimeError as error:
         raise StartError(
-            f"LISTEN_ADDRESS: cannot listen on {settings.listen_address};"
-            " with GRPC_VERBOSITY=error the log says why"
+            f"LISTEN_ADDRESS: cannot listen on {settings.listen_address}:"
+            f" {_why_not_bound(settings.listen_address)}"
         ) from error
     return f"{_bracketed(host)}:{port}"
+
+
+def _why_not_bound(address: str) -> str:
+    """Find out why gRPC cannot listen on an address, as it does not say."""
+    host, port = split_address(address)
+    try:
+        for family, kind, protocol, _, target in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(target)
+                probe.listen()
+    except OSError as error:
+        return _words(error)
+    return "GRPC_VERBOSITY=error shows why"
+
+
+def _words(error: OSError) -> str:
+    """Return the system's words for an error, without those of the library that met it."""
+    if isinstance(error, socket.gaierror) or error.errno is None:
+        return error.strerror or str(error)
+    return os.strerror(error.errno).lower()
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials:
@@ -463,7 +497,7 @@ async def _start_http(server: HttpServer, setting: str, address: str, stack: Asy
     try:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
-        raise StartError(f"{setting}: cannot listen on {address}") from error
+        raise StartError(f"{setting}: cannot listen on {address}: {_words(error)}") from error
     bound_host, bound_port = runner.addresses[0][:2]
     return f"{_bracketed(bound_host)}:{bound_port}"
 

@@ -31,6 +31,7 @@ UNKNOWN_WAIT_SECONDS = 900.0
 RETENTION_MIN_SECONDS = 3_600.0
 ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^:\[\]\s]+)):([0-9]{1,5})")
 HTTP_URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 HEADER_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
@@ -108,8 +109,23 @@ def _trimmed(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _secrets(listed: SecretStr) -> SecretStr:
+    for secret in listed.get_secret_value().split(","):
+        if not secret or secret != secret.strip() or len(secret.splitlines()) > 1:
+            raise ValueError(
+                "must be secrets separated by commas, none of them empty or with line ends, and"
+                " without spaces around them"
+            )
+    return listed
+
+
 def _database_url(url: SecretStr) -> SecretStr:
     text = url.get_secret_value()
+    # As part of a file's name they would quietly make a new, empty database.
+    name = text.removeprefix(SQLITE_PREFIX)
+    inside = is_postgres(text) and len(text.split()) > 1
+    if inside or CONTROL.search(text) or text != text.strip() or name != name.strip():
+        raise ValueError("must not hold line ends or control characters, or spaces around it")
     try:
         usable = (
             bool(connection_params(text)) if is_postgres(text) else sqlite_path(text) is not None
@@ -172,7 +188,7 @@ class Settings(BaseSettings):
     kie_api_url: HttpUrl = "https://api.kie.ai"
     kie_upload_url: HttpUrl = "https://kieai.redpandaai.co"
     kie_webhook_key: Annotated[SecretStr, AfterValidator(_trimmed)] | None = None
-    callback_secret: Annotated[SecretStr, AfterValidator(_trimmed)] | None = None
+    callback_secret: Annotated[SecretStr, AfterValidator(_secrets)] | None = None
     kie_creates_per_10_seconds: Count = 20
     kie_status_per_second: Count = 10
     kie_running_max: Count = 100
@@ -222,6 +238,12 @@ class Settings(BaseSettings):
         if self.unknown_wait_seconds is not None:
             return self.unknown_wait_seconds
         return UNKNOWN_WAIT_SECONDS if self.public_url else 0
+
+    @property
+    def callback_secrets(self) -> tuple[bytes, ...]:
+        """The secrets of CALLBACK_SECRET: the first makes callback URLs, all of them verify."""
+        listed = self.callback_secret.get_secret_value() if self.callback_secret else ""
+        return tuple(secret.encode() for secret in listed.split(",") if secret)
 
     def _caller_rules(self) -> Iterator[str]:
         authenticated = self.auth_tokens_file or self.allow_unauthenticated

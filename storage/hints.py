@@ -49,6 +49,7 @@ class Hints:
         os.set_blocking(self._wake_in, False)
         self._closing = False
         self.connected = False
+        self._outage_logged = False
         self.busy_since = math.inf  # by the monotonic clock; infinity while nothing is said
         self.line: Line | None = None
         self._thread = threading.Thread(target=self._serve, name="store-hints", daemon=True)
@@ -108,8 +109,7 @@ class Hints:
                 ):
                     self._listen(connection)
             except psycopg2.Error as error:
-                words = " ".join(str(error).split())
-                logger.warning("no hints between replicas: %s", words)
+                self._log_outage(error)
             self.connected = False
             if not self._closing:
                 select.select([self._wake_out], [], [], RECONNECT_SECONDS)
@@ -120,6 +120,9 @@ class Hints:
         with connection.cursor() as cursor:
             self._say(cursor, f'LISTEN "{self._channel}"')
             self.connected = True
+            if self._outage_logged:
+                logger.info("hints between replicas are back")
+                self._outage_logged = False
             self._loop.call_soon_threadsafe(self._hear, {})  # what was said before is lost
             self._send(cursor)  # what was to be said meanwhile
             while not self._closing:
@@ -129,6 +132,12 @@ class Hints:
                     self._drain_wakes()
                     self._send(cursor)
                 self._receive(connection)
+
+    def _log_outage(self, error: psycopg2.Error) -> None:
+        """Log only the first failure of an outage: attempts go on every second."""
+        if not self._outage_logged:
+            logger.warning("no hints between replicas: %s", " ".join(str(error).split()))
+        self._outage_logged = True
 
     def _drain_wakes(self) -> None:
         while select.select([self._wake_out], [], [], 0)[0]:

@@ -7,6 +7,7 @@ connections: one each for writes, single rows, lists, and hints.
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -57,6 +58,8 @@ MIGRATION_ASK_SECONDS = 0.2
 MIGRATION_LOCK_MILLISECONDS = 500  # whoever comes after a migration that waits has to wait as well
 MIGRATION_ATTEMPTS = 30
 MIGRATION_PAUSE_SECONDS = 1.0
+# In the options of a connection; a space in a value is escaped.
+SEARCH_PATH = re.compile(r"(?:^|\s)(?:-c\s*|--)search[_-]path=((?:\\.|[^\s\\])*)", re.IGNORECASE)
 TOUCH = "UPDATE slots SET free_time = free_time WHERE false"
 CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float8"
 CLOCK_SECONDS = 60.0
@@ -137,6 +140,7 @@ def migrate(database_url: str, migrations: Path = MIGRATIONS) -> list[str]:
     db = PostgresDatabase(params)
     with storage_errors(), db.connection_context():
         _require_utf8(db)
+        _require_search_path(db, params.get("options", ""))
         runner = Runner(db, str(migrations))
         if not _pending(runner):
             return []
@@ -149,6 +153,23 @@ def _require_utf8(db: Database) -> None:
     ((encoding,),) = db.execute_sql("SHOW server_encoding").fetchall()
     if encoding != "UTF8":
         raise StorageConfigError(f"the database must have the encoding UTF8, and has {encoding}")
+
+
+def _require_search_path(db: Database, options: str) -> None:
+    """Refuse a database that ignores the schema of the URL: two accounts would share one table."""
+    asked = SEARCH_PATH.findall(options)
+    if not asked:
+        return
+    expected = re.sub(r"\\(.)", r"\1", asked[-1])
+    ((found, schema),) = db.execute_sql(
+        "SELECT current_setting('search_path'), current_schema()"
+    ).fetchall()
+    if "".join(found.split()) != "".join(expected.split()):
+        raise StorageConfigError(
+            f"DATABASE_URL asks for the search_path {expected}, and the server uses {found}"
+            f" (schema {schema}): a pooler in between drops options; set the search_path of the"
+            " role instead (ALTER ROLE ... SET search_path), or connect without the pooler"
+        )
 
 
 def _pending(runner: Any) -> list[Any]:

@@ -95,5 +95,16 @@ class SlotRow(Model):
         primary_key = CompositeKey("quota", "number")
 
 
-TABLES = [TaskRow, SlotRow]
+class SecretRow(Model):
+    """A secret that all replicas share; storage/statements.py names them."""
+
+    name = TextField(primary_key=True)
+    value = BlobField()
+
+    class Meta:
+        table_name = "secrets"
+        legacy_table_names = False
+
+
+TABLES = [TaskRow, SlotRow, SecretRow]
 MIGRATIONS = Path(__file__).parent / "migrations"

@@ -6,12 +6,13 @@ rows have a thread of their own.
 
 import asyncio
 import fcntl
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import IO, Any, TypeVar
 
 from peewee import SqliteDatabase
 from playhouse.migrations import Runner
@@ -206,21 +207,34 @@ def _is_sqlite(path: Path) -> bool:
         return file.read(len(SQLITE_MAGIC)) in {b"", SQLITE_MAGIC}
 
 
-def _lock_file(path: Path) -> TextIO:
+def _lock_file(path: Path) -> ExitStack:
     """Keep other processes off the database, and other users: it holds prompts.
 
-    Two pollers on one file would each believe to be alone.
+    Two pollers on one file would each believe to be alone. The lock of a file beside the database
+    covers its symbolic links. Hard links need a lock of the database itself, which only Linux keeps
+    apart from SQLite's own locks.
+
+    Returns:
+        What releases the locks. Close it after SQLite's connections: to close any descriptor of a
+        file drops SQLite's locks on it.
     """
+    with ExitStack() as locks:
+        try:
+            if path.exists() and not _is_sqlite(path):
+                raise StorageConfigError(f"{path} is no SQLite database")
+            real = path.resolve()
+            _lock(path, locks.enter_context(real.with_name(real.name + ".lock").open("w")))
+            real.touch(mode=0o600)
+            if sys.platform == "linux":
+                _lock(path, locks.enter_context(real.open("rb")))
+        except (OSError, RuntimeError) as error:  # the latter for links in a circle
+            words = getattr(error, "strerror", None) or str(error)
+            raise StorageUnavailableError(f"cannot open {path}: {words}") from None
+        return locks.pop_all()
+
+
+def _lock(path: Path, file: IO[Any]) -> None:
     try:
-        if path.exists() and not _is_sqlite(path):
-            raise StorageConfigError(f"{path} is no SQLite database")
-        path.touch(mode=0o600)
-        lock = path.with_name(path.name + ".lock").open("w")
-    except OSError as error:
-        raise StorageUnavailableError(f"cannot open {path}: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         raise StorageConfigError(f"{path} is in use by another process of this service") from None
-    return lock

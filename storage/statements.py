@@ -6,11 +6,14 @@ from typing import Any
 from peewee import SQL, Database, Select, fn
 
 from storage.rows import COLUMNS, FIXED_COLUMNS
-from storage.schema import SlotRow, TaskRow
+from storage.schema import SecretRow, SlotRow, TaskRow
 from storage.task import Lane, Stage
 
 # Peewee prints INSERT OR IGNORE for SQLite, which would ignore more than this.
 KNOWN_REQUEST = ' ON CONFLICT ("caller", "request_id") DO NOTHING'
+
+CALLBACKS = "callbacks"  # the name of the secret that makes callback URLs
+IMPORTED_CALLBACKS = "callbacks of an imported file"  # one that only verifies them
 
 
 class Statements:
@@ -30,6 +33,7 @@ class Statements:
         self._make_claims()
         self._make_purges()
         self._make_slots()
+        self._make_secrets()
 
     def _text(self, query: Any) -> str:
         return str(query.bind(self._db).sql()[0])
@@ -152,6 +156,12 @@ class Statements:
                 [[arg, arg, SQL("0")]], fields=[slot.quota, slot.number, slot.free_time]
             ).on_conflict_ignore()
         )
+
+    def _make_secrets(self) -> None:
+        arg, secret, text = self._arg, SecretRow, self._text
+        values = secret.insert_many([[arg, arg]], fields=[secret.name, secret.value])
+        self.add_secret = text(values.on_conflict_ignore())
+        self.secret = text(secret.select(secret.value).where(secret.name == arg))
 
 
 def octet_length(db: Database, column: Any) -> Any:

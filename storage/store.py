@@ -28,6 +28,7 @@ from storage.postgres import PostgresEngine, is_postgres
 from storage.recent import MAX_BYTES, RecentTasks
 from storage.rows import COLUMNS, FIXED_COLUMNS, readable, row_of, task_of
 from storage.sqlite import SQLITE_PREFIX, SqliteEngine, sqlite_path
+from storage.statements import CALLBACKS, IMPORTED_CALLBACKS
 from storage.task import Lane, Task
 
 PING_SECONDS = 1.0
@@ -365,6 +366,17 @@ class Store:
         """Make the slots of a quota that are not there yet."""
         await self._write_alone("add_slots", lambda: self._add_slots(quota), _changes_no_task)
 
+    async def callback_secrets(self, proposed: bytes) -> list[bytes]:
+        """Return the secrets of callback URLs: the first makes them, all of them verify.
+
+        Args:
+            proposed: Kept as the first one if there is none yet. Of several processes that propose
+                one at the same time, one wins.
+        """
+        return await self._write_alone(
+            "callback_secrets", lambda: self._callback_secrets(proposed), _changes_no_task
+        )
+
     async def release(self, now: float) -> None:
         """Make due what waits for workers that are gone: for the start of the only process."""
         await self._write_alone(
@@ -542,6 +554,14 @@ class Store:
     def _add_slots(self, quota: Quota) -> None:
         for number in range(quota.limit):
             self._engine.execute(self._sql.add_slot, quota.name, number)
+
+    def _callback_secrets(self, proposed: bytes) -> list[bytes]:
+        execute = self._engine.execute
+        execute(self._sql.add_secret, CALLBACKS, proposed)
+        found = (
+            execute(self._sql.secret, name).fetchone() for name in (CALLBACKS, IMPORTED_CALLBACKS)
+        )
+        return [bytes(row[0]) for row in found if row]
 
     def _renew(self, tasks: Iterable[Task], due_time: float) -> list[Task]:
         renewed = (

@@ -1,6 +1,7 @@
-"""From a SQLite file to PostgreSQL: every task as it is, and the slots of the account.
+"""From a SQLite file to PostgreSQL: every task as it is, the account's slots, and the secrets.
 
-    refuse what cannot end well -> retire the file -> slots -> tasks, batch by batch -> compare
+    refuse what cannot end well -> retire the file -> slots, secrets -> tasks, batch by batch
+    -> compare
 
 The file is retired before the first task is carried over: from then on no service starts on it, as
 that one would buy again what replicas on PostgreSQL buy. Each batch is a transaction of its own.
@@ -21,6 +22,7 @@ from storage import postgres, sqlite
 from storage.errors import StorageConfigError, StorageError, storage_errors
 from storage.rows import COLUMNS
 from storage.schema import MIGRATIONS
+from storage.statements import CALLBACKS, IMPORTED_CALLBACKS
 from storage.task import Lane
 
 BATCH_ROWS = 500
@@ -40,6 +42,12 @@ SLOTS = """
     INSERT INTO slots (quota, number, free_time) VALUES (%s, %s, %s)
     ON CONFLICT (quota, number)
     DO UPDATE SET free_time = GREATEST(slots.free_time, EXCLUDED.free_time)
+"""
+ADD_CALLBACKS = "INSERT INTO secrets (name, value) VALUES (%s, %s) ON CONFLICT (name) DO NOTHING"
+ADD_IMPORTED_CALLBACKS = """
+    INSERT INTO secrets (name, value)
+    SELECT %s, %s WHERE NOT EXISTS (SELECT FROM secrets WHERE value = %s)
+    ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value
 """
 
 Row = Sequence[Any]
@@ -89,6 +97,7 @@ def carry_over(path: Path, database_url: str) -> Carried:
             _refuse_known_requests(source, target)
             source.pragma("user_version", sqlite.RETIRED_VERSION)
             _carry_slots(source, target)
+            _carry_callback_secret(source, target)
             carried = _carry_tasks(source, target)
             _compare(source, target)
             if not carried.left:
@@ -137,6 +146,15 @@ def _carry_slots(source: Database, target: Database) -> None:
     with target.atomic():
         for slot in slots:
             target.execute_sql(SLOTS, slot)
+
+
+def _carry_callback_secret(source: Database, target: Database) -> None:
+    """Let callbacks of tasks under way be recognised, also where replicas have their own secret."""
+    sql = "SELECT value FROM secrets WHERE name = ?"
+    for (value,) in source.execute_sql(sql, (CALLBACKS,)).fetchall():
+        with target.atomic():
+            target.execute_sql(ADD_CALLBACKS, (CALLBACKS, value))
+            target.execute_sql(ADD_IMPORTED_CALLBACKS, (IMPORTED_CALLBACKS, value, value))
 
 
 def _carry_tasks(source: Database, target: Database) -> Carried:

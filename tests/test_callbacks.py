@@ -25,10 +25,11 @@ from providers.kie.simulator import Simulator
 from service.callbacks import CallbackUrls
 from service.http import HttpLimits
 from service.server import Bounds
-from storage.store import Store
+from storage.postgres import is_postgres
+from storage.store import Store, open_store
 from tests.conftest import Serve
 from tests.databases import change, rows
-from tests.harness import INSTANT, Service, ended, eventually, serving
+from tests.harness import API_KEY, INSTANT, Service, ended, eventually, serving
 
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 MODELS: dict[str, dict[str, Any]] = {
@@ -227,6 +228,77 @@ async def test_a_forged_callback_is_refused(serve: Serve, port: int) -> None:
         forged = base.removesuffix(second.id) + first.id
         for url in (f"{forged}/{seal}", f"{base}/{'0' * 64}", f"{base}/%00%ff", f"{base}/x"):
             assert await post(url, {"data": {"taskId": "x"}}) == 401
+
+
+async def seals(serve: Serve, port: int, urls: dict[str, str], **settings: Any) -> dict[str, int]:
+    """Return how each of these callbacks for no task is answered: 404 for a right seal."""
+    async with serve(**with_callbacks(port, **settings)):
+        return {name: await post(url) for name, url in urls.items()}
+
+
+async def made_url(serve: Serve, port: int, **settings: Any) -> str:
+    """Return the callback URL of a task that a service with these settings creates."""
+    async with serve(**with_callbacks(port, **settings)) as service:
+        await service.create(STUCK)
+        return callback_url(service.kie)
+
+
+async def test_the_first_of_several_secrets_makes_urls_and_all_of_them_verify(
+    serve: Serve, port: int
+) -> None:
+    base = f"http://127.0.0.1:{port}"
+    secrets = SecretStr("new,old")
+    url = await made_url(serve, port, callback_secret=secrets)
+    assert url == CallbackUrls(base, b"new").url(url.split("/")[-2])
+    known = {name: CallbackUrls(base, name.encode()).url("nobody") for name in ("new", "old", "x")}
+    answers = await seals(serve, port, known, callback_secret=secrets)
+    assert answers == {"new": 404, "old": 404, "x": 401}
+
+
+async def test_callbacks_under_way_survive_a_new_key_of_the_provider(
+    serve: Serve, port: int
+) -> None:
+    url = await made_url(serve, port)
+    async with serve(**with_callbacks(port, kie_api_key=SecretStr("another-key"))):
+        assert await post(url) == 200
+
+
+async def test_an_older_replica_and_this_version_verify_each_others_urls(
+    serve: Serve, port: int
+) -> None:
+    """Versions before this one derive the secret from the key."""
+    derived = hmac.digest(API_KEY.encode(), b"generation.v1 callback URLs", "sha256")
+    older = CallbackUrls(f"http://127.0.0.1:{port}", derived)
+    url = await made_url(serve, port)
+    assert older.is_ours(*url.split("/")[-2:])
+    assert await seals(serve, port, {"older": older.url("nobody")}) == {"older": 404}
+
+
+async def test_the_secret_of_a_database_is_not_derived_from_a_later_key_and_both_verify(
+    serve: Serve, port: int
+) -> None:
+    url = await made_url(serve, port)
+    task_id = url.split("/")[-2]
+    derived = hmac.digest(b"another-key", b"generation.v1 callback URLs", "sha256")
+    base = f"http://127.0.0.1:{port}"
+    async with serve(**with_callbacks(port, kie_api_key=SecretStr("another-key"))) as service:
+        assert await post(CallbackUrls(base, derived).url(task_id)) == 200
+        assert await post(CallbackUrls(base, b"x").url(task_id)) == 401
+        [(kept,)] = rows(service.database_url, "SELECT value FROM secrets")
+    assert CallbackUrls(base, bytes(kept)).url(task_id) == url
+
+
+async def test_processes_that_start_at_once_keep_one_secret(database_url: str) -> None:
+    opened = [open_store(database_url) for _ in range(4 if is_postgres(database_url) else 1)]
+    proposals = [bytes([number]) * 32 for number in range(16)]
+    kept = await asyncio.gather(
+        *(opened[i % len(opened)].callback_secrets(p) for i, p in enumerate(proposals))
+    )
+    assert kept == [kept[0]] * 16
+    assert kept[0][0] in proposals
+    assert await opened[0].callback_secrets(b"later") == kept[0]
+    for store in opened:
+        await store.close()
 
 
 GZIPPED = gzip.compress(b'{"data": {"taskId": "x"}}')

@@ -462,3 +462,22 @@ async def test_a_page_token_of_another_caller_is_refused(
     error = await refused(guarded.list(bearer(BOB), page_token=first.next_page_token, **filters))
     assert (error.reason, error.fields) == ("INVALID_PARAMS", ["page_token"])
     assert await guarded.list(bearer(ALICE), page_token=first.next_page_token, **filters)
+
+
+# --- turning tokens on ---
+
+
+async def test_tasks_from_before_tokens_were_turned_on_belong_to_the_token_named_default(
+    serve: Serve, tmp_path: Path
+) -> None:
+    async with serve() as service:
+        before = await service.create(STUCK, request_id="r")
+    file = tmp_path / "tokens"
+    file.write_text(line("alice", ALICE) + line("default", BOB))
+    async with serve(auth_tokens_file=file) as service:
+        guarded = Guarded(service, file)
+        assert await guarded.list(bearer(BOB)) == [before.id]
+        assert await guarded.list(bearer(ALICE)) == []
+        again = await guarded.create(BOB, params=STUCK, request_id="r")
+        assert again.id == before.id
+    assert len(service.kie.tasks) == 1

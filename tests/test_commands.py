@@ -10,6 +10,7 @@ import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
+from service.__main__ import main
 from storage.schema import MIGRATIONS
 from storage.store import open_store
 from tests.databases import change, rows
@@ -171,3 +172,26 @@ async def test_after_an_import_no_service_starts_on_the_file_and_it_says_why(
     assert code == 2
     assert "cannot start" in log
     assert "generation.db was carried over to PostgreSQL" in log
+
+
+@pytest.mark.parametrize("arguments", [["frob"], ["frob", "x"], ["--frob"], ["migrate", "x"]])
+def test_an_unknown_argument_is_named_with_what_there_is(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "argument :" not in error
+    assert arguments[-1] in error or "argument COMMAND: invalid choice: 'frob'" in error
+
+
+def test_the_help_names_every_command_and_has_no_empty_entry(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    help_text = capsys.readouterr().out
+    assert {"migrate", "import"} <= set(help_text.split())
+    assert not any(line.isspace() for line in help_text.splitlines())

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
 import socket
@@ -305,7 +306,7 @@ async def test_a_process_whose_database_cannot_be_written_is_alive_but_not_ready
 # --- down ---
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 async def test_a_signal_ends_a_quiet_watch_with_shutting_down_and_the_process_with_0(
     launch: Serve, number: signal.Signals
 ) -> None:
@@ -376,6 +377,21 @@ async def test_a_signal_that_comes_twice_is_still_a_clean_stop(launch: Serve) ->
         assert await process.process.exit_code() == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+async def test_a_signal_that_asks_for_nothing_we_have_does_not_disturb_a_paid_request(
+    launch: Serve, kie: Simulator, number: signal.Signals
+) -> None:
+    kie.add_fault("create:slow,seconds=1")
+    async with launch(**to(kie)) as process:
+        creating = asyncio.ensure_future(process.create())
+        await until(lambda: kie.stats["faults_struck"])
+        process.process.signal(number)
+        line = await until(lambda: process.process.logged("signal ignored"))
+        assert line["signal"] == number.name
+        assert (await process.end((await creating).id)).status == pb.TASK_STATUS_SUCCESS
+    assert kie.stats["requests"]["/api/v1/jobs/createTask"] == 1
+
+
 # --- again ---
 
 
@@ -416,6 +432,32 @@ async def test_a_second_process_on_the_same_database_is_refused_and_the_first_se
         assert (await third.stub.ListTasks(pb.ListTasksRequest())).tasks
 
 
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+async def test_a_second_process_by_a_link_to_the_file_is_refused(
+    launch: Serve, tmp_path: Path, link: Callable[[Path, Path], None]
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    async with launch() as first:
+        link(tmp_path / "generation.db", elsewhere / "other.db")
+        async with started(tmp_path, DATABASE_URL="sqlite:///elsewhere/other.db") as second:
+            assert await second.exit_code() == 2
+        assert second.log[-1]["error"] == (
+            "elsewhere/other.db is in use by another process of this service"
+        )
+        assert (await first.create()).id
+        await first.stop()
+    assert not list(elsewhere.glob("other.db-*"))
+
+
+async def test_a_link_that_points_to_no_file_yet_makes_one_that_its_name_is_refused_for(
+    launch: Serve, tmp_path: Path
+) -> None:
+    (tmp_path / "link.db").symlink_to(tmp_path / "generation.db")
+    async with launch(DATABASE_URL="sqlite:///link.db"), started(tmp_path) as second:
+        assert await second.exit_code() == 2
+
+
 # --- no start ---
 
 
@@ -435,8 +477,27 @@ async def test_an_address_in_use_ends_the_process_with_1_and_is_named_by_its_set
         assert await process.exit_code() == 1
     line = process.log[-1]
     assert (line["level"], line["event"]) == ("critical", "cannot start")
-    assert line["error"].startswith(f"{name}: cannot listen on {taken}")
+    assert line["error"] == f"{name}: cannot listen on {taken}: address already in use"
     assert all(line["event"] != "serving" for line in process.log)
+
+
+@pytest.mark.parametrize("name", ["LISTEN_ADDRESS", "ADMIN_ADDRESS"])
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("192.0.2.1:50051", "cannot assign requested address"),
+        ("no-such-host.invalid:50051", "not known"),
+    ],
+)
+async def test_an_address_that_is_not_this_machines_is_named_with_the_reason(
+    tmp_path: Path, name: str, address: str, why: str
+) -> None:
+    allowed = {"ALLOW_UNAUTHENTICATED": "true"}
+    async with started(tmp_path, **allowed | {name: address}) as process:
+        assert await process.exit_code() == 1
+    error = process.log[-1]["error"]
+    assert error.startswith(f"{name}: cannot listen on {address}: ")
+    assert why in error or "name resolution" in error
 
 
 async def test_a_database_that_cannot_be_opened_ends_the_process_with_1_and_is_named(

@@ -154,6 +154,16 @@ def test_every_variable_of_the_contract_is_read(monkeypatch: pytest.MonkeyPatch)
     assert {name: plain(settings, name) for name in values} == expected
 
 
+@pytest.mark.parametrize(
+    ("listed", "secrets"),
+    [("", ()), ("one", (b"one",)), ("new,old", (b"new", b"old")), ("a b,c", (b"a b", b"c"))],
+)
+def test_callback_secrets_are_separated_by_commas(
+    listed: str, secrets: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(monkeypatch, CALLBACK_SECRET=listed).callback_secrets == secrets
+
+
 def test_zero_turns_the_limits_of_the_account_and_the_wait_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -217,12 +227,35 @@ BAD = {
         "postgresql://host/db?what=1",
         "generation.db",
         "sqlite:///",
+        "sqlite:///generation.db\n",
+        "sqlite:///generation.db\r",
+        "sqlite:///generation.db ",
+        "sqlite:///gener\nation.db",
+        "sqlite:/// generation.db",
+        " sqlite:///generation.db",
+        "sqlite:///\tgeneration.db",
+        "postgresql://host/name\n",
+        "postgresql://host/name ",
+        " postgresql://host/name",
+        "postgresql://host/na me",
+        "postgresql://host/name?application_name=a b",
     ),
     "DATABASE_HINTS": ("maybe", "2"),
     "TASK_RETENTION_SECONDS": ("60", "-1", "nan", "inf", "a day"),
     "KIE_API_KEY": ("two words", "ends-with-a-newline\n", "schlüssel", "tab\t"),
     "KIE_WEBHOOK_KEY": ("ends-with-a-newline\n", " begins-with-a-space", "ends-with-cr\r"),
-    "CALLBACK_SECRET": ("ends-with-a-newline\n",),
+    "CALLBACK_SECRET": (
+        "ends-with-a-newline\n",
+        " begins-with-a-space",
+        "first, second",
+        "first,second ",
+        "first\n,second",
+        "first,\tsecond",
+        "first\rsecond",
+        "first,,second",
+        "first,",
+        ",",
+    ),
     "KIE_API_URL": BAD_URLS,
     "KIE_UPLOAD_URL": BAD_URLS,
     "PUBLIC_URL": BAD_URLS,

@@ -122,6 +122,31 @@ async def test_slots_come_over_and_the_later_one_counts(
     ]
 
 
+async def test_callbacks_of_tasks_that_come_over_are_recognised(
+    file_url: str, path: Path, postgresql_url: str
+) -> None:
+    assert await secrets_of(file_url, b"of the file") == [b"of the file"]
+    carry_over(path, postgresql_url)
+    assert await secrets_of(postgresql_url, b"of a replica") == [b"of the file"]
+
+
+async def test_replicas_that_have_a_secret_keep_it_and_recognise_that_of_the_file_too(
+    file_url: str, path: Path, postgresql_url: str
+) -> None:
+    await secrets_of(file_url, b"of the file")
+    await secrets_of(postgresql_url, b"of a replica")
+    carry_over(path, postgresql_url)
+    assert await secrets_of(postgresql_url, b"x") == [b"of a replica", b"of the file"]
+
+
+async def secrets_of(database_url: str, proposed: bytes) -> list[bytes]:
+    """Return the secrets of callback URLs as a service would start with them."""
+    store = open_store(database_url)
+    found = await store.callback_secrets(proposed)
+    await store.close()
+    return found
+
+
 # --- again ---
 
 INTERRUPTED = f"PRAGMA user_version = {sqlite.RETIRED_VERSION}"  # as a file is before its end

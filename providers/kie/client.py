@@ -524,6 +524,20 @@ def _describe(error: BaseException) -> str:
     """Say what happened, without URLs that may hold secrets."""
     if isinstance(error, UnreadableAnswerError):
         return str(error)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return f"{type(error).__name__}: {error.strerror or error.os_error}"
-    return type(error).__name__
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return f"DNS does not resolve {error.host}: {error.os_error.strerror}"
+        case aiohttp.ClientConnectorCertificateError():
+            reason = getattr(error.certificate_error, "verify_message", "")
+            return f"the certificate of {error.host} was rejected: {reason or error.strerror}"
+        case aiohttp.ClientConnectorSSLError():
+            reason = getattr(error.os_error, "reason", None) or error.os_error.strerror
+            return f"TLS with {error.host} failed: {reason}"
+        case aiohttp.ClientConnectorError(os_error=ConnectionRefusedError()):
+            return f"{error.host} port {error.port} refused the connection"
+        case aiohttp.ClientConnectorError():
+            return f"{error.host} cannot be reached: {error.strerror or error.os_error}"
+        case aiohttp.ConnectionTimeoutError():
+            return f"no connection within {CONNECT_SECONDS} s"
+        case _:
+            return type(error).__name__

@@ -41,6 +41,7 @@ REJECTED_BY_WORDS_CODE = 422
 # The key, the account or the whole service: whoever is asked for, the answer is the same.
 UNAVAILABLE_CODES = frozenset({401, 402, 403, 429, 433, 455, 502, 503, 504, *range(520, 528)})
 UNAVAILABLE_STATUSES = UNAVAILABLE_CODES | {407, 408, 425}
+POSTPONED_BECAUSE = {429: "the account's limit is reached", 455: "the provider is in maintenance"}
 HTTP_CLIENT_ERRORS = range(400, 500)
 HTTP_SUCCESSES = range(200, 300)
 
@@ -152,7 +153,8 @@ def read_submission(envelope: Envelope, *, prompt: str = "") -> Submission:
     words = "" if envelope.bare else envelope.message
     reason = reason_of(envelope.code, words, prompt=prompt)
     if reason == TRY_LATER:
-        return Postponed(f"code {code}: {envelope.message}", provider_task_id=task_id)
+        why = POSTPONED_BECAUSE.get(envelope.code, "the provider is busy")
+        return Postponed(f"{why} (code {code}: {envelope.message})", provider_task_id=task_id)
     return Refused(reason, envelope.message or f"code {code}", code, task_id)
 
 

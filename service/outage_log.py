@@ -1,0 +1,37 @@
+"""Log lines about the database: one when it becomes unavailable, one when it is back."""
+
+import time
+
+import structlog
+
+from storage.errors import StorageUnavailableError
+
+QUIET_SECONDS = 5.0  # longer than the time between two attempts
+
+log = structlog.get_logger()
+
+
+class OutageLog:
+    """Logs an outage once, however many attempts fail while it lasts."""
+
+    def __init__(self) -> None:
+        self._start_time: float | None = None
+        self._failure_time = 0.0
+
+    def failed(self, event: str, error: StorageUnavailableError) -> None:
+        """Log the first failed attempt of an outage."""
+        self._failure_time = time.monotonic()
+        if self._start_time is None:
+            self._start_time = self._failure_time
+            log.warning(event, error=str(error))
+
+    def worked(self) -> None:
+        """Log the end of an outage, once nothing has failed for a while.
+
+        Something else may still fail: a full disk can be read from.
+        """
+        if self._start_time is None or time.monotonic() - self._failure_time < QUIET_SECONDS:
+            return
+        seconds = round(self._failure_time - self._start_time, 1)
+        self._start_time = None
+        log.info("storage available again", outage_seconds=seconds)
