@@ -99,15 +99,19 @@ class Boundary(grpc.aio.ServerInterceptor):
         """Give up what does not arrive, and end what is not allowed any more, until cancelled."""
         while True:
             await asyncio.sleep(self._inbox.check_seconds)
-            self._inbox.check()
-            self._callers.reread_if_changed()
-            self._metrics.show_config_problems("tokens", len(self._callers.problems))
-            if self._tokens_version != self._callers.version:
-                self._tokens_version = self._callers.version
+            try:
+                self._inbox.check()
                 self._end_revoked()
-            self._log.flush()
+                self._log.flush()
+            except Exception:
+                log.exception("calls could not be checked; trying again")
 
     def _end_revoked(self) -> None:
+        self._callers.reread_if_changed()
+        self._metrics.show_config_problems("tokens", len(self._callers.problems))
+        if self._tokens_version == self._callers.version:
+            return
+        self._tokens_version = self._callers.version
         for call in self._open_calls:
             if call.caller and not self._callers.is_valid(call.token_digest):
                 call.end(ServiceError("UNAUTHENTICATED", "the token is not valid any more"))
