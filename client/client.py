@@ -73,8 +73,8 @@ class GenerationClient:
             tls: None speaks plaintext.
             retry: how to try again; None takes the defaults of Retry.
             heartbeat_timeout: seconds of silence after which a watch opens its stream again.
-            give_up_after_seconds: how long a watch reconnects in vain before it raises; None is for
-                ever.
+            give_up_after_seconds: how long a watch may fail to reconnect before it raises; None is
+                forever.
             on_retry: called with the error before a call is made again; watches have on_connection.
         """
         self._address = address

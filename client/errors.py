@@ -1,9 +1,9 @@
 """What a call can raise, read from google.rpc.Status.
 
     GenerationError                any call that failed, also for a reason unknown to this client
-    ├── InvalidRequestError        the request is wrong as it stands: mend what `violations` name
+    ├── InvalidRequestError        the request is invalid: fix what `violations` name
     ├── RefusedError               the provider said no; of a create, `task_id` is the FAILED task.
-    │                              Or the model is disabled here, or not allowed to this caller
+    │                              Or the model is disabled, or not allowed for this caller
     ├── TaskNotFoundError          no such task, or another caller's
     ├── UnauthenticatedError       the token is missing or wrong, or TLS fails (certificates)
     └── UnavailableError           not now: call again, `retry_after` seconds later if it is set
@@ -82,7 +82,7 @@ class InvalidRequestError(GenerationError):
 class RefusedError(GenerationError):
     """The provider said no: after a create, the task is stored FAILED as `task_id`.
 
-    Or this service did, and there is no task: the model is disabled, or not allowed to this caller.
+    Or this service did, and there is no task: the caller may not use the model, or nobody may.
     """
 
 

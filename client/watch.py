@@ -36,7 +36,7 @@ class WatchPolicy:
     Attributes:
         retry: the delays between streams; `attempts` does not apply.
         heartbeat_timeout_seconds: a stream that is silent for longer is given up and opened again.
-        give_up_after_seconds: how long reconnecting may go on without a snapshot; None is for ever.
+        give_up_after_seconds: how long reconnecting may go on without a snapshot; None is forever.
         diagnose: returns the error that lost a stream, or the lasting one behind it.
     """
 

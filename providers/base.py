@@ -11,7 +11,7 @@ Nor are the three ways in which a poll ends without a verdict: the provider is *
 answers nobody, or no request with our key), this one task *cannot be read*, or its *state is
 unknown* to us.
 
-Exceptions are for what a caller of this process can mend:
+Exceptions are for errors that the caller can fix:
 
     ParamsError     a rule of the parameters is broken, by field
     UploadError     an upload that the provider did not take, by reason
@@ -91,7 +91,7 @@ class Postponed:
 
     Attributes:
         detail: Why, for the log.
-        reached: False if there was no connection, so that no model's tasks can be sent.
+        reached: False if there was no connection: then tasks of no model can be sent.
         provider_task_id: What the answer named all the same, or "".
     """
 

@@ -10,7 +10,7 @@ RETRY_MARGIN_SECONDS = 0.01  # a create that comes exactly then still finds the 
 
 
 class Admission:
-    """Says what keeps a task out."""
+    """Decides whether a new task is admitted."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class Admission:
         self._metrics = metrics
 
     def refusal_of_model(self, task: Task) -> ServiceError | None:
-        """Return why nobody, or not this caller, may use the task's model; None if it may."""
+        """Return why the caller may not use the task's model, or None if it may."""
         if not self._limits.of(task.caller).allow(task.model):
             self._metrics.caller_refused(task.caller, "models")
             return ServiceError(
@@ -39,7 +39,7 @@ class Admission:
         return None
 
     def create_limits(self, caller: str) -> CreateLimits:
-        """Return what a new task of the caller has to fit into."""
+        """Return the limits that apply to a new task of the caller."""
         limits = self._limits.of(caller)
         per_minute = limits.creates_per_minute
         return CreateLimits(
@@ -49,7 +49,7 @@ class Admission:
         )
 
     def refusal_by(self, reached: LimitReached, caller: str) -> ServiceError:
-        """Return the error of a task that did not fit."""
+        """Return the error for a task that exceeds a limit."""
         self._metrics.caller_refused(caller, reached.limit)
         retry = reached.retry_seconds
         if retry is not None:

@@ -1,4 +1,4 @@
-"""How often callbacks may have their task polled: once a second, and never twice at a time."""
+"""How often callbacks cause polls: at most once a second for each task, one poll at a time."""
 
 CALLBACK_SECONDS = 1.0
 
@@ -11,27 +11,27 @@ class CallbackPace:
         self._meanwhile: set[str] = set()
 
     def is_repeated(self, task_id: str, content: int | None, now: float) -> bool:
-        """Whether the last callback of a task said the same, within a second."""
+        """Whether a callback repeats the last one of its task within a second."""
         self._forget(now)
         last = self._polls.get(task_id)
         return last is not None and content is not None and last[1] == content
 
     def next_time(self, task_id: str, now: float) -> float:
-        """Return when a callback may have its task polled."""
+        """Return when a callback may cause a poll of its task."""
         last = self._polls.get(task_id)
         return now if last is None else max(now, last[0] + CALLBACK_SECONDS)
 
     def note(self, task_id: str, due_time: float, content: int | None) -> None:
-        """Keep when a task is polled for a callback. A poll that is put off leaves the last one."""
+        """Remember a callback's poll and content, unless a recent poll is remembered already."""
         if task_id not in self._polls:
             self._polls[task_id] = due_time, content
 
     def came_meanwhile(self, task_id: str) -> None:
-        """Keep that a callback came while its task was polled."""
+        """Remember that a callback arrived while its task was being polled."""
         self._meanwhile.add(task_id)
 
     def take_meanwhile(self, task_id: str) -> bool:
-        """Whether a callback came while its task was polled; forget it."""
+        """Whether a callback arrived while its task was being polled; then forget it."""
         if task_id not in self._meanwhile:
             return False
         self._meanwhile.discard(task_id)

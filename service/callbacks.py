@@ -3,7 +3,7 @@
 The URL identifies the task and cannot be forged: it carries our task id and an HMAC of it, the
 seal. A right seal is enough to poll. Kie's own signature covers the provider's id of the task and
 not the body, so the body is never believed; the signature only decides whether the id in it is
-worth a look.
+looked up.
 """
 
 import hmac
@@ -36,7 +36,7 @@ TASK_ID = re.compile(r"[0-9a-f]{32}")
 # In a body that cannot be parsed, perhaps because its end is missing. Quotes inside a string are
 # escaped, so this does not match in a prompt.
 ID_IN_TEXT = re.compile(r'"task(?:Id|_id)"\s*:\s*"([^"\\]{1,255})"')
-# Of URLs, also where JSON escapes their slashes.
+# The hosts of URLs, also where JSON escapes the slashes.
 HOST = re.compile(r"https?:(?:\\*/){2}([A-Za-z0-9.-]{1,253})")
 HOSTS_MAX = 20
 GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS

@@ -1,4 +1,4 @@
-"""What one caller may take of the service: a file of limits, and defaults that leave half of it.
+"""The limits of each caller: from a file, or by default half of what the service allows.
 
 [default]                       # of each caller that has no table of its own
 queue = 1000
@@ -64,7 +64,7 @@ class Limits:
         )
 
     def halved(self) -> "Limits":
-        """Return what is left to one of several callers of what the whole service may take."""
+        """Return the default limits of one caller if there are several: half of the service's."""
         return replace(
             self,
             queue=_half(self.queue),
@@ -96,7 +96,7 @@ class CallerLimits:
 
         Args:
             file: Where the limits are written, if anywhere.
-            service: What the whole service may take: the defaults are this, or half of it.
+            service: The limits of the whole service: the defaults are these, or half of them.
             callers: Knows how many callers there are.
             metrics: Shows whether the file can be used.
 
@@ -113,11 +113,11 @@ class CallerLimits:
         self._table = self._make_table()
 
     def of(self, caller: str) -> Limits:
-        """Return the present limits of a caller."""
+        """Return the current limits of a caller."""
         return self.table().of(caller)
 
     def table(self) -> LimitsTable:
-        """Return the present limits of all callers, which were checked a second ago at most."""
+        """Return the current limits of all callers; the file is checked at most once a second."""
         if time.monotonic() - self._checked >= RECHECK_SECONDS:
             self._reread_if_changed()
             self._table = self._make_table()

@@ -28,7 +28,7 @@ class TokensFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What a token proves: whose it is. `digest` is its SHA-256, b"" without tokens."""
+    """The caller that a token identifies. `digest` is its SHA-256, b"" without tokens."""
 
     caller: str
     digest: bytes
@@ -108,10 +108,10 @@ class Callers:
         return credential
 
     def reread_if_changed(self) -> None:
-        """Take over what has changed in the file; looks at most once a second.
+        """Apply changes of the file; check for them at most once a second.
 
-        A line that cannot be used is left out, and named once. A file without a single token is
-        ignored: it is most likely being written.
+        An invalid line is ignored and logged once. A file without any token is ignored: it is most
+        likely being written.
         """
         now = time.monotonic()
         if self._file is None or now - self._checked < RECHECK_SECONDS:

@@ -1,4 +1,4 @@
-"""The call under way: what the interceptor knows of it, for whoever works on it or logs."""
+"""The current call: what the interceptor knows about it, for handlers and log lines."""
 
 import asyncio
 import re
@@ -14,7 +14,7 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class Peer(Protocol):
-    """Whoever is at the other end: a part of grpc's context."""
+    """The part of grpc's context that knows the client's address."""
 
     def peer(self) -> str:
         """Return its address, such as `ipv4:127.0.0.1:50000`."""
@@ -26,9 +26,9 @@ class Call:
     Attributes:
         metadata: What the caller sent along.
         caller: Who calls; "" for a method that is open to everybody.
-        token_digest: The SHA-256 of the token that said so; b"" without tokens.
+        token_digest: The SHA-256 of the caller's token; b"" without tokens.
         context: grpc's, from `begin` on.
-        end_error: What `end` was given.
+        end_error: The error passed to `end`.
     """
 
     __slots__ = (
@@ -51,16 +51,16 @@ class Call:
         self._request_id = ""
 
     def begin(self, context: Peer) -> None:
-        """Take note of who works on it: the current asyncio task."""
+        """Remember the asyncio task that handles the call: the current one."""
         self.context = context
         self._task = asyncio.current_task()
 
     def over(self) -> None:
-        """Let go of its task: a task holds its context variables, and so its call."""
+        """Forget the asyncio task: it holds its context variables, and so this call."""
         self._task = None
 
     def end(self, error: Exception) -> None:
-        """End the call from outside of it; its caller is told the error."""
+        """End the call from another task; its caller gets the error."""
         if self.end_error is None and self._task is not None:
             self.end_error = error
             self._task.cancel()
@@ -78,7 +78,7 @@ current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
 
 
 def one_value(metadata: Metadata, key: str) -> str | None:
-    """Return the value of a metadata key; None if it is missing, or there are two."""
+    """Return the value of a metadata key; None if it is missing or occurs twice."""
     match [value for name, value in metadata if name == key]:
         case [bytes(value)]:
             return value.decode(errors="replace")

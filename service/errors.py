@@ -16,7 +16,7 @@ from grpc_status import rpc_status
 from providers.base import Violation
 
 DOMAIN = "generation.v1"
-# An error travels in HTTP/2 trailers. By default nginx takes 4 KiB of them, and counts a server
+# An error is sent in HTTP/2 trailers. By default nginx accepts 4 KiB of them, and marks a server
 # that sends more as failed. The message is percent-encoded there; the details, which repeat it,
 # are base64-encoded.
 ERROR_MAX_BYTES = 3_000  # of the message and the details, encoded
@@ -139,7 +139,7 @@ class ServiceError(Exception):
 
 @lru_cache(maxsize=64)
 def _plain_status(reason: str, message: str, retry_seconds: float | None) -> grpc.Status:
-    """Make a status once that many calls end with: whoever is refused sends the same again."""
+    """Build a status once and reuse it: refused callers tend to repeat the same call."""
     return ServiceError(reason, message, retry_seconds=retry_seconds)._status()  # noqa: SLF001
 
 
@@ -149,7 +149,7 @@ def invalid(field: str, description: str) -> ServiceError:
 
 
 def invalid_params(violations: Iterable[Violation]) -> ServiceError:
-    """Return the error of the first broken rules, as many as are reported at once."""
+    """Return the error for the first broken rules, as many as one call reports."""
     reported = list(islice(violations, VIOLATIONS_MAX))
     return ServiceError("INVALID_PARAMS", _words(reported), violations=reported)
 
@@ -175,7 +175,7 @@ def not_found(task_id: str) -> ServiceError:
 
 
 def _words(violations: Sequence[Violation]) -> str:
-    """Return the first broken rules in words, and how many there are besides."""
+    """Describe the first broken rules, and say how many more there are."""
     words = ""
     for number, violation in enumerate(violations):
         rule = f"{_cut(violation.field)} {_cut(violation.description)}"
@@ -186,7 +186,7 @@ def _words(violations: Sequence[Violation]) -> str:
 
 
 def _add_violations(status: status_pb2.Status, violations: Sequence[Violation], room: int) -> None:
-    """Name the fields, as many as there is room for in the encoded status."""
+    """Name as many fields as fit into the encoded status."""
     bad_request = error_details_pb2.BadRequest()
     for violation in violations:
         bad_request.field_violations.add(
@@ -219,7 +219,7 @@ def _cut(text: str, max_bytes: int = RULE_MAX_BYTES) -> str:
 
 
 def _cut_message(text: str) -> str:
-    """Cut a message to what it may take, both as it is and percent-encoded."""
+    """Cut a message to its limit, both plain and percent-encoded."""
     text = _cut(text, MESSAGE_MAX_BYTES)
     if len(_percent_encoded(text)) <= MESSAGE_MAX_ENCODED_BYTES:
         return text

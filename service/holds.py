@@ -1,7 +1,7 @@
-"""Which tasks are kept back while the provider does not take them.
+"""Which tasks are held while the provider does not accept them.
 
-A model that the provider does not take holds back its own tasks, a provider that cannot be reached
-holds back all. Once a hold is over, one task is sent as a probe before the others.
+A model that the provider does not accept holds only its own tasks; a provider that cannot be
+reached holds all. Once a hold is over, one task is sent as a probe before the others.
 """
 
 import math
@@ -18,7 +18,7 @@ class Holds:
     """The holds of one process. Times are unix seconds."""
 
     def __init__(self, first_seconds: float, most_seconds: float) -> None:
-        """Start without a hold.
+        """Start without any hold.
 
         Args:
             first_seconds: How long the first hold lasts; each further one twice as long.
@@ -33,7 +33,7 @@ class Holds:
         return self._provider.room(now)
 
     def opening_time(self) -> float:
-        """Return when the hold of all is over; infinity while its probe is under way."""
+        """Return when the hold of all models ends; infinity while its probe is in progress."""
         return self._provider.opening_time()
 
     def next_opening_time(self) -> float:
@@ -55,7 +55,7 @@ class Holds:
         return [model for model, hold in self._models.items() if not hold.room(now)]
 
     def admitted(self, waiting: Sequence[Waiting]) -> Sequence[Waiting]:
-        """Leave one task, the least often put back, of each model that is to be tried."""
+        """Keep one task of each model to be probed: the one that was postponed least often."""
         if not self._models:
             return waiting
         probes: dict[str, Waiting] = {}
@@ -66,7 +66,7 @@ class Holds:
         return [t for t in waiting if t.model not in self._models or t.task_id in chosen]
 
     def note_sent(self, tasks: Iterable[Task]) -> None:
-        """Note which tasks were claimed to be sent: perhaps as probes."""
+        """Record which tasks were claimed to be sent: some may be probes."""
         sent = list(tasks)
         self._provider.note_sent(bool(sent))
         for task in sent:
@@ -74,7 +74,7 @@ class Holds:
                 self._models[task.model].note_sent(True)
 
     def note_answer(self, model: str, outcome: Submission, now: float) -> float:
-        """Learn whether tasks are taken; return when a task that was not may be sent again."""
+        """Learn whether tasks are accepted; return when a postponed task may be sent again."""
         if isinstance(outcome, Unknown):
             return now
         if not isinstance(outcome, Postponed):
@@ -88,7 +88,7 @@ class Holds:
         return hold.until
 
     def note_end(self, model: str) -> bool:
-        """Note that a task is not being sent any longer; return whether it was a probe."""
+        """Record that a task is no longer being sent; return whether it was a probe."""
         holds = [self._provider, *([self._models[model]] if model in self._models else [])]
         was_probe = any(hold.probing for hold in holds)
         for hold in holds:
@@ -97,7 +97,7 @@ class Holds:
 
 
 class _Hold:
-    """Keeps tasks back for a while; then lets one try before the others."""
+    """Holds tasks for a while, then lets one of them go first as a probe."""
 
     def __init__(self, first_seconds: float, most_seconds: float) -> None:
         self._first_seconds = first_seconds

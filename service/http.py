@@ -1,6 +1,6 @@
-"""An HTTP/1.1 server that bounds what a client may hold: time, headers, bodies and connections.
+"""An HTTP/1.1 server that limits each client's time, headers, bodies and connections.
 
-aiohttp by itself waits for ever for the end of a request that has begun.
+aiohttp itself waits indefinitely for the end of a request that has begun.
 """
 
 import asyncio
@@ -72,8 +72,8 @@ class HttpServer(web.Server):
     def changed(self, connection: "_Connection") -> None:
         """Note that a connection came into another state, or into being.
 
-        Whoever holds all connections, silent or not, holds only those that are newer than the
-        request of somebody else: that one is answered long before it is the oldest.
+        If there are too many, the oldest is closed. A client that opens many mostly loses its own:
+        another client's request is answered long before its connection is the oldest.
         """
         self._oldest_first.pop(connection, None)
         if len(self._oldest_first) >= self._limits.connections:
@@ -92,7 +92,7 @@ class HttpServer(web.Server):
 
 class _State(Enum):
     BEGUN = auto()  # the headers of a request are expected
-    TAKEN = auto()  # they are there: the request is answered, and its body may still be coming
+    TAKEN = auto()  # the headers have arrived; the body may still be arriving
     IDLE = auto()  # between two requests
 
 
@@ -147,7 +147,7 @@ class _Connection(web.RequestHandler):
         self._enter(_State.BEGUN, self._limits.request_seconds)
 
     def answering(self) -> None:
-        """Note that a handler has the request."""
+        """Note that a handler has started on the request."""
         self._enter(_State.TAKEN, self._limits.request_seconds + self._limits.answer_seconds)
 
     async def finish_response(
@@ -197,7 +197,7 @@ class _Connection(web.RequestHandler):
 
 
 async def read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
-    """Return the body of a request, or what came of it in time: at most `max_bytes`."""
+    """Return at most `max_bytes` of a request's body: what arrived in time."""
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     body = bytearray()

@@ -1,8 +1,8 @@
 """Receives the messages of calls: as many at a time as memory allows, and each only for a while.
 
 gRPC's core buffers what has arrived of a message until the rest comes, so a caller who sends half a
-message and stops holds that memory. Every message that is no part of an upload is received here,
-within bounds for all callers together and for each of them.
+message and stops holds that memory. Every message that is not part of an upload is received here,
+within limits for all callers together and for each caller.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from service.errors import ServiceError
 
 @dataclass(frozen=True, slots=True)
 class InboxLimits:
-    """How many messages may be on their way, and for how long.
+    """How many messages may be arriving at a time, and for how long.
 
     Attributes:
         requests: Requests that are received at a time, of all callers together.
         requests_per_caller: Those of one caller; its further calls wait for their turn.
         waiting_per_caller: Calls that may wait while the caller's requests are stalled.
-        stall_seconds: How long none of a caller's requests arrives until they count as stalled.
+        stall_seconds: A caller's requests count as stalled if none arrives for this long.
         patience_seconds: The age at which a request that has not arrived is given up.
         request_max_bytes: The longest request that is parsed.
         open_requests: Requests to open methods that are received at a time. They have no caller, so
@@ -51,13 +51,13 @@ _Receiving = dict[Call, float]  # since when, by the monotonic clock; the oldest
 
 
 class _Caller:
-    """The requests of one caller: those that have their turn, and those that wait for it."""
+    """The requests of one caller: those being received, and those waiting for a turn."""
 
     __slots__ = ("granted", "quiet_checks", "receiving", "turns", "waiting")
 
     def __init__(self) -> None:
         self.granted = 0
-        self.quiet_checks = 0  # since a request of its was received
+        self.quiet_checks = 0  # since one of its requests was received
         self.waiting = 0
         self.receiving: _Receiving = {}
         self.turns: deque[asyncio.Future[None]] = deque()
@@ -169,11 +169,11 @@ class Inbox:
             self._grant_turns()
 
     def _grant_turns(self) -> None:
-        """Grant what there is room for; the caller that was served last comes last."""
+        """Grant turns while there is room; callers take turns."""
         for name, caller in list(self._waiting.items()):
             while caller.turns and self._has_room(caller):
                 turn = caller.turns.popleft()
-                if not turn.done():  # else its call has gone
+                if not turn.done():  # otherwise its call has ended
                     self._grant(caller)
                     turn.set_result(None)
                     self._waiting.move_to_end(name)
@@ -204,7 +204,7 @@ class Inbox:
         most = self._limits.requests_per_caller
         return ServiceError(
             "RATE_LIMITED",
-            f"{most} requests of this caller have begun and do not arrive; send or cancel them",
+            f"{most} requests of this caller were started and do not arrive; finish or cancel them",
             metadata={"limit": "requests", "max": str(most), "scope": "caller"},
         )
 

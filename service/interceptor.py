@@ -1,14 +1,13 @@
-"""The one interceptor: who calls, what the bytes say, and which status an exception is.
+"""The one interceptor: authenticates callers, parses requests, turns exceptions into statuses.
 
-Who calls is known before a byte of the message is received, so that those who may not call cannot
-make the service hold anything. To grpc, every method takes a stream of raw bytes: the inbox decides
-when a message is received, and its bytes are parsed here, as grpc.aio answers UNKNOWN to bytes that
-do not parse before any handler sees them. Streams are written from a coroutine, so that a cancelled
-one is cleaned up at once and not when its generator is collected.
+The caller is authenticated before a byte of the message is received, so that a caller without a
+token cannot make the service hold anything. For grpc, every method takes a stream of raw bytes: the
+inbox decides when a message is received, and it is parsed here, as grpc.aio answers UNKNOWN to
+bytes that do not parse before any handler sees them. Streams are written from a coroutine, so that
+a cancelled one is cleaned up at once and not when its generator is collected.
 
-grpc keeps the exception that ended a call until the garbage collector finds it. Nothing that it
-leads to may hold a message: errors lose their tracebacks, and calls fail outside the frames that
-read.
+grpc keeps the exception that ended a call until the garbage collector finds it. It must not refer
+to a message: errors lose their tracebacks, and calls fail outside the frames that read messages.
 """
 
 import asyncio
@@ -96,7 +95,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             await self._idle.wait()
 
     async def tend(self) -> None:
-        """Give up what does not arrive, and end what is not allowed any more, until cancelled."""
+        """End calls whose request does not arrive or whose token was revoked, until cancelled."""
         while True:
             await asyncio.sleep(self._inbox.check_seconds)
             try:
@@ -114,7 +113,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._tokens_version = self._callers.version
         for call in self._open_calls:
             if call.caller and not self._callers.is_valid(call.token_digest):
-                call.end(ServiceError("UNAUTHENTICATED", "the token is not valid any more"))
+                call.end(ServiceError("UNAUTHENTICATED", "the token is no longer valid"))
 
     # --- the methods ---
 
@@ -253,7 +252,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         return refusal
 
     def _service_error(self, error: Exception, method: str) -> ServiceError:
-        """Say what an exception is to the caller."""
+        """Turn an exception into the error for the caller."""
         if isinstance(error, ServiceError):
             return error
         if isinstance(error, StorageUnavailableError):
@@ -307,7 +306,7 @@ def _over_is_cancelled() -> Iterator[None]:
 
 
 def _forget_frames(error: BaseException) -> None:
-    """Let go of the frames that an error passed, and with them of what the caller has sent."""
+    """Drop the frames of an error, and with them the messages that the caller sent."""
     error.__traceback__ = error.__context__ = error.__cause__ = None
 
 

@@ -57,7 +57,7 @@ def configure_logs(form: Literal["text", "json"], level: str) -> None:
 def escape_controls(
     logger: object, method: str, line: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Escape what a terminal would obey, whoever wrote it: a structlog processor."""
+    """Escape what a terminal would interpret: a structlog processor."""
     del logger, method
     for key, value in line.items():
         if isinstance(value, str) and not value.isprintable():

@@ -1,4 +1,4 @@
-"""How many calls of a kind are open at once, where that is limited."""
+"""Limits on the number of open calls of a kind."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,8 +30,8 @@ class OpenCalls:
             limit: The name of the limit: `watches`, `uploads` or `lists`.
             service_max: How many calls may be open in all; infinity is no limit.
             caller_max: Returns how many of them may be a caller's.
-            on_refusal: Told the caller and the limit of each refused call.
-            on_change: Told the number of open calls whenever it changes.
+            on_refusal: Called with the caller and the limit of each refused call.
+            on_change: Called with the number of open calls whenever it changes.
         """
         self._limit = limit
         self._service_max = service_max

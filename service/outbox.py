@@ -1,4 +1,4 @@
-"""Bounds the answers that clients do not read: gRPC's core holds each until it is taken."""
+"""Limits the responses that clients do not read: gRPC's core keeps each until it is taken."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -21,10 +21,10 @@ class Outbox:
     def finisher(
         self, serialize: Callable[[Any], bytes]
     ) -> Callable[[Call, Any, Any], bytes | None]:
-        """Return what makes the bytes of an answer, and counts them until its call is over.
+        """Return a function that serializes a response, and counts its bytes until the call ends.
 
-        A call that wrote its answers by itself has none left to finish. RATE_LIMITED is raised if
-        too much waits for the caller already.
+        It returns None for None, as a streaming call has written its responses itself. It raises
+        RATE_LIMITED if the caller has too many unread bytes already.
         """
 
         def finish(call: Call, answer: Any, context: Any) -> bytes | None:

@@ -63,9 +63,9 @@ def list_filter(request: pb.ListTasksRequest) -> ListFilter:
 
 
 def page_token(last: Task, which: ListFilter) -> str:
-    """Say where a page ended, bound to its filter and caller.
+    """Return a token that says where a page ended, bound to its filter and caller.
 
-    It opens nothing: every page is filtered by the caller.
+    It grants no access: every page is filtered by the caller.
     """
     token = struct.pack(">d", last.create_time) + _binding(which) + last.id.encode()
     return base64.urlsafe_b64encode(token).decode()

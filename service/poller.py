@@ -53,7 +53,7 @@ STATUS_WINDOW_SECONDS = 1.2  # likewise of 1 s
 SLOT_FRESH_SECONDS = 0.15  # a request that starts later than this after its slot takes another
 CONCURRENT_MAX = {Lane.SUBMIT: 128, Lane.POLL: 256, Lane.LATE: 16}
 CLAIM_PAUSE_SECONDS = 0.01  # tasks that fall due together are claimed together
-PASSED_OVER_SECONDS = 1.0  # so late it is seen that tasks ended in other processes
+PASSED_OVER_SECONDS = 1.0  # between looks for tasks that ended in other processes
 PASSED_OVER_PAUSE_SECONDS = 0.1  # between looks for callers whose tasks have to wait
 IDLE_SECONDS = 3.0  # what other processes leave behind is found within this time
 LEASE_SECONDS = 10.0  # after its holder is gone, a task is due again at the latest
@@ -534,7 +534,7 @@ class Poller:
         return await self._provider.submit(ProviderParams.FromString(task.params), callback_url)
 
     async def _look_for_purchase(self, task: Task, outcome: Submission) -> Submission:
-        """Look at the record that an answer other than a yes, or a callback, names all the same."""
+        """Look up the record that a callback, or an answer other than an acceptance, names."""
         assert not isinstance(outcome, Accepted)
         candidate = outcome.provider_task_id
         try:

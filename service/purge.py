@@ -1,8 +1,8 @@
 """Forgets tasks that ended, and their request_ids with them.
 
-What ended long ago goes if the operator says so: that is off by default. A cancelled task, which
-was never sent, goes after a day in any case, or earlier if its caller has very many: else a caller
-that creates and cancels could fill the disk and pay nothing.
+Deleting tasks by age is off by default. A cancelled task, which was never sent, is always deleted
+after a day, or earlier if its caller has very many: otherwise a caller that creates and cancels in
+a loop could fill the disk without paying anything.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 class Purger:
-    """Deletes tasks that ended longer ago than `retention_seconds`; 0 is for ever."""
+    """Deletes tasks that ended longer ago than `retention_seconds`; 0 keeps them forever."""
 
     def __init__(self, store: Store, retention_seconds: float) -> None:
         self._store = store

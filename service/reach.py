@@ -1,4 +1,4 @@
-"""Whether the provider answers anybody: what tells an outage from a task that cannot be read."""
+"""Whether the provider answers any request: tells an outage from a task that cannot be read."""
 
 import math
 
@@ -18,8 +18,8 @@ class Reach:
         """Start without an answer.
 
         Args:
-            interval_seconds: The shortest time between two polls of a task: what is over sooner is
-                no outage.
+            interval_seconds: The shortest time between two polls of a task: a silence shorter than
+                this is not an outage.
         """
         self._interval_seconds = interval_seconds
         self.answered_time = -math.inf
@@ -27,7 +27,7 @@ class Reach:
         self._unanswered = 0
 
     def silent_seconds(self, now: float) -> float:
-        """Return for how long nobody was answered; 0 if somebody was."""
+        """Return for how long no poll was answered; 0 after an answer."""
         return max(0.0, now - self._silent_since)
 
     def note(self, outcome: Poll, setbacks: int, now: float) -> bool:

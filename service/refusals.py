@@ -1,8 +1,8 @@
 """Slows down callers whose calls are refused again and again.
 
-A refused call costs the service as much as a good one. Callers that send the next wrong call as
-soon as the last is refused would keep the event loop busy, and everybody else waiting; a pause
-before the answer keeps them waiting instead.
+A refused call costs the service as much as a valid one. A caller that repeats an invalid call as
+soon as it is refused would keep the event loop busy and delay all others. A pause before the answer
+delays that caller instead.
 """
 
 import asyncio
@@ -12,12 +12,12 @@ from collections import Counter
 
 WINDOW_SECONDS = 1.0
 FREE_PER_WINDOW = 100  # refused calls of one caller that are answered at once
-PAUSE_SECONDS = 0.25, 0.5  # at random between these, or all would come again together
+PAUSE_SECONDS = 0.25, 0.5  # random, or all would retry at the same moment
 PAUSED_MAX = 4_000  # calls that are held at a time: each takes some 15 KB
 
 
 class RefusalPace:
-    """Counts the refused calls of each caller, and holds those beyond the free ones."""
+    """Counts the refused calls of each caller, and delays those beyond FREE_PER_WINDOW."""
 
     def __init__(self) -> None:
         self._refused: Counter[str] = Counter()
@@ -25,7 +25,7 @@ class RefusalPace:
         self._paused = 0
 
     async def hold(self, caller: str) -> None:
-        """Return when the caller may learn of its refusal: at once, as a rule."""
+        """Wait until the caller may be told of its refusal: usually not at all."""
         now = time.monotonic()
         if now >= self._window_end:
             self._refused.clear()

@@ -1,6 +1,6 @@
 """The rules of requests: what is checked before anything is stored or sent.
 
-The size of a value comes before any rule that walks over it, so that no request is expensive.
+The size of a value is checked before any rule that walks over it, so no request is expensive.
 """
 
 from generated.generation.v1 import generation_pb2 as pb

@@ -59,7 +59,7 @@ class Schedule:
             model: The task's.
             age_seconds: The task's.
             setbacks: How many polls of it failed in a row; each doubles the wait.
-            silent_seconds: For how long the provider has answered nobody; waits grow with it.
+            silent_seconds: For how long the provider has answered no poll; waits grow with it.
         """
         nominal = self.nominal_wait(model, age_seconds, setbacks)
         longest = LONGEST_FACTOR * self._interval_seconds

@@ -1,4 +1,4 @@
-"""Oddities that an operator should hear of once. They are kept in memory only."""
+"""Anomalies that are logged once. They are remembered in memory only."""
 
 from collections import OrderedDict
 from typing import TypeVar
@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 
 class Seen:
-    """Warns of what is odd, and of each oddity once."""
+    """Logs each anomaly once."""
 
     def __init__(self) -> None:
         self._states: set[str] = set()
@@ -23,7 +23,7 @@ class Seen:
         self._hosts: OrderedDict[str, frozenset[str]] = OrderedDict()
 
     def state(self, state: str) -> None:
-        """Warn of a state that is not known; of each word once."""
+        """Warn of an unknown state, once for each."""
         if state not in self._states and len(self._states) < STATES_MAX:
             self._states.add(state)
             log.warning("a record has a state that this version does not know", state=state)
@@ -40,12 +40,12 @@ class Seen:
         _keep(self._tasks_by_provider_id, provider_task_id, task.id)
 
     def called_back(self, task_id: str, hosts: frozenset[str]) -> None:
-        """Remember where a callback says that the results of a task are."""
+        """Remember the hosts that a callback names for a task's results."""
         if hosts:
             _keep(self._hosts, task_id, hosts)
 
     def ended(self, task: Task) -> None:
-        """Say where results were named of a task that ended without any: nobody fetched them."""
+        """Warn if a task ended without results although a callback named some."""
         hosts = self._hosts.pop(task.id, None)
         if hosts and not task.artifacts:
             log.warning(

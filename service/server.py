@@ -90,7 +90,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What no setting changes: tests shorten it."""
+    """Limits that no setting changes; tests shorten them."""
 
     handshake_seconds: float = 10.0
     http: HttpLimits = field(default_factory=HttpLimits)
@@ -231,9 +231,9 @@ async def _provider(settings: Settings, metrics: Metrics, stack: AsyncExitStack)
 async def _callback_urls(settings: Settings, store: Store) -> CallbackUrls | None:
     """Make callback URLs with CALLBACK_SECRET, or with a secret that the database keeps.
 
-    Versions before this one derive the secret from KIE_API_KEY. The database therefore keeps the
-    derived one if there is a key at the first start: replicas of both versions verify each other's
-    URLs during an upgrade, and a new key changes nothing.
+    Earlier versions derive the secret from KIE_API_KEY. If there is a key at the first start, the
+    database therefore keeps the derived secret: during an upgrade replicas of both versions verify
+    each other's URLs, and a later key changes nothing.
     """
     if settings.public_url is None:
         return None
@@ -257,7 +257,7 @@ def _limits(settings: Settings) -> AccountLimits:
 
 
 def _service_limits(settings: Settings) -> Limits:
-    """Return what a caller may take that is the only one."""
+    """Return the limits of a caller that is the only one."""
     return Limits(
         queue=settings.queue_max_tasks,
         running=settings.kie_running_max or math.inf,
@@ -394,7 +394,7 @@ def _connection_options(settings: Settings) -> Iterator[tuple[str, int]]:
 
 
 def _milliseconds(seconds: float) -> int:
-    """Return a time for C-core, for which the largest number means that there is no limit."""
+    """Return a time for C-core, where the largest number means no limit."""
     return min(round(seconds * 1_000), C_INT_MAX) or C_INT_MAX
 
 
@@ -414,7 +414,7 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> str:
 
 
 def _why_not_bound(address: str) -> str:
-    """Find out why gRPC cannot listen on an address, as it does not say."""
+    """Find out why gRPC cannot listen on an address: it does not say."""
     host, port = split_address(address)
     try:
         for family, kind, protocol, _, target in socket.getaddrinfo(
@@ -509,8 +509,8 @@ def _bracketed(host: str) -> str:
 async def _drain(server: grpc.aio.Server, health: Health, hub: Hub, boundary: Boundary) -> None:
     """End the calls: watches are told to reconnect, the others get a moment to finish.
 
-    No client can make this last longer: what does not end by itself is cancelled, and what does not
-    end then is left behind.
+    No client can delay this: a call that does not end in time is cancelled, and one that does not
+    end even then is abandoned.
     """
     log.info("shutting down")
     hub.drain()
@@ -520,7 +520,7 @@ async def _drain(server: grpc.aio.Server, health: Health, hub: Hub, boundary: Bo
         async with asyncio.timeout(CANCELLED_CALLS_SECONDS):
             await boundary.idle()
     except TimeoutError:
-        log.warning("calls are left behind, as they do not end")
+        log.warning("calls abandoned, as they did not end")
 
 
 async def _stop_polling(poller: Poller, polling: asyncio.Task[None]) -> None:

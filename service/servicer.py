@@ -178,7 +178,7 @@ class Servicer(GenerationServiceServicer):
                 return None
 
     async def _earlier(self, task: Task) -> Task | None:
-        """Return the task that the request_id of a new one made before."""
+        """Return the existing task with the request_id of a new one, if any."""
         if not task.request_id:
             return None
         return await self._store.find_request(task.caller, task.request_id)

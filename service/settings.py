@@ -105,7 +105,7 @@ def _header_token(secret: SecretStr) -> SecretStr:
 
 def _trimmed(secret: SecretStr) -> SecretStr:
     if (value := secret.get_secret_value()) != value.strip():
-        raise ValueError("must not begin or end with a space or a line end")
+        raise ValueError("must not begin or end with a space or a line break")
     return secret
 
 
@@ -113,19 +113,19 @@ def _secrets(listed: SecretStr) -> SecretStr:
     for secret in listed.get_secret_value().split(","):
         if not secret or secret != secret.strip() or len(secret.splitlines()) > 1:
             raise ValueError(
-                "must be secrets separated by commas, none of them empty or with line ends, and"
-                " without spaces around them"
+                "must be secrets separated by commas; none may be empty, contain line breaks,"
+                " or have spaces around it"
             )
     return listed
 
 
 def _database_url(url: SecretStr) -> SecretStr:
     text = url.get_secret_value()
-    # As part of a file's name they would quietly make a new, empty database.
+    # In a file name they would silently create a new, empty database.
     name = text.removeprefix(SQLITE_PREFIX)
     inside = is_postgres(text) and len(text.split()) > 1
     if inside or CONTROL.search(text) or text != text.strip() or name != name.strip():
-        raise ValueError("must not hold line ends or control characters, or spaces around it")
+        raise ValueError("must not contain line breaks or control characters, or spaces around it")
     try:
         usable = (
             bool(connection_params(text)) if is_postgres(text) else sqlite_path(text) is not None
@@ -204,7 +204,7 @@ class Settings(BaseSettings):
     unknown_wait_seconds: Seconds | None = None  # 900, or 0 where no callback can come
 
     max_streams_per_connection: AtLeastOne = 1_000
-    max_connections: Count = 0  # 0 = the limit of descriptors less 1,000
+    max_connections: Count = 0  # 0 = the limit of descriptors less 1,000, or half
     max_pending_calls: AtLeastOne = 3_000
     connection_idle_seconds: Seconds = 3_600  # 0 = no limit, as for the age
     connection_age_seconds: Seconds = 7_200

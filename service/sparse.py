@@ -1,4 +1,4 @@
-"""Log lines that callers can cause at will: one a second, and how many were left out."""
+"""Log lines that callers can cause at will: at most one a second, with a count of the rest."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ log = structlog.get_logger()
 
 
 class _Recent:
-    """A line that was written lately, and how many of its kind were not."""
+    """A line that was written recently, and how many of its kind were suppressed."""
 
     __slots__ = ("event", "left_out", "level", "time")
 
@@ -45,7 +45,7 @@ class SparseLog:
         log.log(level, event, **fields)
 
     def flush(self) -> None:
-        """Write how many lines were left out of kinds that have not come again for a second."""
+        """Write the counts of suppressed lines whose kind has not occurred for a second."""
         now = time.monotonic()
         for key, recent in list(self._recent.items()):
             if now - recent.time >= INTERVAL_SECONDS:

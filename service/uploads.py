@@ -34,7 +34,7 @@ MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}(;[\x20-\x7e]{1
 
 @dataclass(frozen=True, slots=True)
 class UploadPace:
-    """How slow a caller may be. Only the time counts in which the next bytes are the caller's.
+    """How slow a caller may be. Only time spent waiting for the caller counts.
 
     Attributes:
         metadata_seconds: How long the first message may take.
@@ -148,7 +148,7 @@ class _Content:
             return None
         if request.WhichOneof("payload") != "chunk":
             raise _mismatch("every message after the first must be a chunk")
-        chunk = request.chunk  # each access makes a copy
+        chunk = request.chunk  # each access copies the bytes
         self._window_bytes += len(chunk)
         if self._waited_seconds >= self._pace.window_seconds:
             self._check_pace()
@@ -157,7 +157,7 @@ class _Content:
     def _check_pace(self) -> None:
         if self._window_bytes < self._waited_seconds * self._pace.bytes_per_second:
             raise _mismatch(
-                f"the upload was given up: slower than {self._pace.bytes_per_second} bytes/s"
+                f"the upload was aborted: slower than {self._pace.bytes_per_second} bytes/s"
                 f" over {self._waited_seconds:.0f} s"
             )
         self._window_bytes = 0

@@ -33,9 +33,9 @@ PUT_OFF_SECONDS = 1.0
 PUT_OFF_MAX_SECONDS = 30.0
 UNKNOWN = "SUBMISSION_UNKNOWN"
 GENERATION_FAILED = "GENERATION_FAILED"
-FAILING_SETBACKS = 3  # so many polls in a row must fail before a task ends by its age
-GIVEN_UP_SETBACKS = 5  # in a row, the last of them that the provider has given up waiting
-OUTAGE_MAX_SECONDS = 86_400.0  # while nobody is answered, no task ends by its age before
+FAILING_SETBACKS = 3  # failed polls in a row before a task may time out
+GIVEN_UP_SETBACKS = 5  # failed polls in a row; the last says that the provider gave up
+OUTAGE_MAX_SECONDS = 86_400.0  # in an outage no task times out before this age
 
 log = structlog.get_logger()
 
@@ -84,7 +84,7 @@ class Verdicts:
     def _postponed(
         self, task: Task, outcome: Postponed, now: float, hold_until: float
     ) -> Task | None:
-        """Send it again later, unless something says that it was bought all the same."""
+        """Send it again later, unless there is a sign that it was bought."""
         if candidate := task.hinted_id or outcome.provider_task_id:
             return task.suspended(candidate, now)
         if task.unknown_time is not None:  # a callback came that named no task
@@ -113,7 +113,7 @@ class Verdicts:
         return task.failed(Failure(UNKNOWN, words), now)
 
     def after_recognition(self, task: Task, found: Recognition, now: float) -> Task | None:
-        """Bring an orphan home unless the provider's record is that of another request.
+        """Adopt the provider's task unless its record is that of another request.
 
         A record that repeats no request denies nothing: its id came over a URL that only the
         provider knows. While there is no record it is asked for again, as long as for any task.
@@ -177,7 +177,7 @@ class Verdicts:
         return task.scheduled(now + (min(wait, left) if left > 0 else wait), setbacks)
 
     def _setbacks(self, task: Task, outcome: Poll, now: float) -> int:
-        """Count a poll that failed against its task, unless nobody else was answered either."""
+        """Count a failed poll against its task, unless no other task was answered either."""
         match outcome:
             case Progress():
                 return 0
@@ -204,7 +204,7 @@ class Verdicts:
     def _timed_out(
         self, task: Task, outcome: Progress | UnknownState | Unreadable | Unavailable, now: float
     ) -> Task:
-        """End a task by its age, and keep what the provider said of it last."""
+        """Time a task out, and keep what the provider said last."""
         words = f"no end within {self.task_max_age_seconds:g} s of its acceptance"
         code = record = ""
         if not isinstance(outcome, Unavailable):
@@ -252,7 +252,7 @@ class Verdicts:
                 return task.undeliverable()
             case Unavailable():
                 return task.still_undelivered(now + self._late_delay(task, now))
-            case _ if _is_generation_failed(task):  # that was its second chance
+            case _ if _is_generation_failed(task):  # this was the one extra poll
                 return task.undeliverable()
             case _:
                 return task.still_undelivered(now + self._late_delay(task, now))
@@ -281,7 +281,7 @@ class Verdicts:
 
 
 def after_callback(task: Task, provider_task_id: str, now: float) -> Task | None:
-    """Make a task due, as something happened at the provider; None if that changes nothing.
+    """Make a task due after a callback; None if that changes nothing.
 
     A callback shows that the task was bought. So before anything of it is sent again, and even if
     it was refused, the record of `provider_task_id` is looked at: what the callback said, or "".

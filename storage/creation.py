@@ -21,7 +21,7 @@ CALLER, REQUEST_ID = 1, 2  # where they stand in a row
 
 @dataclass(frozen=True, slots=True)
 class CreateLimits:
-    """What a new task has to fit into.
+    """The limits that apply to a new task.
 
     Attributes:
         queue_max_tasks: How many tasks may wait to be sent.
@@ -212,7 +212,7 @@ class _LastMinute:
 
 
 class _Taken:
-    """What of the limits is taken, while one batch is decided."""
+    """How much of the limits is used while a batch is decided."""
 
     def __init__(
         self, total: int, waiting: Mapping[str, int], created: Mapping[str, _Minute]
@@ -223,7 +223,7 @@ class _Taken:
         self._admitted: Counter[str] = Counter()
 
     def admit(self, creation: Creation) -> LimitReached | None:
-        """Take room for a task, or return the limit that leaves none."""
+        """Reserve room for a task, or return the limit that is reached."""
         caller, limits = creation.task.caller, creation.limits
         admitted = self._admitted[caller]
         if self._waiting.get(caller, 0) + admitted >= limits.caller_queue_max_tasks:

@@ -210,18 +210,18 @@ def _is_sqlite(path: Path) -> bool:
 def _lock_file(path: Path) -> ExitStack:
     """Keep other processes off the database, and other users: it holds prompts.
 
-    Two pollers on one file would each believe to be alone. The lock of a file beside the database
-    covers its symbolic links. Hard links need a lock of the database itself, which only Linux keeps
-    apart from SQLite's own locks.
+    Two pollers on one file would each assume to be alone. A lock file next to the database covers
+    symbolic links. Hard links need a lock on the database itself, which only Linux keeps separate
+    from SQLite's own locks.
 
     Returns:
-        What releases the locks. Close it after SQLite's connections: to close any descriptor of a
+        What releases the locks. Close it after SQLite's connections: closing any descriptor of a
         file drops SQLite's locks on it.
     """
     with ExitStack() as locks:
         try:
             if path.exists() and not _is_sqlite(path):
-                raise StorageConfigError(f"{path} is no SQLite database")
+                raise StorageConfigError(f"{path} is not a SQLite database")
             real = path.resolve()
             _lock(path, locks.enter_context(real.with_name(real.name + ".lock").open("w")))
             real.touch(mode=0o600)

@@ -34,7 +34,7 @@ from storage.task import Lane, Task
 PING_SECONDS = 1.0
 LOCK_RETRY_SECONDS = 0.02
 SENDING_RETRY_SECONDS = 0.1  # until a create of another process may have been answered
-OVERDUE_SECONDS = 60.0  # from then on a task waits for no others, whatever became of its last poll
+OVERDUE_SECONDS = 60.0  # overdue this long, a task is polled even if its last poll failed
 _NAMES = [column.name for column in COLUMNS]
 CALLER, CREATE_TIME, SETBACKS, MODEL = map(
     _NAMES.index, ("caller", "create_time", "setbacks", "model")
@@ -384,9 +384,9 @@ class Store:
         )
 
     async def hasten(self, now: float) -> None:
-        """Make due what an outage has put off: the provider answers again.
+        """Make due what an outage postponed, now that the provider answers again.
 
-        Not what has more than one setback, as its polls failed while others were answered.
+        Tasks with more than one setback wait: their polls failed while others were answered.
         """
         await self._write_alone("hasten", lambda: self._engine.execute(self._sql.hasten, now, now))
 

@@ -344,7 +344,7 @@ async def test_a_token_that_is_revoked_ends_its_watches_and_uploads(guarded: Gua
         async with asyncio.timeout(5):
             error = await refused(stream)
         assert (error.code, error.reason) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
-    assert error.message == "the token is not valid any more"
+    assert error.message == "the token is no longer valid"
 
 
 async def test_the_file_is_looked_at_once_a_second_and_not_with_every_call(

@@ -319,7 +319,7 @@ async def test_a_file_that_is_no_database_is_named_and_left_alone(tmp_path: Path
     content = b"my other notes\n" * 1_000
     path.write_bytes(content)
     for _ in range(2):  # the first try keeps no lock
-        with pytest.raises(StorageConfigError, match=re.escape(f"{path} is no SQLite database")):
+        with pytest.raises(StorageConfigError, match=re.escape(f"{path} is not a SQLite database")):
             open_store(url(tmp_path))
     assert path.read_bytes() == content
     assert os.listdir(tmp_path) == ["generation.db"]  # noqa: PTH208 - and no lock beside it

@@ -315,7 +315,7 @@ def test_a_file_that_is_not_there_is_named_and_not_made(path: Path, postgresql_u
 
 def test_a_file_that_is_no_database_is_named(path: Path, postgresql_url: str) -> None:
     path.write_text("not a database")
-    with pytest.raises(StorageConfigError, match=r"generation\.db is no SQLite database"):
+    with pytest.raises(StorageConfigError, match=r"generation\.db is not a SQLite database"):
         carry_over(path, postgresql_url)
 
 

@@ -1,7 +1,8 @@
 """Kie's answers: the envelope `{code, msg, data}`, and which codes mean what.
 
-Kie answers HTTP 200 to everything and means the code inside. What is a verdict, what says nothing
-of a task, and what says that nobody is served is decided here; the words are read in `reasons`.
+Kie answers HTTP 200 to everything and means the code inside. Whether an answer is a verdict, says
+nothing about a task, or means that the provider is unavailable is decided here; `reasons` reads the
+words.
 """
 
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ GENERATION_FAILED_CODE = 501
 UPSTREAM_SILENT_CODE = 408  # "No result has been returned for over 10 minutes"
 REJECTED_CODES = frozenset({400, 451})  # of a record, in the families that say so
 REJECTED_BY_WORDS_CODE = 422
-# The key, the account or the whole service: whoever is asked for, the answer is the same.
+# About the key, the account or the whole service: the answer would be the same for any task.
 UNAVAILABLE_CODES = frozenset({401, 402, 403, 429, 433, 455, 502, 503, 504, *range(520, 528)})
 UNAVAILABLE_STATUSES = UNAVAILABLE_CODES | {407, 408, 425}
 POSTPONED_BECAUSE = {429: "the account's limit is reached", 455: "the provider is in maintenance"}
@@ -159,7 +160,7 @@ def read_submission(envelope: Envelope, *, prompt: str = "") -> Submission:
 
 
 def unreadable_submission(error: UnreadableAnswerError) -> Unknown:
-    """Say what an answer that cannot be read leaves of a paid request: perhaps an id."""
+    """Say what an unreadable answer means for a paid request: it may still contain an id."""
     return Unknown(str(error), kept_text(error.text), id_anywhere(error.text))
 
 
@@ -195,7 +196,7 @@ def read_other_code(envelope: Envelope, *, rejects: bool) -> Poll:
 
 
 def unreadable_record(error: UnreadableAnswerError) -> Poll:
-    """Say what an answer that cannot be read means to a poll."""
+    """Say what an unreadable answer means for a poll."""
     if error.about_us:
         return Unreadable(str(error), kept_text(error.text))
     return Unavailable(str(error))

@@ -115,8 +115,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the provider could not take an upload now. Send it again."""
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 8
     """RESOURCE_EXHAUSTED: a limit of the caller or of the service is reached. RetryInfo says when to retry. ErrorInfo's
-    metadata has `limit` (queue, creates_per_minute, watches, uploads or lists; `running` delays and never refuses),
-    `max`, and `scope`: whose limit it is, "caller" or "service".
+    metadata has `limit` (queue, creates_per_minute, watches, uploads or lists; or requests, answers: too many requests of
+    the caller do not arrive, or too many answers to it are not read), `max`, and `scope`: whose limit it is, "caller" or
+    "service". The limit `running` delays tasks and never refuses.
     """
     ERROR_REASON_TASK_NOT_FOUND: _ErrorReason.ValueType  # 9
     """NOT_FOUND: no such task, or another caller's."""
@@ -149,7 +150,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 23
     """INTERNAL: a bug. It is logged under the id that the message names."""
     ERROR_REASON_MODEL_NOT_ALLOWED: _ErrorReason.ValueType  # 24
-    """PERMISSION_DENIED: the limits of the caller do not allow the model. Use another model, or ask the operator."""
+    """PERMISSION_DENIED: the caller may not use this model. Use another model, or ask the operator."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """What went wrong: with a call (google.rpc.ErrorInfo.reason, there without the prefix) or with a task
@@ -174,8 +175,9 @@ ERROR_REASON_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 7
 """UNAVAILABLE: the provider could not take an upload now. Send it again."""
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 8
 """RESOURCE_EXHAUSTED: a limit of the caller or of the service is reached. RetryInfo says when to retry. ErrorInfo's
-metadata has `limit` (queue, creates_per_minute, watches, uploads or lists; `running` delays and never refuses),
-`max`, and `scope`: whose limit it is, "caller" or "service".
+metadata has `limit` (queue, creates_per_minute, watches, uploads or lists; or requests, answers: too many requests of
+the caller do not arrive, or too many answers to it are not read), `max`, and `scope`: whose limit it is, "caller" or
+"service". The limit `running` delays tasks and never refuses.
 """
 ERROR_REASON_TASK_NOT_FOUND: ErrorReason.ValueType  # 9
 """NOT_FOUND: no such task, or another caller's."""
@@ -208,7 +210,7 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 22
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 23
 """INTERNAL: a bug. It is logged under the id that the message names."""
 ERROR_REASON_MODEL_NOT_ALLOWED: ErrorReason.ValueType  # 24
-"""PERMISSION_DENIED: the limits of the caller do not allow the model. Use another model, or ask the operator."""
+"""PERMISSION_DENIED: the caller may not use this model. Use another model, or ask the operator."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

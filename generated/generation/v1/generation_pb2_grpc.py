@@ -86,8 +86,9 @@ class GenerationServiceServicer:
         must act), PROVIDER_ERROR (a new request_id may succeed).
 
         Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again. An answer was lost
-        if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo. A known request_id comes
-        before limits and models: it is never refused with RATE_LIMITED or MODEL_NOT_ALLOWED.
+        if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo. A known request_id is
+        looked up before limits and models are checked: the limits `queue` and
+        `creates_per_minute` and MODEL_NOT_ALLOWED never apply to it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,8 +126,8 @@ class GenerationServiceServicer:
         `metadata`, every other one a `chunk`. It answers once the provider has the whole file.
 
         Errors: INVALID_PARAMS, UPLOAD_TOO_LARGE, UPLOAD_MISMATCH (the bytes are not what the metadata says; the provider
-        does not get the file), RATE_LIMITED (too many uploads at a time), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, PROVIDER_UNAVAILABLE (send the
-        file again).
+        does not get the file), RATE_LIMITED (too many uploads at a time), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED,
+        PROVIDER_UNAVAILABLE (send the file again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

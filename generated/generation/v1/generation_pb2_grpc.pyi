@@ -58,8 +58,9 @@ class GenerationServiceStub:
     must act), PROVIDER_ERROR (a new request_id may succeed).
 
     Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again. An answer was lost
-    if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo. A known request_id comes
-    before limits and models: it is never refused with RATE_LIMITED or MODEL_NOT_ALLOWED.
+    if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo. A known request_id is
+    looked up before limits and models are checked: the limits `queue` and
+    `creates_per_minute` and MODEL_NOT_ALLOWED never apply to it.
     """
     QueryTask: _grpc.UnaryUnaryMultiCallable[_generation_pb2.QueryTaskRequest, _generation_pb2.QueryTaskResponse]
     """Returns the newest committed snapshot of a task. It has no side effects.
@@ -85,8 +86,8 @@ class GenerationServiceStub:
     `metadata`, every other one a `chunk`. It answers once the provider has the whole file.
 
     Errors: INVALID_PARAMS, UPLOAD_TOO_LARGE, UPLOAD_MISMATCH (the bytes are not what the metadata says; the provider
-    does not get the file), RATE_LIMITED (too many uploads at a time), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, PROVIDER_UNAVAILABLE (send the
-    file again).
+    does not get the file), RATE_LIMITED (too many uploads at a time), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED,
+    PROVIDER_UNAVAILABLE (send the file again).
     """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_generation_pb2.ListTasksRequest, _generation_pb2.ListTasksResponse]
     """Lists the caller's tasks, newest first. It has no side effects.
@@ -121,8 +122,9 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     must act), PROVIDER_ERROR (a new request_id may succeed).
 
     Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again. An answer was lost
-    if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo. A known request_id comes
-    before limits and models: it is never refused with RATE_LIMITED or MODEL_NOT_ALLOWED.
+    if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo. A known request_id is
+    looked up before limits and models are checked: the limits `queue` and
+    `creates_per_minute` and MODEL_NOT_ALLOWED never apply to it.
     """
     QueryTask: _aio.UnaryUnaryMultiCallable[_generation_pb2.QueryTaskRequest, _generation_pb2.QueryTaskResponse]  # type: ignore[assignment]
     """Returns the newest committed snapshot of a task. It has no side effects.
@@ -148,8 +150,8 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     `metadata`, every other one a `chunk`. It answers once the provider has the whole file.
 
     Errors: INVALID_PARAMS, UPLOAD_TOO_LARGE, UPLOAD_MISMATCH (the bytes are not what the metadata says; the provider
-    does not get the file), RATE_LIMITED (too many uploads at a time), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, PROVIDER_UNAVAILABLE (send the
-    file again).
+    does not get the file), RATE_LIMITED (too many uploads at a time), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED,
+    PROVIDER_UNAVAILABLE (send the file again).
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_generation_pb2.ListTasksRequest, _generation_pb2.ListTasksResponse]  # type: ignore[assignment]
     """Lists the caller's tasks, newest first. It has no side effects.
@@ -187,8 +189,9 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         must act), PROVIDER_ERROR (a new request_id may succeed).
 
         Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again. An answer was lost
-        if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo. A known request_id comes
-        before limits and models: it is never refused with RATE_LIMITED or MODEL_NOT_ALLOWED.
+        if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo. A known request_id is
+        looked up before limits and models are checked: the limits `queue` and
+        `creates_per_minute` and MODEL_NOT_ALLOWED never apply to it.
         """
 
     @_abc_1.abstractmethod
@@ -232,8 +235,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         `metadata`, every other one a `chunk`. It answers once the provider has the whole file.
 
         Errors: INVALID_PARAMS, UPLOAD_TOO_LARGE, UPLOAD_MISMATCH (the bytes are not what the metadata says; the provider
-        does not get the file), RATE_LIMITED (too many uploads at a time), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, PROVIDER_UNAVAILABLE (send the
-        file again).
+        does not get the file), RATE_LIMITED (too many uploads at a time), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED,
+        PROVIDER_UNAVAILABLE (send the file again).
         """
 
     @_abc_1.abstractmethod

@@ -22,7 +22,7 @@ Record = dict[str, Any]
 
 GENERATING_FLAG, SUCCESS_FLAG, FAILED_FLAG, UPSTREAM_FAILED_FLAG, UNKNOWN_FLAG = 0, 1, 2, 3, 9
 REJECTED_CODES: Final = frozenset({400, 422})
-"""Of a failure that the request itself caused [inf]."""
+"""Codes of a failure that the request itself caused. Inferred: no document says so."""
 SEED_LOWEST, SEEDS = 10_000, 90_000
 FAILED_CALLBACK_CODE: Final = 501
 INTERNAL_ERROR_CODE: Final = 500
