@@ -1,8 +1,8 @@
 """The current call: what the interceptor knows about it, for handlers and log lines."""
 
 import asyncio
+import random
 import re
-import uuid
 from collections.abc import Iterable, MutableMapping
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -70,8 +70,13 @@ class Call:
         """What the log's lines of this call have in common: the caller's id if it is sane."""
         if not self._request_id:
             given = one_value(self.metadata, REQUEST_ID) or ""
-            self._request_id = given if SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+            self._request_id = given if SANE_REQUEST_ID.fullmatch(given) else _new_id()
         return self._request_id
+
+
+def _new_id() -> str:
+    """Return an id that tells calls apart. It is no secret, and each logged call needs one."""
+    return f"{random.getrandbits(64):016x}"
 
 
 current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)

@@ -1,5 +1,7 @@
 """Structured logs on stderr, as text for people or as JSON for machines."""
 
+import asyncio
+import atexit
 import logging
 import os
 import re
@@ -15,6 +17,7 @@ from service.calls import add_call
 
 NEEDS_QUOTES = re.compile("[ \\t=\\r\\n\"']")
 WITH_TRACEBACK = frozenset({"exc_info", "exception", "stack", "stack_info"})
+GATHER_SECONDS = 0.02
 NOISY = ("aiohttp.access", "asyncio", "grpc", "peewee")
 
 # gRPC's core writes lines of its own form past all this, one for each failed TLS handshake. It
@@ -110,20 +113,41 @@ def _value(value: object) -> str:
 
 
 class _Lines:
-    """Writes lines to a stream, and ignores its errors: no call may fail because of its log line.
+    """Writes lines to a stream, those of one moment together.
 
-    The terminal may be gone, or the disk that holds the log may be full.
+    Writing costs more than all the rest of a line, and CreateTask waits for its own. Warnings, and
+    whatever is logged outside an event loop, are written at once. Errors of the stream are ignored:
+    no call may fail because the terminal is gone, or the disk that holds the log is full.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._waiting: list[str] = []
+        atexit.register(self._flush)
 
-    def msg(self, line: str) -> None:
-        """Write a line if possible. Standard error is flushed at the end of each."""
-        with suppress(OSError):
-            self._stream.write(line + "\n")
+    def debug(self, line: str) -> None:
+        """Write a line within GATHER_SECONDS."""
+        self._waiting.append(line)
+        if len(self._waiting) > 1:
+            return
+        try:
+            asyncio.get_running_loop().call_later(GATHER_SECONDS, self._flush)
+        except RuntimeError:
+            self._flush()
 
-    debug = info = warning = error = critical = msg
+    def warning(self, line: str) -> None:
+        """Write a line, and those that wait before it."""
+        self._waiting.append(line)
+        self._flush()
+
+    info = debug
+    error = critical = warning
+
+    def _flush(self) -> None:
+        lines, self._waiting = self._waiting, []
+        if lines:
+            with suppress(OSError, ValueError):  # a stream that is closed is a ValueError
+                self._stream.write("\n".join(lines) + "\n")
 
 
 def _write_traceback(out: Any, exc_info: Any) -> None:

@@ -119,8 +119,12 @@ def find_id(value: Any, depth: int = DEPTH_MAX) -> str:
 
 def _likeliest(ids: Iterable[str]) -> str:
     """Return the first that looks like an id of Kie's, else the first."""
-    found = list(filter(None, ids))
-    return next(filter(BARE_ID.fullmatch, found), found[0] if found else "")
+    first = ""
+    for found in ids:
+        if found and BARE_ID.fullmatch(found):
+            return found
+        first = first or found
+    return first
 
 
 def _named_ids(value: Any, depth: int) -> Iterator[str]:
