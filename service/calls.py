@@ -83,14 +83,14 @@ current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
 
 
 def one_value(metadata: Metadata, key: str) -> str | None:
-    """Return the value of a metadata key; None if it is missing or occurs twice."""
-    match [value for name, value in metadata if name == key]:
-        case [bytes(value)]:
-            return value.decode(errors="replace")
-        case [str(value)]:
-            return value
-        case _:
-            return None
+    """Return the value of a metadata key; None if it is missing, or there are two."""
+    found: str | bytes | None = None
+    for name, value in metadata:
+        if name == key:
+            if found is not None:
+                return None
+            found = value
+    return found.decode(errors="replace") if isinstance(found, bytes) else found
 
 
 def add_call(
