@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import struct
+from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -14,6 +15,7 @@ from service.errors import invalid, invalid_params
 from service.messages import Answers
 from service.rules import PROMPT_ID_MAX_CHARACTERS, text_rules
 from storage.pages import ListFilter
+from storage.store import Store
 from storage.task import Status, Task
 
 PAGE_MAX_BYTES = 1 << 20
@@ -22,18 +24,28 @@ BUILT_AT_ONCE = 16  # tasks, in some 0.5 ms of the event loop
 
 
 class Pages:
-    """Makes pages of the answers that hold one task each."""
+    """Reads pages, as answers that hold one task each.
 
-    def __init__(self, answers: Answers) -> None:
+    A page of long prompts takes the database and the event loop milliseconds. So one page is read
+    at a time for each caller and one is built at a time, with turns for other calls in between.
+    """
+
+    def __init__(self, store: Store, answers: Answers) -> None:
+        self._store = store
         self._answers = answers
         self._building = asyncio.Lock()
+        self._reading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by caller
 
-    async def build(self, tasks: Sequence[Task]) -> list[bytes]:
-        """Return the first tasks that fit a page, and one at least.
+    async def read(
+        self, which: ListFilter, before: tuple[float, str] | None, size: int
+    ) -> tuple[list[bytes], Task | None]:
+        """Return the first tasks of a page, one at least, and the last of them if more follow."""
+        async with self._reading[which.caller]:
+            found = await self._store.page(which, before, size + 1, PAGE_MAX_BYTES)
+            page = await self._build(found[:size])
+        return page, found[len(page) - 1] if len(page) < len(found) else None
 
-        A page of long prompts takes the event loop milliseconds: one is built at a time, and other
-        calls get their turn in between.
-        """
+    async def _build(self, tasks: Sequence[Task]) -> list[bytes]:
         page: list[bytes] = []
         size = 0
         async with self._building:

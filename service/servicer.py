@@ -17,7 +17,7 @@ from service.errors import REFUSALS, ServiceError, invalid, not_found
 from service.messages import Answers
 from service.metrics import Metrics
 from service.open_calls import LimitedCalls
-from service.pages import PAGE_MAX_BYTES, Pages, list_filter, page_token, read_page_token
+from service.pages import Pages, list_filter, page_token, read_page_token
 from service.poller import Poller
 from service.rules import check_create, check_task_id
 from service.uploads import Uploads
@@ -65,7 +65,7 @@ class Servicer(GenerationServiceServicer):
         self._create_wait_seconds = create_wait_seconds
         self._metrics = metrics
         self._answers = answers
-        self._pages = Pages(answers)
+        self._pages = Pages(store, answers)
 
     async def CreateTask(  # noqa: N802 - the proto's name
         self, request: pb.CreateTaskRequest, context: Context
@@ -126,12 +126,11 @@ class Servicer(GenerationServiceServicer):
         before = read_page_token(request.page_token, which)
         size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
         with self._limited_calls.lists.counted(which.caller):
-            found = await self._store.page(which, before, size + 1, PAGE_MAX_BYTES)
-        tasks = await self._pages.build(found[:size])
-        if len(tasks) == len(found):
+            tasks, last = await self._pages.read(which, before, size)
+        if last is None:
             return b"".join(tasks)
-        token = page_token(found[len(tasks) - 1], which)
-        return b"".join(tasks) + pb.ListTasksResponse(next_page_token=token).SerializeToString()
+        token = pb.ListTasksResponse(next_page_token=page_token(last, which))
+        return b"".join((*tasks, token.SerializeToString()))
 
     async def CancelTask(  # noqa: N802
         self, request: pb.CancelTaskRequest, context: Context

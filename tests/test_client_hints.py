@@ -151,7 +151,12 @@ async def test_a_value_that_cannot_be_names_its_option(
         ("FAILED_PRECONDITION", "ALREADY_SUBMITTED", "get t-9", "watch the task"),
         ("INVALID_ARGUMENT", "UPLOAD_MISMATCH", "empty", "--help"),
         ("NOT_FOUND", "TASK_NOT_FOUND", "list", "token"),
-        ("PERMISSION_DENIED", "MODEL_NOT_ALLOWED", "ask the operator to allow it", "GENERATION_TOKEN"),
+        (
+            "PERMISSION_DENIED",
+            "MODEL_NOT_ALLOWED",
+            "ask the operator to allow it",
+            "GENERATION_TOKEN",
+        ),
         ("UNAVAILABLE", "", "is a generation service running", "token"),
     ],
 )

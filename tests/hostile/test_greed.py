@@ -81,6 +81,7 @@ async def test_uploads_that_the_provider_does_not_read_take_a_bounded_part_of_me
         100 * scale.factor,
         scale.seconds,
         outcome_max={"under way": UPLOADS},
+        p99_seconds_max=scale.p99_seconds_max,
     )
     await withstands(drill, tmp_path)
 

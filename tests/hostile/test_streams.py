@@ -21,7 +21,13 @@ POLITE_RESETS_P99_SECONDS_MAX = 1.0
 async def test_calls_that_are_reset_at_once_hold_up_nobody(
     caller: str, scale: Scale, tmp_path: Path
 ) -> None:
-    drill = Drill(streams.reset_calls, caller, RESETTING_CONNECTIONS, scale.seconds * 2)
+    drill = Drill(
+        streams.reset_calls,
+        caller,
+        RESETTING_CONNECTIONS,
+        scale.seconds * 2,
+        p99_seconds_max=scale.p99_seconds_max,
+    )
     await withstands(drill, tmp_path)
 
 
