@@ -5,7 +5,8 @@ import base64
 import binascii
 import struct
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from hashlib import blake2b
 
 from generated.generation.v1 import generation_pb2 as pb
@@ -20,6 +21,7 @@ from storage.task import Status, Task
 
 PAGE_MAX_BYTES = 1 << 20
 PAGE_TOKEN_MAX_CHARACTERS = 1_500  # more than the longest id takes
+TURN_SECONDS = 1.0
 BUILT_AT_ONCE = 16  # tasks, in some 0.5 ms of the event loop
 
 
@@ -40,7 +42,7 @@ class Pages:
         self, which: ListFilter, before: tuple[float, str] | None, size: int
     ) -> tuple[list[bytes], Task | None]:
         """Return the first tasks of a page, one at least, and the last of them if more follow."""
-        async with self._reading[which.caller]:
+        async with _turn(self._reading[which.caller]):
             found = await self._store.page(which, before, size + 1, PAGE_MAX_BYTES)
             page = await self._build(found[:size])
         return page, found[len(page) - 1] if len(page) < len(found) else None
@@ -58,6 +60,21 @@ class Pages:
                 if number % BUILT_AT_ONCE == 0:
                     await asyncio.sleep(0)
         return page
+
+
+@asynccontextmanager
+async def _turn(lock: asyncio.Lock) -> AsyncIterator[None]:
+    """Wait for a lock, but not long: with a database that hangs, waiting in line would add up."""
+    try:
+        async with asyncio.timeout(TURN_SECONDS):
+            await lock.acquire()
+    except TimeoutError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def list_filter(request: pb.ListTasksRequest) -> ListFilter:
