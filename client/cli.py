@@ -27,7 +27,6 @@ MAX_PAGE_SIZE = 200
 
 app = typer.Typer(
     cls=Group,
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )

@@ -1,6 +1,7 @@
 """The client: a method per RPC, each safe to call on a bad day."""
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import aclosing
@@ -12,7 +13,7 @@ import grpc
 from google.protobuf.message import Message
 
 from client.channel import open_channel
-from client.errors import GenerationError, UnauthenticatedError, UnavailableError
+from client.errors import GenerationError, TokenError, UnauthenticatedError, UnavailableError
 from client.retry import OnRetry, Retry, retrying
 from client.tls import Tls, find_problem
 from client.upload import fingerprint, read_chunks, send
@@ -37,6 +38,7 @@ CALL_TIMEOUT_SECONDS = (
     30.0  # above CREATE_WAIT_SECONDS, so that a create may hear the provider's verdict
 )
 UPLOAD_TIMEOUT_SECONDS = 600.0
+TOKEN = re.compile(r"[\x20-\x7e]+")
 UPLOAD_ATTEMPTS = 8  # unless Retry says otherwise; each sends the whole file
 HEARTBEAT_TIMEOUT_SECONDS = 60.0  # three of the server's heartbeats
 
@@ -69,7 +71,7 @@ class GenerationClient:
         Args:
             address: host:port, or any target that gRPC resolves. Except for loopback, gRPC connects
                 through the proxy that the environment names (`https_proxy`, `no_proxy`).
-            token: the caller's token, if the service asks for one.
+            token: the caller's token, if the service asks for one; TokenError if it cannot be one.
             tls: None speaks plaintext.
             retry: how to try again; None takes the defaults of Retry.
             heartbeat_timeout: seconds of silence after which a watch opens its stream again.
@@ -308,7 +310,10 @@ def provider_params(params: Message) -> ProviderParams:
 def _bare(token: str) -> str:
     """Return a token that may have been copied with the word that precedes it in the header."""
     words = token.split()
-    return words[1] if len(words) == 2 and words[0].lower() == "bearer" else token.strip()  # noqa: PLR2004
+    bare = words[1] if len(words) == 2 and words[0].lower() == "bearer" else token.strip()  # noqa: PLR2004
+    if not TOKEN.fullmatch(bare):
+        raise TokenError("the token must consist of printable ASCII characters")
+    return bare
 
 
 def _as_unicode(file_name: str) -> str:

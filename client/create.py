@@ -33,7 +33,6 @@ from generated.generation.v1.generation_pb2 import (
 app = typer.Typer(
     cls=Group,
     help="Create a task. `create MODEL --help` lists a model's options.",
-    no_args_is_help=True,
 )
 
 

@@ -75,6 +75,10 @@ class GenerationError(Exception):
         return self.metadata.get("task_id", "")
 
 
+class TokenError(ValueError):
+    """A token that no call can carry; found before any call."""
+
+
 class InvalidRequestError(GenerationError):
     """The request is wrong as it stands; `violations` name the fields."""
 

@@ -16,6 +16,7 @@ from client.errors import (
     InvalidRequestError,
     RefusedError,
     TaskNotFoundError,
+    TokenError,
     UnauthenticatedError,
     UnavailableError,
     Violation,
@@ -105,6 +106,8 @@ def problem_of(error: Exception, invocation: Invocation) -> Problem:
             return Problem(ExitCode.LOCAL, "DOWNLOAD", str(error), hint=hint)
         case OSError():
             return Problem(ExitCode.LOCAL, "LOCAL_FILE", _words_of(error))
+        case TokenError():
+            return Problem(ExitCode.UNAUTHENTICATED, "UNAUTHENTICATED", str(error))
         case UnicodeError():
             message = "the arguments and the input must be UTF-8"
             return Problem(ExitCode.USAGE, "USAGE", message)

@@ -16,7 +16,7 @@ NAME_MAX_CHARACTERS = 253
 INTERNAL_DOMAINS = frozenset(
     {
         *("localhost", "localdomain", "local", "internal", "intranet", "private"),
-        *("corp", "home", "lan", "home.arpa"),
+        *("corp", "home", "lan", "home.arpa", "svc", "onion"),
     }
 )
 NOT_IN_A_HOST = frozenset("#%/:<>?@[\\]^|`{}\"'")

@@ -20,6 +20,7 @@ import structlog
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from service.callers import CALLER_MAX_CHARACTERS, Callers
+from service.files import stamp_of
 from service.metrics import Metrics
 
 RECHECK_SECONDS = 1.0
@@ -107,10 +108,12 @@ class CallerLimits:
         self._service = service
         self._callers = callers
         self._metrics = metrics
-        self._stamp = _stamp(file)
+        self._stamp: object = stamp_of(file) if file else None
         self._content = read_limits(file.read_bytes()) if file else LimitsFile()
+        self._problem = ""  # of the file as it is now
         self._checked = time.monotonic()
         self._table = self._make_table()
+        metrics.show_config_problems("caller_limits", 0)
 
     def of(self, caller: str) -> Limits:
         """Return the current limits of a caller."""
@@ -125,17 +128,25 @@ class CallerLimits:
         return self._table
 
     def _reread_if_changed(self) -> None:
-        if self._file is None or (stamp := _stamp(self._file)) == self._stamp:
+        if self._file is None:
             return
-        self._stamp = stamp
         try:
+            if (stamp := stamp_of(self._file)) == self._stamp:
+                return
+            self._stamp = stamp
             self._content = read_limits(self._file.read_bytes())
         except (OSError, ValueError) as error:
-            self._metrics.show_config_problems("caller_limits", 1)
-            log.warning("caller limits file cannot be used, the old limits stay", error=str(error))
+            self._complain(str(error))
         else:
+            self._problem = ""
             self._metrics.show_config_problems("caller_limits", 0)
             log.info("caller limits file read again", callers=len(self._content.callers))
+
+    def _complain(self, problem: str) -> None:
+        self._metrics.show_config_problems("caller_limits", 1)
+        if problem != self._problem:
+            self._problem = problem
+            log.warning("caller limits file cannot be used, the old limits stay", error=problem)
 
     def _make_table(self) -> LimitsTable:
         several = len(self._callers.names) > 1
@@ -237,12 +248,3 @@ def _with(limits: Limits, given: _Table) -> Limits:
 
 def _half(limit: float) -> float:
     return limit if limit == float("inf") else ceil(limit / 2)
-
-
-def _stamp(file: Path | None) -> object:
-    """Return what changes when the file does; None if there is no such file."""
-    try:
-        stat = file.stat() if file else None
-    except OSError:
-        return None
-    return stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino)

@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from service.errors import ServiceError
+from service.files import stamp_of
 
 DEFAULT_CALLER = "default"
 RECHECK_SECONDS = 1.0
@@ -68,7 +69,7 @@ class Callers:
         self.version = 0
         self.problems: tuple[str, ...] = ()
         if tokens_file:
-            self._stamp = _stamp(tokens_file)
+            self._stamp = stamp_of(tokens_file)
             self._callers = read_tokens(tokens_file.read_text())
 
     @property
@@ -118,7 +119,7 @@ class Callers:
             return
         self._checked = now
         try:
-            if (stamp := _stamp(self._file)) == self._stamp:
+            if (stamp := stamp_of(self._file)) == self._stamp:
                 return
             self._stamp = stamp
             self._take_over(parse_tokens(self._file.read_text()))
@@ -186,8 +187,3 @@ def _entry(words: list[str]) -> tuple[str, bytes]:
                 raise TokensFileError("the hash is not hexadecimal") from None
         case _:
             raise TokensFileError("must be `name sha256-of-token-in-hex`")
-
-
-def _stamp(file: Path) -> object:
-    stat = file.stat()
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino

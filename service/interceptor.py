@@ -23,6 +23,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from service.caller_limits import CallerLimits
 from service.callers import Callers, current_caller
 from service.calls import Call, current_call, one_value
 from service.errors import ServiceError
@@ -49,8 +50,11 @@ Work = Callable[[Call, Any, Any], Awaitable[Any]]
 class Boundary(grpc.aio.ServerInterceptor):
     """Stands around every call."""
 
-    def __init__(self, callers: Callers, watches: OpenCalls, metrics: Metrics) -> None:
+    def __init__(
+        self, callers: Callers, limits: CallerLimits, watches: OpenCalls, metrics: Metrics
+    ) -> None:
         self._callers = callers
+        self._limits = limits
         self._watches = watches
         self._metrics = metrics
         self._inbox = Inbox()
@@ -100,6 +104,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             await asyncio.sleep(self._inbox.check_seconds)
             try:
                 self._inbox.check()
+                self._limits.table()  # noticed also while nobody calls
                 self._end_revoked()
                 self._log.flush()
             except Exception:
@@ -221,7 +226,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         method.calls.succeeded(seconds)
         if seconds > method.slow_seconds:
             self._log.write(
-                logging.WARNING, "slow call", method.name, method=method.name, seconds=seconds
+                logging.WARNING, "slow call", {"method": method.name}, seconds=round(seconds, 3)
             )
 
     def _refusal(
@@ -242,10 +247,8 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._log.write(
             _log_level(refusal),
             "call refused",
-            call.caller,
-            refusal.reason,
+            {"caller": call.caller, "reason": refusal.reason},
             method=method.name,
-            reason=refusal.reason,
             message=refusal.message,
             **refusal.metadata,
         )
@@ -257,7 +260,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             return error
         if isinstance(error, StorageUnavailableError):
             self._log.write(
-                logging.ERROR, "storage unavailable", method, method=method, error=str(error)
+                logging.ERROR, "storage unavailable", {"method": method}, error=str(error)
             )
             return ServiceError("STORAGE_UNAVAILABLE", "the database is unavailable; retry")
         error_id = uuid.uuid4().hex[:12]

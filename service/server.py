@@ -143,7 +143,7 @@ async def running(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
             callback_url=urls.url if urls else None,
         )
         metrics.show_missing_descriptors(_missing_descriptors(settings))
-        boundary = Boundary(callers, limited_calls.watches, metrics)
+        boundary = Boundary(callers, limits, limited_calls.watches, metrics)
         _run_beside(boundary.tend(), stack)
         servicer = _servicer(
             settings,

@@ -26,6 +26,7 @@ from storage.postgres import connection_params, is_postgres
 from storage.sqlite import SQLITE_PREFIX, sqlite_path
 
 PORT_MAX = 65_535
+CHANNEL_MAX = 1_000_000
 MAY_BE_EMPTY = frozenset({"admin_address", "http_address"})
 UNKNOWN_WAIT_SECONDS = 900.0
 RETENTION_MIN_SECONDS = 3_600.0
@@ -80,6 +81,8 @@ def _known_models(names: frozenset[str]) -> frozenset[str]:
 
 
 def _readable(path: Path) -> Path:
+    if path.exists() and not path.is_file():
+        raise ValueError("must be a file")
     try:
         path.open("rb").close()
     except OSError as error:
@@ -155,6 +158,9 @@ ReadableFile = Annotated[Path, AfterValidator(_readable)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+# Options of gRPC's core, which are integers of C.
+Channel = Annotated[int, Field(ge=1, le=CHANNEL_MAX)]
+ChannelOrZero = Annotated[int, Field(ge=0, le=CHANNEL_MAX)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 SomeSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -203,9 +209,9 @@ class Settings(BaseSettings):
     task_max_age_seconds: SomeSeconds = 3_600
     unknown_wait_seconds: Seconds | None = None  # 900, or 0 where no callback can come
 
-    max_streams_per_connection: AtLeastOne = 1_000
-    max_connections: Count = 0  # 0 = the limit of descriptors less 1,000, or half
-    max_pending_calls: AtLeastOne = 3_000
+    max_streams_per_connection: Channel = 1_000
+    max_connections: ChannelOrZero = 0  # 0 = the limit of descriptors less 1,000, or half
+    max_pending_calls: Channel = 3_000
     connection_idle_seconds: Seconds = 3_600  # 0 = no limit, as for the age
     connection_age_seconds: Seconds = 7_200
 

@@ -12,13 +12,18 @@ log = structlog.get_logger()
 
 
 class _Recent:
-    """A line that was written recently, and how many of its kind were suppressed."""
+    """A line that was written recently, and how many of its kind were suppressed.
 
-    __slots__ = ("event", "left_out", "level", "time")
+    Attributes:
+        fields: What all lines of the kind have in common.
+    """
 
-    def __init__(self, level: int, event: str, now: float) -> None:
+    __slots__ = ("event", "fields", "left_out", "level", "time")
+
+    def __init__(self, level: int, event: str, fields: dict[str, str], now: float) -> None:
         self.level = level
         self.event = event
+        self.fields = fields
         self.time = now
         self.left_out = 0
 
@@ -29,10 +34,20 @@ class SparseLog:
     def __init__(self) -> None:
         self._recent: dict[tuple[str, ...], _Recent] = {}
 
-    def write(self, level: int, event: str, *kind: str, **fields: Any) -> None:
-        """Write a line, or count it if one of its kind was written within a second."""
+    def write(
+        self, level: int, event: str, kind: dict[str, str] | None = None, **fields: Any
+    ) -> None:
+        """Write a line, or count it if one of its kind was written within a second.
+
+        Args:
+            level: As logging has it.
+            event: What happened.
+            kind: The fields that make lines of an event one kind.
+            fields: What else the line says.
+        """
         now = time.monotonic()
-        key = (event, *kind)
+        kind = kind or {}
+        key = (event, *kind.values())
         recent = self._recent.get(key)
         if recent is not None and now - recent.time < INTERVAL_SECONDS:
             recent.left_out += 1
@@ -41,8 +56,8 @@ class SparseLog:
             fields["left_out"] = recent.left_out
         if recent is None and len(self._recent) >= KEYS_MAX:
             return
-        self._recent[key] = _Recent(level, event, now)
-        log.log(level, event, **fields)
+        self._recent[key] = _Recent(level, event, kind, now)
+        log.log(level, event, **kind, **fields)
 
     def flush(self) -> None:
         """Write the counts of suppressed lines whose kind has not occurred for a second."""
@@ -51,4 +66,4 @@ class SparseLog:
             if now - recent.time >= INTERVAL_SECONDS:
                 del self._recent[key]
                 if recent.left_out:
-                    log.log(recent.level, recent.event, kind=key[1:], left_out=recent.left_out)
+                    log.log(recent.level, recent.event, **recent.fields, left_out=recent.left_out)

@@ -648,6 +648,18 @@ async def test_a_file_that_turns_bad_is_ignored_logged_once_and_shown(
         assert page["generation_config_problems", ("caller_limits",)] == 0
 
 
+async def test_a_file_that_turns_bad_is_noticed_while_nobody_calls(
+    serve_both: Serving, files: Files
+) -> None:
+    async with serve_both("", admin_address="127.0.0.1:0") as (alice, _):
+        page = await scrape(alice.service)
+        assert page["generation_config_problems", ("caller_limits",)] == 0
+        files.limit("[[[")
+        async with asyncio.timeout(10):
+            while page["generation_config_problems", ("caller_limits",)] == 0:
+                page = await scrape(alice.service)
+
+
 async def test_a_second_caller_halves_the_defaults(serve_both: Serving, files: Files) -> None:
     files.name("alice")
     async with serve_both(kie_running_max=1, queue_max_tasks=3) as (alice, _):

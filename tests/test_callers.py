@@ -309,6 +309,14 @@ async def test_a_file_without_a_token_changes_nothing(guarded: Guarded, text: st
     assert (await refused(guarded.list(bearer(ALICE)))).reason == "UNAUTHENTICATED"
 
 
+async def test_a_file_that_becomes_a_pipe_holds_up_nothing(guarded: Guarded) -> None:
+    guarded.file.unlink()
+    os.mkfifo(guarded.file)
+    assert await guarded.list(bearer(ALICE)) == []
+    guarded.write(line("bob", BOB))
+    assert (await refused(guarded.list(bearer(ALICE)))).reason == "UNAUTHENTICATED"
+
+
 async def test_a_file_that_is_gone_changes_nothing(guarded: Guarded) -> None:
     guarded.file.unlink()
     assert await guarded.list(bearer(ALICE)) == []

@@ -293,6 +293,21 @@ async def test_a_code_that_is_also_the_reason_is_shown_once() -> None:
     assert ran.err.splitlines()[0] == "error: UNAUTHENTICATED: no token"
 
 
+@pytest.mark.parametrize("token", ["ä", "a\nb", "a\x7fb"])
+async def test_a_token_that_no_call_can_carry_is_a_wrong_token(token: str) -> None:
+    ran = await command(NOWHERE, "--token", token, "list")
+    assert ran.code == 4
+    assert "must consist of printable ASCII" in ran.err
+    assert token not in ran.err
+
+
+@pytest.mark.parametrize("arguments", [(), ("create",)])
+async def test_no_command_is_one_line_and_a_hint(arguments: tuple[str, ...]) -> None:
+    ran = await command(NOWHERE, *arguments)
+    assert ran.code == 2
+    assert ran.err.splitlines()[0] == "error: USAGE: Missing command."
+
+
 async def test_a_missing_file_is_named_without_pythons_words(tmp_path: Path) -> None:
     ran = await command(NOWHERE, "upload", str(tmp_path / "missing.png"))
     assert ran.code == 7

@@ -1,5 +1,6 @@
 """The environment: defaults, bad values named and never shown, and what must go together."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -263,9 +264,9 @@ BAD = {
     "KIE_STATUS_PER_SECOND": BAD_COUNTS,
     "KIE_RUNNING_MAX": BAD_COUNTS,
     "QUEUE_MAX_TASKS": (*BAD_COUNTS, "0"),
-    "MAX_STREAMS_PER_CONNECTION": (*BAD_COUNTS, "0"),
-    "MAX_CONNECTIONS": BAD_COUNTS,
-    "MAX_PENDING_CALLS": (*BAD_COUNTS, "0"),
+    "MAX_STREAMS_PER_CONNECTION": (*BAD_COUNTS, "0", "2147483648"),
+    "MAX_CONNECTIONS": (*BAD_COUNTS, "99999999999999"),
+    "MAX_PENDING_CALLS": (*BAD_COUNTS, "0", "1000000001"),
     "CONNECTION_IDLE_SECONDS": BAD_SECONDS,
     "CONNECTION_AGE_SECONDS": BAD_SECONDS,
     "WATCH_MAX_STREAMS": (*BAD_COUNTS, "0"),
@@ -482,3 +483,13 @@ def test_every_bad_caller_limit_is_named_with_its_table_and_key(
     assert line.startswith("CALLER_LIMITS_FILE: ")
     assert "[default] queue must be" in line
     assert "[callers.alice] runing is unknown" in line
+
+
+@pytest.mark.parametrize("name", ["AUTH_TOKENS_FILE", "CALLER_LIMITS_FILE", "TLS_CERT_FILE"])
+def test_a_pipe_is_no_file_to_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    lines = refused(monkeypatch, **{name: str(pipe)})
+    assert f"{name}: must be a file" in lines

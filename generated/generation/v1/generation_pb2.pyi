@@ -411,13 +411,13 @@ class UploadMetadata(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     file_name: _builtins.str
-    """The file's name, 1-255 characters, without a path or control characters. Required. The provider gets it behind a
+    """The file's name, 1-255 bytes in UTF-8, without a path or control characters. Required. The provider gets it behind a
     unique prefix, since equal names overwrite each other there.
     """
     content_type: _builtins.str
     """The media type, as in `image/png`. Defaults by the extension of file_name, else application/octet-stream."""
     upload_path: _builtins.str
-    """The provider's folder, relative, without `..` or control characters, at most 255 characters. Default: user-uploads."""
+    """The provider's folder, relative, without `..` or control characters, at most 255 bytes in UTF-8. Default: user-uploads."""
     size_bytes: _builtins.int
     """The file's size in bytes. When given, it is checked before the upload is completed."""
     sha256: _builtins.bytes
