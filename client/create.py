@@ -5,6 +5,7 @@ after the field that it fills. The rest - idempotence, uploads, watching, saving
 all and lives in `_create`.
 """
 
+import asyncio
 import functools
 import inspect
 import sys
@@ -117,6 +118,8 @@ def _create(
     request_id = request_id or uuid.uuid4().hex
 
     async def work(session: Session) -> ExitCode:
+        if save is not None:  # a folder that cannot be made is found before anything is bought
+            await asyncio.to_thread(save.mkdir, parents=True, exist_ok=True)
         await session.upload_local_files(params)
         session.resume_hint = f"repeat it with --request-id {request_id}: nothing is bought twice"
         with session.note_after(1, "waiting for the provider to take the task"):

@@ -301,6 +301,18 @@ async def test_a_token_that_no_call_can_carry_is_a_wrong_token(token: str) -> No
     assert token not in ran.err
 
 
+async def test_a_folder_that_cannot_be_made_is_found_before_anything_is_bought(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    service = ScriptedService()
+    async with serving(service) as address:
+        folder = str(tmp_path / "file" / "results")
+        ran = await command(address, "create", "imagen4", "a cat", "--save", folder)
+    assert ran.code == 7
+    assert not service.requests
+
+
 @pytest.mark.parametrize("arguments", [(), ("create",)])
 async def test_no_command_is_one_line_and_a_hint(arguments: tuple[str, ...]) -> None:
     ran = await command(NOWHERE, *arguments)
