@@ -105,10 +105,10 @@ async def test_a_create_whose_answer_is_lost_is_unknown_and_never_sent_again(
 async def test_a_limit_or_maintenance_at_the_provider_is_waited_out(
     serve: Serve, code: int
 ) -> None:
-    async with serve(create_wait_seconds=0.05) as service:
+    async with serve(create_wait_seconds=0) as service:
         service.kie.add_fault(f"create:code,code={code},times=1")
         created = await service.create()
-        assert created.stage == pb.TASK_STAGE_ACCEPTED
+        assert (await service.until_put_back(created.id)).stage == pb.TASK_STAGE_ACCEPTED
         end = await service.end(created.id)
         assert end.status == pb.TASK_STATUS_SUCCESS
     assert len(service.kie.tasks) == 1

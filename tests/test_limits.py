@@ -129,7 +129,8 @@ async def test_callers_go_round_and_each_is_served_in_its_order(
     names = ("large", "small")
     tokens.write_text("".join(f"{n} {sha256(n.encode()).hexdigest()}\n" for n in names))
     settings: dict[str, Any] = {"kie_creates_per_10_seconds": 20, "create_wait_seconds": 0}
-    settings |= {"database_url": database_url}
+    # One at a time: several that are sent at once may arrive in any order.
+    settings |= {"database_url": database_url, "kie_creates_in_flight_max": 1}
     async with serving(tmp_path, limited, auth_tokens_file=tokens, **settings) as service:
 
         async def order(name: str, count: int) -> None:
