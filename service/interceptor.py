@@ -195,10 +195,8 @@ class Boundary(grpc.aio.ServerInterceptor):
             # The exception leads to this frame. Were there a way back from here to the call, only
             # the collector could free both, thousands at a time.
             del call, context, requests, refusal
-            try:
+            with _over_is_cancelled():
                 await abort
-            except grpc.aio.InternalError as error:  # see _over_is_cancelled
-                raise asyncio.CancelledError from error
             return None
 
         return behaviour
