@@ -52,6 +52,7 @@ CREATES_WINDOW_SECONDS = 10.3  # the account's 10 s, and what the way to the pro
 STATUS_WINDOW_SECONDS = 1.2  # likewise of 1 s
 SLOT_FRESH_SECONDS = 0.15  # a request that starts later than this after its slot takes another
 CONCURRENT_MAX = {Lane.SUBMIT: 128, Lane.POLL: 256, Lane.LATE: 16}
+POLLS_CLAIMED_MAX = 16  # at a time, so that callbacks get through a burst of due polls
 CLAIM_PAUSE_SECONDS = 0.01  # tasks that fall due together are claimed together
 PASSED_OVER_SECONDS = 1.0  # between looks for tasks that ended in other processes
 PASSED_OVER_PAUSE_SECONDS = 0.1  # between looks for callers whose tasks have to wait
@@ -480,6 +481,8 @@ class Poller:
         room: float = self._busy_max[lane] - self._busy[lane]
         if lane is Lane.SUBMIT:
             room = min(room, self._holds.room(now))
+        else:
+            room = min(room, POLLS_CLAIMED_MAX)
         return int(room)
 
     def _opening_time(self, lane: Lane) -> float:
