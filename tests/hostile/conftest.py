@@ -10,9 +10,9 @@ class Scale:
     """The form of an attack: how long it goes on, and how much more than in the short form.
 
     Attributes:
-        p99_seconds_max: For attacks that open with a burst. The first calls of all their streams,
-            or the first messages of all their uploads, take the service 0.2 s once: in a short
-            attack that is more than a hundredth of the other caller's calls.
+        p99_seconds_max: How long the other caller may wait. A short attack leaves it some 200
+            calls, so that one pause of the machine, or the burst with which an attack opens, is
+            more than a hundredth of them. And it shares the machine with the other tests.
     """
 
     seconds: float

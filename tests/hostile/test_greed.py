@@ -29,7 +29,7 @@ async def test_one_caller_cannot_fill_the_queue(scale: Scale, tmp_path: Path) ->
         Setup(settings),
         {"accepted": queue_max / 2 + RUNNING_MAX + BATCH},
     )
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
 async def test_one_caller_cannot_take_all_that_runs_at_the_provider(
@@ -37,7 +37,7 @@ async def test_one_caller_cannot_take_all_that_runs_at_the_provider(
 ) -> None:
     setup = Setup({"KIE_RUNNING_MAX": str(RUNNING_MAX)})
     drill = Drill(greed.creates, "alice", RUNNING_MAX * 2, scale.seconds, setup)
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
 async def test_creates_that_are_cancelled_count_towards_the_creates_of_a_caller(
@@ -52,7 +52,7 @@ async def test_creates_that_are_cancelled_count_towards_the_creates_of_a_caller(
         Setup(caller_limits=limits),
         {"accepted": CREATES_PER_MINUTE + CANCELS_AT_ONCE},
     )
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
 async def test_a_caller_creates_only_tasks_of_the_models_he_is_allowed(
@@ -62,14 +62,14 @@ async def test_a_caller_creates_only_tasks_of_the_models_he_is_allowed(
     drill = Drill(
         greed.dear_creates, "alice", 300 * scale.factor, scale.seconds, setup, {"accepted": 0}
     )
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
 async def test_lists_of_long_prompts_take_a_bounded_part_of_memory_and_time(
     scale: Scale, tmp_path: Path
 ) -> None:
     drill = Drill(greed.long_lists, "alice", 64 * scale.factor, scale.seconds)
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
 async def test_uploads_that_the_provider_does_not_read_take_a_bounded_part_of_memory(
@@ -81,9 +81,8 @@ async def test_uploads_that_the_provider_does_not_read_take_a_bounded_part_of_me
         100 * scale.factor,
         scale.seconds,
         outcome_max={"under way": UPLOADS},
-        p99_seconds_max=scale.p99_seconds_max,
     )
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
 async def test_uploads_that_drip_take_a_bounded_part_of_the_service(
@@ -96,7 +95,7 @@ async def test_uploads_that_drip_take_a_bounded_part_of_the_service(
         scale.seconds,
         outcome_max={"under way": UPLOADS},
     )
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
 @pytest.mark.torture

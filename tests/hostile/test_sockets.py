@@ -20,7 +20,7 @@ async def test_more_connections_than_descriptors_leave_some_for_the_service_itse
     hard = 1_400 * scale.factor
     setup = Setup(descriptors=Descriptors(soft=256, hard=hard))
     drill = Drill(sockets.idle_connections, caller, hard + 200, scale.seconds, setup)
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
 async def test_http_connections_that_are_silent_or_drip_are_closed(
@@ -29,12 +29,12 @@ async def test_http_connections_that_are_silent_or_drip_are_closed(
     drill = Drill(
         sockets.dripping_http, "", 40 * scale.factor, SILENCE_SECONDS + 2, outcome_max={"open": 0}
     )
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
 async def test_requests_that_are_no_callbacks_fill_no_log(scale: Scale, tmp_path: Path) -> None:
     drill = Drill(sockets.forged_callbacks, "", 0, scale.seconds * 2)
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
 async def test_a_callback_that_repeats_costs_one_status_request_a_second(
@@ -48,4 +48,4 @@ async def test_a_callback_that_repeats_costs_one_status_request_a_second(
         Setup(settings={"POLL_INTERVAL_SECONDS": "60"}),  # no polls but those of callbacks
         outcome_max={"status requests": STATUS_REQUESTS * (scale.seconds + 1)},
     )
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)

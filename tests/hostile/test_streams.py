@@ -28,9 +28,8 @@ async def test_calls_that_are_reset_at_once_hold_up_nobody(
         caller,
         RESETTING_CONNECTIONS,
         scale.seconds * 2,
-        p99_seconds_max=scale.p99_seconds_max,
     )
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
 async def test_resets_of_a_client_that_answers_pings_hold_up_nobody_for_long(
@@ -44,7 +43,7 @@ async def test_resets_of_a_client_that_answers_pings_hold_up_nobody_for_long(
         scale.seconds,
         p99_seconds_max=POLITE_RESETS_P99_SECONDS_MAX,
     )
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
 @CALLERS
@@ -52,7 +51,7 @@ async def test_a_flood_of_refused_calls_holds_up_nobody(
     caller: str, scale: Scale, tmp_path: Path
 ) -> None:
     drill = Drill(streams.refused_calls, caller, CONNECTIONS, scale.seconds * 2)
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
 @pytest.mark.parametrize("attack", [streams.health_watches, streams.reflections])
@@ -69,7 +68,7 @@ async def test_streams_of_health_and_reflection_count_towards_the_watches_of_a_c
         {"served": WATCHES_MAX / 2 if caller else 0},
         p99_seconds_max=PENDING_P99_SECONDS_MAX,
     )
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
 async def test_one_caller_cannot_take_all_watches(scale: Scale, tmp_path: Path) -> None:
@@ -81,7 +80,7 @@ async def test_one_caller_cannot_take_all_watches(scale: Scale, tmp_path: Path) 
         Setup({"WATCH_MAX_STREAMS": str(WATCHES_MAX * scale.factor)}),
         {"served": WATCHES_MAX * scale.factor / 2},
     )
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
 @CALLERS
@@ -89,4 +88,4 @@ async def test_streams_that_are_not_read_do_not_hold_up_the_end_of_the_process(
     caller: str, scale: Scale, tmp_path: Path
 ) -> None:
     drill = Drill(streams.unread_streams, caller, scale.factor, 1)
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)

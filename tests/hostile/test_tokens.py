@@ -17,7 +17,7 @@ async def test_a_revoked_token_ends_calls_and_watches_though_another_line_is_mis
     drill = Drill(
         tokens.revoked_token, "alice", 20 * scale.factor, scale.seconds, HEARTBEATS, outcome_max
     )
-    await withstands(drill, tmp_path)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
 async def test_a_tokens_file_that_is_empty_for_a_moment_shuts_nobody_out(
