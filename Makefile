@@ -10,7 +10,7 @@ IMAGE ?= generation-service
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test check demo torture proto proto-check simulator bench bench-against bench-curves image lock lint clean
+.PHONY: help install install-dev run test check demo demo-picture torture proto proto-check settings-page simulator bench bench-against bench-curves image lock lint clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -84,6 +84,9 @@ proto-check: install-dev
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && mkdir "$$tmp/out" \
 		&& $(MAKE) --no-print-directory proto OUT="$$tmp/out" \
 		&& diff -r --exclude=__pycache__ generated "$$tmp/out/generated"
+
+settings-page: install-dev  ## Write the tables of docs/settings.md from the settings class
+	@$(BIN)/python -m tests.support.settings_page
 
 image:  ## Build the container image
 	docker build --tag $(IMAGE) .

@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m service",
         usage="python -m service [-h] [COMMAND]",
         description="Run the service, or a command on its database. The settings are environment"
-        " variables; README.md has the table.",
+        " variables, listed in docs/settings.md.",
     )
     parser.set_defaults(command="serve", failure="cannot start")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="python -m service")

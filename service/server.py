@@ -39,7 +39,8 @@ from service.purge import Purger
 from service.reach import Reach
 from service.schedule import Schedule
 from service.servicer import Servicer
-from service.settings import Settings, split_address
+from service.setting_types import split_address
+from service.settings import Settings
 from service.uploads import UploadPace, Uploads
 from service.verdicts import Verdicts
 from service.watch import Hub, Watcher

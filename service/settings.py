@@ -1,231 +1,201 @@
-"""The settings: environment variables, read once at start, each bad value named."""
+"""The settings: environment variables, read once at start.
 
-import math
-import re
+`make settings-page` writes docs/settings.md from the docstrings below the fields.
+"""
+
 import ssl
 from collections.abc import Iterator
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    SecretStr,
-    ValidationError,
-    model_validator,
+from pydantic import SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.setting_types import (
+    Address,
+    AddressOrEmpty,
+    AtLeastOne,
+    Channel,
+    ChannelOrZero,
+    Count,
+    DatabaseUrl,
+    HeaderToken,
+    HttpUrl,
+    LimitsFile,
+    Models,
+    ReadableFile,
+    Retention,
+    Seconds,
+    Secrets,
+    SomeSeconds,
+    TokensFile,
+    TrimmedSecret,
+    is_loopback,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from providers.kie.registry import ADAPTERS
-from service.caller_limits import read_limits
-from service.callers import read_tokens
-from storage.errors import StorageConfigError
-from storage.postgres import connection_params, is_postgres
-from storage.sqlite import SQLITE_PREFIX, sqlite_path
-
-PORT_MAX = 65_535
-CHANNEL_MAX = 1_000_000
 MAY_BE_EMPTY = frozenset({"admin_address", "http_address"})
 UNKNOWN_WAIT_SECONDS = 900.0
-RETENTION_MIN_SECONDS = 3_600.0
-ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^:\[\]\s]+)):([0-9]{1,5})")
-HTTP_URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-HEADER_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 class SettingsError(Exception):
-    """Settings that cannot be used; one line for each, by its name, without its value."""
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Split `host:port` or `[v6]:port`.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    parts = ADDRESS.fullmatch(address)
-    if parts is None or int(parts[3]) > PORT_MAX:
-        raise ValueError("must look like 127.0.0.1:50051 or [::1]:50051")
-    return parts[1] or parts[2], int(parts[3])
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach an address."""
-    host, _ = split_address(address)
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _address(address: str) -> str:
-    split_address(address)
-    return address
-
-
-def _models(names: Any) -> Any:
-    return (
-        frozenset(filter(None, (n.strip() for n in names.split(","))))
-        if isinstance(names, str)
-        else names
-    )
-
-
-def _known_models(names: frozenset[str]) -> frozenset[str]:
-    if names - set(ADAPTERS):
-        raise ValueError(f"names an unknown model; there are {', '.join(ADAPTERS)}")
-    return names
-
-
-def _readable(path: Path) -> Path:
-    if path.exists() and not path.is_file():
-        raise ValueError("must be a file")
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from None
-    return path
-
-
-def _tokens_file(path: Path) -> Path:
-    read_tokens(path.read_text())
-    return path
-
-
-def _limits_file(path: Path) -> Path:
-    read_limits(path.read_bytes())
-    return path
-
-
-def _header_token(secret: SecretStr) -> SecretStr:
-    if not HEADER_TOKEN.fullmatch(secret.get_secret_value()):
-        raise ValueError("must be visible ASCII, without blanks or line ends")
-    return secret
-
-
-def _trimmed(secret: SecretStr) -> SecretStr:
-    if (value := secret.get_secret_value()) != value.strip():
-        raise ValueError("must not begin or end with a space or a line break")
-    return secret
-
-
-def _secrets(listed: SecretStr) -> SecretStr:
-    for secret in listed.get_secret_value().split(","):
-        if not secret or secret != secret.strip() or len(secret.splitlines()) > 1:
-            raise ValueError(
-                "must be secrets separated by commas; none may be empty, contain line breaks,"
-                " or have spaces around it"
-            )
-    return listed
-
-
-def _database_url(url: SecretStr) -> SecretStr:
-    text = url.get_secret_value()
-    # In a file name they would silently create a new, empty database.
-    name = text.removeprefix(SQLITE_PREFIX)
-    inside = is_postgres(text) and len(text.split()) > 1
-    if inside or CONTROL.search(text) or text != text.strip() or name != name.strip():
-        raise ValueError("must not contain line breaks or control characters, or spaces around it")
-    try:
-        usable = (
-            bool(connection_params(text)) if is_postgres(text) else sqlite_path(text) is not None
-        )
-    except StorageConfigError:
-        usable = False
-    if not usable:
-        raise ValueError(f"must look like {SQLITE_PREFIX}generation.db or postgresql://host/name")
-    return url
-
-
-def _retention(seconds: float) -> float:
-    """Whoever watches a task that is purged would never learn of its end."""
-    if seconds and not RETENTION_MIN_SECONDS <= seconds < math.inf:
-        raise ValueError(f"must be 0, or at least {RETENTION_MIN_SECONDS:g}")
-    return seconds
-
-
-def _http_url(url: str) -> str:
-    if not HTTP_URL.fullmatch(url):
-        raise ValueError("must be an http or https URL")
-    return url.rstrip("/")
-
-
-Address = Annotated[str, AfterValidator(_address)]
-ReadableFile = Annotated[Path, AfterValidator(_readable)]
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
-Count = Annotated[int, Field(ge=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
-# Options of gRPC's core, which are integers of C.
-Channel = Annotated[int, Field(ge=1, le=CHANNEL_MAX)]
-ChannelOrZero = Annotated[int, Field(ge=0, le=CHANNEL_MAX)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-SomeSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Settings that cannot be used: one line for each, with its name and without its value."""
 
 
 class Settings(BaseSettings):
-    """What the environment says; README.md has the table.
+    """The environment variables.
 
-    An empty variable counts as unset, but for ADMIN_ADDRESS and HTTP_ADDRESS, where it means off.
+    An empty variable counts as unset, but turns ADMIN_ADDRESS and HTTP_ADDRESS off.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
     listen_address: Address = "127.0.0.1:50051"
+    """Where gRPC is served. An address that other machines can reach needs AUTH_TOKENS_FILE, or
+    ALLOW_UNAUTHENTICATED=true."""
+
+    auth_tokens_file: TokensFile | None = None
+    """The callers and their tokens; see [Tokens](#tokens). With it, every method except
+    `Health.Check` needs a token."""
+
+    caller_limits_file: LimitsFile | None = None
+    """The limits of each caller; see [Limits of callers](#limits-of-callers)."""
+
     allow_unauthenticated: bool = False
-    auth_tokens_file: Annotated[ReadableFile, AfterValidator(_tokens_file)] | None = None
-    caller_limits_file: Annotated[ReadableFile, AfterValidator(_limits_file)] | None = None
+    """Serve an address that other machines can reach without tokens."""
+
     tls_cert_file: ReadableFile | None = None
+    """The certificate of the server, in PEM. Set it together with TLS_KEY_FILE to serve TLS."""
+
     tls_key_file: ReadableFile | None = None
+    """The key of the certificate, in PEM and without a passphrase."""
+
     tls_client_ca_file: ReadableFile | None = None
-    http_address: Annotated[str, AfterValidator(lambda a: a and _address(a))] = "127.0.0.1:8080"
-    public_url: HttpUrl | None = None
-    admin_address: Annotated[str, AfterValidator(lambda a: a and _address(a))] = "127.0.0.1:9090"
+    """With it, only clients with a certificate of one of these authorities can connect. It does not
+    identify callers, and does not replace AUTH_TOKENS_FILE or ALLOW_UNAUTHENTICATED."""
 
-    database_url: Annotated[SecretStr, AfterValidator(_database_url)] = SecretStr(
-        "sqlite:///generation.db"
-    )
+    admin_address: AddressOrEmpty = "127.0.0.1:9090"
+    """Where /healthz, /readyz and [/metrics](metrics.md) are served over HTTP. Empty: off."""
+
+    database_url: DatabaseUrl = SecretStr("sqlite:///generation.db")
+    """`sqlite:///FILE`, for one process at a time, or `postgresql://user:password@host/name`, for
+    any number of replicas."""
+
     database_hints: bool = True
-    task_retention_seconds: Annotated[float, AfterValidator(_retention)] = 0  # 0 = for ever
+    """Whether replicas notify each other of changes with NOTIFY. Set it to false behind a pooler in
+    transaction mode; replicas then check once a second."""
 
-    kie_api_key: Annotated[SecretStr, AfterValidator(_header_token)] | None = None
+    task_retention_seconds: Retention = 0
+    """How long ended tasks are kept, at least an hour; 0 = forever. A deleted task's request_id is
+    forgotten. Cancelled tasks are kept for [a day at most](guarantees.md#the-limits-of-callers)."""
+
+    kie_api_key: HeaderToken | None = None
+    """Your key. Without it the bundled simulator is used, and a warning in the log says so."""
+
     kie_api_url: HttpUrl = "https://api.kie.ai"
+    """Kie's API, or another server with the same API, such as the simulator. Needs KIE_API_KEY."""
+
     kie_upload_url: HttpUrl = "https://kieai.redpandaai.co"
-    kie_webhook_key: Annotated[SecretStr, AfterValidator(_trimmed)] | None = None
-    callback_secret: Annotated[SecretStr, AfterValidator(_secrets)] | None = None
+    """The same for uploads, for which Kie has a host of its own."""
+
     kie_creates_per_10_seconds: Count = 20
+    """The account's limit on new tasks, across all replicas; 0 = no limit."""
+
     kie_status_per_second: Count = 10
+    """The account's limit on status requests, across all replicas; 0 = no limit."""
+
     kie_running_max: Count = 100
+    """How many tasks may run at the provider at a time, across all replicas; 0 = no limit."""
+
     kie_creates_in_flight_max: Count = 20
-    disabled_models: Annotated[
-        frozenset[str], NoDecode, BeforeValidator(_models), AfterValidator(_known_models)
-    ] = frozenset()
+    """How many paid requests may be in progress at a time, across all replicas; 0 = no limit."""
+
+    disabled_models: Models = frozenset()
+    """Models that are refused, separated by commas, for example `sora2,veo3`."""
+
+    public_url: HttpUrl | None = None
+    """The URL under which Kie can reach HTTP_ADDRESS, for example `https://gen.example.com`. With
+    it the service asks for callbacks: results are known at once, a task that nobody watches costs
+    one or two status requests, and creates whose response was lost are recovered."""
+
+    http_address: AddressOrEmpty = "127.0.0.1:8080"
+    """Where callbacks are received, if PUBLIC_URL is set."""
+
+    kie_webhook_key: TrimmedSecret | None = None
+    """The key of Kie's own signatures. With it, a callback without a valid signature is not trusted
+    to name the provider's id of a task."""
+
+    callback_secret: Secrets | None = None
+    """The key of the HMAC in our callback URLs. Separate several with commas: the first signs new
+    URLs, and all of them verify, so that a secret can be replaced. By default the secret is
+    generated once and kept in the database; a new KIE_API_KEY does not change it."""
 
     queue_max_tasks: AtLeastOne = 10_000
+    """How many tasks may wait to be sent. More are refused with RATE_LIMITED."""
+
     create_wait_seconds: Seconds = 10
+    """How long CreateTask waits for the provider to accept or refuse the task; 0 = not at all."""
+
     poll_interval_seconds: SomeSeconds = 2
+    """The shortest time between two polls of a task. It grows with the task's age and with failed
+    polls, up to 8 times, depending on how long tasks of the model usually take."""
+
     task_max_age_seconds: SomeSeconds = 3_600
-    unknown_wait_seconds: Seconds | None = None  # 900, or 0 where no callback can come
+    """When a task fails with TASK_TIMEOUT, counted from its acceptance by the provider. While the
+    provider answers no request at all, it is 24 hours."""
+
+    unknown_wait_seconds: Seconds | None = None
+    """How long a create whose response was lost waits for its callback. The default is 900, or 0
+    without PUBLIC_URL."""
 
     max_streams_per_connection: Channel = 1_000
-    max_connections: ChannelOrZero = 0  # 0 = the limit of descriptors less 1,000, or half
+    """Concurrent calls and watches on one connection. More wait inside the client until one ends; a
+    client that needs more opens more connections."""
+
+    max_connections: ChannelOrZero = 0
+    """Incoming gRPC connections; 0 = the hard limit of file descriptors minus 1,000, or half of it
+    if that is more."""
+
     max_pending_calls: Channel = 3_000
-    connection_idle_seconds: Seconds = 3_600  # 0 = no limit, as for the age
+    """Calls that have arrived and are not accepted yet. Beyond it the server drops some of them;
+    beyond three times as many it drops all. Clients retry them."""
+
+    connection_idle_seconds: Seconds = 3_600
+    """How long a connection may have no call before the client is asked to close it; 0 = no
+    limit."""
+
     connection_age_seconds: Seconds = 7_200
+    """How old a connection may become before the client is asked to close it; 0 = no limit. Its
+    open watches continue until WATCH_MAX_AGE_SECONDS."""
 
     watch_max_streams: AtLeastOne = 20_000
+    """Open watches in one process. More are refused with RATE_LIMITED."""
+
     watch_heartbeat_seconds: SomeSeconds = 20
+    """How long a watch may be quiet before it repeats the last snapshot."""
+
     watch_max_age_seconds: SomeSeconds = 1_800
+    """How old a watch may become before it ends with STREAM_EXPIRED; clients reconnect."""
 
     uploads_max: AtLeastOne = 64
+    """Concurrent uploads in one process."""
+
     upload_max_bytes: AtLeastOne = 104_857_600
+    """The largest file that may be uploaded."""
+
     upload_retention_seconds: SomeSeconds = 86_400
+    """The assumed lifetime of an uploaded file when the provider reports none."""
 
     metrics_per_caller: bool = False
+    """Whether [/metrics](metrics.md) also counts creates, refusals and ended tasks by caller."""
+
     log_format: Literal["text", "json"] = "text"
+    """The format of the log."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The lowest level that is logged. At info there is one line for each create, acceptance and
+    end of a task, with its task_id, model, caller and prompt_id."""
 
     @model_validator(mode="before")
     @classmethod
@@ -233,21 +203,21 @@ class Settings(BaseSettings):
         return {k: v for k, v in given.items() if v != "" or k in MAY_BE_EMPTY}
 
     @model_validator(mode="after")
-    def _together(self) -> Self:
+    def _cross_field_rules(self) -> Self:
         if broken := [*self._caller_rules(), *self._tls_rules(), *self._provider_rules()]:
             raise ValueError("\n".join(broken))
         return self
 
     @property
     def effective_unknown_wait_seconds(self) -> float:
-        """How long an unknown create waits for its callback."""
+        """How long a create whose response was lost waits for its callback."""
         if self.unknown_wait_seconds is not None:
             return self.unknown_wait_seconds
         return UNKNOWN_WAIT_SECONDS if self.public_url else 0
 
     @property
     def callback_secrets(self) -> tuple[bytes, ...]:
-        """The secrets of CALLBACK_SECRET: the first makes callback URLs, all of them verify."""
+        """The secrets of CALLBACK_SECRET: the first signs callback URLs, all of them verify."""
         listed = self.callback_secret.get_secret_value() if self.callback_secret else ""
         return tuple(secret.encode() for secret in listed.split(",") if secret)
 
@@ -255,7 +225,8 @@ class Settings(BaseSettings):
         authenticated = self.auth_tokens_file or self.allow_unauthenticated
         if not authenticated and not is_loopback(self.listen_address):
             yield (
-                "LISTEN_ADDRESS: beyond loopback set AUTH_TOKENS_FILE or ALLOW_UNAUTHENTICATED=true"
+                "LISTEN_ADDRESS: an address that other machines can reach needs AUTH_TOKENS_FILE"
+                " or ALLOW_UNAUTHENTICATED=true"
             )
 
     def _tls_rules(self) -> Iterator[str]:
@@ -270,7 +241,7 @@ class Settings(BaseSettings):
         if ca and not cert:
             yield "TLS_CLIENT_CA_FILE: needs TLS_CERT_FILE and TLS_KEY_FILE"
         if ca and not _holds_certificates(ca):
-            yield "TLS_CLIENT_CA_FILE: must hold certificates in PEM"
+            yield "TLS_CLIENT_CA_FILE: must contain certificates in PEM"
 
     def _provider_rules(self) -> Iterator[str]:
         if self.kie_api_key is None and {"kie_api_url", "kie_upload_url"} & self.model_fields_set:
@@ -281,7 +252,7 @@ class Settings(BaseSettings):
 
 def _is_certificate_with_key(cert: Path, key: Path) -> bool:
     try:
-        # Without a password of our own it would ask the terminal for one.
+        # Without a password argument, OpenSSL would ask for one on the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: b"")
     except (OSError, ValueError):  # ssl's errors are of both kinds
         return False
@@ -300,7 +271,7 @@ def load_settings() -> Settings:
     """Read the environment.
 
     Raises:
-        SettingsError: Naming every bad value.
+        SettingsError: At least one value is bad; the message names each.
     """
     try:
         return Settings()

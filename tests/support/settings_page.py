@@ -1,0 +1,103 @@
+"""Write the tables of docs/settings.md from the settings class: `make settings-page`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from service.settings import Settings
+
+PAGE = Path(__file__).parent.parent.parent / "docs/settings.md"
+BEGIN = "<!-- The tables are written by `make settings-page`. -->\n"
+END = "<!-- The end of the tables. -->\n"
+# The title of a table, and its first setting.
+TABLES = {
+    "listen_address": "Serving",
+    "database_url": "Database",
+    "kie_api_key": "Kie",
+    "public_url": "Callbacks",
+    "queue_max_tasks": "Tasks",
+    "max_streams_per_connection": "Connections",
+    "watch_max_streams": "Watches",
+    "uploads_max": "Uploads",
+    "metrics_per_caller": "Metrics and logs",
+}
+TYPES: dict[object, str] = {
+    bool: "true or false",
+    int: "integer",
+    float: "number",
+    Path: "file",
+    str: "text",
+    SecretStr: "text, kept secret",
+    frozenset[str]: "list",
+}
+BOUNDS = {Ge: "at least", Gt: "above", Le: "at most"}
+
+
+def tables() -> str:
+    """Return the tables: one row for each setting, in the order of the class."""
+    return "".join(_lines())
+
+
+def replaced(page: str) -> str:
+    """Return the page with its tables replaced."""
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}{tables()}\n{END}{after}"
+
+
+def _lines() -> Iterator[str]:
+    for name, field in Settings.model_fields.items():
+        if title := TABLES.get(name):
+            yield f"\n## {title}\n\n| name | type | default | description |\n|---|---|---|---|\n"
+        description = " ".join((field.description or "").split())
+        yield f"| {name.upper()} | {_type(field)} | {_default(field.default)} | {description} |\n"
+
+
+def _type(field: FieldInfo) -> str:
+    annotation, metadata = field.annotation, list(field.metadata)
+    for part in get_args(annotation):
+        if part is not NoneType and NoneType in get_args(annotation):
+            annotation, metadata = _bare(part)
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(annotation))
+    bounds = (
+        f", {words} {getattr(bound, kind.__name__.lower()):,}"
+        for bound in _bounds(metadata)
+        for kind, words in BOUNDS.items()
+        if isinstance(bound, kind)
+    )
+    return TYPES[annotation] + "".join(bounds)
+
+
+def _bare(annotation: Any) -> tuple[Any, list[object]]:
+    """Return the type within an Annotated one, and what it was annotated with."""
+    metadata = list(getattr(annotation, "__metadata__", ()))
+    return getattr(annotation, "__origin__", annotation), metadata
+
+
+def _bounds(metadata: list[object]) -> Iterator[object]:
+    for part in metadata:
+        yield from part.metadata if isinstance(part, FieldInfo) else [part]
+
+
+def _default(value: object) -> str:
+    match value:
+        case None | frozenset():
+            return ""
+        case SecretStr():
+            return f"`{value.get_secret_value()}`"
+        case bool():
+            return f"`{str(value).lower()}`"
+        case float() | int():
+            return f"{value:g}" if isinstance(value, float) else str(value)
+        case _:
+            return f"`{value}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(replaced(PAGE.read_text()))
