@@ -246,8 +246,8 @@ class Task(NamedTuple):
         now: float,
         complete_time: float,
     ) -> "Task":
-        """-> SUCCESS, with its results."""
-        assert not self.ended, self.status
+        """QUEUED or GENERATING -> SUCCESS, with its results."""
+        assert self.stage in {Stage.QUEUED, Stage.GENERATING}, self.stage
         assert artifacts, "a success has results"
         return self._end(
             now,

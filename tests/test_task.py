@@ -69,7 +69,10 @@ MOVES: dict[str, tuple[Move, set[str]]] = {  # each with the tasks that it is al
     "unknown": (lambda t: t.unknown(NOW, DUE), SENDING),
     "progressed": (lambda t: t.progressed(True, 90, NOW), {"QUEUED", "GENERATING"}),
     "scheduled": (lambda t: t.scheduled(DUE, 2), set(TASKS)),
-    "succeeded": (lambda t: t.succeeded(ARTIFACTS, "{}", 4.5, NOW, 1_999.0), PENDING),
+    "succeeded": (
+        lambda t: t.succeeded(ARTIFACTS, "{}", 4.5, NOW, 1_999.0),
+        {"QUEUED", "GENERATING"},
+    ),
     "failed": (lambda t: t.failed(NO, NOW), PENDING),
     "delivered_late": (lambda t: t.delivered_late(ARTIFACTS, "{}", 4.5, NOW), OWED),
     "still_undelivered": (lambda t: t.still_undelivered(DUE), OWED),
