@@ -65,25 +65,34 @@ bench-against: install-dev  ## Measure this checkout against an old commit, BASE
 bench-curves: install-dev  ## Measure how cost grows with rows, tasks and watchers (many minutes)
 	@$(BIN)/python -m benchmarks --curves
 
-PROTO := generated/generation/v1/generation.proto
 OUT ?= .
 
-proto: install-dev  ## Generate generated/ from protos/
+proto: install-dev  ## Generate the messages of the service and of the client from protos/
 	@$(BIN)/buf format -w protos
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Igenerated=protos \
-		--python_out=$(OUT) --mypy_out=quiet:$(OUT) \
-		--grpc_python_out=$(OUT) --mypy_grpc_out=quiet:$(OUT) $(PROTO)
-	@touch $(OUT)/generated/__init__.py $(OUT)/generated/generation/__init__.py \
-		$(OUT)/generated/generation/v1/__init__.py
+	@$(call generate,generated,generated)
+	@$(call generate,client/kie_generation/generated,kie_generation.generated)
 
-# The contract keeps its own rules, breaks nobody who uses what was published, and generated/ is its output.
+# Generate into the folder $(1), which is the Python package $(2). protoc derives the name of the Python module from the path
+# of the proto, and writes it into the import of the stubs and into the classes. Both get the module's name in the package.
+define generate
+mkdir -p $(OUT)/$(1) \
+	&& PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos \
+		--python_out=$(OUT)/$(1) --mypy_out=quiet:$(OUT)/$(1) \
+		--grpc_python_out=$(OUT)/$(1) --mypy_grpc_out=quiet:$(OUT)/$(1) generation/v1/generation.proto \
+	&& sed -i.protoc -e "s/^from generation\.v1 import/from $(2).generation.v1 import/" \
+		-e "s/'generation\.v1\.generation_pb2'/'$(2).generation.v1.generation_pb2'/" $(OUT)/$(1)/generation/v1/*.py* \
+	&& rm $(OUT)/$(1)/generation/v1/*.protoc \
+	&& touch $(OUT)/$(1)/py.typed $(addprefix $(OUT)/$(1),$(addsuffix __init__.py,/ /generation/ /generation/v1/))
+endef
+
+# The contract keeps its own rules, does not break clients of the published version, and the generated code is up to date.
 proto-check: install-dev
 	@$(BIN)/buf lint protos
 	@$(BIN)/buf format --diff --exit-code protos
 	@$(BIN)/buf breaking protos --against protos/published.binpb
-	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && mkdir "$$tmp/out" \
-		&& $(MAKE) --no-print-directory proto OUT="$$tmp/out" \
-		&& diff -r --exclude=__pycache__ generated "$$tmp/out/generated"
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && $(MAKE) --no-print-directory proto OUT="$$tmp" \
+		&& for each in generated client/kie_generation/generated; do \
+			diff -r --exclude=__pycache__ "$$each" "$$tmp/$$each" || exit; done
 
 settings-page: install-dev  ## Write the tables of docs/settings.md from the settings class
 	@$(BIN)/python -m tests.support.settings_page

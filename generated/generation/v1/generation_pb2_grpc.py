@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from generated.generation.v1 import generation_pb2 as generated_dot_generation_dot_v1_dot_generation__pb2
+from generated.generation.v1 import generation_pb2 as generation_dot_v1_dot_generation__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in generated/generation/v1/generation_pb2_grpc.py depends on'
+        + ' but the generated code in generation/v1/generation_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class GenerationServiceStub:
-    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also
-    end with UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a
-    bug: report the id in the message).
+    """Generates images and videos. Clients may send a keepalive ping every 10 seconds on an idle connection, not more often.
+    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: retry),
+    or INTERNAL (a bug: report the id in the message).
     """
 
     def __init__(self, channel):
@@ -39,55 +39,56 @@ class GenerationServiceStub:
         """
         self.CreateTask = channel.unary_unary(
                 '/generation.v1.GenerationService/CreateTask',
-                request_serializer=generated_dot_generation_dot_v1_dot_generation__pb2.CreateTaskRequest.SerializeToString,
-                response_deserializer=generated_dot_generation_dot_v1_dot_generation__pb2.CreateTaskResponse.FromString,
+                request_serializer=generation_dot_v1_dot_generation__pb2.CreateTaskRequest.SerializeToString,
+                response_deserializer=generation_dot_v1_dot_generation__pb2.CreateTaskResponse.FromString,
                 _registered_method=True)
         self.QueryTask = channel.unary_unary(
                 '/generation.v1.GenerationService/QueryTask',
-                request_serializer=generated_dot_generation_dot_v1_dot_generation__pb2.QueryTaskRequest.SerializeToString,
-                response_deserializer=generated_dot_generation_dot_v1_dot_generation__pb2.QueryTaskResponse.FromString,
+                request_serializer=generation_dot_v1_dot_generation__pb2.QueryTaskRequest.SerializeToString,
+                response_deserializer=generation_dot_v1_dot_generation__pb2.QueryTaskResponse.FromString,
                 _registered_method=True)
         self.WatchTask = channel.unary_stream(
                 '/generation.v1.GenerationService/WatchTask',
-                request_serializer=generated_dot_generation_dot_v1_dot_generation__pb2.WatchTaskRequest.SerializeToString,
-                response_deserializer=generated_dot_generation_dot_v1_dot_generation__pb2.WatchTaskResponse.FromString,
+                request_serializer=generation_dot_v1_dot_generation__pb2.WatchTaskRequest.SerializeToString,
+                response_deserializer=generation_dot_v1_dot_generation__pb2.WatchTaskResponse.FromString,
                 _registered_method=True)
         self.UploadFile = channel.stream_unary(
                 '/generation.v1.GenerationService/UploadFile',
-                request_serializer=generated_dot_generation_dot_v1_dot_generation__pb2.UploadFileRequest.SerializeToString,
-                response_deserializer=generated_dot_generation_dot_v1_dot_generation__pb2.UploadFileResponse.FromString,
+                request_serializer=generation_dot_v1_dot_generation__pb2.UploadFileRequest.SerializeToString,
+                response_deserializer=generation_dot_v1_dot_generation__pb2.UploadFileResponse.FromString,
                 _registered_method=True)
         self.ListTasks = channel.unary_unary(
                 '/generation.v1.GenerationService/ListTasks',
-                request_serializer=generated_dot_generation_dot_v1_dot_generation__pb2.ListTasksRequest.SerializeToString,
-                response_deserializer=generated_dot_generation_dot_v1_dot_generation__pb2.ListTasksResponse.FromString,
+                request_serializer=generation_dot_v1_dot_generation__pb2.ListTasksRequest.SerializeToString,
+                response_deserializer=generation_dot_v1_dot_generation__pb2.ListTasksResponse.FromString,
                 _registered_method=True)
         self.CancelTask = channel.unary_unary(
                 '/generation.v1.GenerationService/CancelTask',
-                request_serializer=generated_dot_generation_dot_v1_dot_generation__pb2.CancelTaskRequest.SerializeToString,
-                response_deserializer=generated_dot_generation_dot_v1_dot_generation__pb2.CancelTaskResponse.FromString,
+                request_serializer=generation_dot_v1_dot_generation__pb2.CancelTaskRequest.SerializeToString,
+                response_deserializer=generation_dot_v1_dot_generation__pb2.CancelTaskResponse.FromString,
                 _registered_method=True)
 
 
 class GenerationServiceServicer:
-    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also
-    end with UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a
-    bug: report the id in the message).
+    """Generates images and videos. Clients may send a keepalive ping every 10 seconds on an idle connection, not more often.
+    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: retry),
+    or INTERNAL (a bug: report the id in the message).
     """
 
     def CreateTask(self, request, context):
-        """Accepts a task, stores it, and waits a moment (CREATE_WAIT_SECONDS, and at most until 200 ms before the deadline) for
-        the provider's verdict. An accepted task, and one without a verdict yet, is answered PENDING: watch it.
+        """Stores a task, submits it to the provider, and waits for the provider's answer: for CREATE_WAIT_SECONDS at most, and
+        at most until 200 ms before the deadline of the call. The task is returned as PENDING if the provider has accepted it
+        or has not answered yet. Use WatchTask to follow it.
 
-        Errors: INVALID_PARAMS (mend the fields named), REQUEST_ID_REUSED (take a new request_id), RATE_LIMITED (too many
-        tasks wait here, or the caller created too many within a minute: retry later), MODEL_NOT_ALLOWED (use another
-        model). When the provider refused the task, with `task_id` in the error's metadata:
-        PROVIDER_REJECTED (mend the parameters), PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, MODEL_UNAVAILABLE (the operator
-        must act), PROVIDER_ERROR (a new request_id may succeed).
+        Errors: INVALID_PARAMS (fix the named fields), REQUEST_ID_REUSED (choose a new request_id), RATE_LIMITED (too many
+        tasks are queued, or the caller created too many within a minute: retry later), MODEL_NOT_ALLOWED (use another
+        model). If the provider refused the task, the error's metadata contains `task_id`, and the reason is PROVIDER_REJECTED
+        (fix the parameters), PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED or MODEL_UNAVAILABLE (the operator must act), or
+        PROVIDER_ERROR (a new request_id may succeed).
 
-        Retry a lost answer with the same request_id: the same task comes back, and nothing is bought again. An answer was lost
-        if the call ends UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's ErrorInfo. A known request_id is
-        looked up before limits and models are checked: the limits `queue` and
+        If the response was lost, retry with the same request_id: the call returns the same task, and nothing is paid for
+        again. A response was lost if the call ends as UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's
+        ErrorInfo. A known request_id is looked up before limits and models are checked: the limits `queue` and
         `creates_per_minute` and MODEL_NOT_ALLOWED never apply to it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -95,60 +96,62 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def QueryTask(self, request, context):
-        """Returns the newest committed snapshot of a task. It has no side effects.
+        """Returns the newest committed snapshot of a task. It has no side effects, so it is always safe to retry.
 
-        Errors: INVALID_PARAMS, TASK_NOT_FOUND (no such task, or another caller's).
+        Errors: INVALID_PARAMS, TASK_NOT_FOUND (the task does not exist or belongs to another caller).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchTask(self, request, context):
-        """Streams whole snapshots of a task: the present one first, then each newer one, until the terminal one, after which
-        the stream ends OK. It never ends OK otherwise. A quiet stream repeats the present snapshot as a heartbeat (every
-        WATCH_HEARTBEAT_SECONDS). Revisions never fall. A slow reader may miss snapshots in between, never the terminal one.
+        """Streams complete snapshots of a task: first the current one, then each newer one. After the terminal snapshot the
+        stream ends with OK, and it never ends with OK before that. When nothing changes, the current snapshot is repeated
+        every WATCH_HEARTBEAT_SECONDS (20 by default) as a heartbeat. Revisions never decrease. A client that reads slowly may
+        miss intermediate snapshots, but never the terminal one.
 
-        Reconnecting: a stream that ends without the service's ErrorInfo (domain "generation.v1") was lost on the way, whatever
-        its status: UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED, depending on the gRPC library and the proxies in between. Call
-        again with the last revision seen, after a delay that grows with each failure. UNAUTHENTICATED, PERMISSION_DENIED and
-        UNIMPLEMENTED end the watch. A stream that has been silent for three heartbeats was lost as well: cancel it and call
-        again.
+        Reconnecting: a stream that ends without the service's ErrorInfo (domain "generation.v1") was lost on the way,
+        whatever its status: UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED, depending on the gRPC library and the proxies in
+        between. Call again with the last revision received as after_revision, after a delay that grows with each failure.
+        A stream that has been silent for three heartbeats was lost as well: cancel it and call again. Do not reconnect after
+        UNAUTHENTICATED, PERMISSION_DENIED or UNIMPLEMENTED: they end the watch.
 
-        Errors: INVALID_PARAMS (after_revision is above the present revision), TASK_NOT_FOUND, RATE_LIMITED (too many open
-        streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: call again with the last revision seen).
+        Errors: INVALID_PARAMS (after_revision is greater than the current revision), TASK_NOT_FOUND, RATE_LIMITED (too many
+        open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: reconnect with the last revision received).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UploadFile(self, request_iterator, context):
-        """Passes a file straight through to the provider, for use as an input URL of a task. The first message holds
-        `metadata`, every other one a `chunk`. It answers once the provider has the whole file.
+        """Streams a file to the provider, to be used as an input URL of a task. The first message contains `metadata`, every
+        later one a `chunk`. The call returns when the provider has the whole file. It is safe to retry: the file is then
+        stored once more, under another URL.
 
-        Errors: INVALID_PARAMS, UPLOAD_TOO_LARGE, UPLOAD_MISMATCH (the bytes are not what the metadata says; the provider
-        does not get the file), RATE_LIMITED (too many uploads at a time), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED,
-        PROVIDER_UNAVAILABLE (send the file again).
+        Errors: INVALID_PARAMS, UPLOAD_TOO_LARGE, UPLOAD_MISMATCH (the content does not match the metadata; the provider does
+        not receive the file), RATE_LIMITED (too many concurrent uploads), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED,
+        CREDITS_EXHAUSTED, PROVIDER_UNAVAILABLE (send the file again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTasks(self, request, context):
-        """Lists the caller's tasks, newest first. It has no side effects.
+        """Lists the caller's tasks, newest first. It has no side effects, so it is always safe to retry.
 
         Errors: INVALID_PARAMS (page_size is negative, or page_token belongs to another filter or caller), RATE_LIMITED (too
-        many lists at a time).
+        many concurrent ListTasks calls).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelTask(self, request, context):
-        """Cancels a task that was not sent to the provider yet: it becomes FAILED with ERROR_REASON_CANCELLED. Cancelling a
-        cancelled task returns it.
+        """Cancels a task that has not been sent to the provider yet: it becomes FAILED with ERROR_REASON_CANCELLED. Cancelling
+        a cancelled task returns it, so this is safe to retry.
 
-        Errors: INVALID_PARAMS, TASK_NOT_FOUND, ALREADY_SUBMITTED (it was or may have been sent, or it ended: the provider
-        cannot cancel, and what is paid for is kept).
+        Errors: INVALID_PARAMS, TASK_NOT_FOUND, ALREADY_SUBMITTED (the task was or may have been sent, or it has ended. The
+        provider cannot cancel a task, and a result that is paid for is kept).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,33 +162,33 @@ def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'CreateTask': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateTask,
-                    request_deserializer=generated_dot_generation_dot_v1_dot_generation__pb2.CreateTaskRequest.FromString,
-                    response_serializer=generated_dot_generation_dot_v1_dot_generation__pb2.CreateTaskResponse.SerializeToString,
+                    request_deserializer=generation_dot_v1_dot_generation__pb2.CreateTaskRequest.FromString,
+                    response_serializer=generation_dot_v1_dot_generation__pb2.CreateTaskResponse.SerializeToString,
             ),
             'QueryTask': grpc.unary_unary_rpc_method_handler(
                     servicer.QueryTask,
-                    request_deserializer=generated_dot_generation_dot_v1_dot_generation__pb2.QueryTaskRequest.FromString,
-                    response_serializer=generated_dot_generation_dot_v1_dot_generation__pb2.QueryTaskResponse.SerializeToString,
+                    request_deserializer=generation_dot_v1_dot_generation__pb2.QueryTaskRequest.FromString,
+                    response_serializer=generation_dot_v1_dot_generation__pb2.QueryTaskResponse.SerializeToString,
             ),
             'WatchTask': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchTask,
-                    request_deserializer=generated_dot_generation_dot_v1_dot_generation__pb2.WatchTaskRequest.FromString,
-                    response_serializer=generated_dot_generation_dot_v1_dot_generation__pb2.WatchTaskResponse.SerializeToString,
+                    request_deserializer=generation_dot_v1_dot_generation__pb2.WatchTaskRequest.FromString,
+                    response_serializer=generation_dot_v1_dot_generation__pb2.WatchTaskResponse.SerializeToString,
             ),
             'UploadFile': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadFile,
-                    request_deserializer=generated_dot_generation_dot_v1_dot_generation__pb2.UploadFileRequest.FromString,
-                    response_serializer=generated_dot_generation_dot_v1_dot_generation__pb2.UploadFileResponse.SerializeToString,
+                    request_deserializer=generation_dot_v1_dot_generation__pb2.UploadFileRequest.FromString,
+                    response_serializer=generation_dot_v1_dot_generation__pb2.UploadFileResponse.SerializeToString,
             ),
             'ListTasks': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTasks,
-                    request_deserializer=generated_dot_generation_dot_v1_dot_generation__pb2.ListTasksRequest.FromString,
-                    response_serializer=generated_dot_generation_dot_v1_dot_generation__pb2.ListTasksResponse.SerializeToString,
+                    request_deserializer=generation_dot_v1_dot_generation__pb2.ListTasksRequest.FromString,
+                    response_serializer=generation_dot_v1_dot_generation__pb2.ListTasksResponse.SerializeToString,
             ),
             'CancelTask': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelTask,
-                    request_deserializer=generated_dot_generation_dot_v1_dot_generation__pb2.CancelTaskRequest.FromString,
-                    response_serializer=generated_dot_generation_dot_v1_dot_generation__pb2.CancelTaskResponse.SerializeToString,
+                    request_deserializer=generation_dot_v1_dot_generation__pb2.CancelTaskRequest.FromString,
+                    response_serializer=generation_dot_v1_dot_generation__pb2.CancelTaskResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -196,9 +199,9 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService:
-    """Generates images and videos. Clients may ping an idle connection every 10 seconds, not more often. Every RPC may also
-    end with UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: call again), or INTERNAL (a
-    bug: report the id in the message).
+    """Generates images and videos. Clients may send a keepalive ping every 10 seconds on an idle connection, not more often.
+    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: retry),
+    or INTERNAL (a bug: report the id in the message).
     """
 
     @staticmethod
@@ -216,8 +219,8 @@ class GenerationService:
             request,
             target,
             '/generation.v1.GenerationService/CreateTask',
-            generated_dot_generation_dot_v1_dot_generation__pb2.CreateTaskRequest.SerializeToString,
-            generated_dot_generation_dot_v1_dot_generation__pb2.CreateTaskResponse.FromString,
+            generation_dot_v1_dot_generation__pb2.CreateTaskRequest.SerializeToString,
+            generation_dot_v1_dot_generation__pb2.CreateTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -243,8 +246,8 @@ class GenerationService:
             request,
             target,
             '/generation.v1.GenerationService/QueryTask',
-            generated_dot_generation_dot_v1_dot_generation__pb2.QueryTaskRequest.SerializeToString,
-            generated_dot_generation_dot_v1_dot_generation__pb2.QueryTaskResponse.FromString,
+            generation_dot_v1_dot_generation__pb2.QueryTaskRequest.SerializeToString,
+            generation_dot_v1_dot_generation__pb2.QueryTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -270,8 +273,8 @@ class GenerationService:
             request,
             target,
             '/generation.v1.GenerationService/WatchTask',
-            generated_dot_generation_dot_v1_dot_generation__pb2.WatchTaskRequest.SerializeToString,
-            generated_dot_generation_dot_v1_dot_generation__pb2.WatchTaskResponse.FromString,
+            generation_dot_v1_dot_generation__pb2.WatchTaskRequest.SerializeToString,
+            generation_dot_v1_dot_generation__pb2.WatchTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -297,8 +300,8 @@ class GenerationService:
             request_iterator,
             target,
             '/generation.v1.GenerationService/UploadFile',
-            generated_dot_generation_dot_v1_dot_generation__pb2.UploadFileRequest.SerializeToString,
-            generated_dot_generation_dot_v1_dot_generation__pb2.UploadFileResponse.FromString,
+            generation_dot_v1_dot_generation__pb2.UploadFileRequest.SerializeToString,
+            generation_dot_v1_dot_generation__pb2.UploadFileResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -324,8 +327,8 @@ class GenerationService:
             request,
             target,
             '/generation.v1.GenerationService/ListTasks',
-            generated_dot_generation_dot_v1_dot_generation__pb2.ListTasksRequest.SerializeToString,
-            generated_dot_generation_dot_v1_dot_generation__pb2.ListTasksResponse.FromString,
+            generation_dot_v1_dot_generation__pb2.ListTasksRequest.SerializeToString,
+            generation_dot_v1_dot_generation__pb2.ListTasksResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -351,8 +354,8 @@ class GenerationService:
             request,
             target,
             '/generation.v1.GenerationService/CancelTask',
-            generated_dot_generation_dot_v1_dot_generation__pb2.CancelTaskRequest.SerializeToString,
-            generated_dot_generation_dot_v1_dot_generation__pb2.CancelTaskResponse.FromString,
+            generation_dot_v1_dot_generation__pb2.CancelTaskRequest.SerializeToString,
+            generation_dot_v1_dot_generation__pb2.CancelTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,
