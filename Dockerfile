@@ -13,7 +13,6 @@ COPY generated generated
 COPY providers providers
 COPY storage storage
 COPY service service
-COPY client client
 ENV PATH=/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \

@@ -16,11 +16,13 @@ help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 # The stamps stand for an installed lock file; a changed lock installs again.
-.venv/installed: requirements.lock
+.venv/installed: requirements.lock requirements-client.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		-r requirements.lock -r requirements-client.lock
+	@echo "$(CURDIR)/client" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/kie_generation.pth"
 	@touch $@
 
 .venv/installed-dev: requirements-dev.lock .venv/installed
@@ -28,7 +30,7 @@ help:  ## List the targets
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
-install: .venv/installed  ## Install what the service needs into .venv
+install: .venv/installed  ## Install what the service and its client need into .venv
 
 install-dev: .venv/installed-dev  ## Install what its development needs, too
 
@@ -39,7 +41,7 @@ simulator: install  ## Run only the Kie look-alike, on PORT (8099)
 	@exec $(BIN)/python -m providers.kie.simulator --port $(PORT)
 
 demo: install  ## Simulator, server and one task of each model, live; results in demo-results/
-	@$(BIN)/python -m client.demo
+	@$(BIN)/python -m examples.demo
 
 test: install-dev  ## Run the tests
 	@$(PYTEST)
@@ -100,11 +102,12 @@ settings-page: install-dev  ## Write the tables of docs/settings.md from the set
 image:  ## Build the container image
 	docker build --tag $(IMAGE) .
 
-lock: install-dev  ## Pin the dependencies of pyproject.toml again
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-header pyproject.toml -o requirements.lock
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-header --constraint requirements.lock --group dev -o requirements-dev.lock
+PIN := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+
+lock: install-dev  ## Pin the dependencies of the service, of the client and of the development again
+	@$(PIN) pyproject.toml -o requirements.lock
+	@$(PIN) --constraint requirements.lock client/pyproject.toml --extra cli -o requirements-client.lock
+	@$(PIN) --constraint requirements.lock --constraint requirements-client.lock --group dev -o requirements-dev.lock
 
 clean:  ## Remove what the targets made, but for databases
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-results

@@ -12,9 +12,8 @@ from typing import Any
 
 import grpc
 
-from client import GenerationClient, Retry
-from generated.generation.v1 import generation_pb2 as pb
-from generated.generation.v1.generation_pb2 import Imagen4Params
+from kie_generation import GenerationClient, Imagen4Params, Retry
+from kie_generation.generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from tests.harness import API_KEY
 

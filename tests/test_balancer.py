@@ -14,10 +14,9 @@ from typing import Any
 import grpc
 import pytest
 
-from client import GenerationClient, InvalidRequestError, Retry
-from generated.generation.v1 import generation_pb2 as pb
-from generated.generation.v1.generation_pb2 import Imagen4Params
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
+from kie_generation import GenerationClient, Imagen4Params, InvalidRequestError, Retry
+from kie_generation.generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from tests.harness import DEADLINE_SECONDS, create_request, eventually, refusal, upload_messages
 from tests.killing import Victim

@@ -15,10 +15,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
-from client import GenerationClient
-from client.errors import RefusedError
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2 import Imagen4Params
+from kie_generation import GenerationClient
+from kie_generation.errors import RefusedError
 from providers.kie.simulator import Simulator
 from service import poller
 from service.caller_limits import CallerLimitsError, read_limits

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 
-from client import (
+from kie_generation import (
     GenerationClient,
     GenerationError,
     InvalidRequestError,
@@ -21,9 +21,8 @@ from client import (
     UnavailableError,
     Violation,
 )
-from client.client import UPLOAD_ATTEMPTS
-from client.upload import CHUNK_BYTES
-from generated.generation.v1.generation_pb2 import (
+from kie_generation.client import UPLOAD_ATTEMPTS
+from kie_generation.generated.generation.v1.generation_pb2 import (
     TASK_STATUS_FAILED,
     Imagen4Params,
     KieParams,
@@ -33,6 +32,7 @@ from generated.generation.v1.generation_pb2 import (
     UploadMetadata,
     Veo3Params,
 )
+from kie_generation.upload import CHUNK_BYTES
 from tests.test_client_server import (
     FAST,
     UNAVAILABLE,
@@ -228,7 +228,7 @@ async def test_a_token_may_be_copied_with_the_word_before_it(token: str) -> None
 
 
 async def test_a_certificate_without_its_key_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="together"):
         Tls(client_cert="cert.pem").credentials()
 
 

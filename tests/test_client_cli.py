@@ -13,18 +13,19 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from client import UnavailableError, create
-from client.cli import app
-from client.problems import ExitCode
-from client.progress import LiveProgress
-from client.states import state
-from generated.generation.v1.generation_pb2 import (
+from kie_generation import UnavailableError
+from kie_generation.cli import create
+from kie_generation.cli.app import app
+from kie_generation.cli.problems import ExitCode
+from kie_generation.cli.progress import LiveProgress
+from kie_generation.generated.generation.v1.generation_pb2 import (
     Imagen4Params,
     KieParams,
     ListTasksResponse,
     MidjourneyParams,
     Veo3Params,
 )
+from kie_generation.states import state
 from tests.test_client_download import PNG, serving_results
 from tests.test_client_server import (
     NOT_FOUND,
@@ -355,8 +356,8 @@ async def test_options_that_cannot_be_meant_are_wrong_usage(
     ],
 )
 def test_the_help_of_every_command_shows_an_example(names: str) -> None:
-    shown = CliRunner().invoke(app, [*names.split(), "--help"], prog_name="python -m client").stdout
-    assert f"python -m client {names}" in shown.partition("Example")[2]
+    shown = CliRunner().invoke(app, [*names.split(), "--help"], prog_name="kie-generation").stdout
+    assert f"kie-generation {names}" in shown.partition("Example")[2]
 
 
 def test_help_explains_every_exit_code() -> None:

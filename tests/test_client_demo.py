@@ -21,7 +21,7 @@ async def start_python(*arguments: str, cwd: Path, **env: str) -> Process:
         sys.executable,
         *arguments,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}", **env},
         stdout=PIPE,
         stderr=STDOUT,
         start_new_session=True,
@@ -35,7 +35,7 @@ async def output_of(process: Process) -> str:
 
 
 async def test_the_demo_runs_behind_a_proxy_on_a_narrow_terminal(tmp_path: Path) -> None:
-    demo = await start_python("-m", "client.demo", cwd=tmp_path, COLUMNS="40", **DEAD_PROXY)
+    demo = await start_python("-m", "examples.demo", cwd=tmp_path, COLUMNS="40", **DEAD_PROXY)
     shown = await output_of(demo)
     assert demo.returncode == 0, shown
     assert max(map(len, shown.splitlines()[1:])) <= 40
@@ -51,7 +51,7 @@ async def test_the_demo_runs_behind_a_proxy_on_a_narrow_terminal(tmp_path: Path)
 async def test_an_interrupted_demo_ends_without_a_traceback(
     tmp_path: Path, everybody: bool
 ) -> None:
-    demo = await start_python("-m", "client.demo", cwd=tmp_path)
+    demo = await start_python("-m", "examples.demo", cwd=tmp_path)
     assert demo.stdout is not None
     assert b"Four tasks" in await demo.stdout.readline()
     if everybody:  # as a terminal does
@@ -63,9 +63,10 @@ async def test_an_interrupted_demo_ends_without_a_traceback(
     assert shown.splitlines()[-1] == "Interrupted."
 
 
-def example_in(page: str) -> str:
-    """Return the first Python program of a page."""
-    found = re.search(r"```python\n(import asyncio.*?)```", (ROOT / page).read_text(), re.DOTALL)
+def example_in(page: str, first_line: str = "import asyncio") -> str:
+    """Return the first Python program of a page that begins with a line."""
+    program = rf"```python\n({re.escape(first_line)}.*?)```"
+    found = re.search(program, (ROOT / page).read_text(), re.DOTALL)
     assert found is not None
     return found[1]
 

@@ -11,9 +11,9 @@ from aiohttp import web
 from aiohttp.resolver import DefaultResolver
 from aiohttp.test_utils import TestServer
 
-from client import DownloadError, MinimumRate, save_artifacts
-from client.addresses import is_public
-from generated.generation.v1.generation_pb2 import Artifact
+from kie_generation import DownloadError, MinimumRate, save_artifacts
+from kie_generation.addresses import is_public
+from kie_generation.generated.generation.v1.generation_pb2 import Artifact
 from tests.test_client_server import success
 
 PNG = b"\x89PNG\r\n\x1a\n picture"

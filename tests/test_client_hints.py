@@ -13,9 +13,8 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from typer.testing import CliRunner
 
-from client.cli import app
-from client.states import percent
-from generated.generation.v1.generation_pb2 import (
+from kie_generation.cli.app import app
+from kie_generation.generated.generation.v1.generation_pb2 import (
     TASK_STAGE_ACCEPTED,
     TASK_STAGE_QUEUED,
     TASK_STAGE_SUBMITTING,
@@ -25,6 +24,7 @@ from generated.generation.v1.generation_pb2 import (
     ListTasksResponse,
     ProviderParams,
 )
+from kie_generation.states import percent
 from tests.test_client_cli import NOWHERE, ROOT, command, finish
 from tests.test_client_download import PNG, serving_results
 from tests.test_client_server import (
@@ -52,7 +52,7 @@ MODEL_VALUES = {
 
 
 def help_of(names: str) -> str:
-    return CliRunner().invoke(app, [*names.split(), "--help"], prog_name="python -m client").stdout
+    return CliRunner().invoke(app, [*names.split(), "--help"], prog_name="kie-generation").stdout
 
 
 @pytest.mark.parametrize("columns", ["80", "40"])
@@ -63,7 +63,7 @@ def test_help_fits_the_terminal_and_shows_every_name_in_full(
     monkeypatch.setenv("COLUMNS", columns)
     shown = help_of(names)
     # Examples are kept on their line, so that they can be copied.
-    prose = [line for line in shown.splitlines() if "python -m client" not in line]
+    prose = [line for line in shown.splitlines() if "kie-generation" not in line]
     assert max(map(len, prose)) <= int(columns)
     assert "…" not in shown
     assert not re.search(r"<\w+>|\{\w+\}", shown)
@@ -201,7 +201,7 @@ async def test_a_download_that_failed_can_be_repeated_as_the_hint_says(tmp_path:
 async def test_a_watch_that_never_reached_the_server_does_not_say_that_the_task_goes_on() -> None:
     ran = await command(NOWHERE, "--give-up-after", "0", "watch", "t-1")
     assert ran.code == 6
-    assert "goes on" not in ran.err
+    assert "continues" not in ran.err
     assert "watch t-1" in ran.err
 
 
@@ -210,7 +210,7 @@ async def test_a_create_that_waits_for_its_answer_says_so() -> None:
     service.answers.append(Silence())
     async with serving(service) as address:
         ran = await command(address, "--timeout", "2", "create", "imagen4", "x")
-    assert ran.err.splitlines()[0] == "waiting for the provider to take the task"
+    assert ran.err.splitlines()[0] == "waiting for the provider to accept the task"
 
 
 async def test_a_call_that_is_tried_again_says_so_once() -> None:
@@ -219,7 +219,7 @@ async def test_a_call_that_is_tried_again_says_so_once() -> None:
     async with serving(service) as address:
         ran = await command(address, "get", "t-1")
     assert ran.code == 0
-    assert ran.err == "UNAVAILABLE: trying again, for 30 s at most\n"
+    assert ran.err == "UNAVAILABLE: retrying for up to 30 s\n"
 
 
 # --- output ---

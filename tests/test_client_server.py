@@ -15,8 +15,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from client import GenerationClient, Retry
-from generated.generation.v1.generation_pb2 import (
+from kie_generation import GenerationClient, Retry
+from kie_generation.generated.generation.v1.generation_pb2 import (
     TASK_STAGE_GENERATING,
     TASK_STATUS_FAILED,
     TASK_STATUS_PENDING,
@@ -38,7 +38,7 @@ from generated.generation.v1.generation_pb2 import (
     WatchTaskRequest,
     WatchTaskResponse,
 )
-from generated.generation.v1.generation_pb2_grpc import (
+from kie_generation.generated.generation.v1.generation_pb2_grpc import (
     GenerationServiceServicer,
     add_GenerationServiceServicer_to_server,
 )

@@ -10,9 +10,11 @@ from typing import Any
 import grpc
 import pytest
 
-from client import GenerationClient, Tls, UnauthenticatedError, UnavailableError
-from client.addresses import is_local
-from generated.generation.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
+from kie_generation import GenerationClient, Tls, UnauthenticatedError, UnavailableError
+from kie_generation.addresses import is_local
+from kie_generation.generated.generation.v1.generation_pb2_grpc import (
+    add_GenerationServiceServicer_to_server,
+)
 from tests.test_client_cli import ROOT, command
 from tests.test_client_server import FAST, ScriptedService, pending, serving, success
 from tests.test_tls import Authority
@@ -140,7 +142,7 @@ async def test_the_command_line_exits_with_4_and_says_what_to_change(
             (address, ("--ca", ca, "get", "t-1"), "--cert and --key"),
             (address, ("--ca", ca, *pair, "watch", "t-1"), "--cert"),
             (address, ("create", "imagen4", "x"), "use --tls"),
-            (plain, ("--tls", "list"), "does not speak TLS"),
+            (plain, ("--tls", "list"), "does not use TLS"),
         ):
             ran = await command(to, *arguments)
             assert ran.code == 4, ran.err

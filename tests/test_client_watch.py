@@ -7,7 +7,7 @@ from contextlib import aclosing
 import grpc
 import pytest
 
-from client import (
+from kie_generation import (
     GenerationClient,
     GenerationError,
     InvalidRequestError,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from client import GenerationClient, GenerationError
-from generated.generation.v1 import generation_pb2 as pb
+from kie_generation import GenerationClient, GenerationError
+from kie_generation.generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from tests.harness import INSTANT
 from tests.killing import Victim, create, patient_client, verdict

@@ -11,8 +11,8 @@ import grpc
 import psycopg2
 import pytest
 
-from client import GenerationClient
 from generated.generation.v1 import generation_pb2 as pb
+from kie_generation import GenerationClient, TaskStatus
 from providers.kie.simulator import Simulator
 from tests.databases import locked
 from tests.harness import Service, create_request, eventually, refusal, serving
@@ -184,7 +184,7 @@ async def test_tasks_created_while_every_connection_is_cut_again_and_again_are_b
         ends = await asyncio.gather(*(client.wait(task.id, timeout=60) for task in created))
         assert await watched.end() < RESUMES_SECONDS
         assert connections(cluster.url) <= CONNECTIONS_MAX
-    assert {end.status for end in ends} == {pb.TASK_STATUS_SUCCESS}
+    assert {end.status for end in ends} == {TaskStatus.TASK_STATUS_SUCCESS}
     assert len(service.kie.tasks) == 110
 
 

@@ -13,9 +13,8 @@ from typing import Any
 import grpc
 import pytest
 
-from client import GenerationClient
-from generated.generation.v1 import generation_pb2 as pb
-from generated.generation.v1.generation_pb2 import Imagen4Params
+from kie_generation import GenerationClient, Imagen4Params
+from kie_generation.generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from service import poller
 from storage.creation import Created
@@ -158,7 +157,7 @@ async def test_a_watcher_that_resumes_anywhere_never_sees_an_older_snapshot(
     kie.update(seconds={"imagen4": [0.2, 0.8]})
     rng = random.Random(2)
 
-    async def wander(services: list[Service], task_id: str) -> pb.GenerationTask:
+    async def wander(services: list[Service], task_id: str) -> Any:
         """Watch each snapshot on another replica, and query yet another one."""
         seen = 0
         while True:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from client import GenerationClient
-from client.watch import ended
-from generated.generation.v1 import generation_pb2 as pb
+from kie_generation import GenerationClient
+from kie_generation.generated.generation.v1 import generation_pb2 as pb
+from kie_generation.watch import ended
 from providers.kie.simulator import Simulator
 from tests.databases import rows
 from tests.harness import INSTANT

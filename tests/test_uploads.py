@@ -19,9 +19,9 @@ import grpc
 import pytest
 from aiohttp import web
 
-from client.upload import CHUNK_BYTES
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
+from kie_generation.upload import CHUNK_BYTES
 from providers.kie.simulator import Simulator
 from service.server import Bounds
 from service.uploads import UploadPace

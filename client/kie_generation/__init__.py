@@ -6,53 +6,100 @@
             print(state(task))
         await save_artifacts(task, "results")
 
-`client.errors` draws the tree of what can be raised. The command line is `python -m client --help`.
+`kie_generation.sync` has the same client with blocking methods. `kie_generation.errors` lists the
+exceptions. The command line is `kie-generation`, with the extra `cli`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from client.client import GenerationClient
-    from client.download import DownloadError, MinimumRate, save_artifacts
-    from client.errors import (
+    from kie_generation.client import GenerationClient
+    from kie_generation.download import DownloadError, MinimumRate, save_artifacts
+    from kie_generation.errors import (
         GenerationError,
         InvalidRequestError,
         RefusedError,
         TaskNotFoundError,
+        TokenError,
         UnauthenticatedError,
         UnavailableError,
         Violation,
     )
-    from client.retry import Retry
-    from client.states import state
-    from client.tls import Tls
-    from client.watch import ended
+    from kie_generation.generated.generation.v1.generation_pb2 import (
+        Artifact,
+        ErrorReason,
+        GenerationTask,
+        Imagen4Params,
+        KieParams,
+        MidjourneyParams,
+        ProviderParams,
+        Sora2Params,
+        TaskFailure,
+        TaskStage,
+        TaskStatus,
+        UploadedFile,
+        Veo3Params,
+    )
+    from kie_generation.retry import Retry
+    from kie_generation.states import state
+    from kie_generation.tls import Tls
+    from kie_generation.watch import ended
+
+__version__ = "0.1.0"
 
 __all__ = [
+    "Artifact",
     "DownloadError",
+    "ErrorReason",
     "GenerationClient",
     "GenerationError",
+    "GenerationTask",
+    "Imagen4Params",
     "InvalidRequestError",
+    "KieParams",
+    "MidjourneyParams",
     "MinimumRate",
+    "ProviderParams",
     "RefusedError",
     "Retry",
+    "Sora2Params",
+    "TaskFailure",
     "TaskNotFoundError",
+    "TaskStage",
+    "TaskStatus",
     "Tls",
+    "TokenError",
     "UnauthenticatedError",
     "UnavailableError",
+    "UploadedFile",
+    "Veo3Params",
     "Violation",
     "ended",
     "save_artifacts",
     "state",
 ]
 
+_MESSAGES = "generated.generation.v1.generation_pb2"
 _MODULES = {
+    "Artifact": _MESSAGES,
     "DownloadError": "download",
+    "ErrorReason": _MESSAGES,
     "GenerationClient": "client",
+    "GenerationTask": _MESSAGES,
+    "Imagen4Params": _MESSAGES,
+    "KieParams": _MESSAGES,
+    "MidjourneyParams": _MESSAGES,
     "MinimumRate": "download",
+    "ProviderParams": _MESSAGES,
     "Retry": "retry",
+    "Sora2Params": _MESSAGES,
+    "TaskFailure": _MESSAGES,
+    "TaskStage": _MESSAGES,
+    "TaskStatus": _MESSAGES,
     "Tls": "tls",
+    "UploadedFile": _MESSAGES,
+    "Veo3Params": _MESSAGES,
     "ended": "watch",
     "save_artifacts": "download",
     "state": "states",
@@ -60,7 +107,11 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Imports what is asked for: the command line prepares gRPC before it is imported."""
+    """Import a name on first use: the command line sets gRPC's environment before the import."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,14 +1,5 @@
-"""`python -m client`."""
+"""`python -m kie_generation`: the command line."""
 
-import os
-import sys
+from kie_generation.cli import main
 
-# gRPC reads this when it is imported, and would log between our lines.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
-try:
-    from client.cli import main
-
-    main()
-except KeyboardInterrupt:  # outside of a command, which says how to go on
-    sys.exit(130)
+main()

@@ -1,4 +1,4 @@
-"""Network addresses: those of gRPC targets, which are local, and which are public."""
+"""Network addresses: of gRPC targets, local ones, and public ones."""
 
 import errno
 import ipaddress
@@ -15,7 +15,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def is_public(text: str) -> bool:
-    """Whether a literal address is one on the public internet; False for anything else."""
+    """Return whether a literal address is on the public internet; False for anything else."""
     try:
         address = _unwrapped(ipaddress.ip_address(text))
     except ValueError:
@@ -26,7 +26,7 @@ def is_public(text: str) -> bool:
 
 
 def is_literal(host: str) -> bool:
-    """Whether a URL's host is an address rather than a name."""
+    """Return whether a URL's host is an address rather than a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -35,10 +35,10 @@ def is_literal(host: str) -> bool:
 
 
 def host_and_port(target: str) -> tuple[str, int]:
-    """Return the host and the port that a gRPC target names.
+    """Return the host and the port of a gRPC target.
 
     Raises:
-        ValueError: the target names no port, as a Unix socket does.
+        ValueError: the target has no port, for example a Unix socket.
     """
     for scheme in ("dns:", "ipv4:", "ipv6:"):
         target = target.removeprefix(scheme)
@@ -47,10 +47,10 @@ def host_and_port(target: str) -> tuple[str, int]:
 
 
 def is_local(target: str) -> bool:
-    """Whether a gRPC target is on this machine: a loopback address or a Unix socket."""
+    """Return whether a gRPC target is on this machine: a loopback address or a Unix socket."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
-    return all(_is_loopback(each) for each in target.split(","))  # `ipv4:` takes several
+    return all(_is_loopback(each) for each in target.split(","))  # `ipv4:` may list several
 
 
 def _is_loopback(target: str) -> bool:
@@ -71,9 +71,9 @@ def _unwrapped(address: Address) -> Address:
 
 
 class PublicResolver(AbstractResolver):
-    """Resolves names, and fails for a name that has any address that is not public.
+    """Resolves names; fails if any address of a name is not public.
 
-    The connection is made to the addresses returned here, so a name cannot change in between.
+    aiohttp connects to the addresses that are returned here, so a second lookup cannot differ.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,11 @@ class PublicResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Return the addresses of a name. Raises OSError if one of them is not public."""
+        """Return the addresses of a name.
+
+        Raises:
+            OSError: one of them is not public, or the name cannot be resolved.
+        """
         found = await self._resolver.resolve(host, port, family)
         if private := next((each["host"] for each in found if not is_public(each["host"])), None):
             message = f"{host} resolves to {private}, which is not a public address"
@@ -90,5 +94,5 @@ class PublicResolver(AbstractResolver):
         return found
 
     async def close(self) -> None:
-        """Release what resolving needed."""
+        """Close the resolver."""
         await self._resolver.close()

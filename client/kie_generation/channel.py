@@ -1,19 +1,19 @@
-"""The channel of a client, with the options that keep it alive."""
+"""The gRPC channel of a client, with keepalive options."""
 
 import grpc
 
-from client.addresses import is_local
-from client.tls import Tls
+from kie_generation.addresses import is_local
+from kie_generation.tls import Tls
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
-    # A page of tasks ends at 1 MiB, but its last task may be large.
+    # A page of ListTasks is limited to 1 MiB, but its last task may be large.
     ("grpc.max_receive_message_length", 5 * 1024 * 1024),
-    # Finds a dead connection under an open watch; the server permits a ping every 10 s.
+    # Detects a dead connection under an open watch. The server permits a ping every 10 s.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # Without it C-core stops pinging after two pings, and a watch sends no data of its own.
+    # By default C-core stops after two pings without data, and a watch sends no data.
     ("grpc.http2.max_pings_without_data", 0),
-    # C-core would wait up to two minutes before it looks for a restarted server again.
+    # By default C-core waits up to two minutes before it reconnects to a restarted server.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
@@ -21,9 +21,9 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 def open_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
-    """Returns a channel to a service; without TLS it is plaintext."""
+    """Return a channel to a service; `tls` None means plaintext."""
     options = _OPTIONS
-    if is_local(address):  # gRPC would send loopback through the proxy, too
+    if is_local(address):  # by default gRPC uses the proxy even for loopback
         options += (("grpc.enable_http_proxy", 0),)
     if tls is None:
         return grpc.aio.insecure_channel(address, options=options)

@@ -1,9 +1,9 @@
-"""The client: a method per RPC, each safe to call on a bad day."""
+"""The async client: one method for each RPC, with retries and reconnects."""
 
 import asyncio
 import re
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +12,14 @@ from typing import Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from client.channel import open_channel
-from client.errors import GenerationError, TokenError, UnauthenticatedError, UnavailableError
-from client.retry import OnRetry, Retry, retrying
-from client.tls import Tls, find_problem
-from client.upload import fingerprint, read_chunks, send
-from client.watch import OnConnection, WatchCall, WatchPolicy, ended, watch_until_ended
-from generated.generation.v1.generation_pb2 import (
+from kie_generation.channel import open_channel
+from kie_generation.errors import (
+    GenerationError,
+    TokenError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from kie_generation.generated.generation.v1.generation_pb2 import (
     TASK_STATUS_UNSPECIFIED,
     CancelTaskRequest,
     CreateTaskRequest,
@@ -32,14 +33,17 @@ from generated.generation.v1.generation_pb2 import (
     UploadMetadata,
     WatchTaskRequest,
 )
-from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
+from kie_generation.generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
+from kie_generation.retry import OnRetry, Retry, retrying
+from kie_generation.tls import Tls, find_problem
+from kie_generation.upload import fingerprint, in_thread, read_chunks, send
+from kie_generation.watch import OnConnection, WatchCall, WatchPolicy, ended, watch_until_ended
 
-CALL_TIMEOUT_SECONDS = (
-    30.0  # above CREATE_WAIT_SECONDS, so that a create may hear the provider's verdict
-)
+# More than CREATE_WAIT_SECONDS of the service, so that a create can return the provider's answer.
+CALL_TIMEOUT_SECONDS = 30.0
 UPLOAD_TIMEOUT_SECONDS = 600.0
 TOKEN = re.compile(r"[\x20-\x7e]+")
-UPLOAD_ATTEMPTS = 8  # unless Retry says otherwise; each sends the whole file
+UPLOAD_ATTEMPTS = 8  # unless Retry.attempts is set; each attempt sends the whole file
 HEARTBEAT_TIMEOUT_SECONDS = 60.0  # three of the server's heartbeats
 
 Q = TypeVar("Q")
@@ -49,10 +53,10 @@ A = TypeVar("A")
 class GenerationClient:
     """An async client of the generation service.
 
-    Use it as `async with`, in one event loop; it is safe to share there.
+    Use it with `async with`, in a single event loop, where any number of tasks can share it.
 
-    Every method raises GenerationError or a subclass; see `client.errors`. What is UnavailableError
-    is tried again by itself within the call's timeout.
+    Every method raises GenerationError or a subclass of it; see `kie_generation.errors`. Calls that
+    fail with UnavailableError are retried within their timeout.
     """
 
     def __init__(
@@ -66,18 +70,21 @@ class GenerationClient:
         give_up_after_seconds: float | None = None,
         on_retry: OnRetry | None = None,
     ) -> None:
-        """Describes the connection; it is made on entering the context.
+        """Configure the client; it connects after the context is entered.
 
         Args:
             address: host:port, or any target that gRPC resolves. Except for loopback, gRPC connects
                 through the proxy that the environment names (`https_proxy`, `no_proxy`).
-            token: the caller's token, if the service asks for one; TokenError if it cannot be one.
-            tls: None speaks plaintext.
-            retry: how to try again; None takes the defaults of Retry.
-            heartbeat_timeout: seconds of silence after which a watch opens its stream again.
-            give_up_after_seconds: how long a watch may fail to reconnect before it raises; None is
-                forever.
-            on_retry: called with the error before a call is made again; watches have on_connection.
+            token: the caller's token, if the service requires one.
+            tls: the certificates; None disables TLS.
+            retry: how calls are retried; None uses the defaults of Retry.
+            heartbeat_timeout: seconds of silence after which a watch reconnects.
+            give_up_after_seconds: how long a watch tries to reconnect before it raises; None means
+                without limit.
+            on_retry: called with the error before each retry of a call. Watches call on_connection.
+
+        Raises:
+            TokenError: the token contains characters that cannot be sent.
         """
         self._address = address
         self._metadata = (("authorization", f"Bearer {_bare(token)}"),) if token else ()
@@ -104,21 +111,21 @@ class GenerationClient:
         request_id: str | None = None,
         timeout: float = CALL_TIMEOUT_SECONDS,
     ) -> GenerationTask:
-        """Creates a task and returns it, most often PENDING.
+        """Create a task and return it, usually PENDING.
 
         Args:
             params: a model's message: Imagen4Params, MidjourneyParams, Veo3Params, Sora2Params or a
                 later one.
             prompt_id: your reference, 1-255 characters.
-            request_id: makes the create idempotent; None takes a random one, so that tries again
-                buy nothing twice.
-            timeout: seconds for all tries. Shorter than the service's CREATE_WAIT_SECONDS, a
-                refusal of the provider may come as a FAILED task rather than as an error.
+            request_id: makes the create idempotent; None generates a random one, so that retries
+                never pay twice.
+            timeout: seconds for all attempts. If it is shorter than the service's
+                CREATE_WAIT_SECONDS, the call may return a task that the provider refuses later.
 
         Raises:
-            RefusedError: the provider refused; `task_id` is the task.
-            GenerationError: with `request_id`, to create again after an UnavailableError.
-            TypeError: `params` is no model's message.
+            RefusedError: the provider refused; `task_id` is the id of the FAILED task.
+            GenerationError: `request_id` is set; repeat the create with it after UnavailableError.
+            TypeError: `params` is not a model's message.
         """
         request = CreateTaskRequest(
             prompt_id=prompt_id,
@@ -132,7 +139,7 @@ class GenerationClient:
             raise
 
     async def get(self, task_id: str, *, timeout: float = CALL_TIMEOUT_SECONDS) -> GenerationTask:
-        """Returns the newest snapshot. Raises TaskNotFoundError."""
+        """Return the newest snapshot. Raises TaskNotFoundError."""
         request = QueryTaskRequest(task_id=task_id)
         return (await self._call(self._stub.QueryTask, request, timeout)).task
 
@@ -144,13 +151,13 @@ class GenerationClient:
         page_size: int = 0,
         timeout: float = CALL_TIMEOUT_SECONDS,
     ) -> AsyncGenerator[GenerationTask, None]:
-        """Yields the caller's tasks, newest first, page after page as they are read.
+        """Yield the caller's tasks, newest first; pages are fetched as they are needed.
 
         Args:
-            prompt_id: only tasks with this one; "" is any.
-            status: only tasks with this one; unspecified is any.
-            page_size: tasks a page, at most 200; 0 is the service's default.
-            timeout: seconds a page.
+            prompt_id: only tasks with this prompt_id; "" for all.
+            status: only tasks with this status; TASK_STATUS_UNSPECIFIED for all.
+            page_size: tasks per page, at most 200; 0 for the service's default.
+            timeout: seconds for each page.
         """
         request = ListTasksRequest(prompt_id=prompt_id, status=status, page_size=page_size)
         while True:
@@ -164,10 +171,10 @@ class GenerationClient:
     async def cancel(
         self, task_id: str, *, timeout: float = CALL_TIMEOUT_SECONDS
     ) -> GenerationTask:
-        """Cancels a task that was not sent yet and returns it, FAILED with CANCELLED.
+        """Cancel a task that has not been sent to the provider, and return it as FAILED.
 
         Raises:
-            GenerationError: with reason ALREADY_SUBMITTED when it is too late.
+            GenerationError: with the reason ALREADY_SUBMITTED if it is too late.
         """
         request = CancelTaskRequest(task_id=task_id)
         return (await self._call(self._stub.CancelTask, request, timeout)).task
@@ -175,19 +182,19 @@ class GenerationClient:
     def watch(
         self, task_id: str, after_revision: int = 0, *, on_connection: OnConnection | None = None
     ) -> AsyncGenerator[GenerationTask, None]:
-        """Yields the present snapshot and each newer one, and ends after the terminal one.
+        """Yield the current snapshot and each newer one, the terminal one last.
 
-        It reconnects and resumes by itself. Revisions only grow; snapshots in between may be
-        skipped.
+        A lost stream is reopened automatically. Revisions only increase; intermediate snapshots may
+        be skipped.
 
         Args:
             task_id: the task.
-            after_revision: the last revision seen; 0 for none.
-            on_connection: called with the error when the stream is lost, and with None when it is
-                back.
+            after_revision: the last revision received; 0 for none.
+            on_connection: called with the error whenever the stream is lost, and with None when it
+                works again.
 
         Raises:
-            GenerationError: what another try cannot mend, at once; UnavailableError only after
+            GenerationError: an error that a retry cannot fix, at once; UnavailableError only after
                 give_up_after_seconds.
         """
 
@@ -200,9 +207,10 @@ class GenerationClient:
         )
 
     async def wait(self, task_id: str, timeout: float | None = None) -> GenerationTask:
-        """Returns the terminal snapshot.
+        """Return the terminal snapshot.
 
-        Raises TimeoutError after `timeout` seconds; the task goes on.
+        Raises:
+            TimeoutError: the task has not ended within `timeout` seconds; it is not affected.
         """
         async with asyncio.timeout(timeout), aclosing(self.watch(task_id)) as snapshots:
             async for task in snapshots:
@@ -212,28 +220,28 @@ class GenerationClient:
 
     async def upload(
         self,
-        source: str | Path | AsyncIterable[bytes],
+        source: str | Path | AsyncIterable[bytes] | Iterable[bytes],
         *,
         file_name: str | None = None,
         content_type: str | None = None,
         upload_path: str | None = None,
         timeout: float = UPLOAD_TIMEOUT_SECONDS,
     ) -> UploadedFile:
-        """Uploads a file and returns it.
+        """Upload a file, and return where the provider stores it.
 
-        Its `download_url` is what `file_urls` and `image_urls` take. A file on disk is read twice,
-        first for its size and SHA-256, which the service checks; and it is sent again after an
-        UnavailableError. An iterator can be read only once, so it is neither.
+        Use its `download_url` in `file_urls` and `image_urls`. A file on disk is read twice: first
+        for its size and SHA-256, which the service verifies. It is sent again after
+        UnavailableError. An iterator can only be read once, so neither applies to it.
 
         Args:
-            source: a path, or the bytes in pieces of any size.
-            file_name: 1-255 characters; defaults to the path's. An iterator needs one.
-            content_type: the media type; defaults by file_name's extension.
-            upload_path: the provider's folder; defaults to the service's.
-            timeout: seconds for all tries.
+            source: a path, or the content in chunks of any size.
+            file_name: 1-255 bytes in UTF-8; defaults to the path's. Required with an iterator.
+            content_type: the media type; defaults to that of the file name's extension.
+            upload_path: the folder at the provider; defaults to the service's default.
+            timeout: seconds for all attempts.
 
         Raises:
-            ValueError: an iterator without a file_name.
+            ValueError: an iterator was given without a file_name.
             OSError: the file cannot be read.
         """
         metadata = UploadMetadata(
@@ -244,7 +252,8 @@ class GenerationClient:
         if not isinstance(source, str | Path):
             if not file_name:
                 raise ValueError("an upload from an iterator needs a file_name")
-            return await self._send(metadata, lambda: source, timeout, Retry(attempts=1))
+            chunks = source if isinstance(source, AsyncIterable) else in_thread(source)
+            return await self._send(metadata, lambda: chunks, timeout, Retry(attempts=1))
         path = Path(source)
         metadata.file_name = _as_unicode(file_name or path.name)
         metadata.size_bytes, metadata.sha256 = await asyncio.to_thread(fingerprint, path)
@@ -284,7 +293,7 @@ class GenerationClient:
         )
 
     async def _diagnose(self, error: UnavailableError) -> GenerationError:
-        """Returns why TLS cannot work with this server, or else the error itself."""
+        """Return an UnauthenticatedError if TLS cannot work with this server, else the error."""
         closed = any(text in error.message for text in ("Socket closed", "reset", "Broken pipe"))
         if error.reason or "failed to connect" not in error.message or not closed:
             return error
@@ -293,22 +302,23 @@ class GenerationClient:
 
 
 def provider_params(params: Message) -> ProviderParams:
-    """Wraps a model's message into the member of KieParams that has its type.
+    """Wrap a model's message into the member of KieParams that has its type.
 
-    Raises TypeError if none has.
+    Raises:
+        TypeError: there is no such member.
     """
     wrapped = ProviderParams()
     for member in KieParams.DESCRIPTOR.oneofs_by_name["model"].fields:
         if member.message_type is params.DESCRIPTOR:
             model = getattr(wrapped.kie, member.name)
-            model.SetInParent()  # also without any field set
+            model.SetInParent()  # even if no field is set
             model.CopyFrom(params)
             return wrapped
-    raise TypeError(f"{params.DESCRIPTOR.full_name} is not the parameters of a model")
+    raise TypeError(f"{params.DESCRIPTOR.full_name} is not a model's parameters message")
 
 
 def _bare(token: str) -> str:
-    """Return a token that may have been copied with the word that precedes it in the header."""
+    """Return the token without a "Bearer " that was copied with it."""
     words = token.split()
     bare = words[1] if len(words) == 2 and words[0].lower() == "bearer" else token.strip()  # noqa: PLR2004
     if not TOKEN.fullmatch(bare):
@@ -317,7 +327,7 @@ def _bare(token: str) -> str:
 
 
 def _as_unicode(file_name: str) -> str:
-    """Return a name of the file system, whose bytes may be no UTF-8, as text that can be sent."""
+    """Return a file name that can be sent, even if its bytes on disk are not valid UTF-8."""
     return file_name.encode(errors="surrogateescape").decode(errors="replace")
 
 

@@ -1,7 +1,7 @@
-"""Saves a task's results. Their URLs expire after a day; the files stay.
+"""Downloading the results of a task before their URLs expire.
 
-The URLs of a task come from the service and are trusted. Where a redirect leads is decided by a
-foreign server, so a redirect is followed only to an https URL on a public address.
+The URLs of a task come from the service and are trusted. Redirects come from other servers, so
+they are followed only to https URLs on public addresses.
 """
 
 import asyncio
@@ -19,23 +19,23 @@ from urllib.parse import urljoin
 import aiohttp
 from yarl import URL
 
-from client import media
-from client.addresses import PublicResolver, is_literal, is_public
-from generated.generation.v1.generation_pb2 import Artifact, GenerationTask
+from kie_generation import media
+from kie_generation.addresses import PublicResolver, is_literal, is_public
+from kie_generation.generated.generation.v1.generation_pb2 import Artifact, GenerationTask
 
 MAX_ARTIFACT_BYTES = 2 * 1024**3
 MAX_SAVE_BYTES = 4 * 1024**3
 MAX_REDIRECTS = 5
 CHUNK_BYTES = 1024 * 1024
-# No limit on a whole download, which may be large: MinimumRate ends those that do not progress.
+# A large download may take long, so there is no total timeout: MinimumRate ends slow ones.
 _TIMEOUT = aiohttp.ClientTimeout(total=None)
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class DownloadError(Exception):
-    """A result could not be fetched from its URL.
+    """A result could not be downloaded.
 
-    The task is not affected: try again before the URL expires.
+    The task is not affected: retry before the URL expires.
     """
 
     def __init__(self, url: str, why: str) -> None:
@@ -45,11 +45,11 @@ class DownloadError(Exception):
 
 @dataclass(frozen=True)
 class MinimumRate:
-    """How slow a download may be before it is given up.
+    """The rate below which a download is aborted.
 
     Attributes:
-        bytes: how many must arrive in each period.
-        seconds: the length of a period, and how long the headers of a response may take.
+        bytes: how many bytes must arrive in each period.
+        seconds: the length of a period, and the timeout for the headers of a response.
     """
 
     bytes: int = 120 * 1024
@@ -72,23 +72,26 @@ async def save_artifacts(
     minimum_rate: MinimumRate = _DEFAULT_RATE,
     allow_private: bool = False,
 ) -> list[Path]:
-    """Downloads every artifact of a task as `<name>_<n>.<extension>`, n from 1.
+    """Download all artifacts of a task as `<name>_<n>.<extension>`, with n from 1.
 
-    A file appears under its name only when it is complete, and replaces one of that name.
+    A file appears under its name only when it is complete, and replaces an existing file.
 
     Args:
-        task: a snapshot that ended; one without artifacts saves nothing.
-        folder: where to save; it is created if it is missing.
-        name: how the files are named; None takes the task's id.
-        max_bytes: the largest file to accept.
-        max_total_bytes: the most to accept for all files together.
-        minimum_rate: a slower download is given up.
-        allow_private: follow redirects to private addresses and to http URLs, too.
+        task: the terminal snapshot; if it has no artifacts, nothing is saved.
+        folder: where to save the files; it is created if it is missing.
+        name: the first part of the file names; None uses the task's id.
+        max_bytes: the maximum size of a file.
+        max_total_bytes: the maximum size of all files together.
+        minimum_rate: slower downloads are aborted.
+        allow_private: also follow redirects to private addresses and to http URLs.
+
+    Returns:
+        The paths of the files, in the order of the artifacts.
 
     Raises:
-        DownloadError: the URL does not answer, or not with the announced kind of file, or with too
-            many bytes, or too slowly, or it redirects to an address that is not allowed.
-        OSError: the folder or the disk.
+        DownloadError: a URL does not respond, is too slow, redirects to an address that is not
+            allowed, or serves a file that is too large or not of the declared type.
+        OSError: a file or the folder cannot be written.
     """
     folder = Path(folder)
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
@@ -105,13 +108,13 @@ async def save_artifacts(
 
 
 def _stem(name: str, number: int) -> str:
-    """Return a name that is safe in any folder, whatever the server called the task."""
+    """Return a file name that is safe for any task id."""
     safe_name = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:100] or "task"
     return f"{safe_name}_{number}"
 
 
 class _Downloader:
-    """Fetches URLs into files. Connections for redirects are kept apart, as they are restricted."""
+    """Downloads URLs into files. Redirects use a session with restricted addresses."""
 
     def __init__(self, minimum_rate: MinimumRate, *, allow_private: bool) -> None:
         self._minimum_rate = minimum_rate
@@ -134,7 +137,7 @@ class _Downloader:
         await self._exits.aclose()
 
     async def save(self, artifact: Artifact, stem: Path, max_bytes: int) -> Path:
-        """Saves an artifact as `stem` with the extension of its media type; returns the path."""
+        """Save an artifact as `stem` with the extension of its media type; return the path."""
         try:
             with _temporary_file(stem) as (part, file):
                 with file:
@@ -154,7 +157,7 @@ class _Downloader:
 
     @asynccontextmanager
     async def _open(self, first_url: str) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Yields the response to a URL, after its redirects."""
+        """Yield the response of a URL after following its redirects."""
         url, session = first_url, self._trusted
         for _ in range(MAX_REDIRECTS + 1):
             async with AsyncExitStack() as exits:
@@ -172,18 +175,18 @@ class _Downloader:
         raise DownloadError(first_url, f"more than {MAX_REDIRECTS} redirects")
 
     def _check_redirect(self, first_url: str, url: str) -> None:
-        """Raises DownloadError for a redirect that must not be followed."""
+        """Raise DownloadError if a redirect must not be followed."""
         if self._allow_private:
             return
         to = URL(url)
         host = to.host or ""
-        # What a name resolves to is checked when it is resolved.
+        # PublicResolver checks the addresses of names.
         if to.scheme != "https" or not host or (is_literal(host) and not is_public(host)):
             why = f"redirects to {url}, which is not an https URL on a public address"
             raise DownloadError(first_url, why)
 
     async def _fetch(self, url: str, file: BinaryIO, max_bytes: int) -> str:
-        """Writes what a URL serves into a file; returns the Content-Type."""
+        """Download a URL into a file; return the Content-Type."""
         room = max_bytes
         pace = _Pace(self._minimum_rate)
         async with self._open(url) as response:
@@ -197,7 +200,7 @@ class _Downloader:
 
 
 class _Pace:
-    """Holds one download to a MinimumRate. Only time spent waiting for the server counts."""
+    """Enforces a MinimumRate on one download. Only the time spent waiting for the server counts."""
 
     def __init__(self, rate: MinimumRate) -> None:
         self._rate = rate
@@ -208,7 +211,11 @@ class _Pace:
         self._seconds_left = self._rate.seconds
 
     async def next_of(self, chunks: AsyncIterator[bytes]) -> bytes:
-        """Returns the next chunk, empty at the end. Raises TimeoutError when it is too slow."""
+        """Return the next chunk, empty at the end.
+
+        Raises:
+            TimeoutError: the download is too slow.
+        """
         began = time.monotonic()
         async with asyncio.timeout(self._seconds_left):
             chunk = await anext(chunks, b"")
@@ -220,16 +227,16 @@ class _Pace:
 
 
 def _as_is(url: str) -> URL:
-    """Return a URL that is requested byte for byte, as its signature may cover every byte."""
-    # What is not allowed in a URL at all has to be quoted.
+    """Return a URL that is requested byte for byte: its signature may cover every byte."""
+    # Characters that are not allowed in a URL must be quoted all the same.
     return URL(url, encoded=url.isascii() and url.isprintable() and " " not in url)
 
 
 @contextmanager
 def _temporary_file(stem: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """Yields a new file beside `stem`, which is removed unless it is renamed meanwhile.
+    """Yield a new file in the same folder, which is removed afterwards unless it was renamed.
 
-    Its name cannot be guessed and it must not exist, so that no planted link is followed.
+    Its name is random and it must not exist yet, so that no symbolic link is followed.
     """
     part = stem.with_name(f".{stem.name}.{secrets.token_hex(8)}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW

@@ -1,15 +1,15 @@
 """What a call can raise, read from google.rpc.Status.
 
-    GenerationError                any call that failed, also for a reason unknown to this client
+    GenerationError                a failed call; the base class, also for unknown reasons
     ├── InvalidRequestError        the request is invalid: fix what `violations` name
-    ├── RefusedError               the provider said no; of a create, `task_id` is the FAILED task.
-    │                              Or the model is disabled, or not allowed for this caller
-    ├── TaskNotFoundError          no such task, or another caller's
-    ├── UnauthenticatedError       the token is missing or wrong, or TLS fails (certificates)
-    └── UnavailableError           not now: call again, `retry_after` seconds later if it is set
+    ├── RefusedError               the provider refused; after a create, `task_id` is the FAILED
+    │                              task. Or the model is disabled or not allowed for this caller
+    ├── TaskNotFoundError          the task does not exist or belongs to another caller
+    ├── UnauthenticatedError       the token is missing or invalid, or TLS fails (certificates)
+    └── UnavailableError           temporarily unavailable: retry (after `retry_after` seconds)
 
-A task that was accepted and then FAILED is no error of a call: it is the last snapshot, and
-`task.failure` says why.
+A task that was accepted and failed later does not raise: its last snapshot has the status FAILED,
+and `task.failure` says why.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ M = TypeVar("M", bound=Message)
 
 @dataclass(frozen=True)
 class Violation:
-    """A broken rule: the field's path in the request, and what is wrong with it."""
+    """An invalid field: its path in the request, and what is wrong with it."""
 
     field: str
     description: str
@@ -40,14 +40,14 @@ class GenerationError(Exception):
 
     Attributes:
         code: the gRPC status code.
-        reason: a name of ErrorReason without its prefix; "" when the answer is not the service's
-            own (a lost connection, a proxy, an unknown method).
-        message: for people.
-        metadata: ErrorInfo.metadata.
-        violations: the broken rules, by field.
-        retry_after: the seconds after which the service suggests another try.
-        request_id: of a create, the id that went with it: a create again with this id buys nothing
-            twice.
+        reason: a name of ErrorReason without its prefix; "" if the error does not come from the
+            service itself (a lost connection, a proxy, an unknown method).
+        message: the explanation, for people.
+        metadata: the metadata of google.rpc.ErrorInfo.
+        violations: the invalid fields, from google.rpc.BadRequest.
+        retry_after: the seconds to wait before a retry, from google.rpc.RetryInfo.
+        request_id: the id that a create was sent with. Repeating the create with this id never
+            pays twice.
     """
 
     def __init__(
@@ -71,38 +71,38 @@ class GenerationError(Exception):
 
     @property
     def task_id(self) -> str:
-        """The task that the error is about, as one that the provider refused; "" for none."""
+        """The task that the error is about, such as one that the provider refused; "" for none."""
         return self.metadata.get("task_id", "")
 
 
 class TokenError(ValueError):
-    """A token that no call can carry; found before any call."""
+    """The token contains characters that cannot be sent; raised before any call."""
 
 
 class InvalidRequestError(GenerationError):
-    """The request is wrong as it stands; `violations` name the fields."""
+    """The request is invalid; `violations` name the fields."""
 
 
 class RefusedError(GenerationError):
-    """The provider said no: after a create, the task is stored FAILED as `task_id`.
+    """The provider refused; after a create, the task is stored as FAILED, and `task_id` is its id.
 
-    Or this service did, and there is no task: the caller may not use the model, or nobody may.
+    Or the service refused, and there is no task: the model is disabled or not allowed here.
     """
 
 
 class TaskNotFoundError(GenerationError):
-    """There is no such task, or it is another caller's."""
+    """The task does not exist or belongs to another caller."""
 
 
 class UnauthenticatedError(GenerationError):
-    """The token is missing or wrong, or TLS does not work with the certificates there are."""
+    """The token is missing or invalid, or TLS fails with the given certificates."""
 
 
 class UnavailableError(GenerationError):
-    """The service cannot answer now; another try may succeed.
+    """The service is temporarily unavailable; a retry may succeed.
 
-    It should come after `retry_after` seconds if that is set. A create that ends so may have been
-    accepted: call again with the error's `request_id`.
+    Wait `retry_after` seconds before it, if that is set. A create that ends this way may have been
+    accepted: repeat it with the error's `request_id`.
     """
 
 
@@ -117,8 +117,8 @@ _BY_REASON: Mapping[str, type[GenerationError]] = {
     "UPLOAD_TOO_LARGE": InvalidRequestError,
 }
 
-# Without the service's ErrorInfo these mean that the answer was lost on the way: a connection that
-# broke, a proxy, a server that died. Libraries and proxies differ in which of them they report.
+# Without the service's ErrorInfo these mean that the response was lost: a broken connection, a
+# proxy, a killed server. gRPC libraries and proxies differ in which of them they report.
 _LOST = frozenset(
     {
         grpc.StatusCode.CANCELLED,
@@ -128,8 +128,8 @@ _LOST = frozenset(
     }
 )
 
-# C-core's words for a TLS handshake that fails for good, in lower case. "Handshake read failed" is
-# only a lost connection.
+# How C-core describes a TLS handshake that fails permanently, in lower case. "Handshake read
+# failed" is not among them: it is only a lost connection.
 _TLS_FAILURES = ("handshake failed", "security handshaker", "certificate verify failed")
 
 _BY_CODE: Mapping[grpc.StatusCode, type[GenerationError]] = {
@@ -143,9 +143,9 @@ _BY_CODE: Mapping[grpc.StatusCode, type[GenerationError]] = {
 
 
 def from_rpc(error: grpc.aio.AioRpcError) -> GenerationError:
-    """Translates what grpc raised.
+    """Translate an error of gRPC.
 
-    Details that are missing, foreign or broken leave the code and the message.
+    If its details are missing, unknown or malformed, only the code and the message are used.
     """
     details = _details(error)
     info = _find(details, error_details_pb2.ErrorInfo())
@@ -165,7 +165,7 @@ def from_rpc(error: grpc.aio.AioRpcError) -> GenerationError:
 def _class_of(code: grpc.StatusCode, reason: str, message: str) -> type[GenerationError]:
     if not reason and any(words in message.lower() for words in _TLS_FAILURES):
         return UnauthenticatedError
-    # A server that is overloaded may end a stream with RESOURCE_EXHAUSTED and nothing else.
+    # An overloaded server may reset a stream with RESOURCE_EXHAUSTED and without details.
     overloaded = code is grpc.StatusCode.RESOURCE_EXHAUSTED and "RST_STREAM" in message
     if not reason and (code in _LOST or overloaded):
         return UnavailableError
@@ -174,10 +174,10 @@ def _class_of(code: grpc.StatusCode, reason: str, message: str) -> type[Generati
 
 def _details(error: grpc.aio.AioRpcError) -> tuple[AnyMessage, ...]:
     try:
-        # The synchronous reader: an AioRpcError holds its trailing metadata already.
+        # The synchronous function: an AioRpcError already holds its trailing metadata.
         status = rpc_status.from_call(error)
     except (ValueError, DecodeError):
-        return ()  # contradicts the status line, or is no google.rpc.Status
+        return ()  # not a google.rpc.Status, or it contradicts the status of the call
     return () if status is None else tuple(status.details)
 
 

@@ -1,4 +1,4 @@
-"""The media types of results: their file extensions, and how their first bytes look."""
+"""The media types of results: their file extensions and their first bytes."""
 
 HEAD_BYTES = 512
 UNKNOWN_EXTENSION = ".bin"
@@ -27,7 +27,7 @@ def extension(media_type: str) -> str:
 
 
 def sniffed(head: bytes) -> str:
-    """Return the media type that the first bytes of a file show, "" if it is not a known one."""
+    """Return the media type that the first bytes of a file indicate; "" if it is unknown."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
     if head.startswith(b"\xff\xd8\xff"):
@@ -50,14 +50,14 @@ def problem(head: bytes, announced: str, served: str) -> str:
 
     Args:
         head: the first HEAD_BYTES of the file.
-        announced: the media type that the service names.
+        announced: the media type that the task declares.
         served: the Content-Type of the response.
     """
     if not head:
         return "the response is empty"
     announced, found = essence(announced), sniffed(head)
     if announced in _EXTENSIONS:
-        # The service knows the type by the URL only: a JPEG named .png is still the picture.
+        # The service derives the type from the URL: a JPEG named .png is a valid result.
         if found.partition("/")[0] == announced.partition("/")[0]:
             return ""
         return f"expected {announced}, got {found or _described(head, served)}"
@@ -67,7 +67,7 @@ def problem(head: bytes, announced: str, served: str) -> str:
 
 
 def _is_document(head: bytes) -> bool:
-    """Whether the bytes begin as HTML, XML or JSON do, which is how servers report errors."""
+    """Return whether the bytes look like HTML, XML or JSON, in which servers report errors."""
     return head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith((b"<", b"{", b"["))
 
 

@@ -1,4 +1,4 @@
-"""When to try again: bounded attempts, growing delays with jitter, and the server's own word."""
+"""Retries: limited attempts, growing delays with jitter, and the delay that the server asks for."""
 
 import asyncio
 import random
@@ -9,26 +9,26 @@ from typing import TypeAlias, TypeVar
 
 import grpc
 
-from client.errors import GenerationError, UnavailableError, from_rpc
+from kie_generation.errors import GenerationError, UnavailableError, from_rpc
 
 T = TypeVar("T")
 Diagnose: TypeAlias = Callable[[UnavailableError], Awaitable[GenerationError]]
 OnRetry: TypeAlias = Callable[[UnavailableError], None]
 
-# The last try begins this long before the end of the timeout, or it could not succeed.
+# The last attempt starts this long before the end of the timeout, so that it can still succeed.
 _LAST_TRY_SECONDS = 1.0
 _LAST_TRY_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class Retry:
-    """How to try again what was UnavailableError.
+    """How calls that fail with UnavailableError are retried.
 
     Attributes:
-        attempts: the most tries of one call; None is as many as fit into its timeout. A watch is
-            not bounded by it.
+        attempts: the maximum number of attempts of a call; None means as many as fit into its
+            timeout. It does not apply to watches.
         first_delay_seconds: the delay after the first failure; it doubles with each further one.
-        max_delay_seconds: where it stops doubling.
+        max_delay_seconds: the maximum of this delay.
     """
 
     attempts: int | None = None
@@ -37,20 +37,21 @@ class Retry:
 
 
 class Backoff:
-    """The delays of one sequence of failures."""
+    """The delays after consecutive failures."""
 
     def __init__(self, retry: Retry) -> None:
         self._retry = retry
         self.reset()
 
     def reset(self) -> None:
-        """Starts anew at the first delay."""
+        """Start again with the first delay."""
         self._delay_seconds = self._retry.first_delay_seconds
 
     def next_delay(self, error: GenerationError) -> float:
-        """Returns the seconds to wait.
+        """Return the seconds to wait before the next attempt.
 
-        They are the server's wish, if it has one, and then ours, so that callers spread.
+        Our delay with jitter is added to the one that the server asks for, so that callers do not
+        all retry at the same time.
         """
         ours = self._delay_seconds * random.uniform(0.5, 1)
         self._delay_seconds = min(2 * self._delay_seconds, self._retry.max_delay_seconds)
@@ -65,17 +66,17 @@ async def retrying(
     diagnose: Diagnose,
     on_retry: OnRetry,
 ) -> T:
-    """Awaits `attempt(seconds left)` until it succeeds.
+    """Await `attempt(seconds left)` until it succeeds.
 
     Args:
-        attempt: makes the call; it must be safe to repeat. It is given its deadline in seconds.
+        attempt: makes the call, with the given timeout in seconds. It must be safe to repeat.
         timeout: seconds for all attempts and the delays between them.
-        retry: how often and how soon.
-        diagnose: returns the error itself, or the lasting one behind it.
+        retry: how often and how soon to retry.
+        diagnose: returns the permanent error behind an error, or the error itself.
         on_retry: called with the error before each further attempt.
 
     Raises:
-        GenerationError: the last attempt's, at once when a further one cannot help or would come
+        GenerationError: the error of the last attempt; at once if a retry cannot help or would be
             too late.
     """
     deadline = time.monotonic() + timeout

@@ -1,7 +1,7 @@
-"""How a task stands, as people read it."""
+"""The state of a task in words."""
 
-from client.enums import short_name
-from generated.generation.v1.generation_pb2 import (
+from kie_generation.enums import short_name
+from kie_generation.generated.generation.v1.generation_pb2 import (
     TASK_STAGE_ACCEPTED,
     TASK_STAGE_QUEUED,
     TASK_STAGE_SUBMITTING,
@@ -15,13 +15,13 @@ _NOT_YET_WORKING = (TASK_STAGE_ACCEPTED, TASK_STAGE_SUBMITTING, TASK_STAGE_QUEUE
 
 
 def state(task: GenerationTask) -> str:
-    """Returns how a task stands in a word: the stage while PENDING, else the status."""
+    """Return the state of a task in one word: its stage while PENDING, its status afterwards."""
     if task.status == TASK_STATUS_PENDING:
         return short_name(TaskStage, task.stage)
     return short_name(TaskStatus, task.status)
 
 
 def percent(task: GenerationTask) -> int | None:
-    """Returns how far the work is, None when it has not begun, has ended, or is not known."""
+    """Return the progress in percent; None before the work begins, after it ends, or if unknown."""
     working = task.status == TASK_STATUS_PENDING and task.stage not in _NOT_YET_WORKING
     return task.progress_percent if working and task.HasField("progress_percent") else None

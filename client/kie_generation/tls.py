@@ -1,7 +1,7 @@
-"""Encryption of the channel, and why a server and a client may not agree on it.
+"""TLS settings of the channel, and a diagnosis of why TLS fails.
 
-gRPC reports a rejected client certificate, and a server that expects TLS, as a closed socket, like
-any restart. One TLS handshake of our own tells them apart.
+gRPC reports a rejected client certificate, and a server that expects TLS, as a closed socket, just
+like a restarted server. A TLS handshake made here distinguishes them.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from client.addresses import host_and_port
+from kie_generation.addresses import host_and_port
 
 _PROBE_SECONDS = 2.0
 _PROBES = 2
@@ -25,9 +25,8 @@ class Tls:
     Attributes:
         root_ca: the certificate of the authority that signed the server's certificate; None trusts
             the well-known authorities.
-        client_cert: our certificate (chain), for a server that asks for one; with client_key or not
-            at all.
-        client_key: the private key of client_cert.
+        client_cert: the client's certificate (chain), for a server that requires one.
+        client_key: the private key of client_cert; both are set, or neither.
     """
 
     root_ca: str | Path | None = None
@@ -35,15 +34,20 @@ class Tls:
     client_key: str | Path | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files. Raises ValueError for half a pair, OSError for an unreadable file."""
+        """Read the files.
+
+        Raises:
+            ValueError: only one of client_cert and client_key is set.
+            OSError: a file cannot be read.
+        """
         if (self.client_cert is None) != (self.client_key is None):
-            raise ValueError("a client certificate and its key go together")
+            raise ValueError("client_cert and client_key must be set together")
         return grpc.ssl_channel_credentials(
             *(_read(path) for path in (self.root_ca, self.client_key, self.client_cert))
         )
 
     def context(self) -> ssl.SSLContext:
-        """Returns the same settings for Python's own TLS."""
+        """Return the same settings for Python's ssl module."""
         context = ssl.create_default_context(cafile=self.root_ca)
         if self.client_cert is not None:
             context.load_cert_chain(self.client_cert, self.client_key)
@@ -55,14 +59,14 @@ def _read(path: str | Path | None) -> bytes | None:
 
 
 async def find_problem(address: str, tls: Tls | None) -> str:
-    """Returns why the server closes every connection, "" unless it is certain to be TLS.
+    """Return why TLS makes the server close every connection; "" if TLS is not clearly the cause.
 
     Args:
-        address: what the channel connects to.
-        tls: how the channel encrypts; None is plaintext.
+        address: the address that the channel connects to.
+        tls: the settings of the channel; None for plaintext.
     """
     found = ""
-    for probe in range(_PROBES):  # a server that stops may also close one connection like this
+    for probe in range(_PROBES):  # a stopping server may also close one connection like this
         if probe:
             await asyncio.sleep(_PROBE_PAUSE_SECONDS)
         try:
@@ -76,7 +80,7 @@ async def find_problem(address: str, tls: Tls | None) -> str:
 
 
 async def _speaks_tls(address: str) -> str:
-    """Finds that a server to which we speak plaintext expects TLS."""
+    """Return the problem if a server that is used without TLS expects TLS."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -85,16 +89,16 @@ async def _speaks_tls(address: str) -> str:
 
 
 async def _rejects(address: str, tls: Tls) -> str:
-    """Finds that a server closes the connection once it has seen our certificate, or none."""
-    if await _handshake(address, tls.context()):  # its HTTP/2 settings: it has accepted us
+    """Return the problem if the server closes the connection because of the client certificate."""
+    if await _handshake(address, tls.context()):  # it sent its HTTP/2 settings, so it accepts us
         return ""
     if tls.client_cert is None:
-        return "the server closes the connection after the TLS handshake: it wants a certificate"
+        return "the server closes the connection after the TLS handshake: it requires a certificate"
     return "the server closes the connection after the TLS handshake: it rejects the certificate"
 
 
 async def _handshake(address: str, context: ssl.SSLContext) -> bytes:
-    """Completes a TLS handshake; returns the server's first byte, nothing if it rejects us."""
+    """Complete a TLS handshake; return the server's first byte, or nothing if it rejects us."""
     context.set_alpn_protocols(["h2"])
     host, port = host_and_port(address)
     try:

@@ -1,17 +1,17 @@
-"""A file as the messages of UploadFile.
+"""Sending a file as the messages of UploadFile.
 
-Memory does not grow with the file, and no read blocks the event loop.
+Memory use does not depend on the file's size, and no read blocks the event loop.
 """
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
 import grpc
 
-from generated.generation.v1.generation_pb2 import (
+from kie_generation.generated.generation.v1.generation_pb2 import (
     UploadFileRequest,
     UploadFileResponse,
     UploadMetadata,
@@ -23,36 +23,43 @@ UploadCall: TypeAlias = grpc.aio.StreamUnaryCall[UploadFileRequest, UploadFileRe
 
 
 def fingerprint(path: Path) -> tuple[int, bytes]:
-    """Returns the size in bytes and the SHA-256 of a file. Blocks: call it in a thread."""
+    """Return the size in bytes and the SHA-256 of a file. It blocks: call it in a thread."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").digest()
         return file.tell(), digest
 
 
 async def read_chunks(path: Path) -> AsyncIterator[bytes]:
-    """Yields the file's bytes, at most CHUNK_BYTES at a time."""
+    """Yield the file's bytes, at most CHUNK_BYTES at a time."""
     with await asyncio.to_thread(path.open, "rb") as file:
         while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
             yield chunk
 
 
+async def in_thread(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """Yield chunks from an iterator that may block; it runs in a thread."""
+    iterator = iter(chunks)
+    while (chunk := await asyncio.to_thread(next, iterator, None)) is not None:
+        yield chunk
+
+
 async def send(
     call: UploadCall, metadata: UploadMetadata, content: AsyncIterable[bytes]
 ) -> UploadFileResponse:
-    """Writes the metadata and the content, and returns the answer.
+    """Send the metadata and the content, and return the response.
 
     Raises:
-        grpc.aio.AioRpcError: the server refused, perhaps before it had everything.
-        Exception: whatever `content` raises; the upload is then cancelled and never completed.
+        grpc.aio.AioRpcError: the server refused, possibly before it had received the whole file.
+        Exception: any exception that `content` raises; the upload is then cancelled.
     """
     writer = asyncio.create_task(_write(call, metadata, content))
 
     def stop(_: object) -> None:
         writer.cancel()
 
-    # The server may answer before the end of the file. Stopping the writer at that very moment lets
-    # it not wait for content in vain, and keeps a write that fails from overwriting the answer with
-    # "Internal error from Core", as it does in grpcio 1.85.
+    # The server may respond before the end of the file. Stop the writer at once: it need not wait
+    # for content nobody will read, and in grpcio 1.85 a failing write would replace the response
+    # with "Internal error from Core".
     call.add_done_callback(stop)
     try:
         await asyncio.wait([writer])
@@ -60,7 +67,7 @@ async def send(
         return await call
     finally:
         writer.cancel()
-        call.cancel()  # nothing after an answer; else half a file must not look like a whole one
+        call.cancel()  # unless there is a response: an incomplete file must not look complete
 
 
 async def _write(call: UploadCall, metadata: UploadMetadata, content: AsyncIterable[bytes]) -> None:
@@ -73,7 +80,7 @@ async def _write(call: UploadCall, metadata: UploadMetadata, content: AsyncItera
 
 def _raise_what_content_raised(writer: asyncio.Task[None]) -> None:
     error = None if writer.cancelled() else writer.exception()
-    # The other two say only that the call is over; the call itself says why.
+    # The other two only say that the call has ended; awaiting the call raises the reason.
     if error is not None and not isinstance(
         error, asyncio.InvalidStateError | grpc.aio.AioRpcError
     ):

@@ -1,9 +1,9 @@
-"""A watch that outlives its streams.
+"""A watch that reconnects until the task has ended.
 
-A stream may break (the server restarts, the connection is lost, the stream expires), fall silent on
-a half-dead connection, or be ended OK by a broken proxy. The terminal snapshot is the only true
-end; after anything else the stream is opened again with the last revision seen, so nothing is
-missed and nothing is seen twice.
+A stream may break (the server restarts, the connection is lost, the stream reaches its maximum
+age), fall silent on a half-open connection, or be ended with OK by a broken proxy. Only the
+terminal snapshot ends a watch. After anything else the stream is reopened with the last revision
+received, so that no change is missed and no snapshot is yielded twice.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ from typing import TypeAlias
 
 import grpc
 
-from client.errors import UnavailableError, from_rpc
-from client.retry import Backoff, Diagnose, Retry
-from generated.generation.v1.generation_pb2 import (
+from kie_generation.errors import UnavailableError, from_rpc
+from kie_generation.generated.generation.v1.generation_pb2 import (
     TASK_STATUS_FAILED,
     TASK_STATUS_SUCCESS,
     GenerationTask,
     WatchTaskRequest,
     WatchTaskResponse,
 )
+from kie_generation.retry import Backoff, Diagnose, Retry
 
 WatchCall: TypeAlias = grpc.aio.UnaryStreamCall[WatchTaskRequest, WatchTaskResponse]
 OnConnection: TypeAlias = Callable[[UnavailableError | None], None]
@@ -31,13 +31,13 @@ OnConnection: TypeAlias = Callable[[UnavailableError | None], None]
 
 @dataclass(frozen=True)
 class WatchPolicy:
-    """How patient a watch is.
+    """When a watch reconnects, and when it gives up.
 
     Attributes:
-        retry: the delays between streams; `attempts` does not apply.
-        heartbeat_timeout_seconds: a stream that is silent for longer is given up and opened again.
-        give_up_after_seconds: how long reconnecting may go on without a snapshot; None is forever.
-        diagnose: returns the error that lost a stream, or the lasting one behind it.
+        retry: the delays before reconnecting; `attempts` does not apply.
+        heartbeat_timeout_seconds: a stream that is silent for longer is closed and reopened.
+        give_up_after_seconds: how long to reconnect without success; None means without limit.
+        diagnose: returns the permanent error behind a lost stream, or the error itself.
     """
 
     retry: Retry
@@ -47,7 +47,7 @@ class WatchPolicy:
 
 
 def ended(task: GenerationTask) -> bool:
-    """Returns whether the task's status is final: SUCCESS or FAILED."""
+    """Return whether the task's status is final: SUCCESS or FAILED."""
     return task.status in (TASK_STATUS_SUCCESS, TASK_STATUS_FAILED)
 
 
@@ -57,17 +57,18 @@ async def watch_until_ended(
     policy: WatchPolicy,
     on_connection: OnConnection,
 ) -> AsyncGenerator[GenerationTask, None]:
-    """Yields each newer snapshot, the terminal one last.
+    """Yield each newer snapshot, the terminal one last.
 
     Args:
-        open_stream: calls WatchTask with the revision to start after.
-        after_revision: the last revision that the caller has seen.
-        policy: how patient to be.
-        on_connection: told the error whenever a stream is lost, and None when the next one spoke.
+        open_stream: calls WatchTask with the last revision received.
+        after_revision: the last revision that the caller has received.
+        policy: when to reconnect and when to give up.
+        on_connection: called with the error whenever a stream is lost, and with None when the next
+            one delivers.
 
     Raises:
-        GenerationError: what another try cannot mend, at once; UnavailableError only after giving
-            up.
+        GenerationError: an error that a retry cannot fix, at once; UnavailableError only after
+            giving up.
     """
     seen = after_revision
     connection = _Connection(policy, on_connection)
@@ -77,7 +78,7 @@ async def watch_until_ended(
             async with aclosing(stream) as snapshots:
                 async for task in snapshots:
                     connection.spoke(progress=task.revision > seen)
-                    # A resumed watch may find the task ended at the very revision it had seen.
+                    # After a reconnect the terminal snapshot may have a revision already received.
                     done = ended(task) and task.revision >= seen
                     if done or task.revision > seen:
                         seen = task.revision
@@ -94,7 +95,7 @@ async def watch_until_ended(
 async def _snapshots(
     call: WatchCall, heartbeat_timeout_seconds: float
 ) -> AsyncGenerator[GenerationTask, None]:
-    """Yields what one stream brings, heartbeats too. It never ends but by raising."""
+    """Yield the messages of one stream, including heartbeats, until it fails."""
     try:
         while True:
             async with asyncio.timeout(heartbeat_timeout_seconds):
@@ -115,7 +116,7 @@ def _unavailable(message: str) -> UnavailableError:
 
 
 class _Connection:
-    """Counts how long the watch has been without a stream, and paces the tries."""
+    """Tracks how long the stream has been lost, and delays the reconnects."""
 
     def __init__(self, policy: WatchPolicy, on_connection: OnConnection) -> None:
         self._policy = policy
@@ -127,9 +128,9 @@ class _Connection:
         if self._lost_at is not None:
             self._lost_at = None
             self._on_connection(None)
-        if (
-            progress
-        ):  # not for a heartbeat: a stream that only repeats itself and breaks must not be hammered
+        # Not after a heartbeat: a stream that breaks again and again without progress is retried
+        # with growing delays.
+        if progress:
             self._backoff.reset()
 
     async def lost(self, error: UnavailableError) -> None:

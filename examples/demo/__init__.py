@@ -1,1 +1,1 @@
-"""`make demo`: one task of each model, live, on the bundled simulator."""
+"""`make demo`: one task of each model with live progress, on the bundled simulator."""

@@ -1,4 +1,4 @@
-"""A server with the bundled simulator, one task of each model live, results saved."""
+"""A service with the bundled simulator, and one task of each model with live progress."""
 
 import asyncio
 import os
@@ -14,21 +14,21 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
-from client.client import GenerationClient
-from client.download import DownloadError, save_artifacts
-from client.errors import GenerationError
-from client.problems import ExitCode
-from client.progress import BAR_COLUMNS
-from client.states import percent, state
-from client.terminal import one_line, printable
-from client.watch import ended
-from generated.generation.v1.generation_pb2 import (
+from kie_generation.cli.problems import ExitCode
+from kie_generation.cli.progress import BAR_COLUMNS
+from kie_generation.cli.terminal import one_line, printable
+from kie_generation.client import GenerationClient
+from kie_generation.download import DownloadError, save_artifacts
+from kie_generation.errors import GenerationError
+from kie_generation.generated.generation.v1.generation_pb2 import (
     TASK_STATUS_SUCCESS,
     Imagen4Params,
     MidjourneyParams,
     Sora2Params,
     Veo3Params,
 )
+from kie_generation.states import percent, state
+from kie_generation.watch import ended
 
 RESULTS = Path("demo-results")
 START_SECONDS = 30
@@ -46,25 +46,25 @@ TASKS: dict[str, Message] = {
 
 
 class ServiceFailedError(Exception):
-    """The service of the demonstration did not start."""
+    """The service of the demo did not start."""
 
 
 @asynccontextmanager
 async def service() -> AsyncIterator[str]:
-    """Runs a service of its own on a free port, with a database of its own; yields its address."""
+    """Run a service with a new database on a free port; yield its address."""
     with tempfile.TemporaryDirectory() as folder:
         address = f"127.0.0.1:{_free_port()}"
-        own = {
+        settings = {
             "LISTEN_ADDRESS": address,
             "ADMIN_ADDRESS": "",
             "DATABASE_URL": f"sqlite:///{folder}/demo.db",
             "LOG_LEVEL": "error",
         }
-        kept = {
+        inherited = {
             name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ
         }
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "service", env={**kept, **own}
+            sys.executable, "-m", "service", env={**inherited, **settings}
         )
         try:
             await _until_serving(address, process)
@@ -82,7 +82,11 @@ def _free_port() -> int:
 
 
 async def _until_serving(address: str, process: asyncio.subprocess.Process) -> None:
-    """Returns once the service accepts connections. Raises ServiceFailedError if it never does."""
+    """Wait until the service accepts connections.
+
+    Raises:
+        ServiceFailedError: it does not start.
+    """
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + START_SECONDS
     while process.returncode is None and time.monotonic() < deadline:
@@ -97,7 +101,7 @@ async def _until_serving(address: str, process: asyncio.subprocess.Process) -> N
 
 
 async def run_task(client: GenerationClient, model: str, progress: Progress, bar: TaskID) -> bool:
-    """Creates one task, follows it to its end and saves its results; whether it succeeded."""
+    """Create a task, watch it until it ends and save its results; return whether it succeeded."""
     created = await client.create(TASKS[model], prompt_id="demo")
     task = created
     async for task in client.watch(created.id):
@@ -113,7 +117,7 @@ async def run_task(client: GenerationClient, model: str, progress: Progress, bar
 
 
 async def demo(console: Console) -> bool:
-    """Runs the demonstration; whether every task succeeded."""
+    """Run the demo; return whether every task succeeded."""
     columns = (
         SpinnerColumn(finished_text="•"),
         TextColumn("{task.description:<11}{task.fields[state]:<11}", markup=False),
@@ -130,13 +134,13 @@ async def demo(console: Console) -> bool:
 
 
 def main() -> int:
-    """Runs it on this terminal; returns the exit code."""
+    """Run the demo on this terminal; return the exit code."""
     console = Console()
     console.print("Four tasks of four models, on the bundled simulator: the results are samples.")
     try:
         succeeded = asyncio.run(demo(console))
     except (GenerationError, DownloadError, ServiceFailedError, OSError) as error:
-        console.out(f"The demonstration failed: {printable(str(error))}", highlight=False)
+        console.out(f"The demo failed: {printable(str(error))}", highlight=False)
         return ExitCode.TASK_FAILED
     console.print(f"The results are in {RESULTS}/." if succeeded else "Not every task succeeded.")
     return ExitCode.OK if succeeded else ExitCode.TASK_FAILED

@@ -1,6 +1,6 @@
 """The command line: the global options and the commands.
 
-`main` is the one place where an error becomes words and an exit code.
+`main` is the one place where an error becomes a message and an exit code.
 """
 
 import io
@@ -12,21 +12,42 @@ from typing import Annotated, NoReturn, cast
 
 import typer
 
-from client import create
-from client.addresses import is_local
-from client.commands import Invocation
-from client.create import choice
-from client.help import Command, Group
-from client.output import JsonOutput, Output, TextOutput
-from client.problems import ExitCode, problem_of
-from client.session import Session, Settings, run
-from client.tls import Tls
-from generated.generation.v1.generation_pb2 import TaskStatus
+from kie_generation.addresses import is_local
+from kie_generation.cli import create
+from kie_generation.cli import settings as options
+from kie_generation.cli.commands import Invocation
+from kie_generation.cli.create import choice
+from kie_generation.cli.help import Command, Group
+from kie_generation.cli.output import JsonOutput, Output, TextOutput
+from kie_generation.cli.problems import ExitCode, problem_of
+from kie_generation.cli.session import Session, run
+from kie_generation.generated.generation.v1.generation_pb2 import TaskStatus
 
 MAX_PAGE_SIZE = 200
 
+HELP = """Generate images and videos: create tasks, watch them, save their results.
+
+Examples:
+  kie-generation create imagen4 "a lighthouse at dawn" --save results
+  kie-generation --json list --status pending
+
+Results go to stdout, progress and errors to stderr. Exit codes:
+
+0  done; a watched task ended as SUCCESS
+1  the task ended as FAILED
+2  wrong usage, or the service rejected the request as invalid
+3  the task does not exist
+4  the token or certificate is missing or invalid
+5  refused: by the provider, or because it is too late or was used before
+6  unavailable or rate limited: try again later
+7  a local file, or the URL of a result, cannot be read or written
+70  a bug, here or in the service
+130  interrupted; the message says how to continue
+"""
+
 app = typer.Typer(
     cls=Group,
+    help=HELP,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -42,89 +63,29 @@ Save = Annotated[
 def settings(
     context: typer.Context,
     *,
-    address: Annotated[
-        str,
-        typer.Option(
-            envvar="GENERATION_ADDRESS",
-            metavar="HOST:PORT",
-            help="Where the service is. Except for loopback, proxy variables apply (https_proxy).",
-        ),
-    ] = "127.0.0.1:50051",
-    token: Annotated[
-        str | None,
-        typer.Option(
-            envvar="GENERATION_TOKEN",
-            help="The caller's token. Better in the environment: others see the command line.",
-        ),
-    ] = None,
-    tls: Annotated[
-        bool,
-        typer.Option("--tls", envvar="GENERATION_TLS", help="Encrypt; the next three imply it."),
-    ] = False,
-    ca: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="GENERATION_CA",
-            metavar="PEM",
-            help="The authority that signed the server's certificate.",
-        ),
-    ] = None,
-    cert: Annotated[
-        Path | None, typer.Option(envvar="GENERATION_CERT", metavar="PEM", help="Our certificate.")
-    ] = None,
-    key: Annotated[
-        Path | None, typer.Option(envvar="GENERATION_KEY", metavar="PEM", help="Its private key.")
-    ] = None,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="One JSON object per line, errors too (on stderr). Works anywhere."
-        ),
-    ] = False,
-    timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for a call and its retries; uploads have 600.")
-    ] = 30,
-    give_up_after: Annotated[
-        float, typer.Option(min=0, help="Seconds that a watch tries to reconnect.")
-    ] = 300,
-    allow_private_addresses: Annotated[
-        bool,
-        typer.Option(
-            "--allow-private-addresses",
-            help="Follow redirects of results to private addresses and http URLs, too.",
-        ),
-    ] = False,
+    address: options.Address = "127.0.0.1:50051",
+    token: options.Token = None,
+    tls: options.UseTls = False,
+    ca: options.RootCa = None,
+    cert: options.ClientCert = None,
+    key: options.ClientKey = None,
+    as_json: options.Json = False,
+    timeout: options.Timeout = 30,
+    give_up_after: options.GiveUpAfter = 300,
+    allow_private_addresses: options.AllowPrivateAddresses = False,
+    version: options.Version = False,  # noqa: ARG001 - its callback does it all
 ) -> None:
-    """Generate images and videos: create tasks, watch them, save what they made.
-
-    Examples:
-      python -m client create imagen4 "a lighthouse at dawn" --save results
-      python -m client --json list --status pending
-
-    Results go to stdout, progress and errors to stderr. Exit codes:
-
-    0  done; a watched task ended SUCCESS
-    1  the task ended FAILED
-    2  wrong usage, or the service found the request invalid
-    3  no such task
-    4  the token or certificate is missing or wrong
-    5  refused: by the provider, or because it is too late or used before
-    6  unavailable or rate limited: try again later
-    7  a local file, or a result's URL, cannot be read or written
-    70  a bug, here or there
-    130  interrupted; the message says how to go on
-    """
-    if (cert is None) != (key is None):
-        raise typer.BadParameter("--cert and --key go together")
-    encrypted = tls or any((ca, cert, key))
+    """Turn the global options into the Settings of the command."""
+    tls_settings = options.tls_of(ca, cert, key, wanted=tls)
+    encrypted = tls_settings is not None
     output = _output(as_json=as_json)
     invocation = context.ensure_object(Invocation)
     invocation.command = context.invoked_subcommand or ""
     invocation.connect(address, {"--ca": ca, "--cert": cert, "--key": key}, encrypted=encrypted)
-    context.obj = Settings(
+    context.obj = options.Settings(
         address=address,
         token=token,
-        tls=Tls(ca, cert, key) if encrypted else None,
+        tls=tls_settings,
         timeout_seconds=timeout,
         give_up_after_seconds=give_up_after,
         allow_private_addresses=allow_private_addresses,
@@ -140,17 +101,17 @@ def _warn_of_a_careless_token(
 ) -> None:
     source = context.get_parameter_source("token")
     if source is not None and source.name == "COMMANDLINE":
-        output.note("warning: other users can see a --token; set GENERATION_TOKEN instead")
+        output.note("warning: other users can see --token; set GENERATION_TOKEN instead")
     if not encrypted and not is_local(address):
-        output.note("warning: the token goes over the network unencrypted; use --tls")
+        output.note("warning: the token is sent unencrypted; use --tls")
 
 
 @app.command(cls=Command)
 def get(context: typer.Context, task_id: TaskId, save: Save = None) -> None:
-    """Show a task as it stands. The exit code is 0 whatever became of it.
+    """Show a task. The exit code is 0, whatever its status is.
 
     Example:
-      python -m client get ID --save results
+      kie-generation get ID --save results
     """
 
     async def work(session: Session) -> ExitCode:
@@ -166,15 +127,15 @@ def get(context: typer.Context, task_id: TaskId, save: Save = None) -> None:
 def list_tasks(
     context: typer.Context,
     prompt_id: Annotated[
-        str, typer.Option(metavar="ID", help="Only tasks with this reference.")
+        str, typer.Option(metavar="ID", help="Only tasks with this prompt id.")
     ] = "",
     status: Annotated[int | None, choice(TaskStatus, "Only tasks with this status.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The largest number of tasks to show.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="The maximum number of tasks to show.")] = 20,
 ) -> None:
-    """List tasks, newest first: id, state, model, time of creation, prompt id.
+    """List tasks, newest first: id, state, model, creation time, prompt id.
 
     Example:
-      python -m client list --status failed --limit 100
+      kie-generation list --status failed --limit 100
     """
 
     async def work(session: Session) -> ExitCode:
@@ -200,10 +161,10 @@ def list_tasks(
 
 @app.command(cls=Command)
 def watch(context: typer.Context, task_id: TaskId, save: Save = None) -> None:
-    """Show a task's progress until it ended, through restarts and lost connections.
+    """Show a task's progress until it has ended, across restarts and lost connections.
 
     Example:
-      python -m client watch ID --save results
+      kie-generation watch ID --save results
     """
 
     async def work(session: Session) -> ExitCode:
@@ -219,20 +180,20 @@ def upload(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to upload.")],
     name: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Its name at the provider. Default: its name here."),
+        typer.Option(metavar="NAME", help="The name at the provider. Default: the file's name."),
     ] = None,
     content_type: Annotated[
         str | None,
-        typer.Option(metavar="TYPE", help="As in image/png. Default: by the name's extension."),
+        typer.Option(metavar="TYPE", help="Such as image/png. Default: by the name's extension."),
     ] = None,
     upload_path: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="The provider's folder.")
+        str | None, typer.Option(metavar="FOLDER", help="The folder at the provider.")
     ] = None,
 ) -> None:
     """Upload a file, and print the URL that `--file-url` and `--image-url` take.
 
     Example:
-      python -m client upload photo.png
+      kie-generation upload photo.png
     """
 
     async def work(session: Session) -> ExitCode:
@@ -248,10 +209,10 @@ def upload(
 
 @app.command(cls=Command)
 def cancel(context: typer.Context, task_id: TaskId) -> None:
-    """Cancel a task that was not sent to the provider yet.
+    """Cancel a task that has not been sent to the provider yet.
 
     Example:
-      python -m client cancel ID
+      kie-generation cancel ID
     """
 
     async def work(session: Session) -> ExitCode:
@@ -263,9 +224,9 @@ def cancel(context: typer.Context, task_id: TaskId) -> None:
 
 
 def main() -> NoReturn:
-    """Runs the command line and exits. No error leaves it as a traceback."""
+    """Run the command line and exit. No error ends in a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character
+        sys.stdout.reconfigure(errors="replace")  # not every terminal can show every character
     arguments = _json_first(sys.argv[1:])
     invocation = Invocation()
     try:
@@ -275,9 +236,9 @@ def main() -> NoReturn:
             standalone_mode=False,
             obj=invocation,
         )
-    except Exception as error:  # noqa: BLE001 - the last line of defence, and it tells what it caught
+    except Exception as error:  # noqa: BLE001 - the outermost handler, which reports every error
         problem = problem_of(error, invocation)
-        # By the arguments as they stand: they may be what is wrong.
+        # The arguments may be what is wrong, so --json is not looked up in the parsed options.
         _output(as_json="--json" in arguments[:1]).problem(problem)
         code = problem.exit_code
     sys.exit(code)

@@ -1,39 +1,41 @@
-"""The commands that hints tell people to run: they must work when they are pasted."""
+"""The commands in hints: they must work when they are pasted into a shell."""
 
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from client.addresses import is_local
+from kie_generation.addresses import is_local
 
 
 def program() -> list[str]:
-    """Returns how this program was started, up to its arguments."""
+    """Return the command that started this program, without its arguments."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is None or not spec.name:
-        return [sys.argv[0]]
-    return [_shortest(sys.executable), "-m", spec.name.removesuffix(".__main__")]
+    if spec is not None and spec.name:
+        return [_relative(sys.executable), "-m", spec.name.removesuffix(".__main__")]
+    name = Path(sys.argv[0]).name
+    return [name if shutil.which(name) == sys.argv[0] else _relative(sys.argv[0])]
 
 
-def _shortest(executable: str) -> str:
-    """Return the path of Python relative to the working directory if it is below it."""
+def _relative(executable: str) -> str:
+    """Return a path relative to the working directory if the executable is below it."""
     path = Path(executable)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else executable
 
 
 @dataclass
 class Invocation:
-    """How the command line was called, as far as further commands repeat it.
+    """How the command line was called, for the commands in hints.
 
     Attributes:
-        program: what starts it.
-        connection: the options that say how to reach the service, but not the token.
+        program: the words that start the program.
+        connection: the options that say how to reach the service, except for the token.
         address: the service's address.
-        command: the words that name the command, as in `create veo3`.
-        task_id: the task it is about, once that is known.
-        folder: where its results are saved.
+        command: the name of the command, such as `create veo3`.
+        task_id: the id of the command's task, once it is known.
+        folder: the folder for its results.
     """
 
     program: list[str] = field(default_factory=program)
@@ -44,7 +46,7 @@ class Invocation:
     folder: str = ""
 
     def connect(self, address: str, files: Mapping[str, Path | None], *, encrypted: bool) -> None:
-        """Keeps the options that a further command needs to reach the same service.
+        """Record the options that a further command needs to reach the same service.
 
         Args:
             address: the service.
@@ -56,14 +58,14 @@ class Invocation:
         self.connection = ["--address", address, *(named or (["--tls"] if encrypted else []))]
 
     def line(self, *arguments: str) -> str:
-        """Returns a command that reaches the same service."""
+        """Return a command that reaches the same service."""
         return shlex.join([*self.program, *self.connection, *arguments])
 
     def help_line(self) -> str:
-        """Returns the command that shows the help of this command."""
+        """Return the command that shows the help of this command."""
         return shlex.join([*self.program, *self.command.split(), "--help"])
 
     @property
     def is_local(self) -> bool:
-        """Whether the service is on this machine."""
+        """Return whether the service is on this machine."""
         return is_local(self.address)

@@ -1,8 +1,8 @@
-"""`create MODEL`: a sub-command for each model, declared by the fields of its message.
+"""`create MODEL`: a subcommand for each model, declared by the fields of its message.
 
-A further model is one more function under `@model`: its parameters are the options, each named
-after the field that it fills. The rest - idempotence, uploads, watching, saving - is the same for
-all and lives in `_create`.
+A new model needs one more function under `@model`: its parameters are the options, with the names
+of the fields. Everything else (idempotency, uploads, watching, saving) is the same for all models,
+and is in `_create`.
 """
 
 import asyncio
@@ -18,18 +18,18 @@ import typer
 from google.protobuf.message import Message
 from typer.models import OptionInfo
 
-from client.enums import ProtoEnum, short_names
-from client.help import Command, Group
-from client.options import option_of, value_name
-from client.problems import ExitCode
-from client.session import Session, run
-from client.watch import ended
-from generated.generation.v1.generation_pb2 import (
+from kie_generation.cli.help import Command, Group
+from kie_generation.cli.options import option_of, value_name
+from kie_generation.cli.problems import ExitCode
+from kie_generation.cli.session import Session, run
+from kie_generation.enums import ProtoEnum, short_names
+from kie_generation.generated.generation.v1.generation_pb2 import (
     Imagen4Params,
     MidjourneyParams,
     Sora2Params,
     Veo3Params,
 )
+from kie_generation.watch import ended
 
 app = typer.Typer(
     cls=Group,
@@ -38,15 +38,12 @@ app = typer.Typer(
 
 
 def read_prompt(text: str) -> str:
-    """Returns the prompt itself, or all of stdin for `-`."""
+    """Return the prompt, or the content of stdin for `-`."""
     return sys.stdin.read().rstrip("\n") if text == "-" else text
 
 
 def choice(enum: ProtoEnum, text: str) -> OptionInfo:
-    """Returns an option that takes an enum's values in lower case.
-
-    API_MODEL_VEO3_FAST is `veo3-fast`.
-    """
+    """Return an option whose values are those of an enum: `veo3-fast` for API_MODEL_VEO3_FAST."""
     names = {value_name(name): number for number, name in short_names(enum).items() if number}
 
     def parse(name: str) -> int:
@@ -62,10 +59,11 @@ def choice(enum: ProtoEnum, text: str) -> OptionInfo:
 
 
 Prompt = Annotated[
-    str, typer.Argument(parser=read_prompt, metavar="PROMPT", help="What to show; '-' reads stdin.")
+    str,
+    typer.Argument(parser=read_prompt, metavar="PROMPT", help="What to generate; '-' reads stdin."),
 ]
 EnableTranslation = Annotated[
-    bool | None, typer.Option(help="Let the provider translate the prompt into English.")
+    bool | None, typer.Option(help="Have the provider translate the prompt into English.")
 ]
 Watermark = Annotated[str | None, typer.Option(help="A text of at most 100 characters.")]
 FileUrls = Annotated[
@@ -87,17 +85,15 @@ ImageUrls = Annotated[
     ),
 ]
 
-PromptId = Annotated[
-    str, typer.Option(metavar="ID", help="Your own reference; `list` finds tasks by it.")
-]
+PromptId = Annotated[str, typer.Option(metavar="ID", help="Your own reference, for `list`.")]
 RequestId = Annotated[
     str | None,
     typer.Option(
         metavar="ID",
-        help="Repeat a create with the same id, and nothing is bought twice. Default: random.",
+        help="Repeating a create with the same id never pays twice. Default: random.",
     ),
 ]
-Watch = Annotated[bool, typer.Option("--watch", help="Show the progress until the task ended.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Show the progress until the task has ended.")]
 Save = Annotated[
     Path | None,
     typer.Option(metavar="DIR", file_okay=False, help="Save the results here; implies --watch."),
@@ -113,16 +109,16 @@ def _create(
     watch: Watch = False,
     save: Save = None,
 ) -> None:
-    """The options of every model, and what they do."""
+    """Run a create; the parameters are the options that all models share."""
     context.obj.invocation.command = f"create {context.command.name}"
     request_id = request_id or uuid.uuid4().hex
 
     async def work(session: Session) -> ExitCode:
-        if save is not None:  # a folder that cannot be made is found before anything is bought
+        if save is not None:  # before anything is paid for, in case the folder cannot be created
             await asyncio.to_thread(save.mkdir, parents=True, exist_ok=True)
         await session.upload_local_files(params)
-        session.resume_hint = f"repeat it with --request-id {request_id}: nothing is bought twice"
-        with session.note_after(1, "waiting for the provider to take the task"):
+        session.resume_hint = f"repeat it with --request-id {request_id}: nothing is paid for twice"
+        with session.note_after(1, "waiting for the provider to accept the task"):
             task = await session.client.create(
                 params, prompt_id=prompt_id, request_id=request_id, timeout=session.timeout
             )
@@ -141,17 +137,15 @@ def _filled(message: type[Message], fields: dict[str, Any]) -> Message:
     for name, value in fields.items():
         try:
             filled.MergeFrom(message(**{name: value}))
-        except (
-            ValueError
-        ) as error:  # a number that the field cannot hold, or text that is no Unicode
+        except ValueError as error:  # a number out of range, or text that is not valid Unicode
             raise typer.BadParameter(f"{option_of(name)}: {error}") from error
     return filled
 
 
 def model(message: type[Message]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a `create` sub-command of a declaration.
+    """Turn a declaration into a subcommand of `create`.
 
-    Its parameters are the options, and fill the message's fields of the same names.
+    Its parameters are the options for the message's fields of the same names.
     """
 
     def decorate(declaration: Callable[..., None]) -> Callable[..., None]:
@@ -164,7 +158,7 @@ def model(message: type[Message]) -> Callable[[Callable[..., None]], Callable[..
             fields = {name: values.pop(name) for name in own}
             _create(params=_filled(message, fields), **values)
 
-        # What typer reads: the options of this model and those of every model.
+        # typer reads the signature: the options of this model and those that all models share.
         command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in every.values()]
         )
@@ -184,12 +178,12 @@ def imagen4(
         str | None, typer.Option(metavar="RATIO", help="1:1, 16:9, 9:16, 3:4, 4:3 or auto.")
     ] = None,
     num_images: Annotated[int | None, typer.Option(help="1-4; ultra makes only 1.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes results repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For reproducible results.")] = None,
 ) -> None:
     """Images by Google Imagen 4.
 
     Example:
-      python -m client create imagen4 "a lighthouse" --api-model ultra --save results
+      kie-generation create imagen4 "a lighthouse" --api-model ultra --save results
     """
 
 
@@ -207,7 +201,7 @@ def midjourney(
         ),
     ] = None,
     version: Annotated[str | None, typer.Option(help="7, 6.1, 6, 5.2, 5.1 or niji6.")] = None,
-    variety: Annotated[int | None, typer.Option(help="How much images differ, 0-100.")] = None,
+    variety: Annotated[int | None, typer.Option(help="How much the images differ, 0-100.")] = None,
     stylization: Annotated[int | None, typer.Option(help="Midjourney's style, 0-1000.")] = None,
     weirdness: Annotated[int | None, typer.Option(help="0-3000.")] = None,
     ow: Annotated[
@@ -223,8 +217,8 @@ def midjourney(
     """Images by Midjourney, and videos from an image.
 
     Examples:
-      python -m client create midjourney "a lighthouse" --task-type txt2img --watch
-      python -m client create midjourney "waves" --task-type video --file sea.png
+      kie-generation create midjourney "a lighthouse" --task-type txt2img --watch
+      kie-generation create midjourney "waves" --task-type video --file sea.png
     """
 
 
@@ -249,7 +243,7 @@ def veo3(
     """Videos by Google Veo 3.
 
     Example:
-      python -m client create veo3 "a storm" --resolution 1080p --save results
+      kie-generation create veo3 "a storm" --resolution 1080p --save results
     """
 
 
@@ -271,5 +265,5 @@ def sora2(
     """Videos by OpenAI Sora 2.
 
     Example:
-      python -m client create sora2 "a gull" --aspect-ratio portrait --watch
+      kie-generation create sora2 "a gull" --aspect-ratio portrait --watch
     """

@@ -1,4 +1,4 @@
-"""The text of --help, for terminals of any width: no name is ever cut or broken over two lines."""
+"""The text of --help for terminals of any width: no name is truncated or split."""
 
 import re
 import shutil
@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-PROGRAM = "python -m client"  # as the examples in docstrings call it
+PROGRAM = "kie-generation"  # its name in the examples of docstrings
 
 _MAX_WIDTH = 100
 _TWO_COLUMNS_WIDTH = 70
@@ -20,18 +20,18 @@ Parameter: TypeAlias = TyperArgument | TyperOption
 
 
 class Command(TyperCommand):
-    """A command with our help."""
+    """A command with this help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Writes the help."""
+        """Write the help."""
         formatter.write("\n".join(_help(self, ctx)))
 
 
 class Group(TyperGroup):
-    """A group of commands with our help."""
+    """A group of commands with this help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Writes the help."""
+        """Write the help."""
         formatter.write("\n".join(_help(self, ctx)))
 
 
@@ -60,7 +60,7 @@ def _usage(
 
 
 def _text(text: str, width: int) -> Iterator[str]:
-    """Yield paragraphs as lines: examples as they are, rows of a table one by one, prose filled."""
+    """Yield paragraphs as lines: examples unchanged, table rows line by line, prose filled."""
     for paragraph in text.split("\n\n"):
         lines = paragraph.splitlines()
         if any(line.startswith(" ") for line in lines):
@@ -85,7 +85,7 @@ def _fill(text: str, width: int, *, indent: int = 0, first_indent: int | None = 
 
 
 def _section(title: str, rows: list[tuple[str, str]], width: int) -> Iterator[str]:
-    """Yield a list of names and descriptions, in two columns where there is room for them."""
+    """Yield a list of names and descriptions, in two columns if the terminal is wide enough."""
     if not rows:
         return
     yield f"{title}:"
@@ -109,7 +109,7 @@ def _names(name: str, width: int) -> Iterator[str]:
 
 
 def _parameter(parameter: Parameter, ctx: Any) -> tuple[str, str]:
-    """Return the names of an option or argument, and what it is for."""
+    """Return the names and the description of an option or argument."""
     text = parameter.help or ""
     if isinstance(parameter, TyperArgument):
         return parameter.display_name_raw, text
@@ -118,7 +118,7 @@ def _parameter(parameter: Parameter, ctx: Any) -> tuple[str, str]:
         type_name = parameter.display_type_rich(ctx=ctx) or ""
         names += f" {parameter.metavar or _METAVARS.get(type_name, 'TEXT')}"
     _, record = parameter.get_help_record(ctx) or ("", text)
-    # What typer adds to the text: `[env var: X; default: y; required]`.
+    # typer appends `[env var: X; default: y; required]` to the text.
     added = record.removeprefix(text).strip(" []").split("; ")
     notes = "; ".join(each for each in added if each and each != "required")
     required = "Required. " if parameter.required else ""

@@ -1,11 +1,11 @@
-"""The fields of a request under the names that the command line has for them."""
+"""The command line's names for the fields of a request."""
 
 import re
 
 from google.protobuf.descriptor import Descriptor
 
-from client.errors import Violation
-from generated.generation.v1.generation_pb2 import KieParams
+from kie_generation.errors import Violation
+from kie_generation.generated.generation.v1.generation_pb2 import KieParams
 
 _OPTIONS = {
     "file_urls": "--file-url",
@@ -24,17 +24,17 @@ _MODEL_FIELD = re.compile(r"provider_params\.kie\.(\w+)\.(\w+)(?:\[(\d+)\])?")
 
 
 def option_of(field: str) -> str:
-    """Returns the option that fills a field of a model's message."""
+    """Return the option for a field of a model's message."""
     return _OPTIONS.get(field) or "--" + field.replace("_", "-")
 
 
 def value_name(enum_value: str) -> str:
-    """Returns an enum value's short name as it is typed: `FIRST_FRAME` is `first-frame`."""
+    """Return the command line's form of an enum value's name: `FIRST_FRAME` is `first-frame`."""
     return enum_value.lower().replace("_", "-")
 
 
 def in_words_of_options(violation: Violation) -> Violation:
-    """Returns a broken rule that names options and their values instead of fields and enums."""
+    """Return a violation that names options and their values instead of fields and enums."""
     if found := _MODEL_FIELD.fullmatch(violation.field):
         model, field, index = found.groups()
         number = f" (number {int(index) + 1})" if index else ""
@@ -51,13 +51,13 @@ def _message(model: str) -> Descriptor | None:
 
 
 def _translated(text: str, message: Descriptor | None) -> str:
-    """Return a text in which fields and enum values have the names of the command line."""
+    """Return a text with the command line's names for fields and enum values."""
     if message is None:
         return text
     names: dict[str, str] = {}
     for enum in message.enum_types:
         prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
         names |= {name: value_name(name.removeprefix(prefix)) for name in enum.values_by_name}
-    # Only names that cannot be plain words: `size` may well mean a size.
+    # Only names that cannot be ordinary words, as `size` can.
     names |= {field: option_of(field) for field in message.fields_by_name if "_" in field}
     return re.sub(r"\w+", lambda word: names.get(word.group(), word.group()), text)

@@ -1,6 +1,6 @@
-"""What the command line prints: results to stdout, all else to stderr.
+"""What the command line prints: results to stdout, everything else to stderr.
 
-TextOutput is for people, JsonOutput for scripts.
+TextOutput is for people, JsonOutput is for scripts.
 """
 
 import json
@@ -18,15 +18,19 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
-from client.enums import short_name
-from client.errors import UnavailableError
-from client.options import in_words_of_options
-from client.problems import Problem
-from client.progress import WatchProgress, watch_progress
-from client.states import state
-from client.terminal import one_line, printable
-from client.watch import ended
-from generated.generation.v1.generation_pb2 import ErrorReason, GenerationTask, UploadedFile
+from kie_generation.cli.options import in_words_of_options
+from kie_generation.cli.problems import Problem
+from kie_generation.cli.progress import WatchProgress, watch_progress
+from kie_generation.cli.terminal import one_line, printable
+from kie_generation.enums import short_name
+from kie_generation.errors import UnavailableError
+from kie_generation.generated.generation.v1.generation_pb2 import (
+    ErrorReason,
+    GenerationTask,
+    UploadedFile,
+)
+from kie_generation.states import state
+from kie_generation.watch import ended
 
 LIST_COLUMNS = 80
 
@@ -37,25 +41,25 @@ class Output(Protocol):
     """Where results, progress and errors go."""
 
     def task(self, task: GenerationTask) -> None:
-        """Shows one task in full."""
+        """Show one task in full."""
 
     def listed(self, task: GenerationTask) -> None:
-        """Shows one task among many."""
+        """Show one task among many."""
 
     def file(self, file: UploadedFile) -> None:
-        """Shows an upload."""
+        """Show an upload."""
 
     def saved(self, task: GenerationTask, paths: Sequence[Path]) -> None:
-        """Shows where results were saved."""
+        """Show where results were saved."""
 
     def note(self, text: str) -> None:
-        """Tells something in passing."""
+        """Show a note."""
 
     def problem(self, problem: Problem) -> None:
-        """Shows an error."""
+        """Show an error."""
 
     def progress(self, task_id: str) -> WatchProgress:
-        """Returns what shows a watch, except for the terminal snapshot, which `task` shows."""
+        """Return the display of a watch. It omits the terminal snapshot, which `task` shows."""
 
 
 class TextOutput:
@@ -66,7 +70,7 @@ class TextOutput:
         self._columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else LIST_COLUMNS
 
     def task(self, task: GenerationTask) -> None:
-        """Prints a line for each thing worth knowing."""
+        """Print a line for each property that is set."""
         _rows(
             ("task", task.id),
             ("state", state(task)),
@@ -84,7 +88,7 @@ class TextOutput:
         )
 
     def listed(self, task: GenerationTask) -> None:
-        """Prints one line, or three if the terminal has less than LIST_COLUMNS columns."""
+        """Print one line, or three if the terminal has fewer than LIST_COLUMNS columns."""
         task_id, prompt_id = one_line(task.id), one_line(task.prompt_id)
         time, model = _minute(task.create_time), model_name(task)
         if self._columns < LIST_COLUMNS:
@@ -93,7 +97,7 @@ class TextOutput:
             _line(f"{task_id}  {_coloured(f'{state(task):<10}')}  {model:<10}  {time}  {prompt_id}")
 
     def file(self, file: UploadedFile) -> None:
-        """Prints the URL, and what it is worth knowing about it."""
+        """Print the URL and the properties of the file."""
         _rows(
             ("url", file.download_url),
             ("type", file.mime_type),
@@ -103,17 +107,17 @@ class TextOutput:
         )
 
     def saved(self, task: GenerationTask, paths: Sequence[Path]) -> None:  # noqa: ARG002 - for JSON
-        """Prints the paths."""
+        """Print the paths."""
         _rows(*(("saved", str(path)) for path in paths))
 
     def note(self, text: str) -> None:
-        """Prints to stderr."""
+        """Print to stderr."""
         self._stderr.out(printable(text), style="yellow", highlight=False)
 
     def problem(self, problem: Problem) -> None:
-        """Prints code, reason and message, then a line for each further thing that is known."""
+        """Print code, reason and message, then a line for each further property that is set."""
         name = " ".join(dict.fromkeys(filter(None, (problem.code, problem.reason))))
-        # The message of broken rules is the rules, which have their own lines.
+        # With violations the message only repeats them, and each has its own line.
         message = "" if problem.violations else f": {problem.message}"
         lines = [f"error: {name}{message}"]
         violations = map(in_words_of_options, problem.violations)
@@ -127,40 +131,40 @@ class TextOutput:
         self._stderr.out("\n".join(map(one_line, lines)), style="red", highlight=False)
 
     def progress(self, task_id: str) -> WatchProgress:
-        """Shows a live line on a terminal, plain lines elsewhere."""
+        """Show a live line on a terminal, plain lines elsewhere."""
         return watch_progress(self._stderr, one_line(task_id))
 
 
 class JsonOutput:
-    """For scripts: one JSON object a line. Messages are protojson with the proto's field names."""
+    """For scripts: one JSON object per line. Messages are protojson with the proto's names."""
 
     def task(self, task: GenerationTask) -> None:
-        """Prints a GenerationTask."""
+        """Print a GenerationTask."""
         _json(_protojson(task))
 
     listed = task
 
     def file(self, file: UploadedFile) -> None:
-        """Prints an UploadedFile."""
+        """Print an UploadedFile."""
         _json(_protojson(file))
 
     def saved(self, task: GenerationTask, paths: Sequence[Path]) -> None:
-        """Prints `{"task_id": …, "saved": [paths]}`."""
+        """Print `{"task_id": …, "saved": [paths]}`."""
         _json({"task_id": task.id, "saved": [str(path) for path in paths]})
 
     def note(self, text: str) -> None:
-        """Prints `{"note": …}` to stderr."""
+        """Print `{"note": …}` to stderr."""
         print(json.dumps({"note": text}), file=sys.stderr)  # noqa: T201 - printing is this module's job
 
     def problem(self, problem: Problem) -> None:
-        """Prints `{"error": {…}}` to stderr, with what is known only."""
+        """Print `{"error": {…}}` to stderr, with the properties that are set."""
         known = {
             name: value for name, value in asdict(problem).items() if value not in ("", (), None)
         }
         print(json.dumps({"error": known}), file=sys.stderr)  # noqa: T201
 
     def progress(self, task_id: str) -> WatchProgress:  # noqa: ARG002 - snapshots name it
-        """Prints the snapshots themselves."""
+        """Print the snapshots themselves."""
         return _JsonProgress(self)
 
 
@@ -176,19 +180,19 @@ class _JsonProgress:
         pass
 
     def update(self, task: GenerationTask) -> None:
-        if not ended(task):  # the end is printed as the result
+        if not ended(task):  # the terminal snapshot is printed as the result
             self._output.task(task)
 
     def connection(self, error: UnavailableError | None) -> None:
         if error is None:
-            self._output.note("connected again")
+            self._output.note("reconnected")
         elif not self._lost:
             self._output.note(f"reconnecting: {error}")
         self._lost = error is not None
 
 
 def model_name(task: GenerationTask) -> str:
-    """Returns the model's name; "" for one that this client does not know yet."""
+    """Return the model's name; "" if only a newer version of the client knows it."""
     return task.provider_params.kie.WhichOneof("model") or ""
 
 
@@ -228,7 +232,7 @@ def _line(text: str) -> None:
 
 
 def _coloured(state: str) -> str:
-    """Return a state in colour if it ends a task, on a terminal that shows any."""
+    """Return a state in colour if it is final and stdout is a terminal with colours."""
     colour = _COLOURS.get(state.strip())
     if colour is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return state

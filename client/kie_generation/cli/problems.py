@@ -1,4 +1,4 @@
-"""What went wrong, for the person at the command line: an exit code, words, and what to do next."""
+"""Errors as the command line shows them: an exit code, a message, and what to do next."""
 
 import enum
 import os
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import grpc
 import typer
 
-from client.commands import Invocation
-from client.download import DownloadError
-from client.errors import (
+from kie_generation.cli.commands import Invocation
+from kie_generation.download import DownloadError
+from kie_generation.errors import (
     GenerationError,
     InvalidRequestError,
     RefusedError,
@@ -24,7 +24,7 @@ from client.errors import (
 
 
 class ExitCode(enum.IntEnum):
-    """What the process says to its caller. `--help` explains each, and scripts rely on them."""
+    """The exit codes of the process. `--help` explains them, and scripts rely on them."""
 
     OK = 0
     TASK_FAILED = 1
@@ -39,12 +39,12 @@ class ExitCode(enum.IntEnum):
 
 
 class InterruptedWorkError(Exception):
-    """Ctrl-C, in words that say how to go on."""
+    """Ctrl-C; the message says how to continue."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """An error as it is shown. `code` is gRPC's name, or one of ours in the same style."""
+    """An error as it is shown. `code` is the name of a gRPC status, or a name of our own."""
 
     exit_code: ExitCode
     code: str
@@ -66,25 +66,25 @@ _BY_CODE: Mapping[grpc.StatusCode, ExitCode] = {
 
 _HINTS: Mapping[str, str] = {
     "CREDITS_EXHAUSTED": "the operator must top up the provider's account",
-    "INTERNAL": "a bug of the service: report the message",
+    "INTERNAL": "this is a bug of the service: report the message",
     "MODEL_NOT_ALLOWED": "use another model, or ask the operator to allow it for your token",
-    "MODEL_UNAVAILABLE": "take another model, or try later",
-    "PROVIDER_ERROR": "create it again: a new request may succeed",
+    "MODEL_UNAVAILABLE": "use another model, or try again later",
+    "PROVIDER_ERROR": "create the task again: a new request may succeed",
     "PROVIDER_REJECTED": "change the parameters that the provider names",
     "PROVIDER_UNAUTHORIZED": "the operator must fix the service's key at the provider",
-    "REQUEST_ID_REUSED": "this --request-id belongs to other parameters: take a new one",
-    "UPLOAD_MISMATCH": "the file must not be empty, nor change while it is sent",
-    "UPLOAD_TOO_LARGE": "make the file smaller",
+    "REQUEST_ID_REUSED": "this --request-id was used with other parameters: choose a new one",
+    "UPLOAD_MISMATCH": "the file must not be empty, and must not change during the upload",
+    "UPLOAD_TOO_LARGE": "use a smaller file",
 }
 
-# Words of errors of TLS, of C-core and ours, and what to do about them.
+# Parts of TLS errors, from C-core and from this client, and what to do about them.
 _TLS_HINTS: Mapping[str, str] = {
-    "CERTIFICATE_VERIFY_FAILED": "does --ca name the authority of the server's certificate?",
-    "WRONG_VERSION_NUMBER": "the server does not speak TLS: no --tls, --ca, --cert or --key",
-    "security handshaker": "--ca, --cert and --key must be PEM files, and a key that fits",
+    "CERTIFICATE_VERIFY_FAILED": "did the authority of --ca sign the server's certificate?",
+    "WRONG_VERSION_NUMBER": "the server does not use TLS: omit --tls, --ca, --cert and --key",
+    "security handshaker": "--ca, --cert and --key must be PEM files, and --key must match --cert",
     "expects TLS": "use --tls, or --ca FILE for an authority of your own",
-    "wants a certificate": "name a client certificate that the server accepts: --cert and --key",
-    "rejects the certificate": "did an authority that the server trusts sign the one of --cert?",
+    "requires a certificate": "name a client certificate that the server accepts: --cert and --key",
+    "rejects the certificate": "did an authority that the server trusts sign --cert?",
 }
 
 # The variables that C-core reads; it ignores names in upper case.
@@ -92,7 +92,12 @@ _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 
 
 def problem_of(error: Exception, invocation: Invocation) -> Problem:
-    """Returns how to show any exception of a command that was called so."""
+    """Return how to show any exception of a command.
+
+    Args:
+        error: what the command raised.
+        invocation: how it was called, for hints.
+    """
     match error:
         case GenerationError():
             return _of_call(error, invocation)
@@ -119,7 +124,7 @@ def problem_of(error: Exception, invocation: Invocation) -> Problem:
 
 
 def _words_of(error: OSError) -> str:
-    """Return the file and what is wrong with it, without Python's number of the error."""
+    """Return the file and what is wrong with it, without the error number."""
     words = error.strerror or str(error)
     return f"{error.filename}: {words}" if error.filename is not None else words
 
@@ -182,18 +187,20 @@ def _authentication_hint(error: UnauthenticatedError) -> str:
 def _unavailable_hint(error: UnavailableError, invocation: Invocation) -> str:
     hints = []
     if error.request_id:
-        hints.append(f"run it again with --request-id {error.request_id}: nothing is bought twice")
-    elif error.reason:  # the service is there, but cannot do it now
+        hints.append(
+            f"run it again with --request-id {error.request_id}: nothing is paid for twice"
+        )
+    elif error.reason:  # the service is reachable
         hints.append("try again later")
     if not error.reason:
         hints.append(f"is a generation service running at {invocation.address}?")
     if not error.reason and (proxy := _proxy(invocation)):
-        hints.append(f"gRPC connects through the proxy of {proxy}: put the host into no_proxy")
+        hints.append(f"gRPC uses the proxy from {proxy}: add the host to no_proxy")
     return "; ".join(hints)
 
 
 def _proxy(invocation: Invocation) -> str:
-    """Return the variable that makes gRPC use a proxy for the service, "" for none."""
+    """Return the environment variable that makes gRPC use a proxy for the service; "" for none."""
     if invocation.is_local:
         return ""
     return next((name for name in _PROXY_VARIABLES if os.environ.get(name)), "")

@@ -1,7 +1,4 @@
-"""What a person sees while a task is watched.
-
-It is one live line on a terminal, and plain lines where nothing can move.
-"""
+"""The display of a watch: one live line on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -11,16 +8,16 @@ from typing import Protocol, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from client.errors import UnavailableError
-from client.states import percent, state
-from client.terminal import one_line
-from generated.generation.v1.generation_pb2 import GenerationTask
+from kie_generation.cli.terminal import one_line
+from kie_generation.errors import UnavailableError
+from kie_generation.generated.generation.v1.generation_pb2 import GenerationTask
+from kie_generation.states import percent, state
 
 BAR_COLUMNS = 80  # a narrower terminal shows no bar, but all of the text
 
 
 class WatchProgress(Protocol):
-    """Shows a watch, as a context manager around it."""
+    """The display of a watch, as a context manager around it."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -32,16 +29,16 @@ class WatchProgress(Protocol):
     ) -> None: ...
 
     def update(self, task: GenerationTask) -> None:
-        """Shows a newer snapshot."""
+        """Show a newer snapshot."""
 
     def connection(self, error: UnavailableError | None) -> None:
-        """Shows that the stream was lost, or, with None, that it is back."""
+        """Show that the stream was lost or, with None, that it works again."""
 
 
 def watch_progress(console: Console, task_id: str) -> WatchProgress:
-    """Returns what suits the console: a live line on a terminal, plain lines elsewhere.
+    """Return a live line if the console is a terminal, plain lines otherwise.
 
-    The task's id is printed first, unless the same terminal shows it with the result.
+    The task's id is printed first, unless the result with the id goes to the same terminal.
     """
     if not (console.is_terminal and sys.stdout.isatty()):
         console.out(f"task {task_id}", highlight=False)
@@ -49,7 +46,7 @@ def watch_progress(console: Console, task_id: str) -> WatchProgress:
 
 
 class LiveProgress:
-    """One line that moves: stage, bar, percent, elapsed seconds, revision."""
+    """A live line: state, bar, percentage, elapsed seconds, revision."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -73,7 +70,7 @@ class LiveProgress:
         self._progress.stop()
 
     def update(self, task: GenerationTask) -> None:
-        """Shows a newer snapshot; without a percentage the bar only pulses."""
+        """Show a newer snapshot. Without a percentage the bar only pulses."""
         known = percent(task)
         self._revision = f"revision {task.revision}"
         self._progress.update(
@@ -86,13 +83,13 @@ class LiveProgress:
         )
 
     def connection(self, error: UnavailableError | None) -> None:
-        """Shows `reconnecting` until the stream is back."""
+        """Show `reconnecting` until the stream works again."""
         note = self._revision if error is None else f"reconnecting ({label(error)})"
         self._progress.update(self._bar, note=note)
 
 
 class PlainProgress:
-    """A line for each change, as logs and pipes want it."""
+    """A line for each change, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -106,15 +103,15 @@ class PlainProgress:
         pass
 
     def update(self, task: GenerationTask) -> None:
-        """Prints stage, percent and revision."""
+        """Print state, percentage and revision."""
         known = percent(task)
         progress = "" if known is None else f" {known}%"
         self._line(f"{state(task)}{progress} (revision {task.revision})")
 
     def connection(self, error: UnavailableError | None) -> None:
-        """Prints a line when the stream is lost and one when it is back, not one for each try."""
+        """Print a line when the stream is lost and when it works again, not for each attempt."""
         if error is None:
-            self._line("connected again")
+            self._line("reconnected")
         elif not self._lost:
             self._line(f"reconnecting ({label(error)})")
         self._lost = error is not None
@@ -125,5 +122,5 @@ class PlainProgress:
 
 
 def label(error: UnavailableError) -> str:
-    """Returns why a stream was lost, in a word."""
+    """Return in one word why a stream was lost."""
     return one_line(error.reason or error.code.name)

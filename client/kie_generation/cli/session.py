@@ -1,44 +1,27 @@
-"""One run of a command: a connection, an output, and the steps that commands share."""
+"""One run of a command: its connection, its output, and steps that commands share."""
 
 import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import typer
 from google.protobuf.message import Message
 
-from client.client import GenerationClient
-from client.commands import Invocation
-from client.download import save_artifacts
-from client.errors import UnavailableError
-from client.output import Output
-from client.problems import ExitCode, InterruptedWorkError
-from client.progress import label
-from client.tls import Tls
-from client.watch import ended
-from generated.generation.v1.generation_pb2 import TASK_STATUS_FAILED, GenerationTask
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The global options."""
-
-    address: str
-    token: str | None = field(repr=False)
-    tls: Tls | None
-    timeout_seconds: float
-    give_up_after_seconds: float
-    allow_private_addresses: bool
-    output: Output
-    invocation: Invocation
+from kie_generation.cli.problems import ExitCode, InterruptedWorkError
+from kie_generation.cli.progress import label
+from kie_generation.cli.settings import Settings
+from kie_generation.client import GenerationClient
+from kie_generation.download import save_artifacts
+from kie_generation.errors import UnavailableError
+from kie_generation.generated.generation.v1.generation_pb2 import TASK_STATUS_FAILED, GenerationTask
+from kie_generation.watch import ended
 
 
 class Session:
-    """What a command works with. `resume_hint` says how to go on if the work is interrupted now."""
+    """What a command works with. `resume_hint` says how to continue after an interruption."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -52,11 +35,11 @@ class Session:
         self.output = settings.output
         self.invocation = settings.invocation
         self.timeout = settings.timeout_seconds
-        self.resume_hint = "nothing was left half done"
+        self.resume_hint = "nothing was left incomplete"
         self._retried = False
 
     async def follow(self, task_id: str, known: GenerationTask | None = None) -> GenerationTask:
-        """Shows a task's progress until it ended, and returns its last snapshot."""
+        """Show a task's progress until it has ended; return its last snapshot."""
         self.invocation.task_id = task_id
         self.resume_hint = f"to watch it again: {self.watch_command(task_id)}"
         if known is not None and ended(known):
@@ -68,7 +51,7 @@ class Session:
             snapshots = self.client.watch(task_id, task.revision, on_connection=progress.connection)
             try:
                 async for snapshot in snapshots:
-                    self.resume_hint = f"the task goes on; to see it: {self.watch_command(task_id)}"
+                    self.resume_hint = f"the task continues: {self.watch_command(task_id)}"
                     progress.update(snapshot)
                     task = snapshot
             except UnavailableError:
@@ -77,12 +60,12 @@ class Session:
         return task
 
     def watch_command(self, task_id: str) -> str:
-        """Returns the command that goes on with a task."""
+        """Return the command that continues to watch a task."""
         return self.invocation.line("watch", task_id)
 
     @contextmanager
     def note_after(self, seconds: float, text: str) -> Iterator[None]:
-        """Prints a note if what is done meanwhile takes longer."""
+        """Print a note if the block takes longer than this."""
         timer = asyncio.get_running_loop().call_later(seconds, self.output.note, text)
         try:
             yield
@@ -90,13 +73,13 @@ class Session:
             timer.cancel()
 
     def note_retry(self, error: UnavailableError) -> None:
-        """Says once that a call is made again, as that may go on for a while."""
+        """Print one note about retries, which may take a while."""
         if not self._retried:
-            self.output.note(f"{label(error)}: trying again, for {self.timeout:g} s at most")
+            self.output.note(f"{label(error)}: retrying for up to {self.timeout:g} s")
         self._retried = True
 
     async def conclude(self, task: GenerationTask, save: Path | None) -> ExitCode:
-        """Shows a task, saves its results if asked to, and returns what the process should say."""
+        """Show a task, save its results if `save` is set, and return the exit code."""
         self.output.task(task)
         if save is not None:
             self.invocation.folder = str(save)
@@ -106,7 +89,7 @@ class Session:
         return ExitCode.TASK_FAILED if task.status == TASK_STATUS_FAILED else ExitCode.OK
 
     async def upload_local_files(self, params: Message) -> None:
-        """Replaces each path in the `…_urls` of a model's parameters by the URL of its upload."""
+        """Upload the local files in the `…_urls` fields, and replace their paths by URLs."""
         for member in params.DESCRIPTOR.fields:
             if member.name.endswith("_urls"):
                 values = getattr(params, member.name)
@@ -121,7 +104,7 @@ class Session:
 
 
 def run(context: typer.Context, work: Callable[[Session], Awaitable[ExitCode]]) -> None:
-    """Does a command's work on a connection, and exits with what it returns."""
+    """Run a command on a connection, and exit with the code that it returns."""
     settings: Settings = context.obj
     session = Session(settings)
 
@@ -134,7 +117,7 @@ def run(context: typer.Context, work: Callable[[Session], Awaitable[ExitCode]]) 
     except KeyboardInterrupt:
         raise InterruptedWorkError(session.resume_hint) from None
     except BrokenPipeError:
-        # The reader of stdout left, as `head` does. Python must not fail again while it flushes.
+        # The reader of stdout has closed it, as `head` does. Python must not fail when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = ExitCode.OK
     raise typer.Exit(code)
