@@ -29,7 +29,8 @@ class Pages:
     """Reads pages, as answers that hold one task each.
 
     A page of long prompts takes the database and the event loop milliseconds. So one page is read
-    at a time for each caller and one is built at a time, with turns for other calls in between.
+    at a time for each caller, with a pause before the next one, and one is built at a time, with
+    turns for other calls in between.
     """
 
     def __init__(self, store: Store, answers: Answers) -> None:
@@ -64,17 +65,22 @@ class Pages:
 
 @asynccontextmanager
 async def _turn(lock: asyncio.Lock) -> AsyncIterator[None]:
-    """Wait for a lock, but not long: with a database that hangs, waiting in line would add up."""
+    """Hold a lock, and then as long again: what it guards takes half of the time at most.
+
+    Wait for it, but not long: with a database that hangs, waiting in line would add up.
+    """
     try:
         async with asyncio.timeout(TURN_SECONDS):
             await lock.acquire()
     except TimeoutError:
         yield
         return
+    loop = asyncio.get_running_loop()
+    began = loop.time()
     try:
         yield
     finally:
-        lock.release()
+        loop.call_later(loop.time() - began, lock.release)
 
 
 def list_filter(request: pb.ListTasksRequest) -> ListFilter:
