@@ -27,7 +27,11 @@ async def test_http_connections_that_are_silent_or_drip_are_closed(
     scale: Scale, tmp_path: Path
 ) -> None:
     drill = Drill(
-        sockets.dripping_http, "", 40 * scale.factor, SILENCE_SECONDS + 2, outcome_max={"open": 0}
+        sockets.dripping_http,
+        "",
+        40 * scale.factor,
+        SILENCE_SECONDS + 2,
+        outcome_max={"open": 0},
     )
     await withstands(drill, tmp_path, scale.p99_seconds_max)
 

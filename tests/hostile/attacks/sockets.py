@@ -31,13 +31,16 @@ class Held:
     def __init__(self, address: str, begin: bytes) -> None:
         self._address = address
         self._begin = begin
+        self.has_begun = asyncio.Event()
         self.is_open = False
 
-    async def hold(self) -> None:
+    async def hold(self, connecting: asyncio.Semaphore) -> None:
         """Connect, and hold the connection until the server closes it."""
         host, port = self._address.rsplit(":", 1)
         with suppress(OSError):
-            reader, writer = await asyncio.open_connection(host, int(port))
+            async with connecting:
+                self.has_begun.set()
+                reader, writer = await asyncio.open_connection(host, int(port))
             self.is_open = True
             writer.write(self._begin)
             dripping = asyncio.create_task(self._drip(writer) if self._begin else asyncio.sleep(0))
@@ -78,7 +81,10 @@ async def idle_connections(target: Target) -> Outcome:
 
 
 async def _hold(connections: list[Held], seconds: float) -> Outcome:
-    tasks = [asyncio.create_task(held.hold()) for held in connections]
+    # Fewer at a time than the server's backlog: beyond it, connections open many seconds later.
+    connecting = asyncio.Semaphore(AT_ONCE)
+    tasks = [asyncio.create_task(held.hold(connecting)) for held in connections]
+    await asyncio.gather(*(held.has_begun.wait() for held in connections))
     await asyncio.sleep(seconds)
     outcome = {"open": float(sum(held.is_open for held in connections))}
     _kept.extend(tasks)
