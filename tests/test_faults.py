@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
-from providers.kie.simulated.faults import KINDS
+from providers.kie.simulator.faults import KINDS
 from tests.conftest import Serve
 from tests.harness import eventually, refusal, upload_messages
 

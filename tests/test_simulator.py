@@ -16,8 +16,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from providers.kie.simulated import media
-from providers.kie.simulated.lettering import lit
+from providers.kie.simulator import media
+from providers.kie.simulator.lettering import lit
 from providers.kie.simulator import Simulator, SimulatorSettings
 
 STILL = SimulatorSettings(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from providers.kie.simulated.callbacks import signature
+from providers.kie.simulator.callbacks import signature
 from tests.test_simulator import (
     IMAGEN4,
     JOBS,

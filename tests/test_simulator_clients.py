@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from providers.kie.simulated.addresses import PORTS_MAX, base_urls_by_port
+from providers.kie.simulator.addresses import PORTS_MAX, base_urls_by_port
 from providers.kie.simulator import Simulator, SimulatorSettings
 from tests.test_process import served
 from tests.test_simulator import IMAGEN4, JOBS, MIDJOURNEY, MJ, ORDERS, RECORDS, Kie
@@ -148,14 +148,15 @@ async def test_an_uploaded_file_is_there_after_a_restart(tmp_path: Path) -> None
     assert list((tmp_path / "generation.db.simulator.files").iterdir()) == []
 
 
-async def test_an_upload_of_yesterday_is_dropped_at_a_restart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_upload_of_yesterday_is_dropped_at_a_restart(tmp_path: Path) -> None:
     async with bundled(tmp_path) as kie:
         await upload(kie, form())
-    monkeypatch.setattr("providers.kie.simulated.files.KEPT_SECONDS", -1)
+    folder = tmp_path / "generation.db.simulator.files"
+    yesterday = time.time() - 25 * 3_600
+    for file in folder.iterdir():
+        os.utime(file, (yesterday, yesterday))
     async with bundled(tmp_path):
-        assert list((tmp_path / "generation.db.simulator.files").iterdir()) == []
+        assert list(folder.iterdir()) == []
 
 
 async def test_a_result_is_served_elsewhere_while_its_port_is_taken(

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from providers.kie.simulated.faults import KINDS, FaultBook
+from providers.kie.simulator.faults import KINDS, FaultBook
 from providers.kie.simulator import FaultRule, parse_fault
 from tests.test_simulator import (
     IMAGEN4,

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from providers.kie.simulated import tasks as simulated_tasks
-from providers.kie.simulated.models import MODELS
-from providers.kie.simulated.rules import jobs_order
-from providers.kie.simulated.settings import FIXED_AT_START
-from providers.kie.simulated.tasks import Purchase, Task, TaskBook, draw_task
-from providers.kie.simulated.windows import SlidingWindow
 from providers.kie.simulator import SimulatorSettings
+from providers.kie.simulator.models import MODELS
+from providers.kie.simulator.orders import jobs_order
+from providers.kie.simulator.settings import FIXED_AT_START
+from providers.kie.simulator.book import TaskBook
+from providers.kie.simulator.tasks import Purchase, Task, draw_task
+from providers.kie.simulator.windows import SlidingWindow
 from tests.test_simulator import IMAGEN4, JOBS, Kie, running
 
 BORN_MS = 1_800_000_000_000
@@ -129,9 +129,8 @@ def test_the_book_drops_the_oldest_tasks_over_its_bound() -> None:
     assert [kept.id for kept in book] == [task(number).id for number in (2, 3, 4)]
 
 
-def test_the_book_is_bounded_in_size_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulated_tasks, "BODIES_MAX_CHARACTERS", 2_000)
-    book = TaskBook(1_000, None)
+def test_the_book_is_bounded_in_size_too() -> None:
+    book = TaskBook(1_000, None, bodies_max_characters=2_000)
     for number in range(10):
         book.put(task(number, prompt="a" * 900))
     assert [kept.id for kept in book] == [task(number).id for number in (8, 9)]

@@ -1,1 +1,37 @@
-"""The parts of the simulator; providers/kie/simulator.py is its entry and names them all."""
+"""A look-alike of Kie.ai on a socket, for development, demonstrations and tests.
+
+    python -m providers.kie.simulator --port 8099
+
+One port serves the API host, the upload host and the media hosts, so a Kie client needs nothing
+but its two base URLs changed. It answers in the shapes seen in recorded traffic, enforces Kie's
+limits, and injects faults on request: see docs/simulator.md.
+
+    module        what it holds
+    simulator     starting, stopping, the Python API
+    __main__      the command line; options: its options
+    settings      everything that can be set
+    models        names, families, prices, durations
+    orders        which requests are accepted as orders; rules: the rules of their fields
+    tasks         the course of a task; book: the tasks that are kept
+    records       records and callbacks as seen from outside
+    faults        what may go wrong, where and how often
+    exact         messages of any shape, byte for byte
+    callbacks     sending callbacks
+    account       the account: tasks, limits, counters
+    ledger        its money
+    windows       counting against limits
+    wire          envelopes, bounded bodies, spoiled answers
+    api           handlers of the API host
+    results       handlers of the media host
+    uploads       handlers of the upload host
+    files         the uploaded files
+    addresses     ports that earlier links name
+    control       handlers under /simulator/
+    media         sample results; lettering: the words on them
+"""
+
+from providers.kie.simulator.faults import FaultRule, parse_fault
+from providers.kie.simulator.settings import SimulatorSettings
+from providers.kie.simulator.simulator import Simulator
+
+__all__ = ["FaultRule", "Simulator", "SimulatorSettings", "parse_fault"]

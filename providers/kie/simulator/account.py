@@ -1,4 +1,4 @@
-"""The simulated account: what it holds, what it may, what it has bought and what happened to it."""
+"""The simulated account: its tasks, limits, balance and counters."""
 
 import logging
 import random
@@ -9,22 +9,23 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 from uuid import uuid4
 
-from providers.kie.simulated.callbacks import Callbacks
-from providers.kie.simulated.faults import FaultBook
-from providers.kie.simulated.ledger import Ledger
-from providers.kie.simulated.rules import Order, RefusedError
-from providers.kie.simulated.settings import SimulatorSettings
-from providers.kie.simulated.tasks import (
+from providers.kie.simulator.book import TaskBook
+from providers.kie.simulator.callbacks import Callbacks
+from providers.kie.simulator.faults import FaultBook
+from providers.kie.simulator.ledger import Ledger
+from providers.kie.simulator.orders import Order
+from providers.kie.simulator.rules import RefusedError
+from providers.kie.simulator.settings import SimulatorSettings
+from providers.kie.simulator.tasks import (
     FAILED_CODE,
     FAILED_MSG,
     FINAL_STATES,
     SUCCESS,
     Purchase,
     Task,
-    TaskBook,
     draw_task,
 )
-from providers.kie.simulated.windows import KeyedWindows, SlidingWindow
+from providers.kie.simulator.windows import KeyedWindows, SlidingWindow
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +33,10 @@ RECORD_WINDOW_SECONDS: Final = 1.0
 NO_CREDITS, TOO_MANY = 402, 429
 
 
-class World:
-    """The account behind the simulator, free of HTTP.
+class Account:
+    """The account behind the simulator; it knows nothing of HTTP.
 
-    Everything here happens between two awaits, so a create is bought whole or not at all.
+    Nothing here awaits, so a create is charged for and kept as a whole, or not at all.
     """
 
     def __init__(self, settings: SimulatorSettings) -> None:
@@ -61,27 +62,27 @@ class World:
 
     @property
     def balance(self) -> float:
-        """The credits that are left."""
+        """The remaining credits."""
         return self._ledger.balance(self.now_ms())
 
     def note_upscaled(self, task_id: str) -> None:
-        """Remember that a 1080P version of a video was asked for, until it restarts."""
+        """Remember until a restart that a 1080P version of a video was requested."""
         self._upscaled[task_id] = None
         if len(self._upscaled) > self.settings.tasks_max:
             del self._upscaled[next(iter(self._upscaled))]
 
     def is_upscaled(self, task_id: str) -> bool:
-        """Whether a 1080P version of a video was asked for."""
+        """Whether a 1080P version of a video was requested."""
         return task_id in self._upscaled
 
     def resume(self, lost_urls: Collection[str], base_url: str) -> None:
-        """Plan the callbacks of remembered tasks, and move results that are served no more.
+        """Schedule the callbacks of kept tasks, and move results whose URL is no longer served.
 
-        A task that ended while nothing ran is not called back: Kie gives up on callbacks too.
+        A task that ended while no simulator ran gets no callback: Kie gives up on callbacks, too.
 
         Args:
-            lost_urls: base URLs that this simulator had and has no more.
-            base_url: the one that it has instead.
+            lost_urls: former base URLs of this simulator.
+            base_url: its current one.
         """
         now_ms = self.now_ms()
         self.tasks.move(lost_urls, base_url)
@@ -90,22 +91,22 @@ class World:
                 self.callbacks.schedule(task, now_ms)
 
     def now_ms(self) -> int:
-        """The time, in unix milliseconds."""
+        """Return the time, in unix milliseconds."""
         return time.time_ns() // 1_000_000
 
     def note_create(self) -> None:
-        """Count a create request, whatever will become of it."""
+        """Count a create request, whatever its outcome."""
         self.all_creates.add(time.monotonic(), self.settings.create_window_seconds)
 
     def note_record(self) -> None:
-        """Count a record query, whatever will become of it."""
+        """Count a record query, whatever its outcome."""
         self.all_records.add(time.monotonic(), RECORD_WINDOW_SECONDS)
 
     def admit_create(self, key: str) -> None:
-        """Hold a create request against the limit of its key.
+        """Count a create request against the limit of its key.
 
         Raises:
-            RefusedError: 429; it does not count against the limit, and nothing is queued.
+            RefusedError: 429; the request does not count against the limit, and is not queued.
         """
         window = self._creates.of(key)
         seconds, limit = self.settings.create_window_seconds, self.settings.creates_per_window
@@ -113,7 +114,7 @@ class World:
             raise RefusedError(TOO_MANY, "Your call frequency is too high. Please try again later.")
 
     def admit_record(self, key: str) -> None:
-        """Hold a record query against the limit of its key.
+        """Count a record query against the limit of its key.
 
         Raises:
             RefusedError: 429.
@@ -124,10 +125,10 @@ class World:
             raise RefusedError(TOO_MANY, "Your call frequency is too high. Please try again later.")
 
     def buy(self, order: Order, base_url: str) -> Task:
-        """Create the task of an order, charge for it, and plan its callback.
+        """Create the task of an order, charge for it, and schedule its callback.
 
         Raises:
-            RefusedError: 402 or 429, if the account cannot bear another task; 422 for a directive.
+            RefusedError: 402 or 429 if the account cannot take another task; 422 for a directive.
         """
         now_ms = self.now_ms()
         if self.settings.max_running and self._is_full(now_ms):
@@ -161,7 +162,7 @@ class World:
         urls: list[str] | None = None,
         callback: bool = True,
     ) -> Task:
-        """End a task now, or end it anew, and send its callback.
+        """End a task now, or change how it ended, and send its callback.
 
         Raises:
             KeyError: there is no such task.
@@ -185,17 +186,17 @@ class World:
         return ended
 
     def update(self, changes: Mapping[str, Any]) -> None:
-        """Go on with changed settings; `credits` becomes the balance.
+        """Change settings; `credits` becomes the balance.
 
         Raises:
-            ValueError: naming the setting that is unknown, fixed at start or does not fit.
+            ValueError: naming the setting that is unknown, fixed at start or invalid.
         """
         self.settings = self.settings.changed(changes)
         if "credits" in changes:
             self._ledger.set_balance(float(self.settings.credits), self.now_ms())
 
     def reset(self, settings: SimulatorSettings) -> None:
-        """Forget all tasks, faults, counts and planned callbacks, and go on with `settings`."""
+        """Forget tasks, faults, counts and scheduled callbacks; use `settings` from now on."""
         self.settings = settings
         self.callbacks.forget_all()
         self.callbacks.counts.clear()
@@ -206,7 +207,7 @@ class World:
         self._start_counting()
 
     def stats(self) -> dict[str, Any]:
-        """The counters, as JSON values."""
+        """Return the counters, as JSON values."""
         callbacks, purchases = self.callbacks.counts, self._ledger.purchases
         return {
             "purchases": {"total": purchases.total(), "by_model": dict(purchases)},

@@ -1,4 +1,4 @@
-"""The ports that links of an earlier run name, so that they can be served again."""
+"""The ports in links of an earlier run, so that they can be served again."""
 
 from collections.abc import Sequence
 from ipaddress import ip_address
@@ -6,17 +6,17 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 PORTS_MAX: Final = 8
-"""How many ports are opened again, the newest first."""
+"""How many ports are reopened, the newest first."""
 
 
 def url_of(address: tuple[Any, ...]) -> str:
-    """The base URL of a bound address."""
+    """Return the base URL of a bound address."""
     host, port = address[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def base_urls_by_port(base_urls: Sequence[str]) -> dict[int, list[str]]:
-    """The base URLs on loopback by their ports, newest first; `base_urls` are oldest first."""
+    """Return the base URLs on loopback by port, newest first; `base_urls` are oldest first."""
     found: dict[int, list[str]] = {}
     for url in dict.fromkeys(reversed(base_urls)):
         port = _loopback_port(url)

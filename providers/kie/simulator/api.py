@@ -1,7 +1,7 @@
 """The simulated API host: creates, records and credits.
 
-HTTP status is 200 even for errors, as on the wire. A request goes through the same steps whatever
-it asks for: count it, let a fault spoil it, check the key, hold it against the limits, answer.
+The HTTP status is 200 even for errors, as in recorded traffic. Every request goes through the same
+steps: count it, let a fault spoil it, check the key, check the limits, answer.
 """
 
 import asyncio
@@ -14,18 +14,13 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from providers.kie.simulated import wire
-from providers.kie.simulated.faults import ACCEPTED, ARRIVAL, FINISHED, PENDING, SUCCEEDED
-from providers.kie.simulated.models import MODELS, Model
-from providers.kie.simulated.records import Record, record_of
-from providers.kie.simulated.rules import (
-    INVALID,
+from providers.kie.simulator import wire
+from providers.kie.simulator.faults import ACCEPTED, ARRIVAL, FINISHED, PENDING, SUCCEEDED
+from providers.kie.simulator.models import MODELS, Model
+from providers.kie.simulator.records import Record, record_of
+from providers.kie.simulator.orders import (
     VEO_4K,
-    BadFieldError,
-    Body,
     Order,
-    RefusedError,
-    check,
     jobs_order,
     mj_extend_order,
     mj_order,
@@ -35,7 +30,8 @@ from providers.kie.simulated.rules import (
     veo_extend_order,
     veo_order,
 )
-from providers.kie.simulated.tasks import (
+from providers.kie.simulator.rules import INVALID, BadFieldError, Body, RefusedError, check
+from providers.kie.simulator.tasks import (
     FAIL,
     SUCCESS,
     Task,
@@ -43,19 +39,19 @@ from providers.kie.simulated.tasks import (
     directives_in,
     prompt_of,
 )
-from providers.kie.simulated.wire import api_answer, bearer_of, cut, envelope, json_object
-from providers.kie.simulated.world import World
+from providers.kie.simulator.wire import api_answer, bearer_of, cut, envelope, json_object
+from providers.kie.simulator.account import Account
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 HD_SECONDS: Final = (2.0, 90.0)
-"""How long a 1080P version takes after its video, by default and realistically."""
+"""How long a 1080P version takes after its video, by default and with `realistic`."""
 NOT_VISIBLE: Final = {
     "jobs": envelope(INVALID, "recordInfo is null"),
     "veo": envelope(INVALID, "record is null"),
-    "mj": envelope(INVALID, "record is null"),  # guessed: no document says
+    "mj": envelope(INVALID, "record is null"),  # a guess: not documented
 }
 NO_SOURCE: Final = {"veo": "record is null", "mj": "Record does not exist"}
 DIRECTED_MSG: Final = "Refused by a directive of the prompt"
@@ -64,11 +60,11 @@ DIRECTED_MSG: Final = "Refused by a directive of the prompt"
 class Api:
     """The handlers of the API host and of its result files."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, account: Account) -> None:
+        self._account = account
 
     def routes(self) -> list[web.RouteDef]:
-        """Every route of the API host."""
+        """Return every route of the API host."""
         v1 = "/api/v1"
         return [
             web.post(f"{v1}/jobs/createTask", self._creator(jobs_order)),
@@ -87,11 +83,11 @@ class Api:
         ]
 
     def _creator(self, read: Callable[[Body], Order]) -> Handler:
-        """A handler that buys what `read` finds in the request's body."""
+        """Return a handler that places the order that `read` finds in the request's body."""
 
         async def create(request: web.Request) -> web.StreamResponse:
             await self.arrived(request)
-            self._world.note_create()
+            self._account.note_create()
             try:
                 body = await json_object(request)
             except ValueError as error:
@@ -113,41 +109,41 @@ class Api:
 
     def _bought(self, request: web.Request, read: Callable[[Body], Order], body: Body) -> Task:
         key = self.authorised(request)
-        self._world.admit_create(key)
+        self._account.admit_create(key)
         order = read(body)
         if wish := directives_in(order.prompt).get("create"):
             code, msg = code_and_message(wish, "500", DIRECTED_MSG)
             raise RefusedError(int(code), msg)
         if order.source_id:
             self._finished_task(order.source_id, order.model.api)
-        if order.model.name == "veo_extend" and self._world.is_upscaled(order.source_id or ""):
+        if order.model.name == "veo_extend" and self._account.is_upscaled(order.source_id or ""):
             raise RefusedError(INVALID, "A video that went through 1080P cannot be extended")
-        return self._world.buy(order, self.base_url(request))
+        return self._account.buy(order, self.base_url(request))
 
     def refusal(self, request: web.Request, refused: RefusedError) -> web.Response:
-        """The answer to a request for which nothing is bought."""
-        settings, code = self._world.settings, refused.code
+        """Return the answer to a request for which nothing is bought."""
+        settings, code = self._account.settings, refused.code
         if isinstance(refused, BadFieldError) and request.path.endswith("/jobs/createTask"):
             code = settings.jobs_validation_code
         if request.method == "POST":
-            self._world.refused[code] += 1
+            self._account.refused[code] += 1
             logger.info("%s refused: %s %r", request.path, code, refused.msg)
         status = 429 if settings.http_429 and code == 429 else 200  # noqa: PLR2004
         return api_answer(envelope(code, refused.msg, refused.data), status)
 
     def _recorder(self, api: str) -> Handler:
-        """A handler that shows the records of one API."""
+        """Return a handler that shows the records of one API."""
 
         async def record(request: web.Request) -> web.StreamResponse:
             await self.arrived(request)
-            self._world.note_record()
-            task = self._world.tasks.get(request.query.get("taskId", ""))
+            self._account.note_record()
+            task = self._account.tasks.get(request.query.get("taskId", ""))
             if task:
-                self._world.tasks.note_poll(task.id, self._world.now_ms())
+                self._account.tasks.note_poll(task.id, self._account.now_ms())
             if answer := await self._spoiled_record(request, task, api):
                 return answer
             try:
-                self._world.admit_record(self.authorised(request))
+                self._account.admit_record(self.authorised(request))
             except RefusedError as refused:
                 return self.refusal(request, refused)
             shown = self._shown(task, api)
@@ -164,17 +160,17 @@ class Api:
         )
 
     def _shown(self, task: Task | None, api: str) -> Record | None:
-        """The record of a task; None while nobody can see one."""
-        now_ms = self._world.now_ms()
+        """Return the record of a task; None while it is not visible."""
+        now_ms = self._account.now_ms()
         if task is None or task.kind.api != api or now_ms < task.visible_ms:
             return None
         moment = {SUCCESS: SUCCEEDED, FAIL: FINISHED}.get(task.state_at(now_ms), PENDING)
-        fault = self._world.faults.take("record", moment, task.kind)
-        return record_of(task, now_ms, self._world.settings, fault)
+        fault = self._account.faults.take("record", moment, task.kind)
+        return record_of(task, now_ms, self._account.settings, fault)
 
     async def _veo_1080p(self, request: web.Request) -> web.StreamResponse:
         await self.arrived(request)
-        task = self._world.tasks.get(request.query.get("taskId", ""))
+        task = self._account.tasks.get(request.query.get("taskId", ""))
         if answer := await self._spoiled_record(request, task, "veo"):
             return answer
         try:
@@ -187,10 +183,10 @@ class Api:
     def _url_in_1080p(self, request: web.Request) -> str:
         task = self._finished_task(request.query.get("taskId", ""), "veo")
         assert task.ends_ms is not None
-        self._world.note_upscaled(task.id)
-        settings = self._world.settings
+        self._account.note_upscaled(task.id)
+        settings = self._account.settings
         seconds = HD_SECONDS[settings.realistic] / settings.speed
-        if self._world.now_ms() < task.ends_ms + seconds * 1000:
+        if self._account.now_ms() < task.ends_ms + seconds * 1000:
             msg = (
                 "1080P is processing. It should be ready in 1-2 minutes. Please check back shortly."
             )
@@ -201,12 +197,12 @@ class Api:
         return f"{task.base_url}/results/{task.id}_{index}_1080p.mp4"
 
     def _veo_4k_order(self, body: Body) -> Order:
-        """The order of a 4K version, which is placed once; to ask again is an error with data."""
+        """Return the order of a 4K version; a repeated request is an error with data."""
         check(body, VEO_4K, required=("taskId",))
         place = f"4k/{body['taskId']}/{body.get('index') or 0}"
         only_id = hashlib.sha256(place.encode()).hexdigest()[:32]
-        earlier = self._world.tasks.get(only_id)
-        state = earlier.state_at(self._world.now_ms()) if earlier else FAIL
+        earlier = self._account.tasks.get(only_id)
+        state = earlier.state_at(self._account.now_ms()) if earlier else FAIL
         if earlier and state == SUCCESS:
             msg = "The video has been generated successfully"
             raise RefusedError(INVALID, msg, _in_4k(earlier, earlier.result_urls))
@@ -217,15 +213,15 @@ class Api:
         return Order(model=model, body=body, source_id=source_id, only_id=only_id)
 
     def _finished_task(self, task_id: str, api: str) -> Task:
-        """A task that another order builds on.
+        """Return a task that another order builds on.
 
         Raises:
             RefusedError: 422 if there is none, or it has not succeeded.
         """
-        task = self._world.tasks.get(task_id)
+        task = self._account.tasks.get(task_id)
         if task is None or task.kind.api != api:
             raise RefusedError(INVALID, NO_SOURCE[api])
-        if task.state_at(self._world.now_ms()) != SUCCESS:
+        if task.state_at(self._account.now_ms()) != SUCCESS:
             raise RefusedError(INVALID, "record status is not success")
         return task
 
@@ -237,28 +233,28 @@ class Api:
             self.authorised(request)
         except RefusedError as refused:
             return self.refusal(request, refused)
-        return api_answer(envelope(200, "success", self._world.balance))
+        return api_answer(envelope(200, "success", self._account.balance))
 
     def authorised(self, request: web.Request) -> str:
-        """The request's bearer key.
+        """Return the request's bearer key.
 
         Raises:
             RefusedError: 401.
         """
-        key, only_key = bearer_of(request), self._world.settings.api_key
+        key, only_key = bearer_of(request), self._account.settings.api_key
         if key is None or (only_key is not None and not _same(key, only_key)):
             raise RefusedError(401, "You do not have access permissions")
         return key
 
     def base_url(self, request: web.Request) -> str:
-        """Where this simulator's files are reached, as the client of `request` sees it."""
-        here = self._world.settings.public_url or f"{request.scheme}://{request.host}"
+        """Return the base URL of this simulator's files as the client of `request` sees it."""
+        here = self._account.settings.public_url or f"{request.scheme}://{request.host}"
         return here.rstrip("/")
 
     async def arrived(self, request: web.Request) -> None:
-        """Count a request and make it wait as long as the API does."""
+        """Count a request, and delay it as the API would."""
         self.count(request)
-        low, high = self._world.settings.latency
+        low, high = self._account.settings.latency
         if high:
             await asyncio.sleep(random.uniform(low, high))
 
@@ -266,7 +262,7 @@ class Api:
         """Count a request by its path."""
         resource = request.match_info.route.resource
         assert resource is not None
-        self._world.requests[resource.canonical] += 1
+        self._account.requests[resource.canonical] += 1
 
     async def spoiled(
         self,
@@ -277,8 +273,8 @@ class Api:
         not_found: Mapping[str, Any] | None = None,
         **values: str,
     ) -> web.StreamResponse | None:
-        """The answer that a fault gives in place of the right one, or None."""
-        rule = self._world.faults.take(endpoint, moment, model)
+        """Return the answer that a fault gives instead of the right one, or None."""
+        rule = self._account.faults.take(endpoint, moment, model)
         if rule is None:
             return None
         logger.info("%s struck by fault %s", request.path, rule.kind)
@@ -286,7 +282,7 @@ class Api:
 
 
 def _created(task: Task) -> dict[str, Any]:
-    """The `data` of a create's answer."""
+    """Return the `data` of a create's answer."""
     if task.kind.api == "jobs":
         return {"taskId": task.id, "recordId": task.id}
     return _in_4k(task, None) if task.model == "veo_4k" else {"taskId": task.id}
@@ -297,5 +293,5 @@ def _in_4k(task: Task, urls: list[str] | None) -> dict[str, Any]:
 
 
 def _same(key: str, other: str) -> bool:
-    """Whether two keys are equal, in a time that does not tell how much of them is."""
+    """Whether two keys are equal, compared in constant time."""
     return hmac.compare_digest(key.encode(), other.encode())

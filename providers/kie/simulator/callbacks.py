@@ -1,8 +1,8 @@
-"""Callbacks: each task with a callback URL is told of its end, with tries, bounds and a signature.
+"""Callbacks: the end of each task with a callback URL is POSTed there, signed and retried.
 
-Documented: a POST with 15 s to answer, up to three more tries after a failure, and possibly more
-than one delivery. Any 2xx counts as acknowledged [inf]; redirects are not followed [inf]. The waits
-between tries are not documented.
+Kie documents a POST with 15 s to answer, up to three retries after a failure, and possibly more
+than one delivery. It does not document which answers acknowledge a callback, whether redirects are
+followed, or the waits between retries. This simulator assumes: any 2xx, no, and short waits.
 """
 
 import asyncio
@@ -17,22 +17,22 @@ from collections.abc import Callable
 
 import aiohttp
 
-from providers.kie.simulated.exact import Exact
-from providers.kie.simulated.faults import CALLING, FaultBook
-from providers.kie.simulated.records import callback_of
-from providers.kie.simulated.settings import SimulatorSettings
-from providers.kie.simulated.tasks import Task
+from providers.kie.simulator.exact import Exact
+from providers.kie.simulator.faults import CALLING, FaultBook
+from providers.kie.simulator.records import callback_of
+from providers.kie.simulator.settings import SimulatorSettings
+from providers.kie.simulator.tasks import Task
 
 logger = logging.getLogger(__name__)
 
 TIMER_MARGIN_SECONDS = 0.005
-"""A timer may ring a little early; a task must have ended by the time its callback says so."""
+"""A timer may fire slightly early; a task must have ended before its callback says so."""
 
-FORGERS_KEY = "not the key that anybody agreed on"
+FORGERS_KEY = "a key that the receiver does not have"
 
 
 def signature(task_id: str, timestamp: str, key: str) -> str:
-    """base64(HMAC-SHA256(taskId + "." + timestamp, key)); the body is not part of it."""
+    """Return base64(HMAC-SHA256(taskId + "." + timestamp, key)); the body is not signed."""
     signed = f"{task_id}.{timestamp}".encode()
     return base64.b64encode(hmac.new(key.encode(), signed, hashlib.sha256).digest()).decode()
 
@@ -51,11 +51,11 @@ class Callbacks:
         self._acknowledged: dict[str, None] = {}
 
     def is_acknowledged(self, task_id: str) -> bool:
-        """Whether a callback of that task reached its receiver."""
+        """Whether a callback of the task was acknowledged."""
         return task_id in self._acknowledged
 
     def schedule(self, task: Task, now_ms: int) -> None:
-        """Send the callback of `task` when it ends; in place of what was planned for it."""
+        """Schedule the callback of `task` for its end, replacing any earlier schedule."""
         self.forget(task.id)
         if task.callback_url is None or task.ends_ms is None:
             return
@@ -64,12 +64,12 @@ class Callbacks:
         self._timers[task.id] = loop.call_later(wait_seconds, self._send, task)
 
     def forget(self, task_id: str) -> None:
-        """Plan no callback for that task."""
+        """Cancel the scheduled callback of a task."""
         if timer := self._timers.pop(task_id, None):
             timer.cancel()
 
     def forget_all(self) -> None:
-        """Plan no callbacks, and stop the ones under way."""
+        """Cancel all scheduled callbacks and those in progress."""
         for task_id in list(self._timers):
             self.forget(task_id)
         for delivery in self._deliveries:
@@ -77,11 +77,11 @@ class Callbacks:
 
     @property
     def waiting(self) -> int:
-        """How many callbacks are planned or under way."""
+        """How many callbacks are scheduled or in progress."""
         return len(self._timers) + len(self._deliveries)
 
     async def idle(self) -> None:
-        """Wait until no callback is under way; planned ones do not count."""
+        """Wait until no callback is in progress; scheduled ones do not count."""
         while self._deliveries:
             await asyncio.wait(self._deliveries)
 
@@ -162,7 +162,7 @@ class Callbacks:
 
     def _opened_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # A kept connection may be dead by the next callback; a fresh one tells the truth.
+            # A pooled connection may be dead by the next callback, which would look like a failure.
             connector = aiohttp.TCPConnector(force_close=True, limit=0)
             jar = aiohttp.DummyCookieJar()
             self._session = aiohttp.ClientSession(connector=connector, cookie_jar=jar)

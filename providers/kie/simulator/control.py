@@ -1,4 +1,4 @@
-"""The simulator's own endpoints under /simulator/: look, set, break and end things from outside.
+"""The simulator's own endpoints under /simulator/: inspect it, change it, and inject faults.
 
 They need no key. Bad input is answered with HTTP 400 and `{"error": "..."}`.
 """
@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from providers.kie.simulated.faults import FaultRule, fault_from_json, parse_fault
-from providers.kie.simulated.tasks import FAILED_CODE, FAILED_MSG, SUCCESS
-from providers.kie.simulated.wire import json_object, read_json
-from providers.kie.simulated.world import World
+from providers.kie.simulator.faults import FaultRule, fault_from_json, parse_fault
+from providers.kie.simulator.tasks import FAILED_CODE, FAILED_MSG, SUCCESS
+from providers.kie.simulator.wire import json_object, read_json
+from providers.kie.simulator.account import Account
 
 TASKS_SHOWN_DEFAULT: Final = 1_000
 FINISH_FIELDS: Final = {"state", "failCode", "failMsg", "urls", "callback"}
@@ -20,12 +20,12 @@ FINISH_FIELDS: Final = {"state", "failCode", "failMsg", "urls", "callback"}
 class Control:
     """The handlers under /simulator/."""
 
-    def __init__(self, world: World, reset: Callable[[], None]) -> None:
-        self._world = world
+    def __init__(self, account: Account, reset: Callable[[], None]) -> None:
+        self._account = account
         self._reset = reset
 
     def routes(self) -> list[web.RouteDef]:
-        """Every route of the control."""
+        """Return every route under /simulator/."""
         return [
             web.get("/simulator/stats", self._stats),
             web.get("/simulator/tasks", self._tasks),
@@ -38,73 +38,73 @@ class Control:
             web.delete("/simulator/faults/{id:[0-9]+}", self._clear_fault),
             web.get("/simulator/settings", self._settings),
             web.patch("/simulator/settings", self._change_settings),
-            web.post("/simulator/reset", self._start_over),
+            web.post("/simulator/reset", self._reset_all),
         ]
 
     async def _stats(self, _: web.Request) -> web.Response:
-        return web.json_response(self._world.stats())
+        return web.json_response(self._account.stats())
 
     async def _tasks(self, request: web.Request) -> web.Response:
-        """The newest tasks, oldest first: `?model=`, `?limit=` (0 = all), `?offset=` from there."""
+        """List the newest tasks, oldest first: `?model=`, `?limit=` (0 = all), `?offset=`."""
         limit = _count_in(request.query, "limit", TASKS_SHOWN_DEFAULT)
         offset = _count_in(request.query, "offset", 0)
         model = request.query.get("model")
-        chosen = [task for task in self._world.tasks if model in {None, task.model}]
+        chosen = [task for task in self._account.tasks if model in {None, task.model}]
         newest = chosen[: len(chosen) - offset] if offset else chosen
         shown = newest[-limit:] if limit else newest
-        rows = [self._world.listed(task) for task in shown]
+        rows = [self._account.listed(task) for task in shown]
         return web.json_response({"total": len(chosen), "tasks": rows})
 
     async def _task(self, request: web.Request) -> web.Response:
-        task = self._world.tasks.get(request.match_info["id"])
+        task = self._account.tasks.get(request.match_info["id"])
         if task is None:
             return no_such_task(request.match_info["id"])
-        return web.json_response(self._world.listed(task))
+        return web.json_response(self._account.listed(task))
 
     async def _finish(self, request: web.Request) -> web.Response:
         """End a task now: `{"state", "failCode", "failMsg", "urls", "callback"}`, all optional."""
-        wishes = await json_object(request) if request.can_read_body else {}
+        given = await json_object(request) if request.can_read_body else {}
         task_id = request.match_info["id"]
         try:
-            task = self._world.finish(task_id, **_finish_arguments(wishes))
+            task = self._account.finish(task_id, **_finish_arguments(given))
         except KeyError:
             return no_such_task(task_id)
-        return web.json_response(self._world.listed(task))
+        return web.json_response(self._account.listed(task))
 
     async def _faults(self, _: web.Request) -> web.Response:
-        return web.json_response({"faults": self._world.faults.listed()})
+        return web.json_response({"faults": self._account.faults.listed()})
 
     async def _add_faults(self, request: web.Request) -> web.Response:
         rules = _rules_in(await read_json(request))
         for rule in rules:
-            self._world.faults.add(rule)
+            self._account.faults.add(rule)
         return await self._faults(request)
 
     async def _replace_faults(self, request: web.Request) -> web.Response:
         rules = _rules_in(await read_json(request))
-        self._world.faults.clear()
+        self._account.faults.clear()
         for rule in rules:
-            self._world.faults.add(rule)
+            self._account.faults.add(rule)
         return await self._faults(request)
 
     async def _clear_faults(self, request: web.Request) -> web.Response:
-        self._world.faults.clear()
+        self._account.faults.clear()
         return await self._faults(request)
 
     async def _clear_fault(self, request: web.Request) -> web.Response:
-        if not self._world.faults.clear(int(request.match_info["id"])):
+        if not self._account.faults.clear(int(request.match_info["id"])):
             return failure(404, "no such fault; it may be used up")
         return await self._faults(request)
 
     async def _settings(self, _: web.Request) -> web.Response:
-        shown = self._world.settings.shown()
-        return web.json_response({**shown, "balance": self._world.balance})
+        shown = self._account.settings.shown()
+        return web.json_response({**shown, "balance": self._account.balance})
 
     async def _change_settings(self, request: web.Request) -> web.Response:
-        self._world.update(await json_object(request))
+        self._account.update(await json_object(request))
         return await self._settings(request)
 
-    async def _start_over(self, request: web.Request) -> web.Response:
+    async def _reset_all(self, request: web.Request) -> web.Response:
         self._reset()
         return await self._stats(request)
 
@@ -113,7 +113,7 @@ class Control:
 async def answer_bad_input(
     request: web.Request, handler: Callable[[web.Request], Any]
 ) -> web.StreamResponse:
-    """Answer a control request that makes no sense with HTTP 400 and the reason."""
+    """Answer an invalid request to these endpoints with HTTP 400 and the reason."""
     if not request.path.startswith("/simulator/"):
         answer: web.StreamResponse = await handler(request)
         return answer
@@ -125,17 +125,17 @@ async def answer_bad_input(
 
 
 def failure(status: int, message: str) -> web.Response:
-    """An answer of the control that says what is wrong."""
+    """Return an answer that says what is wrong."""
     return web.json_response({"error": message}, status=status)
 
 
 def no_such_task(task_id: str) -> web.Response:
-    """The answer to a question about an unknown task."""
+    """Return the answer for an unknown task."""
     return failure(404, f"no task {task_id!r}")
 
 
 def _rules_in(value: object) -> list[FaultRule]:
-    """One fault or a list of them, each an object or a specification as on the command line."""
+    """Read one fault or a list, each an object or a specification as on the command line."""
     items = value if isinstance(value, list) else [value]
     return [_rule_in(item) for item in items]
 
@@ -148,18 +148,18 @@ def _rule_in(item: object) -> FaultRule:
     raise ValueError("a fault must be an object or a string ENDPOINT:KIND[,name=value...]")
 
 
-def _finish_arguments(wishes: Mapping[str, Any]) -> dict[str, Any]:
-    if unknown := set(wishes) - FINISH_FIELDS:
+def _finish_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    if unknown := set(given) - FINISH_FIELDS:
         raise ValueError(f"unknown {min(unknown)}: one of {', '.join(sorted(FINISH_FIELDS))}")
-    urls = wishes.get("urls")
+    urls = given.get("urls")
     if urls is not None and not (isinstance(urls, list) and all(isinstance(u, str) for u in urls)):
         raise ValueError("urls must be a list of strings")
     return {
-        "state": wishes.get("state", SUCCESS),
-        "code": str(wishes.get("failCode", FAILED_CODE)),
-        "msg": str(wishes.get("failMsg", FAILED_MSG)),
+        "state": given.get("state", SUCCESS),
+        "code": str(given.get("failCode", FAILED_CODE)),
+        "msg": str(given.get("failMsg", FAILED_MSG)),
         "urls": urls,
-        "callback": bool(wishes.get("callback", True)),
+        "callback": bool(given.get("callback", True)),
     }
 
 

@@ -1,4 +1,4 @@
-"""Messages written byte for byte by whoever orders a fault: answers and callbacks of any shape."""
+"""Messages given byte for byte by a fault: answers and callbacks of any shape."""
 
 import base64
 import binascii
@@ -22,14 +22,14 @@ _JSON_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Exact:
-    """A message to be sent exactly so, whatever the right one would be.
+    """A message to send exactly as given, instead of the right one.
 
     Attributes:
         status: the HTTP status; callbacks have none.
-        headers: sent as they are. An answer without a Content-Length or Transfer-Encoding among
-            them gets the right Content-Length; without a Connection, `close`, which is the truth.
-        body: text; `{taskId}` and `{downloadUrl}` in it stand for the task and the upload.
-        body_base64: the body in base64, in place of `body`, for bytes that are no text.
+        headers: sent as they are. Without Content-Length and Transfer-Encoding, an answer gets the
+            right Content-Length; without Connection, `close`.
+        body: text; `{taskId}` and `{downloadUrl}` are replaced by those of the task and the upload.
+        body_base64: the body in base64, in place of `body`, for bytes that are not text.
         delay_seconds: the wait before it is sent.
         cut_after_bytes: how much of the body is sent; None sends all of it.
         stays_open: whether the connection is left open until the client leaves.
@@ -45,7 +45,7 @@ class Exact:
 
     def __post_init__(self) -> None:
         if not 200 <= self.status <= 599:  # noqa: PLR2004 - the final statuses of HTTP
-            raise ValueError("exact: status must lie between 200 and 599")
+            raise ValueError("exact: status must be between 200 and 599")
         if not 0 <= self.delay_seconds < math.inf or (self.cut_after_bytes or 0) < 0:
             raise ValueError("exact: delay_seconds and cut_after_bytes must not be negative")
         if not all(isinstance(value, str) for value in self.headers.values()):
@@ -56,7 +56,7 @@ class Exact:
             raise ValueError("exact: body_base64 must be base64") from None
 
     def content(self, **values: str) -> bytes:
-        """The whole body, with `values` in place of `{name}`."""
+        """Return the whole body, with `values` in place of `{name}`."""
         if self.body_base64:
             return base64.b64decode(self.body_base64)
         text = self.body
@@ -65,13 +65,13 @@ class Exact:
         return text.encode("utf-8", "surrogatepass")
 
     def headers_over(self, others: Mapping[str, str]) -> dict[str, str]:
-        """Its own headers, and those of `others` that they do not replace."""
+        """Return its own headers, and those of `others` that they do not replace."""
         own = {name.lower() for name in self.headers}
         kept = {name: value for name, value in others.items() if name.lower() not in own}
         return {**kept, **self.headers}
 
     def answer(self, **values: str) -> bytes:
-        """The bytes of the HTTP answer, up to where it is cut."""
+        """Return the bytes of the HTTP answer, up to where it is cut."""
         content = self.content(**values)
         headers = self.headers_over({"Content-Type": "application/json", "Connection": "close"})
         if not FRAMING & {name.lower() for name in headers}:
@@ -83,7 +83,7 @@ class Exact:
 
 
 def exact_from_json(values: Any) -> Exact:
-    """A message from the JSON object that describes it.
+    """Return a message from the JSON object that describes it.
 
     Raises:
         ValueError: naming the field.

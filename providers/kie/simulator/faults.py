@@ -1,9 +1,9 @@
-"""Faults on order: what may go wrong, where, how often, and the spelling of it.
+"""Injected faults: what goes wrong, where, how often, and how a fault is written.
 
-A rule names an endpoint class, a kind, and whom it hits. Each kind has one moment: on arrival of a
-request (nothing is bought), after it was accepted (bought, but the answer is lost), while a record
-or a result is shown, or while a callback is sent. The simulator asks `FaultBook.take` at each of
-these moments, and a rule counts only the requests that could have set it off.
+A rule names an endpoint class, a kind, and the requests it applies to. Each kind has one moment: on
+arrival of a request (nothing is bought), after it was accepted (bought, but the answer is lost),
+while a record or a result is shown, or while a callback is sent. The simulator calls
+`FaultBook.take` at each of these moments, and a rule counts only the requests it applies to.
 
 `exact` and `accept_then_exact` send any message byte for byte: see `exact.Exact`.
 """
@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, get_type_hints
 
-from providers.kie.simulated.exact import Exact, exact_from_json
-from providers.kie.simulated.models import FAMILIES, MODELS, Model
+from providers.kie.simulator.exact import Exact, exact_from_json
+from providers.kie.simulator.models import FAMILIES, MODELS, Model
 
 HTTP_ENDPOINTS: Final = frozenset({"create", "record", "upload", "credit", "result"})
 ENDPOINTS: Final = HTTP_ENDPOINTS | {"callback", "any"}
@@ -66,7 +66,7 @@ KINDS: Final[Mapping[str, tuple[frozenset[str], frozenset[str]]]] = {
     "delay": (_CALLBACK, frozenset({CALLING})),
 }
 EXACT_KINDS: Final[Mapping[str, tuple[frozenset[str], frozenset[str]]]] = {
-    # the same of faults that have as many outcomes as there are messages
+    # the same for faults that can produce any message
     "exact": (_EVERYWHERE | _CALLBACK, frozenset({ARRIVAL, CALLING})),
     "accept_then_exact": (_PAID, frozenset({ACCEPTED})),
 }
@@ -75,7 +75,7 @@ ALL_KINDS: Final = {**KINDS, **EXACT_KINDS}
 
 @dataclass(frozen=True, kw_only=True)
 class FaultRule:
-    """One fault on order.
+    """One injected fault.
 
     Attributes:
         endpoint: create, record, upload, callback, credit, result or any (each but callback).
@@ -91,7 +91,7 @@ class FaultRule:
         body: the body of those two: a page, or plain text such as `error code: 1010`.
         seconds: the wait of `slow` and `delay`.
         state: the state that `unknown_state` shows; Veo and Midjourney show successFlag 9.
-        exact: what `exact` and `accept_then_exact` send; an empty HTTP 200 unless it says more.
+        exact: what `exact` and `accept_then_exact` send; by default an empty HTTP 200.
     """
 
     endpoint: str
@@ -126,17 +126,17 @@ class FaultRule:
         if min(self.times, self.after) < 0 or not 0 <= self.seconds < math.inf:
             raise ValueError("times, after and seconds must not be negative")
         if not 0 <= self.probability <= 1:
-            raise ValueError("probability must lie between 0 and 1")
+            raise ValueError("probability must be between 0 and 1")
         if not 200 <= self.status <= 599:  # noqa: PLR2004 - the final statuses of HTTP
-            raise ValueError("status must lie between 200 and 599")
+            raise ValueError("status must be between 200 and 599")
 
     @property
     def endpoints(self) -> frozenset[str]:
-        """The endpoint classes that the rule watches."""
+        """The endpoint classes that the rule applies to."""
         return HTTP_ENDPOINTS if self.endpoint == "any" else frozenset({self.endpoint})
 
     def suits(self, endpoint: str, moment: str, model: Model | None) -> bool:
-        """Whether a request to `endpoint` about `model`, at `moment`, could set the rule off."""
+        """Whether the rule applies to a request to `endpoint` about `model`, at `moment`."""
         where, moments = ALL_KINDS[self.kind]
         return (
             endpoint in self.endpoints & where
@@ -147,13 +147,13 @@ class FaultRule:
 
 
 def parse_fault(spec: str) -> FaultRule:
-    """A rule from `ENDPOINT:KIND[,name=value...]` or from a JSON object of `FaultRule`'s fields.
+    """Return a rule from `ENDPOINT:KIND[,name=value...]`, or from a JSON object of its fields.
 
-    Example: `create:code,code=429,times=3,family=veo3`. A value that holds a comma needs the JSON
+    Example: `create:code,code=429,times=3,family=veo3`. A value with a comma requires the JSON
     form, and so does `exact`.
 
     Raises:
-        ValueError: with what is wrong and what would be right.
+        ValueError: the message says what is wrong and what is allowed.
     """
     if spec.lstrip().startswith("{"):
         return fault_from_json(_json_object(spec))
@@ -166,7 +166,7 @@ def parse_fault(spec: str) -> FaultRule:
 
 
 def fault_from_json(values: Mapping[str, Any]) -> FaultRule:
-    """A rule from JSON values; numbers may be spelled as strings.
+    """Return a rule from JSON values; numbers may be spelled as strings.
 
     Raises:
         ValueError: naming the field.
@@ -184,7 +184,7 @@ def fault_from_json(values: Mapping[str, Any]) -> FaultRule:
 
 
 class FaultBook:
-    """The rules in force, in the order they were set; the first that fits strikes."""
+    """The active rules, oldest first; the first one that applies strikes."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -193,7 +193,7 @@ class FaultBook:
         self.struck: Counter[str] = Counter()
 
     def add(self, rule: FaultRule) -> int:
-        """Put `rule` in force.
+        """Activate `rule`.
 
         Returns:
             Its number, for `clear`.
@@ -215,7 +215,7 @@ class FaultBook:
         return self._entries.pop(number, None) is not None
 
     def take(self, endpoint: str, moment: str, model: Model | None) -> FaultRule | None:
-        """The rule that strikes this request now, counted as used, or None."""
+        """Return the rule that strikes this request, counted as used; None if none does."""
         for number, entry in list(self._entries.items()):
             if entry.rule.suits(endpoint, moment, model) and entry.strikes(self._rng):
                 if entry.spent:
@@ -225,7 +225,7 @@ class FaultBook:
         return None
 
     def listed(self) -> list[dict[str, Any]]:
-        """The rules in force as JSON values, with their numbers and counts."""
+        """Return the active rules as JSON values, with their numbers and counts."""
         return [
             {"id": number, **asdict(entry.rule), "matched": entry.matched, "struck": entry.struck}
             for number, entry in self._entries.items()
@@ -233,7 +233,7 @@ class FaultBook:
 
 
 class _Entry:
-    """A rule in force and how often it matched and struck."""
+    """An active rule, and how often it matched and struck."""
 
     def __init__(self, rule: FaultRule) -> None:
         self.rule = rule
@@ -271,7 +271,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _converted(name: str, value: object, hints: Mapping[str, Any]) -> object:
-    """`value` as the type that the field is declared with."""
+    """Return `value` as the declared type of the field."""
     if name == "exact":
         return exact_from_json(value)
     if hints[name] in {int, float} and isinstance(value, int | float | str) and value is not True:

@@ -1,6 +1,6 @@
-"""The files that were uploaded: in a folder, bounded, and remembered over a restart if wanted.
+"""The uploaded files: in a folder, limited in number and size, kept over a restart if wanted.
 
-Each file has a note beside it, which is written last: without a readable note it is not there.
+Each file has a metadata file next to it, written last: a file without readable metadata is ignored.
 """
 
 import json
@@ -23,8 +23,8 @@ class StoredFile:
     """A file that can be downloaded.
 
     Attributes:
-        path: where it is downloaded, without the host.
-        base_url: the host that its uploader was told.
+        path: the path of its download URL.
+        base_url: the host in its download URL.
         size_bytes: its size.
         content_type: its media type.
     """
@@ -48,15 +48,15 @@ class FileStore:
                 self._remember(place)
 
     def new_place(self) -> Path:
-        """Where a body is written before it is known to be whole."""
+        """Return a new path to write a body to before it is known to be complete."""
         return self._folder / uuid4().hex
 
     def get(self, path: str) -> tuple[StoredFile, Path] | None:
-        """The file of that path and its place on disk."""
+        """Return the file of that path and its place on disk."""
         return self._files.get(path)
 
     def put(self, file: StoredFile, place: Path) -> None:
-        """Keep the content at `place`, instead of an earlier file of its path."""
+        """Keep the content at `place`; it replaces an earlier file of its path."""
         _note_of(place).write_text(json.dumps(asdict(file)), encoding="utf-8")
         self._keep(file, place)
 
@@ -67,7 +67,7 @@ class FileStore:
 
     @property
     def base_urls(self) -> list[str]:
-        """The hosts that uploaders were told, oldest first."""
+        """The hosts of the download URLs, oldest first."""
         return [file.base_url for file, _ in self._files.values()]
 
     def _remember(self, place: Path) -> None:

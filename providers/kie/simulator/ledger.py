@@ -1,14 +1,14 @@
-"""The account's money: what was bought, what it cost, and what a failure gives back."""
+"""The account's balance: charges for tasks, and refunds for failed ones."""
 
 from collections import Counter
 
-from providers.kie.simulated.tasks import FAIL, Task
+from providers.kie.simulator.tasks import FAIL, Task
 
 
 class Ledger:
     """The balance. A create is charged at once; a task that fails is refunded when it ends.
 
-    Tasks end without anybody doing anything, so what is due is settled before each look.
+    Tasks end by the clock alone, so refunds that are due are booked before each reading.
     """
 
     def __init__(self, credits_: float) -> None:
@@ -18,17 +18,17 @@ class Ledger:
         self._will_fail: dict[str, Task] = {}
 
     def balance(self, now_ms: int) -> float:
-        """The credits that are left."""
+        """Return the remaining credits."""
         self._settle(now_ms)
         return self._balance
 
     def spent(self, now_ms: int) -> float:
-        """The credits that were charged and not refunded."""
+        """Return the credits that were charged and not refunded."""
         self._settle(now_ms)
         return self._spent
 
     def set_balance(self, credits_: float, now_ms: int) -> None:
-        """Go on with another balance."""
+        """Set the balance."""
         self._settle(now_ms)
         self._balance = credits_
 
@@ -39,7 +39,7 @@ class Ledger:
         self._expect_end(task)
 
     def replace(self, task: Task, ended: Task, now_ms: int) -> None:
-        """Take note that a task was ended by hand, perhaps the other way than before."""
+        """Book the change when a task is ended on request, perhaps with the opposite outcome."""
         self._settle(now_ms)
         self._will_fail.pop(task.id, None)
         if task.state_at(now_ms) == FAIL:

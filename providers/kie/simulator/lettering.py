@@ -1,4 +1,4 @@
-"""Words on sample images: printable ASCII in five by seven dots, other characters as `?`."""
+"""Words on sample images: printable ASCII in five by seven dots, any other character as `?`."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ COLUMNS, ROWS = 5, 7
 CELL_DOTS, LINE_DOTS = 6, 9
 MARGIN_PIXELS: Final = 16
 
-# Five columns for each character from the blank on; the lowest bit of a column is its top dot.
+# Five columns for each character, starting with the space; the lowest bit is the top dot.
 GLYPHS: Final = bytes.fromhex(
     "0000000000 00005f0000 0007000700 147f147f14 242a7f2a12 2313086462 3649562050 0005030000"
     "001c224100 0041221c00 2a1c7f1c2a 08083e0808 0050300000 0808080808 0060600000 2010080402"
@@ -31,7 +31,7 @@ FIRST, LAST, UNKNOWN = " ", "~", "?"
 
 
 def lit(texts: Sequence[tuple[str, int]], size: tuple[int, int]) -> Runs:
-    """The dots of `texts`, each with its scale, below each other and as far as there is room."""
+    """Return the dots of `texts`, each with its scale, one below the other as far as they fit."""
     width, height = size
     rows: Runs = {}
     top = MARGIN_PIXELS

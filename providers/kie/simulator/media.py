@@ -1,14 +1,14 @@
-"""Sample results of the simulator: images made by code, one short video kept as a file.
+"""Sample results of the simulator: generated images, and one short video that is a file here.
 
-Every result differs, so that a mixed-up download is noticed: an image draws its colours from its
-name and says what it was ordered with, a video carries its name in a trailing `free` box, which
-players skip.
+Every result differs, so that a mixed-up download is noticed: the colours of an image depend on its
+name, and it shows the model and the prompt; a video carries its name in a trailing `free` box,
+which players skip.
 
 The video was made with:
 
     ffmpeg -f lavfi -i "gradients=size=320x180:rate=24:duration=2:speed=0.02:n=4:seed=7:\
 c0=0x1b2a49:c1=0x2a9d8f:c2=0xe9c46a:c3=0xe76f51" -c:v libx264 -profile:v main \
--pix_fmt yuv420p -crf 30 -preset veryslow -movflags +faststart -an simulated/media.mp4
+-pix_fmt yuv420p -crf 30 -preset veryslow -movflags +faststart -an providers/kie/simulator/media.mp4
 """
 
 import random
@@ -19,15 +19,15 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from providers.kie.simulated.lettering import lit
+from providers.kie.simulator.lettering import lit
 
 CONTENT_TYPES: Final = {"png": "image/png", "mp4": "video/mp4"}
 
 LONG_SIDE_PIXELS: Final = 512
 SPAN: Final = 110
-"""The most that a colour channel changes along one side of an image, of 255."""
+"""The largest change of a colour channel along one side of an image, of 255."""
 MARGIN: Final = 15
-"""How far a colour channel stays from black and from white."""
+"""The distance that a colour channel keeps from black and from white."""
 
 SAMPLE: Final = "SAMPLE"
 SAMPLE_SCALE, WORDS_SCALE = 6, 2
@@ -39,7 +39,7 @@ ROW_ADDED_TO_THE_ONE_ABOVE: Final = b"\x02"
 
 
 def size_of(aspect_ratio: str) -> tuple[int, int]:
-    """Width and height in pixels of an image of `aspect_ratio`; square unless it reads `w:h`."""
+    """Return width and height in pixels for an aspect ratio; square unless it is `w:h`."""
     width, _, height = aspect_ratio.partition(":")
     if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
         return LONG_SIDE_PIXELS, LONG_SIDE_PIXELS
@@ -48,10 +48,10 @@ def size_of(aspect_ratio: str) -> tuple[int, int]:
 
 
 def png(seed: str, size: tuple[int, int], words: Sequence[str] = ()) -> bytes:
-    """An RGB image that says SAMPLE and `words`, on a gradient of colours drawn from `seed`.
+    """Return an RGB image that shows SAMPLE and `words` on a gradient that depends on `seed`.
 
     The gradient is a sum of one along x and one along y, so after the first row each row is the
-    one above plus a constant: PNG's own filter says that. Only rows with dots are written out.
+    one above plus a constant, which a PNG filter expresses. Only rows with dots are written out.
     """
     width, height = size
     channels = [_Channel(random.Random(f"{seed}/{c}")) for c in "rgb"]
@@ -80,7 +80,7 @@ def _whole_row(
     height: int,
     runs: Sequence[tuple[int, int]],
 ) -> bytes:
-    """Row `y` pixel by pixel, each run white between two black pixels."""
+    """Return row `y` pixel by pixel, each run white between two black pixels."""
     row = bytearray(len(channels) * len(first[0]))
     for number, (channel, values) in enumerate(zip(channels, first, strict=True)):
         shift = channel.added_along_y(y, height)
@@ -91,7 +91,7 @@ def _whole_row(
 
 
 def mp4(name: str) -> bytes:
-    """Two seconds of H.264 video that any viewer opens, different for every `name`."""
+    """Return two seconds of H.264 video that any viewer opens, different for every `name`."""
     label = name.encode()
     return _video() + struct.pack(">I4s", 8 + len(label), b"free") + label
 

@@ -5,7 +5,7 @@ group of endpoints that a model is ordered through (`jobs`, `veo`, `mj`). Midjou
 field, so its task types stand in for models, and so do the follow-up orders of Veo and Midjourney.
 
 Durations of `--realistic` are the recorded ones: images 12-112 s, video 56-313 s. Prices are
-plausible inventions, in credits per task: no price list is part of the API.
+plausible guesses, in credits per task: the API has no price list.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Model:
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """The shortest and longest duration of a pleasant demonstration."""
+        """The shortest and longest duration, short enough for a demonstration."""
         return IMAGE_SECONDS if self.media == "png" else VIDEO_SECONDS
 
     @property

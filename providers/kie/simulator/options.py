@@ -6,37 +6,37 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from providers.kie.simulated.faults import ALL_KINDS, FaultRule, parse_fault
-from providers.kie.simulated.settings import SimulatorSettings
-from providers.kie.simulated.tasks import DIRECTIVES
+from providers.kie.simulator.faults import ALL_KINDS, FaultRule, parse_fault
+from providers.kie.simulator.settings import SimulatorSettings
+from providers.kie.simulator.tasks import DIRECTIVES
 
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8099
 
 EXAMPLES: Final = f"""\
 examples:
-  a first try             python -m providers.kie.simulator --port 8099
-  as slow as the real one python -m providers.kie.simulator --realistic
+  with the defaults       python -m providers.kie.simulator --port 8099
+  as slow as the real Kie python -m providers.kie.simulator --realistic
   lose every third answer python -m providers.kie.simulator \\
                             --fault create:accept_then_reset,times=0,probability=0.33
   refuse Veo for a while  python -m providers.kie.simulator \\
                             --fault 'create:code,code=455,msg=Maintenance,family=veo3,times=5'
-  answer anything at all  python -m providers.kie.simulator \\
+  send any answer         python -m providers.kie.simulator \\
                             --fault '{{"endpoint":"record","kind":"exact","exact":{{"body":""}}}}'
 
 fault kinds: {", ".join(ALL_KINDS)}
 
 directives in a prompt: {", ".join(f"[sim:{name}]" for name in DIRECTIVES)}
 
-Point a client's API and upload base URLs at the printed URL; any non-empty key will do. Look at it
-and change it while it runs under /simulator/: stats, tasks, faults, settings, reset. All of it is
-described in docs/simulator.md.
+Point a client's API and upload base URLs at the printed URL; any non-empty key works. Inspect
+and change it while it runs under /simulator/: stats, tasks, faults, settings, reset. See
+docs/simulator.md.
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What the command line says."""
+class Options:
+    """The options of the command line."""
 
     host: str
     port: int
@@ -45,8 +45,8 @@ class Given:
     settings: SimulatorSettings
 
 
-def read_options(arguments: Sequence[str] | None = None) -> Given:
-    """Read the command line; a mistake ends the process with status 2 and the reason."""
+def read_options(arguments: Sequence[str] | None = None) -> Options:
+    """Read the command line; an error ends the process with status 2 and the reason."""
     parser = argparse.ArgumentParser(
         prog="python -m providers.kie.simulator",
         description="A look-alike of Kie.ai on a socket: API, uploads, results and callbacks.",
@@ -64,11 +64,11 @@ def read_options(arguments: Sequence[str] | None = None) -> Given:
         settings = SimulatorSettings(**_settings_in(values))
     except ValueError as error:
         parser.error(str(error))
-    return Given(values["host"], values["port"], values["log_level"], values["fault"], settings)
+    return Options(values["host"], values["port"], values["log_level"], values["fault"], settings)
 
 
 def _settings_in(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings that were given; repeated NAME=VALUE options as tables."""
+    """Return the settings that were given; repeated NAME=VALUE options as tables."""
     names = {item.name for item in fields(SimulatorSettings)}
     given = {name: value for name, value in values.items() if name in names}
     return given | {name: dict(given[name]) for name in ("seconds", "costs") if name in given}
@@ -119,7 +119,7 @@ def _add_course(group: Any) -> None:
         metavar="MIN-MAX",
         help="extra wait of each API answer (0-0)",
     )
-    add("--veo-times", choices=("ms", "text", "iso"), help="how Veo records spell times (ms)")
+    add("--veo-times", choices=("ms", "text", "iso"), help="format of times in Veo records (ms)")
 
 
 def _add_account(group: Any) -> None:
@@ -138,7 +138,7 @@ def _add_account(group: Any) -> None:
     add("--create-window-seconds", type=float, metavar="S", help="the length of the window (10)")
     add("--records-per-second", type=int, metavar="N", help="record queries (10; 0 = any)")
     add("--max-running", type=int, metavar="N", help="unfinished tasks at a time (0 = any)")
-    add("--http-429", action="store_true", help="a passed limit is HTTP 429 too, not only code 429")
+    add("--http-429", action="store_true", help="exceeded limits are HTTP 429 too")
     add(
         "--jobs-validation-code",
         type=int,
@@ -155,7 +155,7 @@ def _add_callbacks(group: Any) -> None:
         "--callback-retry-seconds",
         type=_argument(_waits),
         metavar="S,S,...",
-        help="waits before further tries (1,2,4)",
+        help="waits before retries (1,2,4)",
     )
     add("--callback-concurrency", type=int, metavar="N", help="callbacks in flight at a time (16)")
     add("--callback-duplicates", type=int, metavar="N", help="extra deliveries of each (0)")
@@ -164,7 +164,7 @@ def _add_callbacks(group: Any) -> None:
 def _add_files(group: Any) -> None:
     add = group.add_argument
     add("--public-url", metavar="URL", help="base of result links (the Host asked for)")
-    add("--state-file", type=Path, metavar="FILE", help="remembers all over a restart")
+    add("--state-file", type=Path, metavar="FILE", help="keeps everything over a restart")
     add("--tasks-max", type=int, metavar="N", help="tasks kept, the oldest dropped (100000)")
     add("--upload-max-bytes", type=int, metavar="N", help="the largest upload (2 GiB)")
     add(
@@ -175,7 +175,7 @@ def _add_files(group: Any) -> None:
 
 
 def _argument(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """`read` as argparse wants it: its ValueError's message is shown."""
+    """Return `read` for argparse, which then shows the message of its ValueError."""
 
     def argument(text: str) -> Any:
         try:

@@ -1,10 +1,10 @@
-"""How a task looks from outside: the records and callbacks of the three APIs.
+"""How a task appears to clients: the records and callbacks of the three APIs.
 
-Shapes come from recorded traffic where there is some, from the documents elsewhere (callbacks).
-These quirks are real and kept: a jobs record's `param` holds its `input` encoded twice, its
-`costTime` counts seconds though documented in milliseconds, it tells the price while it is still
-generating, Veo's times are milliseconds of whole seconds, and Midjourney's `resultInfoJson` is an
-object while its callback carries plain strings.
+Shapes come from recorded traffic where there is some, and otherwise from Kie's documents
+(callbacks). These quirks are real, and reproduced: a jobs record's `param` contains its `input`
+encoded twice, its `costTime` is in seconds though documented in milliseconds, it reports the price
+while it is still generating, Veo's times are milliseconds of whole seconds, and Midjourney's
+`resultInfoJson` is an object while its callback carries plain strings.
 """
 
 import json
@@ -13,16 +13,16 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from providers.kie.simulated.faults import FaultRule
-from providers.kie.simulated.rules import veo_aspect_ratio, veo_generation_type
-from providers.kie.simulated.settings import SimulatorSettings
-from providers.kie.simulated.tasks import FAIL, FINAL_STATES, SUCCESS, Task
+from providers.kie.simulator.faults import FaultRule
+from providers.kie.simulator.orders import veo_aspect_ratio, veo_generation_type
+from providers.kie.simulator.settings import SimulatorSettings
+from providers.kie.simulator.tasks import FAIL, FINAL_STATES, SUCCESS, Task
 
 Record = dict[str, Any]
 
 GENERATING_FLAG, SUCCESS_FLAG, FAILED_FLAG, UPSTREAM_FAILED_FLAG, UNKNOWN_FLAG = 0, 1, 2, 3, 9
 REJECTED_CODES: Final = frozenset({400, 422})
-"""Codes of a failure that the request itself caused. Inferred: no document says so."""
+"""Codes of a failure that the request itself caused: an assumption, as none are documented."""
 SEED_LOWEST, SEEDS = 10_000, 90_000
 FAILED_CALLBACK_CODE: Final = 501
 INTERNAL_ERROR_CODE: Final = 500
@@ -37,7 +37,7 @@ MJ_SERVER_DEFAULTS: Final = {"motion": "high", "videoBatchSize": 1, "enableTrans
 def record_of(
     task: Task, now_ms: int, settings: SimulatorSettings, fault: FaultRule | None = None
 ) -> Record:
-    """The `data` of a record query at `now_ms`, bent by `fault` if there is one."""
+    """Return the `data` of a record query at `now_ms`, altered by `fault` if there is one."""
     state = task.state_at(now_ms)
     if fault and fault.kind == "late":
         state = task.phases[-1][0]
@@ -81,7 +81,7 @@ def _jobs_record(task: Task, state: str, urls: list[str], now_ms: int) -> Record
 
 
 def compact(value: object) -> str:
-    """JSON inside a record as the wire has it: without blanks, its keys sorted."""
+    """Return JSON as it appears inside a record: without spaces, with sorted keys."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
@@ -136,7 +136,7 @@ def _veo_response(task: Task, urls: list[str]) -> Record:
 
 
 def _veo_seed(task: Task) -> int:
-    """The seed that was ordered, or one that is drawn, as it were, from the id."""
+    """Return the seed of the request, or one derived from the id."""
     drawn = SEED_LOWEST + int(task.id[:8], 16) % SEEDS
     return int(task.body.get("seeds") or drawn)
 
@@ -165,7 +165,7 @@ def _mj_record(task: Task, state: str, urls: list[str]) -> Record:
 
 
 def mj_param(body: Mapping[str, Any]) -> str:
-    """The request as Midjourney echoes it: with the server's defaults, without empty values."""
+    """Return the request as Midjourney echoes it: with defaults, without empty values."""
     given = {name: value for name, value in body.items() if value not in (None, "")}
     return compact({**MJ_SERVER_DEFAULTS, **given})
 
@@ -185,7 +185,7 @@ def _number_of(code: str) -> int:
 
 
 def _swap_result_type(record: Record) -> None:
-    """The result as an object where the API sends a string, and the other way round."""
+    """Turn the result into an object where the API sends a string, and the reverse."""
     if "resultJson" in record:
         record["resultJson"] = json.loads(record["resultJson"])
         return
@@ -194,7 +194,7 @@ def _swap_result_type(record: Record) -> None:
 
 
 def callback_of(task: Task) -> Record:
-    """The body that is POSTed to a task's callback URL after its end."""
+    """Return the body that is POSTed to a task's callback URL after its end."""
     assert task.ends_ms is not None
     if task.kind.api == "jobs":
         return _jobs_callback(task)

@@ -1,4 +1,4 @@
-"""The simulated media host: result files, and the links of download-url to them."""
+"""The simulated media host: result files, and the links to them from download-url."""
 
 import re
 import time
@@ -6,13 +6,13 @@ from typing import Final
 
 from aiohttp import web
 
-from providers.kie.simulated import media
-from providers.kie.simulated.api import Api
-from providers.kie.simulated.faults import ARRIVAL, SENDING
-from providers.kie.simulated.rules import INVALID, RefusedError
-from providers.kie.simulated.tasks import FINAL_STATES, Task, prompt_of
-from providers.kie.simulated.wire import api_answer, envelope, json_object, send_bytes
-from providers.kie.simulated.world import World
+from providers.kie.simulator import media
+from providers.kie.simulator.api import Api
+from providers.kie.simulator.faults import ARRIVAL, SENDING
+from providers.kie.simulator.rules import INVALID, RefusedError
+from providers.kie.simulator.tasks import FINAL_STATES, Task, prompt_of
+from providers.kie.simulator.wire import api_answer, envelope, json_object, send_bytes
+from providers.kie.simulator.account import Account
 
 DOWNLOAD_URL_SECONDS: Final = 20 * 60
 RESULT_NAME: Final = re.compile(r"([0-9a-f]{32})_\w{1,20}\.(png|mp4)", re.ASCII)
@@ -21,12 +21,12 @@ RESULT_NAME: Final = re.compile(r"([0-9a-f]{32})_\w{1,20}\.(png|mp4)", re.ASCII)
 class Results:
     """The handlers of result files."""
 
-    def __init__(self, world: World, api: Api) -> None:
-        self._world = world
+    def __init__(self, account: Account, api: Api) -> None:
+        self._account = account
         self._api = api
 
     def routes(self) -> list[web.RouteDef]:
-        """Every route of the media host but that of uploads."""
+        """Return every route of the media host but that of uploads."""
         return [
             web.post("/api/v1/common/download-url", self._download_url),
             web.get("/results/{name}", self._result),
@@ -47,23 +47,23 @@ class Results:
         return api_answer(envelope(200, "success", link))
 
     def _own_path(self, url: object, base_url: str) -> str:
-        """The path of a result's URL, under whichever of its names this host was asked.
+        """Return the path of a result's URL, by any of the names of this host.
 
         Raises:
             RefusedError: 422 for any other URL.
         """
         base, _, name = url.rpartition("/results/") if isinstance(url, str) else ("", "", "")
         named = RESULT_NAME.fullmatch(name)
-        task = self._world.tasks.get(named[1]) if named else None
+        task = self._account.tasks.get(named[1]) if named else None
         if named is None or base not in {base_url, task and task.base_url}:
             raise RefusedError(INVALID, "url is wrong")
         return f"/results/{name}"
 
     async def _result(self, request: web.Request) -> web.StreamResponse:
-        """A result file; it needs no key, as on the real media hosts."""
+        """Send a result file; it needs no key, as on the real media hosts."""
         self._api.count(request)
         named = RESULT_NAME.fullmatch(request.match_info["name"])
-        task = self._world.tasks.get(named[1]) if named else None
+        task = self._account.tasks.get(named[1]) if named else None
         model = task.kind if task else None
         if answer := await self._api.spoiled(request, "result", ARRIVAL, model):
             return answer
@@ -71,14 +71,14 @@ class Results:
             return web.Response(status=404, text="404 Not Found")
         if _has_expired(request.query.get("expires", "")):
             return web.Response(status=403, text="403 Forbidden")
-        truncated = self._world.faults.take("result", SENDING, model) is not None
+        truncated = self._account.faults.take("result", SENDING, model) is not None
         content_type = media.CONTENT_TYPES[named[2]]
         return await send_bytes(
             request, _content(task, named[0]), content_type, truncated=truncated
         )
 
     def _serves(self, task: Task, extension: str) -> bool:
-        return task.kind.media == extension and task.state_at(self._world.now_ms()) in FINAL_STATES
+        return task.kind.media == extension and task.state_at(self._account.now_ms()) in FINAL_STATES
 
 
 def _content(task: Task, name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The simulator's settings: one frozen value, checked whole, replaced whole when one changes."""
+"""The simulator's settings: one frozen value, validated and replaced as a whole."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from providers.kie.simulated.models import FAMILIES, MODELS, Model
+from providers.kie.simulator.models import FAMILIES, MODELS, Model
 
 Range = tuple[float, float]
 
@@ -30,13 +30,13 @@ _CHOICES: Final[Mapping[str, tuple[object, ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatorSettings:
-    """Everything that can be set, with the defaults of a pleasant first try.
+    """Everything that can be set; the defaults suit a first try.
 
     Attributes:
         api_key: the only bearer key accepted; None accepts any that is not empty.
         webhook_key: signs callbacks, as Kie's webhookHmacKey does; None sends them unsigned.
         seed: makes durations, failures and the odds of faults repeatable.
-        speed: divides every wait that is not asked for in a prompt or a fault.
+        speed: divides every wait except those set by a prompt or a fault.
         realistic: durations and latencies as recorded, instead of short ones.
         seconds: shortest and longest duration by model or family, instead of the default ones.
         visible_after_seconds: how long after its creation a task is "recordInfo is null".
@@ -50,17 +50,17 @@ class SimulatorSettings:
         create_window_seconds: the length of that sliding window.
         records_per_second: record queries per key in any second; 0 = no limit.
         max_running: unfinished tasks at a time; 0 = no limit.
-        http_429: whether a passed limit is answered with HTTP 429 beside code 429.
-        jobs_validation_code: the code of a bad field in a jobs order, 500 or 422: both were seen.
-        veo_times: how Veo records spell times: `ms`, `text` (YYYY-MM-DD hh:mm:ss) or `iso`.
+        http_429: whether an exceeded limit is answered with HTTP 429 as well as code 429.
+        jobs_validation_code: the code of a bad field in a jobs order: 500 and 422 were observed.
+        veo_times: the format of times in Veo records: `ms`, `text` (YYYY-MM-DD hh:mm:ss) or `iso`.
         callback_timeout_seconds: how long a callback's receiver may take.
-        callback_retry_seconds: the waits before each further try.
+        callback_retry_seconds: the waits before each retry.
         callback_concurrency: callbacks in flight at a time.
         callback_duplicates: how many extra times each callback is delivered.
         public_url: the base of result links; None uses the Host that the request came to.
         upload_max_bytes: the largest file accepted.
         allow_url_upload: whether file-url-upload may fetch from beyond loopback.
-        state_file: remembers tasks, uploads and the port over a restart; None forgets them.
+        state_file: keeps tasks, uploads and the port over a restart; None keeps nothing.
         tasks_max: how many tasks are kept, the oldest dropped first.
     """
 
@@ -111,10 +111,10 @@ class SimulatorSettings:
         self._check_table("costs", "a number, 0 or more", _is_number)
 
     def changed(self, changes: Mapping[str, Any]) -> "SimulatorSettings":
-        """These settings with `changes`, which may be JSON values.
+        """Return these settings with `changes`, which may be JSON values.
 
         Raises:
-            ValueError: a name that is unknown or fixed at start, or a value that does not fit.
+            ValueError: a name that is unknown or fixed at start, or an invalid value.
         """
         known = {item.name for item in fields(self)}
         for name in changes:
@@ -125,7 +125,7 @@ class SimulatorSettings:
         return replace(self, **{name: _from_json(value) for name, value in changes.items()})
 
     def seconds_of(self, model: Model) -> Range:
-        """The shortest and longest time that a task of `model` takes, `speed` included."""
+        """Return the shortest and longest time that a task of `model` takes, `speed` included."""
         default = model.realistic_seconds if self.realistic else model.seconds
         low, high = self.seconds.get(model.name) or self.seconds.get(model.family) or default
         return low / self.speed, high / self.speed
@@ -144,21 +144,21 @@ class SimulatorSettings:
 
     @property
     def callback_waits(self) -> tuple[float, ...]:
-        """The waits before each further try of a callback, `speed` included."""
+        """The waits before each retry of a callback, `speed` included."""
         return tuple(seconds / self.speed for seconds in self.callback_retry_seconds)
 
     @property
     def files_folder(self) -> Path | None:
-        """Where uploads are kept over a restart, beside the state file; None if there is none."""
+        """Where uploads are kept over a restart, next to the state file; None if there is none."""
         return Path(f"{self.state_file}.files") if self.state_file else None
 
     def cost_of(self, model: Model) -> float:
-        """Credits per task of `model`."""
+        """Return the credits per task of `model`."""
         by_family = self.costs.get(model.family, model.credits)
         return self.costs.get(model.name, by_family)
 
     def shown(self) -> dict[str, Any]:
-        """The settings as JSON values; of a secret only whether it is set."""
+        """Return the settings as JSON values; for a secret, only whether it is set."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values |= {name: values[name] is not None for name in SECRETS}
         values["state_file"] = str(self.state_file) if self.state_file else None
@@ -181,7 +181,7 @@ class SimulatorSettings:
 
 
 def _from_json(value: Any) -> Any:
-    """JSON lists as tuples, also inside of objects."""
+    """Return JSON lists as tuples, also inside objects."""
     if isinstance(value, list):
         return tuple(value)
     if isinstance(value, Mapping):

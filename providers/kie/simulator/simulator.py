@@ -1,79 +1,43 @@
-"""A look-alike of Kie.ai on a socket, for development, demonstrations and tests.
-
-    python -m providers.kie.simulator --port 8099
-
-One port serves the API host, the upload host and the media hosts, so a Kie client needs nothing
-but its two base URLs changed. It answers in the shapes seen in recorded traffic, keeps Kie's
-limits, and misbehaves on order: see docs/simulator.md.
-
-    module                  what it holds
-    simulator               starting, stopping, the Python API, the command line
-    simulated.options       the command line's options
-    simulated.settings      everything that can be set
-    simulated.models        names, families, prices, durations
-    simulated.rules         what is accepted as an order
-    simulated.tasks         a task's course, and the book that remembers tasks
-    simulated.records       records and callbacks as seen from outside
-    simulated.faults        what may go wrong, where and how often
-    simulated.exact         messages of any shape, byte for byte
-    simulated.callbacks     sending callbacks
-    simulated.world         the account: tasks, limits, counters
-    simulated.ledger        its money
-    simulated.windows       counting against limits
-    simulated.wire          envelopes, bounded bodies, spoiled answers
-    simulated.api           handlers of the API host
-    simulated.results       handlers of the media host
-    simulated.uploads       handlers of the upload host
-    simulated.files         the uploaded files
-    simulated.addresses     ports that earlier links name
-    simulated.control       handlers under /simulator/
-    simulated.media         sample results
-    simulated.lettering     the words on them
-"""
+"""Start and stop a simulator, and the Python API to it."""
 
 import asyncio
 import logging
-import signal
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 from aiohttp import web
 
-from providers.kie.simulated.addresses import base_urls_by_port, url_of
-from providers.kie.simulated.api import Api
-from providers.kie.simulated.control import Control, answer_bad_input
-from providers.kie.simulated.faults import FaultRule, parse_fault
-from providers.kie.simulated.files import FileStore
-from providers.kie.simulated.options import Given, read_options
-from providers.kie.simulated.results import Results
-from providers.kie.simulated.settings import SimulatorSettings
-from providers.kie.simulated.tasks import FAILED_CODE, FAILED_MSG, SUCCESS
-from providers.kie.simulated.uploads import Uploads
-from providers.kie.simulated.wire import answer_in_gzip, api_answer, envelope
-from providers.kie.simulated.world import World
-
-__all__ = ["FaultRule", "Simulator", "SimulatorSettings", "main", "parse_fault"]
+from providers.kie.simulator.addresses import base_urls_by_port, url_of
+from providers.kie.simulator.api import Api
+from providers.kie.simulator.control import Control, answer_bad_input
+from providers.kie.simulator.faults import FaultRule, parse_fault
+from providers.kie.simulator.files import FileStore
+from providers.kie.simulator.results import Results
+from providers.kie.simulator.settings import SimulatorSettings
+from providers.kie.simulator.tasks import FAILED_CODE, FAILED_MSG, SUCCESS
+from providers.kie.simulator.uploads import Uploads
+from providers.kie.simulator.wire import answer_in_gzip, api_answer, envelope
+from providers.kie.simulator.account import Account
 
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS: Final = 0.1
-"""How long a request in progress may take to end when the simulator stops."""
+"""How long requests in progress may take to finish when the simulator stops."""
 
 
 class Simulator:
     """A simulated Kie.ai in this process.
 
     async with Simulator(SimulatorSettings(speed=100)) as kie:
-        client = KieClient(api_url=kie.url, upload_url=kie.url, api_key="any")
+        provider = KieProvider(kie.url, kie.url, "any key")
     """
 
     def __init__(self, settings: SimulatorSettings | None = None) -> None:
         self._settings = settings or SimulatorSettings()
-        self._world = World(self._settings)
+        self._account = Account(self._settings)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files: FileStore | None = None
         self._runner: web.AppRunner | None = None
@@ -81,10 +45,10 @@ class Simulator:
         self._at_work: set[asyncio.Task[Any]] = set()
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Serve on `host` and `port`; 0 picks a free port, which `url` then names.
+        """Serve on `host` and `port`; 0 picks a free port, which `url` then reports.
 
-        With a state file, 0 picks the ports that the links of remembered results and uploads name,
-        the newest first, and a new one only if none of them is free.
+        With a state file, 0 picks the ports that links to kept results and uploads use, the newest
+        first, and a new one only if none of them is free.
 
         Raises:
             OSError: the address cannot be served on.
@@ -101,7 +65,7 @@ class Simulator:
             await self.stop()
             raise
         self._url = url_of(self._runner.addresses[0])
-        self._world.resume(lost_urls, self._url)
+        self._account.resume(lost_urls, self._url)
 
     def _files_folder(self) -> Path:
         if lasting := self._settings.files_folder:
@@ -112,8 +76,8 @@ class Simulator:
     async def _listen(
         self, runner: web.AppRunner, host: str, port: int, files: FileStore
     ) -> list[str]:
-        """Open the ports; return the base URLs of earlier links that are served no more."""
-        links = [*(task.base_url for task in self._world.tasks), *files.base_urls]
+        """Open the ports; return the base URLs of earlier links that are no longer served."""
+        links = [*(task.base_url for task in self._account.tasks), *files.base_urls]
         earlier = {} if port or self._settings.public_url else base_urls_by_port(links)
         lost_urls: list[str] = []
         for number, urls in earlier.items():
@@ -137,7 +101,7 @@ class Simulator:
 
         Uploads are dropped unless there is a state file.
         """
-        await self._world.stop()
+        await self._account.stop()
         if self._runner:
             await self._runner.cleanup()
         await self._cancel_abandoned()
@@ -164,26 +128,26 @@ class Simulator:
 
     @property
     def settings(self) -> SimulatorSettings:
-        """The settings in force."""
-        return self._world.settings
+        """The current settings."""
+        return self._account.settings
 
     @property
     def stats(self) -> dict[str, Any]:
         """The counters, as GET /simulator/stats shows them."""
-        return self._world.stats()
+        return self._account.stats()
 
     @property
     def tasks(self) -> list[dict[str, Any]]:
         """All tasks, oldest first, as GET /simulator/tasks shows them."""
-        return [self._world.listed(task) for task in self._world.tasks]
+        return [self._account.listed(task) for task in self._account.tasks]
 
     @property
     def faults(self) -> list[dict[str, Any]]:
-        """The faults in force, as GET /simulator/faults shows them."""
-        return self._world.faults.listed()
+        """The active faults, as GET /simulator/faults shows them."""
+        return self._account.faults.listed()
 
     def add_fault(self, fault: FaultRule | str) -> int:
-        """Put a fault in force: a rule, or a specification as on the command line.
+        """Add a fault: a rule, or a specification as on the command line.
 
         Returns:
             Its number, for `clear_faults`.
@@ -192,19 +156,19 @@ class Simulator:
             ValueError: the specification is wrong.
         """
         rule = parse_fault(fault) if isinstance(fault, str) else fault
-        return self._world.faults.add(rule)
+        return self._account.faults.add(rule)
 
     def clear_faults(self, number: int | None = None) -> None:
         """Forget one fault, or all of them."""
-        self._world.faults.clear(number)
+        self._account.faults.clear(number)
 
     def update(self, **changes: Any) -> None:
         """Change settings: fields of `SimulatorSettings`; `credits` becomes the balance.
 
         Raises:
-            ValueError: naming the setting that is unknown, fixed at start or does not fit.
+            ValueError: a setting is unknown, fixed at start or invalid; the message names it.
         """
-        self._world.update(changes)
+        self._account.update(changes)
 
     def finish(
         self,
@@ -216,14 +180,14 @@ class Simulator:
         urls: list[str] | None = None,
         callback: bool = True,
     ) -> dict[str, Any]:
-        """End a task now, or end it anew, and send its callback.
+        """End a task now, or change how it ended, and send its callback.
 
         Args:
             task_id: the task.
             state: `success` or `fail`.
             code: the failure's code.
             msg: the failure's message.
-            urls: results in place of the drawn ones; an empty list is a success without any.
+            urls: results instead of the sample ones; an empty list is a success without results.
             callback: whether its callback is sent, if it has a URL for that.
 
         Returns:
@@ -233,26 +197,26 @@ class Simulator:
             KeyError: there is no such task.
             ValueError: `state` is neither.
         """
-        task = self._world.finish(
+        task = self._account.finish(
             task_id, state=state, code=code, msg=msg, urls=urls, callback=callback
         )
-        return self._world.listed(task)
+        return self._account.listed(task)
 
     def reset(self) -> None:
         """Forget tasks, faults, counts, uploads and changed settings."""
-        self._world.reset(self._settings)
+        self._account.reset(self._settings)
         if self._files:
             self._files.clear()
 
     async def callbacks_idle(self) -> None:
-        """Wait until no callback is under way; planned ones do not count."""
-        await self._world.callbacks.idle()
+        """Wait until no callback is in progress; scheduled ones do not count."""
+        await self._account.callbacks.idle()
 
     @web.middleware
     async def _track(
         self, request: web.Request, handler: Callable[[web.Request], Any]
     ) -> web.StreamResponse:
-        """Know every request at work: one whose client has gone is worked off all the same."""
+        """Keep track of every handler: one whose client has disconnected still runs."""
         work = asyncio.current_task()
         assert work is not None
         self._at_work.add(work)
@@ -263,7 +227,7 @@ class Simulator:
         return answer
 
     async def _cancel_abandoned(self) -> None:
-        """End the requests that the runner has forgotten, because their clients have gone."""
+        """Cancel the handlers whose clients have disconnected: the runner no longer knows them."""
         for work in self._at_work:
             work.cancel()
         await asyncio.gather(*self._at_work, return_exceptions=True)
@@ -272,11 +236,11 @@ class Simulator:
         application = web.Application(
             middlewares=[self._track, answer_in_gzip, answer_bad_input, answer_unknown_paths]
         )
-        api = Api(self._world)
+        api = Api(self._account)
         application.add_routes(api.routes())
-        application.add_routes(Results(self._world, api).routes())
-        application.add_routes(Uploads(self._world, api, files).routes())
-        application.add_routes(Control(self._world, self.reset).routes())
+        application.add_routes(Results(self._account, api).routes())
+        application.add_routes(Uploads(self._account, api, files).routes())
+        application.add_routes(Control(self._account, self.reset).routes())
         return application
 
 
@@ -284,46 +248,12 @@ class Simulator:
 async def answer_unknown_paths(
     request: web.Request, handler: Callable[[web.Request], Any]
 ) -> web.StreamResponse:
-    """Answer what no handler serves, or only for another method, with an envelope and its status.
+    """Answer unknown paths and methods with an envelope whose code is also the HTTP status.
 
-    The documents give codes 404 and 405; that HTTP says so too is reported of the API host.
+    Kie documents the codes 404 and 405; its API host reportedly sends them as the HTTP status, too.
     """
     try:
         answer: web.StreamResponse = await handler(request)
     except web.HTTPException as error:
         return api_answer(envelope(error.status, error.reason), error.status)
     return answer
-
-
-async def serve(given: Given) -> None:
-    """Run a simulator until SIGINT or SIGTERM; its URL is printed when it is ready."""
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    simulator = Simulator(given.settings)
-    for fault in given.faults:
-        simulator.add_fault(fault)
-    await simulator.start(given.host, given.port)
-    print(f"Kie simulator ready on {simulator.url}", flush=True)  # noqa: T201 - for whom it waits
-    await stopped.wait()
-    await simulator.stop()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line.
-
-    Returns:
-        The exit status: 0 after a signal, 1 if the address or the state file is of no use.
-    """
-    given = read_options(arguments)
-    logging.basicConfig(stream=sys.stderr, level=given.log_level, format="%(asctime)s %(message)s")
-    try:
-        asyncio.run(serve(given))
-    except (OSError, ValueError) as error:
-        print(f"cannot start: {error}", file=sys.stderr)  # noqa: T201 - the reason of exit 1
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """The simulated upload host: streamed, base64 and fetched files.
 
-Only a complete body becomes a file: a stream that breaks off leaves nothing behind. A file's name
-in the store is its path as text, never a path on disk, so no name can climb out of the folder.
+Only a complete body becomes a file: a stream that breaks off leaves nothing behind. The path that a
+client chooses is only a key of the store, never a path on disk, so it cannot leave the folder.
 """
 
 import base64
@@ -24,13 +24,13 @@ import aiohttp
 from aiohttp import BodyPartReader, web
 from aiohttp.http import HttpProcessingError
 
-from providers.kie.simulated.addresses import is_loopback
-from providers.kie.simulated.api import Api
-from providers.kie.simulated.faults import ACCEPTED, ARRIVAL
-from providers.kie.simulated.files import FileStore, StoredFile
-from providers.kie.simulated.rules import RefusedError, is_url
-from providers.kie.simulated.wire import JSON_MAX_BYTES, json_object, spoiled
-from providers.kie.simulated.world import World
+from providers.kie.simulator.addresses import is_loopback
+from providers.kie.simulator.api import Api
+from providers.kie.simulator.faults import ACCEPTED, ARRIVAL
+from providers.kie.simulator.files import FileStore, StoredFile
+from providers.kie.simulator.rules import RefusedError, is_url
+from providers.kie.simulator.wire import JSON_MAX_BYTES, json_object, spoiled
+from providers.kie.simulator.account import Account
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ BROKEN_BODY: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A complete body on disk, and what was said about it."""
+    """A complete body on disk, and its metadata."""
 
     path: Path
     name: str
@@ -72,13 +72,13 @@ class Received:
 class Uploads:
     """The handlers of the upload host."""
 
-    def __init__(self, world: World, api: Api, files: FileStore) -> None:
-        self._world = world
+    def __init__(self, account: Account, api: Api, files: FileStore) -> None:
+        self._account = account
         self._api = api
         self._files = files
 
     def routes(self) -> list[web.RouteDef]:
-        """Every route of the upload host."""
+        """Return every route of the upload host."""
         return [
             web.post("/api/file-stream-upload", self._handler(self._from_stream)),
             web.post("/api/file-base64-upload", self._handler(self._from_base64)),
@@ -90,7 +90,7 @@ class Uploads:
         self, receive: Callable[[web.Request], Awaitable[Received]]
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def upload(request: web.Request) -> web.StreamResponse:
-            self._world.requests[request.path] += 1
+            self._account.requests[request.path] += 1
             if answer := await self._spoiled(request, "upload", ARRIVAL):
                 return answer
             try:
@@ -99,7 +99,7 @@ class Uploads:
                 data = self._stored(request, key, received)
             except RefusedError as refused:
                 return self._refusal(refused)
-            self._world.uploads["completed"] += 1
+            self._account.uploads["completed"] += 1
             url = data["downloadUrl"]
             if answer := await self._spoiled(request, "upload", ACCEPTED, downloadUrl=url):
                 return answer
@@ -115,18 +115,18 @@ class Uploads:
             raise RefusedError(refused.code, "Authentication failed: Invalid API Key") from None
 
     def _refusal(self, refused: RefusedError) -> web.Response:
-        self._world.uploads["refused"] += 1
+        self._account.uploads["refused"] += 1
         logger.info("upload refused: %s %r", refused.code, refused.msg)
         return web.json_response({"success": False, "code": refused.code, "msg": refused.msg})
 
     async def _spoiled(
         self, request: web.Request, endpoint: str, moment: str, **values: str
     ) -> web.StreamResponse | None:
-        rule = self._world.faults.take(endpoint, moment, None)
+        rule = self._account.faults.take(endpoint, moment, None)
         return await spoiled(rule, request, None, **values) if rule else None
 
     async def _from_stream(self, request: web.Request) -> Received:
-        """A multipart body, its parts in any order."""
+        """Receive a multipart body, its parts in any order."""
         path = self._files.new_place()
         fields: dict[str, str] = {}
         name, content_type = "", ""
@@ -134,7 +134,7 @@ class Uploads:
             async for part in _parts(request):
                 if part.name == "file":
                     name, content_type = part.filename or "", part.headers.get("Content-Type", "")
-                    await self._write(path, _chunks(part), self._world.settings.upload_max_bytes)
+                    await self._write(path, _chunks(part), self._account.settings.upload_max_bytes)
                 elif part.name and len(fields) < FIELDS_MAX:
                     fields[part.name] = await _text_of(part)
         if not path.exists():
@@ -142,7 +142,7 @@ class Uploads:
         return Received(path, name, content_type, fields)
 
     async def _from_base64(self, request: web.Request) -> Received:
-        """A JSON body: `{base64Data, uploadPath, fileName?}`."""
+        """Receive a JSON body: `{base64Data, uploadPath, fileName?}`."""
         fields = await _json_fields(request, BASE64_MAX_BYTES)
         encoded = fields.pop("base64Data", "")
         if not encoded:
@@ -158,14 +158,14 @@ class Uploads:
         return Received(path, "", content_type, fields)
 
     async def _from_url(self, request: web.Request) -> Received:
-        """A JSON body: `{fileUrl, uploadPath, fileName?}`; fetches the URL."""
+        """Receive a JSON body, `{fileUrl, uploadPath, fileName?}`, and fetch the URL."""
         fields = await _json_fields(request, JSON_MAX_BYTES)
         url = fields.get("fileUrl", "")
         if not is_url(url):
             raise RefusedError(400, "Missing required parameter: fileUrl")
-        allowed = self._world.settings.allow_url_upload
+        allowed = self._account.settings.allow_url_upload
         if not allowed and not is_loopback(url):
-            raise RefusedError(400, "Only loopback is fetched from, without --allow-url-upload")
+            raise RefusedError(400, "Only loopback URLs are fetched without --allow-url-upload")
         path = self._files.new_place()
         timeout = aiohttp.ClientTimeout(total=FETCH_TIMEOUT_SECONDS)
         with self._kept_if_complete(path):
@@ -182,20 +182,20 @@ class Uploads:
 
     @contextmanager
     def _kept_if_complete(self, path: Path) -> Iterator[None]:
-        """Delete the file at `path` unless all of it came; a broken body is refused, code 400."""
+        """Delete the file at `path` unless it is complete; refuse a broken body with code 400."""
         try:
             yield
         except BaseException as error:
             path.unlink(missing_ok=True)
             if isinstance(error, RefusedError):
                 raise
-            self._world.uploads["aborted"] += 1
+            self._account.uploads["aborted"] += 1
             if isinstance(error, BROKEN_BODY):
-                raise RefusedError(400, "The file did not come to its end") from error
+                raise RefusedError(400, "The file is incomplete") from error
             raise
 
     async def _write(self, path: Path, chunks: AsyncIterator[bytes], max_bytes: int) -> None:
-        """Write chunks as they come. A chunk goes to the page cache: a thread would cost more."""
+        """Write chunks as they arrive, to the page cache: a thread would be more expensive."""
         written = 0
         with _opened(path) as file:
             async for chunk in chunks:
@@ -205,7 +205,7 @@ class Uploads:
                 file.write(chunk)
 
     def _stored(self, request: web.Request, key: str, received: Received) -> dict[str, Any]:
-        """Make a received file downloadable, in place of an earlier one of its path."""
+        """Make a received file downloadable; it replaces an earlier one of its path."""
         folder = _clean_path(received.fields.get("uploadPath", ""))
         if not folder:
             received.path.unlink()
@@ -226,11 +226,11 @@ class Uploads:
             "downloadUrl": f"{base_url}/{quote(path)}",
             "fileSize": size_bytes,
             "mimeType": content_type,
-            "uploadedAt": _iso_ms(self._world.now_ms()),
+            "uploadedAt": _iso_ms(self._account.now_ms()),
         }
 
     async def _download(self, request: web.Request) -> web.StreamResponse:
-        """An uploaded file; it needs no key, as on the real media host."""
+        """Send an uploaded file; it needs no key, as on the real media host."""
         if answer := await self._spoiled(request, "result", ARRIVAL):
             return answer
         found = self._files.get("kieai/" + request.match_info["path"])
@@ -241,14 +241,14 @@ class Uploads:
 
 
 async def _parts(request: web.Request) -> AsyncIterator[BodyPartReader]:
-    """The parts of a multipart body, to its very end: a body cut short raises."""
+    """Yield the parts of a multipart body; raise if the body is cut short."""
     reader = await request.multipart()
     async for part in reader:
         if not isinstance(part, BodyPartReader):
             raise ValueError("a part of a form must not be multipart")  # noqa: TRY004 - malformed
         yield part
     async for _ in request.content.iter_chunked(CHUNK_BYTES):
-        pass  # what follows the last boundary means nothing, but must come all the same
+        pass  # data after the last boundary is ignored, but must arrive
 
 
 async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
@@ -266,7 +266,7 @@ async def _text_of(part: BodyPartReader) -> str:
 
 
 async def _json_fields(request: web.Request, max_bytes: int) -> dict[str, str]:
-    """The strings of a JSON body."""
+    """Return the strings of a JSON body."""
     try:
         body = await json_object(request, max_bytes)
     except ValueError as error:
@@ -279,7 +279,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _clean_path(path: str) -> str:
-    """`path` without anything that climbs, hides or breaks a URL; empty if nothing is left."""
+    """Return `path` without what leaves the folder, hides or breaks a URL; may be empty."""
     segments = [_clean_name(segment) for segment in re.split(r"[/\\]", path)]
     return "/".join(segment for segment in segments if segment)[:PATH_MAX_CHARACTERS].rstrip("/")
 
@@ -291,7 +291,7 @@ def _clean_name(name: str) -> str:
 
 
 def _content_type(received: Received) -> str:
-    """What the client said, if that is a type; else by the file's names."""
+    """Return the declared type if it is one, else a guess from the file's names."""
     said = received.content_type.partition(";")[0].strip().lower()
     if CONTENT_TYPE.fullmatch(said) and said != UNKNOWN_TYPE:
         return said
@@ -301,13 +301,13 @@ def _content_type(received: Received) -> str:
 
 
 def _new_name(received: Received, content_type: str) -> str:
-    """`<unix ms>-<random>.<extension>`, as the upload host names a file without a name."""
+    """Return `<unix ms>-<random>.<extension>`, as the real host names a file without a name."""
     extension = Path(_clean_name(received.name)).suffix or mimetypes.guess_extension(content_type)
     return f"{time.time_ns() // 1_000_000}-{secrets.token_hex(5)}{extension or '.bin'}"
 
 
 def _user_id(key: str) -> int:
-    """A number that stands for the owner of `key` and does not tell it."""
+    """Return a number that identifies the owner of `key` without revealing it."""
     return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % 1_000_000
 
 

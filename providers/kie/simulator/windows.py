@@ -1,4 +1,4 @@
-"""Sliding windows: how many events a limit saw in the last seconds, at every moment."""
+"""Sliding windows: how many events a limit has seen in the last seconds."""
 
 from collections import OrderedDict, deque
 from typing import Final
@@ -8,25 +8,25 @@ KEYS_MAX: Final = 1_000
 
 
 class SlidingWindow:
-    """Events of the last `seconds`, at every moment: not of a fixed interval that starts anew."""
+    """The events of the last `seconds`: a window that slides, not one that restarts."""
 
     def __init__(self) -> None:
         self._times: deque[float] = deque(maxlen=EVENTS_MAX)
         self.peak = 0
 
     def count(self, now: float, seconds: float) -> int:
-        """How many events lie in the `seconds` before `now`."""
+        """Return how many events happened in the `seconds` before `now`."""
         while self._times and self._times[0] <= now - seconds:
             self._times.popleft()
         return len(self._times)
 
     def add(self, now: float, seconds: float) -> None:
-        """Note one event at `now`."""
+        """Count one event at `now`."""
         self._times.append(now)
         self.peak = max(self.peak, self.count(now, seconds))
 
     def admit(self, now: float, seconds: float, limit: int) -> bool:
-        """Note one event unless `limit` of them are in the window already; 0 = no limit."""
+        """Count one event unless `limit` of them are in the window already; 0 = no limit."""
         if limit and self.count(now, seconds) >= limit:
             return False
         self.add(now, seconds)
@@ -40,7 +40,7 @@ class KeyedWindows:
         self._windows: OrderedDict[str, SlidingWindow] = OrderedDict()
 
     def of(self, key: str) -> SlidingWindow:
-        """The window of `key`, which becomes the most recently used one."""
+        """Return the window of `key`, which becomes the most recently used one."""
         window = self._windows.setdefault(key, SlidingWindow())
         self._windows.move_to_end(key)
         if len(self._windows) > KEYS_MAX:

@@ -1,4 +1,4 @@
-"""The manners of the simulated servers: envelopes, bounded bodies, and answers that go wrong."""
+"""What the simulated hosts share: envelopes, limited bodies, and spoiled answers."""
 
 import asyncio
 import json
@@ -10,8 +10,8 @@ from uuid import uuid4
 from aiohttp import hdrs, web
 from aiohttp.web_response import ContentCoding
 
-from providers.kie.simulated.exact import Exact
-from providers.kie.simulated.faults import FaultRule
+from providers.kie.simulator.exact import Exact
+from providers.kie.simulator.faults import FaultRule
 
 JSON_MAX_BYTES: Final = 1024 * 1024
 READ_BYTES: Final = 64 * 1024
@@ -26,7 +26,7 @@ def envelope(code: int, msg: str, data: object = None) -> dict[str, Any]:
 
 
 def api_answer(body: Mapping[str, Any], status: int = 200) -> web.Response:
-    """A JSON answer with the headers of the API host: chunked, with a session cookie."""
+    """Return a JSON answer with the headers of the API host: chunked, with a session cookie."""
     answer = web.Response(text=json.dumps(body, separators=(",", ":")), status=status)
     answer.headers["Content-Type"] = "application/json;charset=UTF-8"
     answer.headers["Set-Cookie"] = f"JSESSIONID={uuid4().hex.upper()}; Path=/; HttpOnly"
@@ -38,7 +38,7 @@ def api_answer(body: Mapping[str, Any], status: int = 200) -> web.Response:
 async def answer_in_gzip(
     request: web.Request, handler: Callable[[web.Request], Any]
 ) -> web.StreamResponse:
-    """Compress what the two API hosts answer to a client that takes gzip, as both really do."""
+    """Compress API answers for clients that accept gzip, as both real hosts do."""
     answer: web.StreamResponse = await handler(request)
     accepted = GZIP.search(request.headers.get(hdrs.ACCEPT_ENCODING, ""))
     is_api = request.path.startswith("/api/")
@@ -48,13 +48,13 @@ async def answer_in_gzip(
 
 
 def bearer_of(request: web.Request) -> str | None:
-    """The key of `Authorization: Bearer <key>`, or None."""
+    """Return the key of `Authorization: Bearer <key>`, or None."""
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
     return (key.strip() or None) if scheme.lower() == "bearer" else None
 
 
 async def bounded_body(request: web.Request, max_bytes: int) -> bytes:
-    """The request's body.
+    """Return the request's body.
 
     Raises:
         HTTPRequestEntityTooLarge: it is longer than `max_bytes`.
@@ -68,7 +68,7 @@ async def bounded_body(request: web.Request, max_bytes: int) -> bytes:
 
 
 async def read_json(request: web.Request, max_bytes: int = JSON_MAX_BYTES) -> object:
-    """The request's body as a JSON value.
+    """Return the request's body as a JSON value.
 
     Raises:
         ValueError: it is none.
@@ -82,7 +82,7 @@ async def read_json(request: web.Request, max_bytes: int = JSON_MAX_BYTES) -> ob
 
 
 async def json_object(request: web.Request, max_bytes: int = JSON_MAX_BYTES) -> dict[str, Any]:
-    """The request's body as a JSON object.
+    """Return the request's body as a JSON object.
 
     Raises:
         ValueError: it is none.
@@ -100,13 +100,13 @@ async def spoiled(
     not_found: Mapping[str, Any] | None = None,
     **values: str,
 ) -> web.StreamResponse | None:
-    """What `rule` makes of the answer to `request`; None if it only delays it.
+    """Return the answer to `request` that `rule` produces; None if it only delays it.
 
     Args:
         rule: the fault.
-        request: what is to be answered.
-        not_found: the answer about an unknown task.
-        values: what a body of `exact` may name: `taskId`, `downloadUrl`.
+        request: the request to answer.
+        not_found: the answer for an unknown task.
+        values: the placeholders that the body of `exact` may contain: `taskId`, `downloadUrl`.
     """
     kind = rule.kind.removeprefix("accept_then_")
     match kind:
@@ -132,7 +132,7 @@ async def spoiled(
 
 
 def _odd_answer(kind: str) -> web.Response:
-    """An answer of HTTP 200 that does not say what it should."""
+    """Return an answer of HTTP 200 without the expected content."""
     match kind:
         case "garbage":
             return web.Response(text=GARBAGE, content_type="text/html")
@@ -149,7 +149,7 @@ def _odd_answer(kind: str) -> web.Response:
 
 
 async def _send_exactly(exact: Exact, request: web.Request, **values: str) -> web.StreamResponse:
-    """Write the bytes of `exact` past aiohttp, which would set them right, and close."""
+    """Write the bytes of `exact` past aiohttp, which would correct them, and close."""
     await asyncio.sleep(exact.delay_seconds)
     if request.transport is not None:
         request.transport.write(exact.answer(**values))
@@ -161,7 +161,7 @@ async def _send_exactly(exact: Exact, request: web.Request, **values: str) -> we
 
 
 async def _client_gone(request: web.Request) -> None:
-    """Wait until the client closes its connection, which aiohttp does not tell a handler."""
+    """Wait until the client closes its connection; aiohttp does not notify a handler of that."""
     while request.transport is not None:  # noqa: ASYNC110 - there is no event for it
         await asyncio.sleep(HANG_CHECK_SECONDS)
 
@@ -180,7 +180,7 @@ def _type_of(rule: FaultRule) -> str:
 async def send_bytes(
     request: web.Request, content: bytes, content_type: str, *, truncated: bool = False
 ) -> web.StreamResponse:
-    """Send `content` or the range of it that was asked for; cut off half-way if `truncated`."""
+    """Send `content` or the requested range of it; stop half-way if `truncated`."""
     try:
         wanted = request.http_range
         start, stop, _ = wanted.indices(len(content))
