@@ -8,8 +8,8 @@ out, for all alike. Ours is the real `service.schedule`, which starts with nothi
 come one after another. It meets each fixed schedule with a POLL_INTERVAL_SECONDS, the same for
 images and videos, at which it spends no more requests.
 
-Durations are made up after the recorded ones (kie-api.md 7: images 12-112 s, videos 56-313 s, one
-of them 786 s; no more is known): lognormal, 2 % of them below the recorded range and 2 % above it,
+Durations are invented to resemble the recorded ones (images 12-112 s, videos 56-313 s, one of them
+786 s; no more is known): lognormal, 2 % of them below the recorded range and 2 % above it,
 and 3 % of all tasks take 2 to 6 times as long.
 """
 
@@ -54,7 +54,7 @@ class Rival:
 
 RIVALS = (
     Rival("every 5 s", lambda: repeat(5.0), 3.65),
-    Rival(  # the original's: at once, twice 2 s, 17 times 5 s (kie-api.md 8)
+    Rival(  # the client that this service replaces: at once, twice 2 s, 17 times 5 s
         "2, 5, then 10 s",
         lambda: chain([0.0], repeat(2.0, 2), repeat(5.0, 17), repeat(10.0)),
         3.8,

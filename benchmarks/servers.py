@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 
 from benchmarks.databases import CALLER
-from service.server import CHANNEL_OPTIONS, PENDING_HARD
+from service.listen import CHANNEL_OPTIONS, PENDING_HARD
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent

@@ -1,1 +1,1 @@
-"""Where tasks are generated. Knows neither storage nor gRPC."""
+"""Where tasks are generated: providers know neither storage nor gRPC."""

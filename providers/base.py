@@ -1,23 +1,23 @@
-"""What the service knows of a provider: one protocol, and the outcomes it answers with.
+"""The provider as the service sees it: one protocol, and the outcomes that its methods return.
 
-A provider never raises for what the other side did: it says what happened, and the poller decides.
-The three outcomes of a paid request are never merged: *refused* (an answer that says no), *not
-sent* (nobody was reached) and *unknown* (sent, and no answer that can be read).
+A provider never raises for what the other side did: it reports what happened, and the poller
+decides. The three outcomes of a paid request are never merged: *refused* (the answer is no), *not
+sent* (no connection) and *unknown* (sent, but no readable answer arrived).
 
     Submission      Accepted | Refused | Postponed | Unknown
     Poll            Progress | Succeeded | Failed | Unavailable | Unreadable | UnknownState
 
-Nor are the three ways in which a poll ends without a verdict: the provider is *unavailable* (it
-answers nobody, or no request with our key), this one task *cannot be read*, or its *state is
-unknown* to us.
+Nor are the three ways in which a poll is inconclusive: the provider is *unavailable* (it answers
+no request, or none with our key), the answer about this task is *unreadable*, or the *state* of the
+task is *unknown* to this version.
 
 Exceptions are for errors that the caller can fix:
 
     ParamsError     a rule of the parameters is broken, by field
-    UploadError     an upload that the provider did not take, by reason
+    UploadError     the provider did not accept an upload, by reason
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -48,7 +48,7 @@ class ParamsError(Exception):
 
 
 class UploadError(Exception):
-    """The provider did not take a file.
+    """The provider did not accept a file.
 
     Attributes:
         reason: The name of an ErrorReason, without its prefix.
@@ -66,17 +66,17 @@ class UploadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The provider has the task, under this id of its own."""
+    """The provider accepted the task and gave it this id."""
 
     provider_task_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The provider answered no. `reason` is the name of an ErrorReason.
+    """The provider refused. `reason` is the name of an ErrorReason.
 
-    An answer that names a task may hide a purchase all the same: `provider_task_id` is what it
-    named, or "".
+    If the answer contains the id of a task, something may have been bought all the same:
+    `provider_task_id` is that id, or "".
     """
 
     reason: str
@@ -87,12 +87,12 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
-    """Nothing was bought and the same request may be sent again.
+    """Nothing was bought, and the same request may be sent again.
 
     Attributes:
         detail: Why, for the log.
-        reached: False if there was no connection: then tasks of no model can be sent.
-        provider_task_id: What the answer named all the same, or "".
+        reached: False if there was no connection: then no task can be sent, whatever its model.
+        provider_task_id: An id that the answer contains all the same, or "".
     """
 
     detail: str
@@ -102,13 +102,13 @@ class Postponed:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """The request was sent and no readable answer came: it may have been bought.
+    """The request was sent and no readable answer arrived: the task may have been bought.
 
     Never send it again.
 
     Attributes:
         detail: What went wrong, for the log.
-        answer: What came instead of an answer, cut and without secrets.
+        answer: What arrived instead, truncated and without secrets.
         provider_task_id: An id found in it, to be looked up, or "".
     """
 
@@ -121,12 +121,12 @@ Submission = Accepted | Refused | Postponed | Unknown
 
 
 class Recognition(Enum):
-    """Whether a record of the provider is that of our request."""
+    """Whether a record of the provider belongs to our request."""
 
     AGREES = "agrees"
     DIFFERS = "differs"
-    SILENT = "silent"  # the record is there, and does not repeat the request
-    UNREADABLE = "unreadable"  # there is no record, or not yet
+    SILENT = "silent"  # the record exists, but does not repeat the request
+    UNREADABLE = "unreadable"  # the record does not exist, or not yet
 
 
 # --- outcomes of a poll ---
@@ -134,9 +134,9 @@ class Recognition(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The provider works on it: not yet started, or generating, perhaps with 0-100 percent.
+    """The task is queued at the provider, or generating, perhaps with 0-100 percent.
 
-    `record` is what the provider said, as JSON text: it is kept if the task ends by its age.
+    `record` is the provider's record as JSON text: it is kept if the task ends by its age.
     """
 
     generating: bool
@@ -147,16 +147,16 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The results. `urls` may be empty: the poller decides what a success without a result is.
+    """The results. `urls` may be empty: the poller decides what a success without results means.
 
     Attributes:
         urls: The results, in the provider's order.
         mime_types: One for each URL.
-        result_json: JSON text: an object with `resultUrls` beside whatever else the provider's
-            result held; without URLs, the provider's whole record.
-        credits_consumed: In the provider's credits, or None when it does not tell.
-        complete_time: Unix seconds by the provider's clock, or None when it does not tell.
-        differs: Whether the record repeats another request than ours.
+        result_json: JSON text: an object with `resultUrls` and whatever else the provider's result
+            contains; without URLs, the provider's whole record.
+        credits_consumed: In the provider's credits, or None if it does not report them.
+        complete_time: Unix seconds by the provider's clock, or None if it does not report it.
+        differs: Whether the record repeats a different request from ours.
     """
 
     urls: tuple[str, ...]
@@ -169,7 +169,7 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The provider tried and failed."""
+    """The provider failed to generate it."""
 
     message: str
     provider_code: str
@@ -179,20 +179,20 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """The provider did not answer: no connection, an error page, a limit, our key refused."""
+    """The provider gave no answer: no connection, an error page, a limit, our key refused."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """An answer about this very task that gives no verdict.
+    """An answer about this very task that is inconclusive.
 
     Attributes:
-        detail: Why not, for the log. It holds no secret.
-        answer: What came, cut and without secrets.
+        detail: Why, for the log. It contains no secret.
+        answer: What arrived, truncated and without secrets.
         record: The same as JSON text, if it is a record.
-        given_up: Whether the provider says that its upstream gave no result in time.
+        given_up: Whether the provider reports that its upstream gave no result in time.
         provider_code: The provider's own code, or "".
     """
 
@@ -207,7 +207,7 @@ class Unreadable:
 class UnknownState:
     """A record in a state that this version does not know.
 
-    `record` is what the provider said, as JSON text.
+    `record` is the provider's record as JSON text.
     """
 
     state: str
@@ -223,7 +223,7 @@ Poll = Progress | Succeeded | Failed | Inconclusive
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file on its way to the provider. `size_bytes` is None when nobody knows it yet."""
+    """A file on its way to the provider. `size_bytes` is None if the caller did not declare it."""
 
     file_name: str
     content_type: str
@@ -235,7 +235,7 @@ class Upload:
 class StoredFile:
     """A file as the provider stored it.
 
-    Times are unix seconds; `expire_time` is None when it does not tell.
+    Times are unix seconds; `expire_time` is None if the provider does not report it.
     """
 
     file_name: str
@@ -246,32 +246,72 @@ class StoredFile:
     expire_time: float | None
 
 
+# --- callbacks ---
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """What a callback of the provider says.
+
+    Attributes:
+        provider_task_id: The id of the task that it names, or "".
+        hosts: Those of the URLs in it.
+        authentic: Whether the id is to be trusted: False for a wrong signature.
+    """
+
+    provider_task_id: str
+    hosts: frozenset[str]
+    authentic: bool
+
+
+class CallbackReader(Protocol):
+    """Reads the provider's callbacks."""
+
+    def read(self, headers: Mapping[str, str], text: str, now: float) -> Callback:
+        """Return what a callback says, however malformed its body is.
+
+        Args:
+            headers: Its HTTP headers.
+            text: Its body, as much as arrived.
+            now: Unix seconds.
+        """
+
+
+# --- the provider ---
+
+
 class CallObserver(Protocol):
-    """Is told of each request to the provider once it is over."""
+    """Called after each request to the provider."""
 
     def __call__(self, endpoint: str, code: str, seconds: float) -> None:
-        """Take note of it; it must not raise.
+        """Record a request; must not raise.
 
         Args:
             endpoint: Its path, one of a few.
-            code: The code of the answer, or a word for why there is none; one of a few, too.
+            code: The code of the answer, or a word for why there is none; also one of a few.
             seconds: From its start to the end of its answer.
         """
 
 
 class Provider(Protocol):
-    """Where tasks are generated. Safe to call concurrently from one event loop."""
+    """Where tasks are generated. Safe to call concurrently from one event loop.
+
+    Attributes:
+        models: The names of the models.
+        result_seconds: How long the URLs of results can be expected to work.
+    """
 
     models: frozenset[str]
+    result_seconds: float
 
     def model_of(self, params: ProviderParams) -> str:
         """Return the name of the model that valid params ask for."""
 
-    def usual_seconds(self, model: str) -> float:
-        """Return how long most tasks of the model take at the most, in seconds."""
+    def typical_max_seconds(self, model: str) -> float:
+        """Return the time within which most tasks of a model end."""
 
     def check(self, params: ProviderParams) -> None:
-        """Raise ParamsError unless every rule of the parameters holds."""
+        """Raise ParamsError unless the parameters meet every rule."""
 
     async def submit(self, params: ProviderParams, callback_url: str | None) -> Submission:
         """Send the paid request, at most once. The params have passed `check`."""
@@ -279,23 +319,23 @@ class Provider(Protocol):
     async def poll(
         self, model: str, provider_task_id: str, params: ProviderParams | None = None
     ) -> Poll:
-        """Ask how a submitted task stands.
+        """Ask for the state of a submitted task.
 
-        A success is compared with the params, if they are given.
+        If params are given, a success is compared with them.
         """
 
     async def recognise(self, params: ProviderParams, provider_task_id: str) -> Recognition:
         """Compare a task of the provider with these params."""
 
     async def upload(self, upload: Upload, chunks: AsyncIterator[bytes]) -> StoredFile:
-        """Pass a file on, chunk by chunk as the provider takes them.
+        """Stream a file to the provider, at the speed at which it reads.
 
-        An exception of `chunks` breaks the connection before the file is complete, and is raised
-        here as it is.
+        An exception of `chunks` closes the connection before the file is complete, and is raised
+        here unchanged.
 
         Raises:
             UploadError: The provider refused the file, or cannot be reached.
         """
 
     async def close(self) -> None:
-        """Release connections. Requests under way end as Unknown or Unavailable."""
+        """Close the connections. Requests in progress end as Unknown or Unavailable."""

@@ -1,7 +1,7 @@
-"""What counts as a public address: one that anybody on the internet can reach.
+"""What counts as a public address: one that every host on the internet can reach.
 
-Only the text of a host is looked at here; no name is resolved. Whoever connects to a host also has
-to check the addresses that its name resolves to, by `is_public_ip`.
+Only the text of a host is examined; no name is resolved. Code that connects to a host must also
+check the addresses that its name resolves to, with `is_public_ip`.
 """
 
 import ipaddress
@@ -36,7 +36,7 @@ def is_public_url(url: str) -> bool:
 
 
 def is_public_host(host: str) -> bool:
-    """Whether a host, as a URL names it, is a public IP address or may be a public name.
+    """Whether a host in a URL is a public IP address or may be a public name.
 
     Spellings that some clients take for an IPv4 address, such as 127.1 or 0x7f000001, are not.
     """
@@ -53,7 +53,7 @@ def is_public_host(host: str) -> bool:
 
 
 def is_public_ip(address: IPAddress) -> bool:
-    """Whether an IP address, and any IPv4 address inside it, is reachable from everywhere."""
+    """Whether an IP address, and any IPv4 address inside it, is globally reachable."""
     if not address.is_global or address.is_multicast:
         return False
     if isinstance(address, ipaddress.IPv4Address):
@@ -63,7 +63,7 @@ def is_public_ip(address: IPAddress) -> bool:
 
 
 def _normalized(host: str) -> str:
-    """Return a host as clients read it: decoded, and without the dot that may follow a name."""
+    """Return a host as clients read it: decoded, and without a trailing dot."""
     decoded = unicodedata.normalize("NFKC", unquote(host)).casefold()
     return decoded.replace("\N{IDEOGRAPHIC FULL STOP}", ".").removesuffix(".")
 

@@ -1,14 +1,24 @@
-"""`python -m service`: serve until a signal to stop; or bring a database up to date, or fill it.
+"""`python -m service`: serve until a signal; or migrate a database, or import into it.
 
-Exit codes: 0 after a clean stop or a command that did it all, 2 for bad settings or arguments, 1
-when it cannot start or could not do it all.
+Exit codes: 0 after a clean stop or a command that succeeded, 1 if it cannot start or a command
+failed, 2 for invalid settings or arguments.
 """
+
+import signal
+
+IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+if __name__ == "__main__":
+    # By default they end the process, even with paid requests in progress. There is nothing to
+    # reload. Ignore them before the imports, which take half a second; later the event loop logs
+    # them.
+    for _number in IGNORED_SIGNALS:
+        signal.signal(_number, signal.SIG_IGN)
 
 import argparse
 import asyncio
 import ctypes
 import gc
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,8 +27,9 @@ import structlog
 import uvloop
 
 from service.descriptors import raise_limit
+from service.listen import StartError
 from service.logs import configure_logs
-from service.server import StartError, running
+from service.server import serving
 from service.settings import Settings, SettingsError, load_settings
 from storage.errors import StorageConfigError, StorageError
 from storage.postgres import is_postgres
@@ -30,25 +41,22 @@ EXIT_FAILED = 1
 EXIT_BAD_SETTINGS = 2
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 KEPT_BYTES = 32 << 20
-# How many objects come to life between two searches for unreachable cycles, and how many such
-# searches until the next of those that go further back.
+# How many objects are created between two garbage collections, and how many collections of a
+# generation until one of the next older.
 COLLECTION_THRESHOLDS = (50_000, 10, 10)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-# Their default is to end the process at once, with paid requests under way. There is nothing to
-# reload: the files of tokens and limits are read again when they change.
-IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 log = structlog.get_logger()
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Run the service or a command; return the exit code."""
+    """Run the service or a command, and return the exit code."""
     given = _parser().parse_args(arguments)
     try:
         settings = load_settings()
     except SettingsError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - the log's form is one of the settings
+        print(error, file=sys.stderr)  # noqa: T201 - the log format is one of the settings
         return EXIT_BAD_SETTINGS
     configure_logs(settings.log_format, settings.log_level)
     try:
@@ -59,7 +67,7 @@ def main(arguments: Sequence[str] = ()) -> int:
                 import_tasks(settings, given.source)
             case _:
                 if is_postgres(database_url := settings.database_url.get_secret_value()):
-                    # Before the loop has the signals: another process's may take its time.
+                    # Before the loop handles signals: waiting for another process may take long.
                     migrate(database_url)
                 raise_limit()
                 _keep_freed_memory()
@@ -82,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(command="serve", failure="cannot start")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="python -m service")
-    migrating = commands.add_parser("migrate", help="apply the migrations that DATABASE_URL lacks")
+    migrating = commands.add_parser("migrate", help="apply the pending migrations of DATABASE_URL")
     migrating.set_defaults(command="migrate", failure="cannot migrate")
     importing = commands.add_parser(
         "import", help="copy all tasks of a SQLite file to the PostgreSQL of DATABASE_URL"
@@ -95,41 +103,41 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def bring_up_to_date(settings: Settings) -> None:
-    """Apply the migrations that DATABASE_URL lacks, and say which."""
+    """Apply the pending migrations of DATABASE_URL, and print their names."""
     applied = migrate(settings.database_url.get_secret_value())
-    _say(*(f"applied {name}" for name in applied) if applied else ("nothing to apply",))
+    _print(*(f"applied {name}" for name in applied) if applied else ("nothing to apply",))
 
 
 def import_tasks(settings: Settings, source: str) -> None:
-    """Carry the tasks of a SQLite file into DATABASE_URL, and say how many.
+    """Import the tasks of a SQLite file into DATABASE_URL, and print how many.
 
     Raises:
-        StorageError: Some or all were left behind.
+        StorageError: Some or all tasks were not imported.
     """
     path = sqlite_path(source)
     if path is None:
         raise StorageConfigError("what is imported must look like sqlite:///generation.db")
     carried = carry_over(path, settings.database_url.get_secret_value())
-    _say(f"tasks carried over: {carried.tasks}; there already: {carried.present}")
+    _print(f"tasks carried over: {carried.tasks}; there already: {carried.present}")
     for left in carried.left:
         log.error("a task is left behind", task_id=left.task_id, why=left.why)
     if carried.left:
         raise TransferError(f"tasks left behind: {len(carried.left)}")
 
 
-def _say(*lines: str) -> None:
-    print(*lines, sep="\n")  # noqa: T201 - what a command was asked for
+def _print(*lines: str) -> None:
+    print(*lines, sep="\n")  # noqa: T201 - the output of a command
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until the process is told to stop."""
+    """Serve until a signal to stop."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stopped.set)
     for number in IGNORED_SIGNALS:
         loop.add_signal_handler(number, _log_ignored, number)
-    async with running(settings):
+    async with serving(settings):
         _collect_rarely()
         await stopped.wait()
     log.info("stopped")
@@ -140,10 +148,10 @@ def _log_ignored(number: signal.Signals) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Keep what one chunk of an upload frees for the next one.
+    """Keep the memory that one chunk of an upload frees for the next one.
 
-    By default glibc may give it back to the system each time, and every page is a fault again,
-    0.2 s a GiB. Where the C library is another one, it decides by itself.
+    By default glibc may return it to the system each time, and every page is faulted in again,
+    0.2 s per GiB. Other C libraries are left at their defaults.
     """
     with suppress(AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -152,10 +160,10 @@ def _keep_freed_memory() -> None:
 
 
 def _collect_rarely() -> None:
-    """Spare the collector what lives as long as the process, and make it look less often.
+    """Freeze long-lived objects, and raise the thresholds of the garbage collector.
 
-    Nearly all garbage here is freed by its reference count. Python's own thresholds searched ten
-    thousand open streams, and every module, again and again while a change went out to them.
+    Nearly all garbage here is freed by its reference count. With Python's defaults, the collector
+    would traverse ten thousand open streams, and every module, while a change goes out to them.
     """
     gc.freeze()
     gc.set_threshold(*COLLECTION_THRESHOLDS)

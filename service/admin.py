@@ -24,11 +24,20 @@ INDEX = """<!DOCTYPE html>
 
 
 def admin_handler(
-    store: Store, metrics: Metrics, read_queues: ReadQueues, draining: Callable[[], bool]
+    store: Store,
+    metrics: Metrics,
+    read_queues: ReadQueues,
+    draining: Callable[[], bool],
+    queues_seconds: float = QUEUES_SECONDS,
 ) -> Handler:
-    """Return what answers requests to the admin port.
+    """Return the handler of the admin port.
 
-    /healthz says that the process is alive, /readyz that it can serve, /metrics what it measured.
+    Args:
+        store: /readyz pings it.
+        metrics: /metrics shows them.
+        read_queues: Reads the queues for /metrics.
+        draining: Whether the server is shutting down.
+        queues_seconds: How long the queues may take to read.
     """
     render = make_aiohttp_handler(metrics.registry, disable_compression=True)
 
@@ -44,18 +53,18 @@ def admin_handler(
         try:
             await store.ping()
         except StorageUnavailableError:
-            return web.Response(status=503, text="the database is away\n")
+            return web.Response(status=503, text="the database is unavailable\n")
         return web.Response(text="ok\n")
 
     async def show(request: web.BaseRequest) -> web.StreamResponse:
         try:
-            async with asyncio.timeout(QUEUES_SECONDS):
+            async with asyncio.timeout(queues_seconds):
                 queues = await read_queues()
         except (StorageUnavailableError, TimeoutError):
             queues = ()
         metrics.show_queues(queues)
         try:
-            return await render(request)  # type: ignore[arg-type] # what it reads, both kinds have
+            return await render(request)  # type: ignore[arg-type] # both types have what it reads
         except (TypeError, ValueError):  # a version in Accept that is not a number
             return web.Response(status=HTTPStatus.NOT_ACCEPTABLE)
 

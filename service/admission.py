@@ -1,4 +1,4 @@
-"""Which new tasks CreateTask lets in: by their model, and by the limits of the caller."""
+"""Which new tasks are admitted: by their model, and by the limits of the caller."""
 
 from service.caller_limits import CallerLimits
 from service.errors import ServiceError, rate_limited
@@ -6,7 +6,7 @@ from service.metrics import Metrics
 from storage.creation import MINUTE_SECONDS, CreateLimits, LimitReached
 from storage.task import Task
 
-RETRY_MARGIN_SECONDS = 0.01  # a create that comes exactly then still finds the limit reached
+RETRY_MARGIN_SECONDS = 0.01  # at that very moment the limit is still reached
 
 
 class Admission:
@@ -26,7 +26,7 @@ class Admission:
         self._metrics = metrics
 
     def refusal_of_model(self, task: Task) -> ServiceError | None:
-        """Return why the caller may not use the task's model, or None if it may."""
+        """Return the error if the caller may not use the task's model, else None."""
         if not self._limits.of(task.caller).allow(task.model):
             self._metrics.caller_refused(task.caller, "models")
             return ServiceError(

@@ -1,18 +1,17 @@
-"""Kie's callbacks: each only ever means "poll this task now".
+"""The provider's callbacks over HTTP: each only ever means "poll this task now".
 
 The URL identifies the task and cannot be forged: it carries our task id and an HMAC of it, the
-seal. A right seal is enough to poll. Kie's own signature covers the provider's id of the task and
-not the body, so the body is never believed; the signature only decides whether the id in it is
-looked up.
+seal. A valid seal is enough to poll. The provider's own signature need not cover the body, so the
+body is never trusted; the signature only decides whether the id in it is looked up.
 """
 
 import hmac
 import json
 import logging
 import re
+import secrets
 import zlib
-from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from http import HTTPStatus
@@ -20,33 +19,27 @@ from http import HTTPStatus
 import structlog
 from aiohttp import hdrs, web
 
+from providers.base import CallbackReader
 from service.http import read_body
 from service.metrics import Metrics
 from service.poller import Poller
+from service.settings import Settings
 from service.sparse import SparseLog
 from storage.errors import StorageUnavailableError
+from storage.store import Store
 
 PATH = "/callbacks/kie"
 PATH_PARTS = PATH.strip("/").split("/")
+PURPOSE = b"generation.v1 callback URLs"
 BODY_MAX_BYTES = 64 << 10
-SIGNATURE_AGE_SECONDS = 300.0
-MILLISECONDS_FROM = 10**11  # as seconds, this is in the year 5138
-ID_MAX_CHARACTERS = 255
 TASK_ID = re.compile(r"[0-9a-f]{32}")
-# In a body that cannot be parsed, perhaps because its end is missing. Quotes inside a string are
-# escaped, so this does not match in a prompt.
-ID_IN_TEXT = re.compile(r'"task(?:Id|_id)"\s*:\s*"([^"\\]{1,255})"')
-# The hosts of URLs, also where JSON escapes the slashes.
-HOST = re.compile(r"https?:(?:\\*/){2}([A-Za-z0-9.-]{1,253})")
-HOSTS_MAX = 20
 GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
-URL_SAFE = str.maketrans("-_", "+/")
 
 log = structlog.get_logger()
 
 
 class CallbackUrls:
-    """Makes the URLs that the provider is given, and recognises them."""
+    """Makes the URLs that the provider is given, and verifies them."""
 
     def __init__(self, public_url: str, secret: bytes, *other_secrets: bytes) -> None:
         """Use a secret.
@@ -63,9 +56,21 @@ class CallbackUrls:
         """Return the URL for the callbacks of a task."""
         return f"{self._public_url}{PATH}/{task_id}/{_seal(self._secrets[0], task_id)}"
 
+    @staticmethod
+    def split(path: str) -> tuple[str, str] | None:
+        """Return the task id and the seal in a path; None if it is not one of these URLs.
+
+        A proxy may or may not strip the path of PUBLIC_URL, so only the end of the path counts.
+        """
+        *_, first, second, task_id, seal = ["", "", "", "", *path.rstrip("/").split("/")]
+        return (task_id, seal) if [first, second] == PATH_PARTS else None
+
     def is_ours(self, task_id: str, seal: str) -> bool:
-        """Whether the end of a URL was made here for this task."""
-        return any(_equal(seal, _seal(secret, task_id)) for secret in self._secrets)
+        """Whether a seal was made with one of the secrets, for this task."""
+        given = seal.encode(errors="replace")
+        return any(
+            hmac.compare_digest(given, _seal(secret, task_id).encode()) for secret in self._secrets
+        )
 
 
 class Callbacks:
@@ -74,73 +79,49 @@ class Callbacks:
     def __init__(
         self,
         urls: CallbackUrls,
-        webhook_key: bytes | None,
+        reader: CallbackReader,
         poller: Poller,
         metrics: Metrics,
         now: Callable[[], float],
     ) -> None:
         self._urls = urls
-        self._webhook_key = webhook_key
+        self._reader = reader
         self._poller = poller
         self._metrics = metrics
         self._now = now
         self._log = SparseLog()
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
-        """Poll the task of a callback now, whatever the callback says.
-
-        A proxy may or may not strip the path of PUBLIC_URL, so only the end of the path counts.
-        """
-        *_, first, second, task_id, seal = ["", "", "", "", *request.path.rstrip("/").split("/")]
-        if request.method != hdrs.METH_POST or [first, second] != PATH_PARTS:
+        """Poll the task of a callback now, whatever the callback says."""
+        parts = self._urls.split(request.path)
+        if request.method != hdrs.METH_POST or parts is None:
             return self._response(HTTPStatus.NOT_FOUND, "no callback")
+        task_id, seal = parts
         if not self._urls.is_ours(task_id, seal):
             self._log.write(logging.INFO, "forged callback", peer=request.remote)
             return self._response(HTTPStatus.UNAUTHORIZED, "forged")
         text = await _text(request)
-        provider_task_id, hosts = _task_id(text), frozenset(HOST.findall(text)[:HOSTS_MAX])
-        verdict = "received"
-        if self._webhook_key and not self._is_signed(request.headers, provider_task_id):
-            provider_task_id, verdict = "", "wrong signature"
+        callback = self._reader.read(request.headers, text, self._now())
         try:
             known = await self._poller.called_back(
-                task_id, provider_task_id, hosts, content=hash(text)
+                task_id,
+                callback.provider_task_id if callback.authentic else "",
+                callback.hosts,
+                content=hash(text),
             )
         except StorageUnavailableError:
             return self._response(HTTPStatus.SERVICE_UNAVAILABLE, "the database is away", task_id)
         if not known:
             return self._response(HTTPStatus.NOT_FOUND, "unknown", task_id)
-        return self._response(HTTPStatus.OK, verdict, task_id)
+        result = "received" if callback.authentic else "wrong signature"
+        return self._response(HTTPStatus.OK, result, task_id)
 
-    def _response(self, status: HTTPStatus, verdict: str, task_id: str = "") -> web.Response:
+    def _response(self, status: HTTPStatus, result: str, task_id: str = "") -> web.Response:
         if TASK_ID.fullmatch(task_id):
-            level = logging.DEBUG if verdict == "received" else logging.INFO
-            log.log(level, "callback", verdict=verdict, task_id=task_id)
-        self._metrics.called_back(verdict)
-        return web.json_response({"status": verdict}, status=status)
-
-    def _is_signed(self, headers: Mapping[str, str], provider_task_id: str) -> bool:
-        """Check Kie's own signature, an HMAC-SHA256 of `taskId.timestamp`, and its age.
-
-        Documented as base64. Hex and the URL-safe alphabet are taken as well, and seconds as well
-        as milliseconds.
-        """
-        assert self._webhook_key is not None
-        timestamp = headers.get("X-Webhook-Timestamp", "").strip()
-        if not timestamp.isascii() or not timestamp.isdecimal():
-            return False
-        signed_time = float(timestamp[:15])
-        if signed_time >= MILLISECONDS_FROM:
-            signed_time /= 1_000
-        if abs(self._now() - signed_time) > SIGNATURE_AGE_SECONDS:
-            return False
-        signed = f"{provider_task_id}.{timestamp}".encode()
-        digest = hmac.new(self._webhook_key, signed, sha256).digest()
-        given = headers.get("X-Webhook-Signature", "").strip()
-        as_base64 = b64encode(digest).decode().rstrip("=")
-        return _equal(given.lower(), digest.hex()) or _equal(
-            given.translate(URL_SAFE).rstrip("="), as_base64
-        )
+            level = logging.DEBUG if result == "received" else logging.INFO
+            log.log(level, "callback", result=result, task_id=task_id)
+        self._metrics.called_back(result)
+        return web.json_response({"status": result}, status=status)
 
 
 async def _text(request: web.BaseRequest) -> str:
@@ -152,26 +133,24 @@ async def _text(request: web.BaseRequest) -> str:
     return body.decode(json.detect_encoding(body), errors="replace")
 
 
-def _task_id(text: str) -> str:
-    """Return the provider's id of the task from where the families put it; "" if there is none."""
-    try:
-        body = json.loads(text, parse_int=str)  # an int of 5,000 digits would be an error
-    except (ValueError, RecursionError):
-        found = ID_IN_TEXT.search(text)
-        return found[1] if found and found[1].isprintable() else ""
-    root = body if isinstance(body, dict) else {}
-    data = root.get("data")
-    for holder in (data if isinstance(data, dict) else {}, root):
-        for name in ("taskId", "task_id"):
-            value = holder.get(name)
-            if isinstance(value, str) and value.isprintable() and len(value) <= ID_MAX_CHARACTERS:
-                return value
-    return ""
+async def callback_urls(settings: Settings, store: Store) -> CallbackUrls | None:
+    """Make callback URLs with CALLBACK_SECRET, or with a secret that the database keeps.
+
+    Earlier versions derive the secret from KIE_API_KEY. If there is a key at the first start, the
+    database therefore keeps the derived secret: during an upgrade replicas of both versions verify
+    each other's URLs, and a later key changes nothing.
+    """
+    if settings.public_url is None:
+        return None
+    if settings.callback_secrets:
+        return CallbackUrls(settings.public_url, *settings.callback_secrets)
+    if settings.kie_api_key is None:
+        kept = await store.callback_secrets(secrets.token_bytes())
+        return CallbackUrls(settings.public_url, *kept)
+    key = settings.kie_api_key.get_secret_value().encode()
+    derived = hmac.digest(key, PURPOSE, "sha256")
+    return CallbackUrls(settings.public_url, *await store.callback_secrets(derived), derived)
 
 
 def _seal(secret: bytes, task_id: str) -> str:
     return hmac.new(secret, task_id.encode(errors="replace"), sha256).hexdigest()
-
-
-def _equal(given: str, right: str) -> bool:
-    return hmac.compare_digest(given.encode(errors="replace"), right.encode())

@@ -1,6 +1,6 @@
 """The limits of each caller: from a file, or by default half of what the service allows.
 
-[default]                       # of each caller that has no table of its own
+[default]                       # for each caller without a table of its own
 queue = 1000
 
 [callers.billing]               # what it does not set comes from [default]
@@ -8,9 +8,8 @@ models = ["imagen4", "veo*"]
 """
 
 import re
-import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -20,10 +19,9 @@ import structlog
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from service.callers import CALLER_MAX_CHARACTERS, Callers
-from service.files import stamp_of
+from service.files import RECHECK_SECONDS, WatchedFile
 from service.metrics import Metrics
 
-RECHECK_SECONDS = 1.0
 NUMBER_MAX = 1_000_000_000
 PATTERN_MAX_CHARACTERS = 128
 PATTERN = re.compile(r"(?:[A-Za-z0-9._-]+/)*(?:[A-Za-z0-9._-]+\*?|\*)")
@@ -32,21 +30,25 @@ log = structlog.get_logger()
 
 
 class CallerLimitsError(ValueError):
-    """A limits file that cannot be used; the message names every bad table and key."""
+    """An invalid limits file; the message names every bad table and key."""
+
+
+def _matches(pattern: str, model: str) -> bool:
+    return model.startswith(pattern[:-1]) if pattern.endswith("*") else model == pattern
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one caller may take; infinity is no limit.
+    """The limits of one caller; infinity is no limit.
 
     Attributes:
-        queue: Tasks that wait to be sent.
-        running: Tasks at the provider; more of them wait.
-        watches: Open streams, of one process.
-        uploads: Uploads at a time, of one process.
-        lists: ListTasks at a time, of one process.
+        queue: Tasks waiting to be sent.
+        running: Tasks at the provider; further ones wait.
+        watches: Open streams, in one process.
+        uploads: Uploads at a time, in one process.
+        lists: ListTasks at a time, in one process.
         creates_per_minute: Tasks created in any minute.
-        models: The names of the models to use; `*` at the end stands for any characters.
+        models: The allowed models; `*` at the end of a name matches any characters.
     """
 
     queue: float
@@ -59,13 +61,10 @@ class Limits:
 
     def allow(self, model: str) -> bool:
         """Whether the caller may use a model."""
-        return any(
-            model.startswith(pattern[:-1]) if pattern.endswith("*") else model == pattern
-            for pattern in self.models
-        )
+        return any(_matches(pattern, model) for pattern in self.models)
 
     def halved(self) -> "Limits":
-        """Return the default limits of one caller if there are several: half of the service's."""
+        """Return the default limits of one of several callers: half of the service's."""
         return replace(
             self,
             queue=_half(self.queue),
@@ -88,31 +87,40 @@ class LimitsTable:
 
 
 class CallerLimits:
-    """Knows the limits of callers at any moment, as the file and the number of callers change."""
+    """The current limits of callers, as the file and the number of callers change."""
 
     def __init__(
-        self, file: Path | None, service: Limits, callers: Callers, metrics: Metrics
+        self,
+        file: Path | None,
+        service: Limits,
+        callers: Callers,
+        metrics: Metrics,
+        *,
+        models: Collection[str],
+        recheck_seconds: float = RECHECK_SECONDS,
     ) -> None:
         """Read the file.
 
         Args:
-            file: Where the limits are written, if anywhere.
+            file: The file, or None.
             service: The limits of the whole service: the defaults are these, or half of them.
-            callers: Knows how many callers there are.
-            metrics: Shows whether the file can be used.
+            callers: They say how many callers there are.
+            metrics: They show whether the file is valid.
+            models: The names of all models.
+            recheck_seconds: The time between two checks for changes of the file.
 
         Raises:
-            CallerLimitsError: The file cannot be used.
+            CallerLimitsError: The file is invalid.
         """
-        self._file = file
+        self._file = WatchedFile(file, recheck_seconds)
         self._service = service
         self._callers = callers
         self._metrics = metrics
-        self._stamp: object = stamp_of(file) if file else None
+        self._models = models
         self._content = read_limits(file.read_bytes()) if file else LimitsFile()
-        self._problem = ""  # of the file as it is now
-        self._checked = time.monotonic()
+        self._problem = ""  # of the current file
         self._table = self._make_table()
+        self._warn_of_unknown_models()
         metrics.show_config_problems("caller_limits", 0)
 
     def of(self, caller: str) -> Limits:
@@ -121,32 +129,41 @@ class CallerLimits:
 
     def table(self) -> LimitsTable:
         """Return the current limits of all callers; the file is checked at most once a second."""
-        if time.monotonic() - self._checked >= RECHECK_SECONDS:
+        if self._file.is_due():
             self._reread_if_changed()
             self._table = self._make_table()
-            self._checked = time.monotonic()
         return self._table
 
     def _reread_if_changed(self) -> None:
-        if self._file is None:
-            return
         try:
-            if (stamp := stamp_of(self._file)) == self._stamp:
+            if (content := self._file.changed()) is None:
                 return
-            self._stamp = stamp
-            self._content = read_limits(self._file.read_bytes())
+            self._content = read_limits(content)
         except (OSError, ValueError) as error:
             self._complain(str(error))
         else:
             self._problem = ""
             self._metrics.show_config_problems("caller_limits", 0)
-            log.info("caller limits file read again", callers=len(self._content.callers))
+            log.info("caller limits file reloaded", callers=len(self._content.callers))
+            self._warn_of_unknown_models()
+
+    def _warn_of_unknown_models(self) -> None:
+        """Log names that match no model: legal, as a model may come later, but likely a typo."""
+        tables = (self._content.default, *self._content.callers.values())
+        patterns = {pattern for table in tables for pattern in table.models or ()}
+        unknown = [
+            pattern
+            for pattern in sorted(patterns)
+            if not any(_matches(pattern, model) for model in self._models)
+        ]
+        if unknown:
+            log.warning("caller limits file names unknown models", models=", ".join(unknown))
 
     def _complain(self, problem: str) -> None:
         self._metrics.show_config_problems("caller_limits", 1)
         if problem != self._problem:
             self._problem = problem
-            log.warning("caller limits file cannot be used, the old limits stay", error=problem)
+            log.warning("caller limits file is invalid; the old limits stay", error=problem)
 
     def _make_table(self) -> LimitsTable:
         several = len(self._callers.names) > 1
@@ -175,7 +192,7 @@ Pattern = Annotated[str, AfterValidator(_pattern)]
 
 
 class _Table(BaseModel):
-    """One table of the file; None is what it does not set."""
+    """One table of the file; None for what it does not set."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
@@ -189,7 +206,7 @@ class _Table(BaseModel):
 
 
 class LimitsFile(BaseModel):
-    """What the file says."""
+    """The content of the file."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
@@ -201,7 +218,7 @@ def read_limits(content: bytes) -> LimitsFile:
     """Read a limits file.
 
     Raises:
-        CallerLimitsError: It is not TOML, or breaks a rule; each broken one is named.
+        CallerLimitsError: It is not TOML, or breaks rules; the message names each one.
     """
     try:
         return LimitsFile.model_validate(tomllib.loads(content.decode()))
@@ -225,7 +242,7 @@ _WORDS = {
 
 
 def _problem(error: Any) -> str:
-    """Say where a problem is and what it is, as in `[callers.alice] queue must be at least 1`."""
+    """Describe a problem and its place, as in `[callers.alice] queue must be at least 1`."""
     table = error["loc"][:2] if error["loc"][0] == "callers" else error["loc"][:1]
     key, *position = [part for part in error["loc"][len(table) :] if part != "[key]"] or [""]
     where = f"[{'.'.join(map(_key, table))}] {key}" + "".join(f"[{index}]" for index in position)
@@ -234,7 +251,7 @@ def _problem(error: Any) -> str:
 
 
 def _key(part: object) -> str:
-    """Write a part of a table's name as TOML does."""
+    """Return a part of a table's name as TOML writes it."""
     name = str(part)
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else repr(name)
 

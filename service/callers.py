@@ -1,6 +1,5 @@
-"""Who calls: bearer tokens from a file of their hashes."""
+"""Authentication: bearer tokens from a file of their hashes."""
 
-import time
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -10,14 +9,13 @@ from pathlib import Path
 import structlog
 
 from service.errors import ServiceError
-from service.files import stamp_of
+from service.files import RECHECK_SECONDS, WatchedFile
 
 DEFAULT_CALLER = "default"
-RECHECK_SECONDS = 1.0
 SHA256_HEX_CHARACTERS = 64
 CALLER_MAX_CHARACTERS = 64
 
-# The caller of the call under way; the interceptor sets it.
+# The caller of the current call; the interceptor sets it.
 current_caller: ContextVar[str] = ContextVar("current_caller")
 
 log = structlog.get_logger()
@@ -35,59 +33,61 @@ class Credential:
     digest: bytes
 
 
-NOBODY_IN_PARTICULAR = Credential(DEFAULT_CALLER, b"")
+WITHOUT_TOKENS = Credential(DEFAULT_CALLER, b"")
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A tokens file as it was read: the caller of each token's hash, and what is wrong by line."""
+    """The content of a tokens file: the caller of each token's hash, and the problems by line."""
 
     callers: Mapping[bytes, str]
     problems: tuple[str, ...]
 
 
 class Callers:
-    """Knows the caller by its token. Without a file, everybody is `default`.
+    """Identifies callers by their tokens. Without a file, every caller is `default`.
 
     Attributes:
-        version: Grows whenever other tokens are valid than before.
-        problems: What is wrong with the file as it is now, a sentence each.
+        version: Increases whenever the set of valid tokens changes.
+        problems: The problems of the current file, a sentence each.
     """
 
-    def __init__(self, tokens_file: Path | None) -> None:
+    def __init__(self, tokens_file: Path | None, recheck_seconds: float = RECHECK_SECONDS) -> None:
         """Read the file.
 
+        Args:
+            tokens_file: The file, or None.
+            recheck_seconds: The time between two checks for changes of it.
+
         Raises:
-            TokensFileError: A line cannot be used. Later, while the service runs, only that line
-                is left out.
+            TokensFileError: A line is invalid. Later, while the service runs, only that line is
+                ignored.
         """
-        self._file = tokens_file
+        self._has_tokens = tokens_file is not None
+        self._file = WatchedFile(tokens_file, recheck_seconds)
         self._callers: Mapping[bytes, str] = {}
-        self._verified: dict[str, Credential] = {}  # by token, as hashing one costs
-        self._stamp: object = None
-        self._checked = 0.0
+        self._verified: dict[str, Credential] = {}  # by token: hashing one is expensive
         self.version = 0
         self.problems: tuple[str, ...] = ()
         if tokens_file:
-            self._stamp = stamp_of(tokens_file)
             self._callers = read_tokens(tokens_file.read_text())
 
     @property
     def names(self) -> frozenset[str]:
         """The callers that have a token; without a file only `default`."""
-        return frozenset(self._callers.values()) if self._file else frozenset({DEFAULT_CALLER})
+        return frozenset(self._callers.values() if self._has_tokens else {DEFAULT_CALLER})
 
     def authenticate(self, authorization: str | None) -> Credential:
-        """Return who calls.
+        """Return the caller that a token identifies.
 
         Args:
-            authorization: The value of the metadata of this name.
+            authorization: The value of the metadata key `authorization`.
 
         Raises:
             ServiceError: UNAUTHENTICATED.
         """
-        if self._file is None:
-            return NOBODY_IN_PARTICULAR
+        if not self._has_tokens:
+            return WITHOUT_TOKENS
         self.reread_if_changed()
         scheme, _, token = (authorization or "").partition(" ")
         token = token.strip()
@@ -97,8 +97,8 @@ class Callers:
         return self._verified.get(token) or self._verify(token)
 
     def is_valid(self, digest: bytes) -> bool:
-        """Whether a token that was accepted before still is; b"" is no token, where none exist."""
-        return self._file is None or digest in self._callers
+        """Whether a token that was accepted earlier is still valid; b"" if there are no tokens."""
+        return not self._has_tokens or digest in self._callers
 
     def _verify(self, token: str) -> Credential:
         digest = sha256(token.encode(errors="replace")).digest()
@@ -114,26 +114,23 @@ class Callers:
         An invalid line is ignored and logged once. A file without any token is ignored: it is most
         likely being written.
         """
-        now = time.monotonic()
-        if self._file is None or now - self._checked < RECHECK_SECONDS:
+        if not self._has_tokens or not self._file.is_due():
             return
-        self._checked = now
         try:
-            if (stamp := stamp_of(self._file)) == self._stamp:
-                return
-            self._stamp = stamp
-            self._take_over(parse_tokens(self._file.read_text()))
+            content = self._file.changed()
+            if content is not None:
+                self._apply(parse_tokens(content.decode()))
         except (OSError, ValueError) as error:
-            self._complain(f"the file cannot be read, the old tokens stay valid: {error}")
+            self._complain(f"the file cannot be read; the old tokens stay valid: {error}")
 
-    def _take_over(self, tokens: Tokens) -> None:
+    def _apply(self, tokens: Tokens) -> None:
         if self._callers and not tokens.callers:
-            self._complain("the file holds no token, the old tokens stay valid", *tokens.problems)
+            self._complain("the file has no token; the old tokens stay valid", *tokens.problems)
             return
         self._callers = tokens.callers
         self._verified.clear()
         self.version += 1
-        log.info("tokens file read again", tokens=len(tokens.callers))
+        log.info("tokens file reloaded", tokens=len(tokens.callers))
         self._complain(*tokens.problems)
 
     def _complain(self, *problems: str) -> None:
@@ -146,8 +143,8 @@ def read_tokens(text: str) -> Mapping[bytes, str]:
     """Return the caller of each hash from lines of `name sha256-in-hex`.
 
     Raises:
-        TokensFileError: A line is neither that, nor a comment, nor empty, or it gives the token of
-            one caller to another.
+        TokensFileError: A line is neither of that form, nor a comment, nor empty, or it gives the
+            token of one caller to another.
     """
     tokens = parse_tokens(text)
     if tokens.problems:
@@ -156,7 +153,7 @@ def read_tokens(text: str) -> Mapping[bytes, str]:
 
 
 def parse_tokens(text: str) -> Tokens:
-    """Read the lines of a tokens file that can be used, and name the others."""
+    """Read the valid lines of a tokens file, and report the others."""
     callers: dict[bytes, str] = {}
     problems: list[str] = []
     for number, words in _lines(text):
@@ -166,7 +163,7 @@ def parse_tokens(text: str) -> Tokens:
             problems.append(f"line {number}: {error}")
             continue
         if callers.setdefault(digest, name) != name:
-            problems.append(f"line {number}: the token is another caller's already")
+            problems.append(f"line {number}: the token already belongs to another caller")
     return Tokens(callers, tuple(problems))
 
 

@@ -3,18 +3,18 @@
 import asyncio
 import random
 import re
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 REQUEST_ID = "x-request-id"
-SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class Peer(Protocol):
-    """The part of grpc's context that knows the client's address."""
+    """The part of grpc's context that has the client's address."""
 
     def peer(self) -> str:
         """Return its address, such as `ipv4:127.0.0.1:50000`."""
@@ -24,10 +24,10 @@ class Call:
     """One call, from its headers to its status.
 
     Attributes:
-        metadata: What the caller sent along.
-        caller: Who calls; "" for a method that is open to everybody.
+        metadata: The metadata that the caller sent.
+        caller: The caller; "" for a method that needs no token.
         token_digest: The SHA-256 of the caller's token; b"" without tokens.
-        context: grpc's, from `begin` on.
+        context: grpc's context; None before `begin`.
         end_error: The error passed to `end`.
     """
 
@@ -56,7 +56,7 @@ class Call:
         self._task = asyncio.current_task()
 
     def over(self) -> None:
-        """Forget the asyncio task: it holds its context variables, and so this call."""
+        """Forget the asyncio task: it refers to its context variables, and so to this call."""
         self._task = None
 
     def end(self, error: Exception) -> None:
@@ -67,15 +67,42 @@ class Call:
 
     @property
     def request_id(self) -> str:
-        """What the log's lines of this call have in common: the caller's id if it is sane."""
+        """The id in all log lines of this call: the one that the caller sent, if it is valid."""
         if not self._request_id:
             given = one_value(self.metadata, REQUEST_ID) or ""
-            self._request_id = given if SANE_REQUEST_ID.fullmatch(given) else _new_id()
+            self._request_id = given if VALID_REQUEST_ID.fullmatch(given) else _new_id()
         return self._request_id
 
 
+class CallsInProgress:
+    """The calls whose handlers are running."""
+
+    def __init__(self) -> None:
+        self._calls: set[Call] = set()
+        self._idle: asyncio.Event | None = None
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self._calls)
+
+    def add(self, call: Call) -> None:
+        """Add a call that begins."""
+        self._calls.add(call)
+
+    def discard(self, call: Call) -> None:
+        """Remove a call that is over."""
+        self._calls.discard(call)
+        if self._idle and not self._calls:
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until there is no call."""
+        if self._calls:
+            self._idle = asyncio.Event()
+            await self._idle.wait()
+
+
 def _new_id() -> str:
-    """Return an id that tells calls apart. It is no secret, and each logged call needs one."""
+    """Return an id that distinguishes calls. It need not be secret, but cheap."""
     return f"{random.getrandbits(64):016x}"
 
 
@@ -83,7 +110,7 @@ current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
 
 
 def one_value(metadata: Metadata, key: str) -> str | None:
-    """Return the value of a metadata key; None if it is missing, or there are two."""
+    """Return the value of a metadata key; None if it is missing, or present twice."""
     found: str | bytes | None = None
     for name, value in metadata:
         if name == key:
@@ -96,7 +123,7 @@ def one_value(metadata: Metadata, key: str) -> str | None:
 def add_call(
     logger: object, method: str, line: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Name the call in a log line: a structlog processor, so that unlogged calls pay nothing."""
+    """Add the call to a log line: a structlog processor, so that only logged calls pay for it."""
     del logger, method
     if (call := current_call.get()) is not None:
         if call.caller:

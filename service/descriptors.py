@@ -4,12 +4,12 @@ import resource
 from contextlib import suppress
 
 RESERVED = 1_000  # for the provider, the database, files, and the HTTP servers
-BESIDE_WATCHES = 500  # for all else: behind a proxy each watch may be a connection
+OTHER_DESCRIPTORS = 500  # for everything else: behind a proxy each watch may be a connection
 UNLIMITED = 1 << 20
 
 
 def raise_limit() -> None:
-    """Raise this process's soft limit to the hard one, as far as the system lets it."""
+    """Raise this process's soft limit to the hard one, if the system allows it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS reports no limit, and rejects one above its own
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -33,4 +33,4 @@ def connections_max(setting: int, descriptors: int) -> int:
 
 def missing(watch_max_streams: int, descriptors: int) -> int:
     """Return how many descriptors are missing for the watches allowed; 0 if none."""
-    return max(0, watch_max_streams + BESIDE_WATCHES - descriptors)
+    return max(0, watch_max_streams + OTHER_DESCRIPTORS - descriptors)

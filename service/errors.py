@@ -1,4 +1,4 @@
-"""What goes wrong with a call: one exception, and one table from its reason to the gRPC status."""
+"""Errors of calls: one exception, and one table from its reason to the gRPC status code."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,12 +22,12 @@ DOMAIN = "generation.v1"
 ERROR_MAX_BYTES = 3_000  # of the message and the details, encoded
 MESSAGE_MAX_BYTES = 600
 MESSAGE_MAX_ENCODED_BYTES = 900
-# The fields and descriptions of broken rules are in the details: the message needs only the first.
+# The details contain the fields and descriptions of broken rules; the message needs only the first.
 RULES_MAX_BYTES = 300
 RULE_MAX_BYTES = 300  # of a field, and of a description
 VIOLATIONS_MAX = 100  # reported for one call
 METADATA_MAX_BYTES = 128
-UNENCODED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # characters of gRPC's messages
+UNENCODED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # by gRPC, in a message
 
 CODES = {
     "INVALID_PARAMS": grpc.StatusCode.INVALID_ARGUMENT,
@@ -57,7 +57,7 @@ RETRY_SECONDS = {
     "STREAM_EXPIRED": 0.0,
     "SHUTTING_DOWN": 1.0,
 }
-# What each limit counts, and what a caller at its limit can do.
+# What each limit counts, and what a caller can do about it.
 LIMITS = {
     "queue": ("tasks waiting to be sent", "retry once some of them have been sent"),
     "creates_per_minute": ("creates in a minute", "retry later, as RetryInfo says"),
@@ -65,8 +65,8 @@ LIMITS = {
     "uploads": ("uploads at a time", "retry once one of them has ended"),
     "lists": ("lists at a time", "retry once one of them has been answered"),
 }
-# A task that FAILED for one of these was refused by the provider: nothing was bought, and
-# CreateTask says so.
+# If a task FAILED for one of these, the provider refused it: nothing was bought, and CreateTask
+# returns the error.
 REFUSALS = frozenset(
     {
         "PROVIDER_REJECTED",
@@ -79,16 +79,16 @@ REFUSALS = frozenset(
 
 
 class ServiceError(Exception):
-    """The end of a call that did not succeed.
+    """The error that ends a call.
 
-    Every part of it is bounded, so that it can be logged and sent as it is.
+    Every part of it is limited in size, so that it can be logged and sent unchanged.
 
     Attributes:
         reason: A key of CODES.
-        message: Cut to what a status may have.
+        message: Truncated to what a status may contain.
         metadata: Goes into ErrorInfo, such as the task_id.
         violations: Go into BadRequest.
-        retry_seconds: Goes into RetryInfo; by default what RETRY_SECONDS says of the reason.
+        retry_seconds: Goes into RetryInfo; by default from RETRY_SECONDS.
     """
 
     def __init__(
@@ -139,17 +139,17 @@ class ServiceError(Exception):
 
 @lru_cache(maxsize=64)
 def _plain_status(reason: str, message: str, retry_seconds: float | None) -> grpc.Status:
-    """Build a status once and reuse it: refused callers tend to repeat the same call."""
+    """Build a status once, and reuse it: refused callers tend to repeat the same call."""
     return ServiceError(reason, message, retry_seconds=retry_seconds)._status()  # noqa: SLF001
 
 
 def invalid(field: str, description: str) -> ServiceError:
-    """Return the error of one broken rule."""
+    """Return the error for one broken rule."""
     return invalid_params([Violation(field, description)])
 
 
 def invalid_params(violations: Iterable[Violation]) -> ServiceError:
-    """Return the error for the first broken rules, as many as one call reports."""
+    """Return the error for broken rules, limited to what one call reports."""
     reported = list(islice(violations, VIOLATIONS_MAX))
     return ServiceError("INVALID_PARAMS", _words(reported), violations=reported)
 
@@ -157,7 +157,7 @@ def invalid_params(violations: Iterable[Violation]) -> ServiceError:
 def rate_limited(
     limit: str, most: int, *, caller: str = "", retry_seconds: float | None = None
 ) -> ServiceError:
-    """Return the error of a call beyond a limit: the caller's, or without one the service's."""
+    """Return the error for a call over a limit of the caller, or else of the service."""
     counted, advice = LIMITS[limit]
     who, scope = (f"caller {caller}", "caller") if caller else ("the service", "service")
     return ServiceError(
@@ -170,12 +170,12 @@ def rate_limited(
 
 
 def not_found(task_id: str) -> ServiceError:
-    """Return the error of a task that is not there, or not the caller's."""
+    """Return the error for a task that does not exist or belongs to another caller."""
     return ServiceError("TASK_NOT_FOUND", f"there is no task {task_id}")
 
 
 def _words(violations: Sequence[Violation]) -> str:
-    """Describe the first broken rules, and say how many more there are."""
+    """Describe the first broken rules, and count the others."""
     words = ""
     for number, violation in enumerate(violations):
         rule = f"{_cut(violation.field)} {_cut(violation.description)}"
@@ -186,7 +186,7 @@ def _words(violations: Sequence[Violation]) -> str:
 
 
 def _add_violations(status: status_pb2.Status, violations: Sequence[Violation], room: int) -> None:
-    """Name as many fields as fit into the encoded status."""
+    """Add as many fields as fit into the encoded status."""
     bad_request = error_details_pb2.BadRequest()
     for violation in violations:
         bad_request.field_violations.add(
@@ -219,7 +219,7 @@ def _cut(text: str, max_bytes: int = RULE_MAX_BYTES) -> str:
 
 
 def _cut_message(text: str) -> str:
-    """Cut a message to its limit, both plain and percent-encoded."""
+    """Truncate a message to its limits, both plain and percent-encoded."""
     text = _cut(text, MESSAGE_MAX_BYTES)
     if len(_percent_encoded(text)) <= MESSAGE_MAX_ENCODED_BYTES:
         return text

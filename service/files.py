@@ -1,14 +1,52 @@
 """Files that are read again when they change."""
 
+import math
 import stat
+import time
 from pathlib import Path
 
+RECHECK_SECONDS = 1.0
 
-def stamp_of(file: Path) -> object:
-    """Return what changes whenever the file does.
+
+class WatchedFile:
+    """A file, or none, that is checked for changes at most once in a while."""
+
+    def __init__(self, path: Path | None, recheck_seconds: float = RECHECK_SECONDS) -> None:
+        """Note the file as it is now.
+
+        Raises:
+            OSError: It does not exist, or is not a regular file.
+        """
+        self._path = path
+        self._recheck_seconds = recheck_seconds
+        self._stamp = _stamp_of(path) if path else None
+        self._checked = -math.inf
+
+    def is_due(self) -> bool:
+        """Whether it is time for the next check; if so, the following one is due later."""
+        now = time.monotonic()
+        if now - self._checked < self._recheck_seconds:
+            return False
+        self._checked = now
+        return True
+
+    def changed(self) -> bytes | None:
+        """Return the content if the file has changed since the last check.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        if self._path is None or (stamp := _stamp_of(self._path)) == self._stamp:
+            return None
+        self._stamp = stamp
+        return self._path.read_bytes()
+
+
+def _stamp_of(file: Path) -> object:
+    """Return a value that changes whenever the file does.
 
     Raises:
-        OSError: There is no such file. Or it is a pipe or a device: reading it could block the
+        OSError: The file does not exist. Or it is a pipe or a device: reading it could block the
             event loop for good.
     """
     status = file.stat()

@@ -1,7 +1,7 @@
-"""grpc.health.v1: tells load balancers whether calls are served.
+"""grpc.health.v1: report to load balancers whether calls are served.
 
-The library's servicer keeps a lock while it writes, so one watcher that does not read would hold up
-every change of the status, and the shutdown with it. This one writes without any lock.
+The library's servicer holds a lock while it writes, so one watcher that does not read would delay
+every change of the status, and with it the shutdown. This one writes without a lock.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # the librar
         self._changed = asyncio.Event()
 
     def shut_down(self) -> None:
-        """Say NOT_SERVING from now on, to watchers as well."""
+        """Report NOT_SERVING from now on, to watchers as well."""
         self._statuses = dict.fromkeys(self._statuses, Status.NOT_SERVING)
         self._changed.set()
 

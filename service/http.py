@@ -23,19 +23,19 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """What one server grants its clients.
+    """What one server allows its clients.
 
     Attributes:
-        body_bytes: The most of a request's body that is read.
+        body_bytes: How much of a request's body is read at most.
         request_seconds: From the opening of a connection, or the first byte of a later request, to
             the end of that request.
-        answer_seconds: From there to the last byte of the answer.
+        answer_seconds: From there to the last byte of the response.
         idle_seconds: Between two requests.
-        linger_seconds: For how long a body that nobody wants is discarded before its connection is
-            closed, so that the client can read the answer first.
-        header_bytes: All headers of a request together; each is at most 8 KiB.
+        linger_seconds: How long an unread body is discarded before its connection is closed, so
+            that the client can read the response first.
+        header_bytes: The size of all headers of a request; each one is at most 8 KiB.
         header_lines: The number of its headers.
-        connections: Beyond these, the connection that has been in its state the longest is closed.
+        connections: Beyond these, the connection whose state changed longest ago is closed.
     """
 
     body_bytes: int = 0
@@ -49,7 +49,7 @@ class HttpLimits:
 
 
 class HttpServer(web.Server):
-    """Makes the protocol of each connection: what `loop.create_server` calls."""
+    """Creates the protocol of each connection, as `loop.create_server` expects."""
 
     def __init__(self, handler: Handler, limits: HttpLimits) -> None:
         super().__init__(self._answer)
@@ -70,10 +70,10 @@ class HttpServer(web.Server):
         return await self._handler(request)
 
     def changed(self, connection: "_Connection") -> None:
-        """Note that a connection came into another state, or into being.
+        """Record that a connection is new or has changed its state.
 
-        If there are too many, the oldest is closed. A client that opens many mostly loses its own:
-        another client's request is answered long before its connection is the oldest.
+        If there are too many, the one that changed longest ago is closed. A client that opens many
+        mostly loses its own: another client's request is answered long before its turn.
         """
         self._oldest_first.pop(connection, None)
         if len(self._oldest_first) >= self._limits.connections:
@@ -85,21 +85,21 @@ class HttpServer(web.Server):
         self._oldest_first.pop(connection, None)
 
     def refuse(self, peer: str | None) -> web.Response:
-        """Answer what cannot be parsed: TLS, HTTP/2, garbage, a header that is too long."""
+        """Answer a request that cannot be parsed: TLS, HTTP/2, garbage, a too long header."""
         self._log.write(logging.INFO, "not a usable HTTP/1 request", peer=peer)
         return _refusal(HTTPStatus.BAD_REQUEST)
 
 
 class _State(Enum):
-    BEGUN = auto()  # the headers of a request are expected
+    BEGUN = auto()  # waiting for the headers of a request
     TAKEN = auto()  # the headers have arrived; the body may still be arriving
     IDLE = auto()  # between two requests
 
 
 class _Connection(web.RequestHandler):
-    """One connection, with one timer for the state that it is in.
+    """One connection, with one timer for its current state.
 
-    Between two requests aiohttp's own timer runs.
+    Between two requests, aiohttp's own timer runs.
     """
 
     __slots__ = ("_header_bytes", "_limits", "_server", "_state", "_timer", "request_deadline")
@@ -127,7 +127,7 @@ class _Connection(web.RequestHandler):
         self._begin()
 
     def data_received(self, data: bytes) -> None:
-        """Take a part of a request."""
+        """Receive a part of a request."""
         if self._state is _State.IDLE:
             self._begin()
         requests = self._request_count
@@ -147,15 +147,15 @@ class _Connection(web.RequestHandler):
         self._enter(_State.BEGUN, self._limits.request_seconds)
 
     def answering(self) -> None:
-        """Note that a handler has started on the request."""
+        """Record that a handler has started on the request."""
         self._enter(_State.TAKEN, self._limits.request_seconds + self._limits.answer_seconds)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Write the answer, and wait for the next request."""
+        """Write the response, and wait for the next request."""
         finished = await super().finish_response(request, resp, start_time)
-        if request.content.is_eof():  # else aiohttp lingers and closes
+        if request.content.is_eof():  # otherwise aiohttp lingers and closes
             self._cancel_timer()
             self._state = _State.IDLE
         return finished
@@ -167,13 +167,13 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer a broken request without aiohttp's traceback, and leave bugs to aiohttp."""
+        """Answer a malformed request without a traceback, and leave our own errors to aiohttp."""
         if isinstance(exc, HttpProcessingError):
             return self._server.refuse(request.remote)
         return super().handle_error(request, status, exc, message)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Forget everything."""
+        """Cancel the timer, and forget the connection."""
         self._cancel_timer()
         self._server.closed(self)
         super().connection_lost(exc)
@@ -197,7 +197,7 @@ class _Connection(web.RequestHandler):
 
 
 async def read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
-    """Return at most `max_bytes` of a request's body: what arrived in time."""
+    """Return up to `max_bytes` of a request's body: what arrived in time."""
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     body = bytearray()

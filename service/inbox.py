@@ -1,14 +1,14 @@
-"""Receives the messages of calls: as many at a time as memory allows, and each only for a while.
+"""Receive the messages of calls, within limits on their number and their time.
 
-gRPC's core buffers what has arrived of a message until the rest comes, so a caller who sends half a
-message and stops holds that memory. Every message that is not part of an upload is received here,
-within limits for all callers together and for each caller.
+gRPC's core buffers an incomplete message until the rest arrives, so a caller that sends half a
+message and stops occupies that memory. Every message that is not part of an upload is received
+here, within limits for all callers together and for each caller.
 """
 
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,23 +16,24 @@ import grpc
 
 from service.calls import Call
 from service.errors import ServiceError
+from service.open_calls import ignore_refusal
 
 
 @dataclass(frozen=True, slots=True)
 class InboxLimits:
-    """How many messages may be arriving at a time, and for how long.
+    """How many messages may be arriving at a time, and how long each may take.
 
     Attributes:
-        requests: Requests that are received at a time, of all callers together.
-        requests_per_caller: Those of one caller; its further calls wait for their turn.
+        requests: Requests that are received at a time, for all callers together.
+        requests_per_caller: The same for one caller; its other calls wait for their turn.
         waiting_per_caller: Calls that may wait while the caller's requests are stalled.
         stall_seconds: A caller's requests count as stalled if none arrives for this long.
-        patience_seconds: The age at which a request that has not arrived is given up.
+        patience_seconds: How long a request may take to arrive; then its call ends.
         request_max_bytes: The longest request that is parsed.
         open_requests: Requests to open methods that are received at a time. They have no caller, so
-            one more gives up the oldest: a flood cannot keep the others out.
+            one more ends the oldest: a flood cannot keep others out.
         streams_per_caller: Request streams of one caller, such as reflection's, that may wait for a
-            message; one more gives up the oldest.
+            message; one more ends the oldest.
         stream_message_max_bytes: The longest message of such a stream.
     """
 
@@ -47,7 +48,7 @@ class InboxLimits:
     stream_message_max_bytes: int = 4_096
 
 
-_Receiving = dict[Call, float]  # since when, by the monotonic clock; the oldest is first
+_Receiving = dict[Call, float]  # with their start by the monotonic clock, oldest first
 
 
 class _Caller:
@@ -57,25 +58,36 @@ class _Caller:
 
     def __init__(self) -> None:
         self.granted = 0
-        self.quiet_checks = 0  # since one of its requests was received
+        self.quiet_checks = 0  # since one of its requests arrived
         self.waiting = 0
         self.receiving: _Receiving = {}
         self.turns: deque[asyncio.Future[None]] = deque()
 
     @property
     def stalled(self) -> bool:
-        """Whether nothing arrives. One check could be late itself, as when the loop was held."""
+        """Whether nothing arrives. One check is not enough: it may be late itself."""
         return self.quiet_checks > 1
 
 
 class Inbox:
-    """Where messages are received."""
+    """Receives messages."""
 
-    def __init__(self, limits: InboxLimits | None = None) -> None:
+    def __init__(
+        self,
+        limits: InboxLimits | None = None,
+        on_refusal: Callable[[str, str], None] = ignore_refusal,
+    ) -> None:
+        """Start with no message.
+
+        Args:
+            limits: How much is received at a time.
+            on_refusal: Called with the caller and the limit of each refused call.
+        """
+        self._on_refusal = on_refusal
         self._limits = limits or InboxLimits()
         self._callers: dict[str, _Caller] = {}
         self._granted = 0
-        self._waiting: OrderedDict[str, _Caller] = OrderedDict()  # who comes next is first
+        self._waiting: OrderedDict[str, _Caller] = OrderedDict()  # the next one is first
         self._open: _Receiving = {}
         self._streams: dict[str, _Receiving] = {}
 
@@ -120,16 +132,16 @@ class Inbox:
 
     @property
     def check_seconds(self) -> float:
-        """How often `check` is to be called."""
+        """How often to call `check`."""
         return self._limits.stall_seconds
 
     def check(self) -> None:
-        """Give up requests that have not arrived in time, and calls that wait behind them."""
+        """End calls whose request is overdue, and calls that wait behind stalled requests."""
         self._give_up_overdue()
-        for caller in self._callers.values():
+        for name, caller in self._callers.items():
             caller.quiet_checks = caller.quiet_checks + 1 if caller.receiving else 0
             if caller.stalled:
-                self._refuse_waiting(caller)
+                self._refuse_waiting(name, caller)
 
     def _give_up_overdue(self) -> None:
         overdue = time.monotonic() - self._limits.patience_seconds
@@ -154,12 +166,12 @@ class Inbox:
         self._granted += 1
         caller.granted += 1
 
-    def _refuse_waiting(self, caller: _Caller) -> None:
-        """Refuse the calls that wait beyond what may wait behind stalled requests."""
+    def _refuse_waiting(self, name: str, caller: _Caller) -> None:
+        """Refuse waiting calls beyond the number that may wait behind stalled requests."""
         while len(caller.turns) > self._limits.waiting_per_caller:
             turn = caller.turns.pop()
             if not turn.done():
-                turn.set_exception(self._stalled())
+                turn.set_exception(self._stalled(name))
 
     def _end_turn(self, caller: _Caller) -> None:
         caller.quiet_checks = 0
@@ -182,7 +194,7 @@ class Inbox:
 
     async def _wait_for_turn(self, name: str, caller: _Caller) -> None:
         if caller.waiting >= self._limits.waiting_per_caller and caller.stalled:
-            raise self._stalled()
+            raise self._stalled(name)
         turn = asyncio.get_running_loop().create_future()
         caller.turns.append(turn)
         caller.waiting += 1
@@ -192,19 +204,20 @@ class Inbox:
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled() and not turn.exception():
-                self._end_turn(caller)  # it was granted at this very moment
+                self._end_turn(caller)  # it was granted at this moment
             turn.cancel()
             if isinstance(error, TimeoutError):
-                raise self._stalled() from None
+                raise self._stalled(name) from None
             raise
         finally:
             caller.waiting -= 1
 
-    def _stalled(self) -> ServiceError:
+    def _stalled(self, caller: str) -> ServiceError:
+        self._on_refusal(caller, "requests")
         most = self._limits.requests_per_caller
         return ServiceError(
             "RATE_LIMITED",
-            f"{most} requests of this caller were started and do not arrive; finish or cancel them",
+            f"{most} requests of this caller were started but do not arrive; finish or cancel them",
             metadata={"limit": "requests", "max": str(most), "scope": "caller"},
         )
 

@@ -1,4 +1,4 @@
-"""Structured logs on stderr, as text for people or as JSON for machines."""
+"""Structured logs on stderr, as text for people or JSON for machines."""
 
 import asyncio
 import atexit
@@ -20,8 +20,8 @@ WITH_TRACEBACK = frozenset({"exc_info", "exception", "stack", "stack_info"})
 GATHER_SECONDS = 0.02
 NOISY = ("aiohttp.access", "asyncio", "grpc", "peewee")
 
-# gRPC's core writes lines of its own form past all this, one for each failed TLS handshake. It
-# reads this when grpc is imported, which is after this module.
+# gRPC's core writes its own lines to stderr, one for each failed TLS handshake. It reads this when
+# grpc is imported, which is after this module.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
@@ -39,9 +39,9 @@ def configure_logs(form: Literal["text", "json"], level: str) -> None:
     lines = _Lines(sys.stderr)
     structlog.configure(
         processors=[*shared, *renderers],
-        # Not through the library's loggers: that would double what a line costs.
+        # Not through logging: that would double the cost of a line.
         logger_factory=lambda *_: lines,
-        # What is not logged costs next to nothing.
+        # A line below the threshold costs next to nothing.
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         cache_logger_on_first_use=True,
     )
@@ -77,7 +77,7 @@ def printable(text: str) -> str:
 
 def _renderers(form: str) -> list[structlog.types.Processor]:
     if form == "json":
-        # Without the values of variables: they hold prompts, tokens and keys.
+        # Without the values of variables: they contain prompts, tokens and keys.
         frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         return [
             structlog.processors.ExceptionRenderer(frames),
@@ -89,9 +89,9 @@ def _renderers(form: str) -> list[structlog.types.Processor]:
 
 
 class _Plain:
-    """Renders a line as structlog's console renderer does without colors, at a fifth of its cost.
+    """Renders a line like structlog's console renderer without colors, at a fifth of the cost.
 
-    CreateTask waits for its line to be written.
+    CreateTask waits until its line is written.
     """
 
     def __init__(self, console: structlog.dev.ConsoleRenderer) -> None:
@@ -113,11 +113,11 @@ def _value(value: object) -> str:
 
 
 class _Lines:
-    """Writes lines to a stream, those of one moment together.
+    """Writes lines to a stream, in batches.
 
-    Writing costs more than all the rest of a line, and CreateTask waits for its own. Warnings, and
-    whatever is logged outside an event loop, are written at once. Errors of the stream are ignored:
-    no call may fail because the terminal is gone, or the disk that holds the log is full.
+    Writing costs more than everything else about a line, and CreateTask waits for its own. Warnings
+    are written at once, and so are lines logged outside an event loop. Errors of the stream are
+    ignored: no call may fail because the terminal is closed or the disk is full.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -136,7 +136,7 @@ class _Lines:
             self._flush()
 
     def warning(self, line: str) -> None:
-        """Write a line, and those that wait before it."""
+        """Write a line, and the ones queued before it."""
         self._waiting.append(line)
         self._flush()
 
@@ -146,7 +146,7 @@ class _Lines:
     def _flush(self) -> None:
         lines, self._waiting = self._waiting, []
         if lines:
-            with suppress(OSError, ValueError):  # a stream that is closed is a ValueError
+            with suppress(OSError, ValueError):  # ValueError: the stream is closed
                 self._stream.write("\n".join(lines) + "\n")
 
 

@@ -1,8 +1,8 @@
 """From a stored snapshot to the message that callers see.
 
-A snapshot never changes: (task id, revision) says what its message is, whoever asks for it and in
-whatever process. So the bytes of the last ones are kept, and a change that goes out to many streams
-is serialised once. And nothing changes a SUCCESS any more: its answer needs no read at all.
+A snapshot never changes: (task id, revision) determines its message, for every caller and in every
+process. So recently serialized answers are cached, and a change that goes out to many streams is
+serialized once. A SUCCESS is final: its answer needs no read at all.
 """
 
 import math
@@ -15,10 +15,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from generated.generation.v1 import generation_pb2 as pb
 from storage.task import Stage, Status, Task
 
-ARTIFACT_LIFE_SECONDS = 86_400.0  # the shorter of Kie's two statements (kie-api.md 1.4)
 CHANGING_MAX_BYTES = 8 << 20
 ENDED_MAX_BYTES = 32 << 20
-ANSWER_BYTES = 400  # what an entry takes beside the answer itself
+ENTRY_BYTES = 400  # of a cached answer, without the answer itself
 
 STATUSES = {status: pb.TaskStatus.Value(f"TASK_STATUS_{status}") for status in Status}
 STAGES: dict[Stage | None, pb.TaskStage.ValueType] = {
@@ -29,7 +28,7 @@ STAGES: dict[Stage | None, pb.TaskStage.ValueType] = {
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """The answer for a task that nothing changes any more, and whose it is."""
+    """The answer for a task that has succeeded, and the task's caller."""
 
     caller: str
     end_time: float
@@ -37,38 +36,39 @@ class _Ended:
 
 
 class Answers:
-    """Serialised answers that hold a task, bounded by their size.
+    """Serialized answers that contain a task, in a cache of limited size.
 
     CreateTaskResponse, QueryTaskResponse, WatchTaskResponse and CancelTaskResponse are the same on
-    the wire: a task in field 1. A ListTasksResponse has one of these for each task.
+    the wire: a task in field 1. A ListTasksResponse is the concatenation of one for each task.
     """
 
-    def __init__(self, kept_seconds: float = math.inf) -> None:
-        """Start with none.
+    def __init__(self, result_seconds: float, kept_seconds: float = math.inf) -> None:
+        """Start empty.
 
         Args:
-            kept_seconds: How long after its end a task is kept; then it may be purged, by any
-                process.
+            result_seconds: How long the URLs of a result work, from its completion.
+            kept_seconds: How long a task is kept after its end; then any process may purge it.
         """
+        self._result_seconds = result_seconds
         self._kept_seconds = kept_seconds
         self._changing: LRUCache[tuple[str, int], bytes] = LRUCache(CHANGING_MAX_BYTES, _size)
         self._ended: LRUCache[str, _Ended] = LRUCache(ENDED_MAX_BYTES, lambda e: _size(e.answer))
         self._last: tuple[Task | None, bytes] = None, b""
 
     def of(self, task: Task) -> bytes:
-        """Return the answer that holds this snapshot."""
+        """Return the answer that contains this snapshot."""
         last, answer = self._last
-        if task is not last:  # else it goes out to many streams
+        if task is not last:  # the same one again: it goes out to many streams
             answer = self._known(task) or self._make(task)
             self._last = task, answer
         return answer
 
     def listed(self, task: Task) -> bytes:
-        """Return the answer that holds this snapshot, without keeping it.
+        """Return the answer that contains this snapshot, without caching it.
 
-        A long list would drive out what is asked for again and again.
+        A long list would evict the answers that are requested often.
         """
-        return self._known(task) or _serialized(task)
+        return self._known(task) or self._serialized(task)
 
     def _known(self, task: Task) -> bytes | None:
         if task.status is Status.SUCCESS:
@@ -77,32 +77,37 @@ class Answers:
         return self._changing.get((task.id, task.revision))
 
     def _make(self, task: Task) -> bytes:
-        answer = _serialized(task)
-        with suppress(ValueError):  # larger than all there is room for
+        answer = self._serialized(task)
+        with suppress(ValueError):  # larger than the whole cache
             if task.status is Status.SUCCESS:
                 self._ended[task.id] = _Ended(task.caller, task.update_time, answer)
             else:
                 self._changing[task.id, task.revision] = answer
         return answer
 
-    def of_ended(self, caller: str, task_id: str, now: float) -> bytes | None:
-        """Return the answer for a caller's task that has succeeded, if it is known."""
+    def for_success(self, caller: str, task_id: str, now: float) -> bytes | None:
+        """Return the answer for a caller's task that has succeeded, if it is cached."""
         known = self._ended.get(task_id)
         if known and known.caller == caller and now < known.end_time + self._kept_seconds:
             return known.answer
         return None
 
-
-def _serialized(task: Task) -> bytes:
-    return pb.QueryTaskResponse(task=task_message(task)).SerializeToString()
+    def _serialized(self, task: Task) -> bytes:
+        message = task_message(task, self._result_seconds)
+        return pb.QueryTaskResponse(task=message).SerializeToString()
 
 
 def _size(answer: bytes) -> int:
-    return ANSWER_BYTES + len(answer)
+    return ENTRY_BYTES + len(answer)
 
 
-def task_message(task: Task) -> pb.GenerationTask:
-    """Return the snapshot as its message."""
+def task_message(task: Task, result_seconds: float) -> pb.GenerationTask:
+    """Return the message of a snapshot.
+
+    Args:
+        task: The snapshot.
+        result_seconds: How long the URLs of its result work, from its completion.
+    """
     message = pb.GenerationTask(
         id=task.id,
         prompt_id=task.prompt_id,
@@ -122,12 +127,12 @@ def task_message(task: Task) -> pb.GenerationTask:
         message.complete_time.CopyFrom(timestamp(task.complete_time))
     if task.failure is not None:
         message.failure.CopyFrom(_failure(task))
-    message.artifacts.extend(_artifacts(task))
+    message.artifacts.extend(_artifacts(task, result_seconds))
     return message
 
 
 def timestamp(unix_seconds: float) -> Timestamp:
-    """Return a time with the microseconds that a float holds."""
+    """Return a time with the microseconds that a float can represent."""
     micros = round(unix_seconds * 1_000_000)
     return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1_000)
 
@@ -141,11 +146,11 @@ def _failure(task: Task) -> pb.TaskFailure:
     )
 
 
-def _artifacts(task: Task) -> list[pb.Artifact]:
+def _artifacts(task: Task, result_seconds: float) -> list[pb.Artifact]:
     if not task.artifacts:
         return []
     delivered = task.update_time if task.failure else task.complete_time or task.update_time
-    expiry = timestamp(delivered + ARTIFACT_LIFE_SECONDS)
+    expiry = timestamp(delivered + result_seconds)
     return [
         pb.Artifact(url=a.url, mime_type=a.mime_type, expire_time=expiry) for a in task.artifacts
     ]

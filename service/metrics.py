@@ -1,12 +1,12 @@
-"""What is measured; docs/metrics.md says what each metric means, and prometheus-client renders it.
+"""The metrics: docs/metrics.md says what each one means, and prometheus-client renders them.
 
-The composition root makes one Metrics, with a registry of its own, and passes it on. Everything is
-told to it on the event loop, in plain words and numbers.
+The composition root creates one Metrics, with its own registry, and passes it on. All values are
+recorded on the event loop.
 
-Labels are looked up once, when a method or a value is first seen, as telling is on the way of every
-call. Measured on Python 3.11: `observe` on a child that is held takes 0.6-0.8 us, with `labels()`
-before it 1.3 us, on a list of integers of our own 0.1 us. The library's is taken: ours would save
-half a microsecond of the 150 that a QueryTask takes.
+Labels are looked up once, when a method or a value is first seen, as every call records metrics.
+Measured on Python 3.11: `observe` on a stored child takes 0.6-0.8 us, with `labels()` before it
+1.3 us, on our own list of integers 0.1 us. The library is used all the same: our own list would
+save half a microsecond of the 150 that a QueryTask takes.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ from service.errors import REFUSALS
 from storage.task import Stage, Status
 
 GENERATION_SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
-SERIES_MAX = 200  # of one metric; whatever goes beyond is counted as "other"
+SERIES_MAX = 200  # of one metric; further ones are counted as "other"
 OTHER = "other"
 LOOP_LAG_INTERVAL_SECONDS = 0.25
 
-# In seconds, each by what is worth telling apart: a call may be a read of one row or a watch.
+# In seconds, as fine as is useful: a call may be a read of one row or a watch.
 CALL_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 60.0, 1_800.0),
@@ -56,14 +56,15 @@ TASK_FAILURES = (
 INCONCLUSIVE_CAUSES = ("unavailable", "unreadable", "unknown_state")
 
 M = TypeVar("M", bound=MetricWrapperBase)
+Buckets = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """The tasks that wait in a lane.
+    """The tasks waiting in a lane.
 
     Attributes:
-        overdue_seconds: For how long the one that is longest due has been due; 0 if none is.
+        overdue_seconds: How long the oldest due task has been due; 0 if none is.
     """
 
     lane: str
@@ -75,7 +76,7 @@ ReadQueues = Callable[[], Awaitable[Iterable[Queue]]]
 
 
 class _Series(dict[tuple[str, ...], M]):
-    """The children of a metric by the values of their labels: looked up once, and bounded."""
+    """The children of a metric by their label values: looked up once, and limited in number."""
 
     def __init__(self, metric: M) -> None:
         super().__init__()
@@ -101,11 +102,102 @@ class MethodCalls:
         self._series = series
         self._method = method
         self.succeeded: Callable[[float], None] = series[method, "OK"].observe
-        _ = series[method, "INTERNAL"]  # it stands at 0 before the first bug, for alerts
+        _ = series[method, "INTERNAL"]  # created at 0, for alerts
 
     def failed(self, code: str, seconds: float) -> None:
         """Count a call that ended with another status, by the name of its code."""
         self._series[self._method, code].observe(seconds)
+
+
+class _Factory:
+    """Creates metrics in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def histogram(self, name: str, words: str, buckets: Buckets) -> Histogram:
+        return Histogram(name, words, buckets=buckets, registry=self._registry)
+
+    def histograms(
+        self, name: str, words: str, buckets: Buckets, *labels: str
+    ) -> _Series[Histogram]:
+        return _Series(Histogram(name, words, labels, buckets=buckets, registry=self._registry))
+
+    def counters(self, name: str, words: str, *labels: str) -> _Series[Counter]:
+        return _Series(Counter(name, words, labels, registry=self._registry))
+
+    def gauge(self, name: str, words: str, *labels: str) -> Gauge:
+        return Gauge(name, words, labels, registry=self._registry)
+
+
+class _Tasks:
+    """The metrics of tasks, queues and polls."""
+
+    def __init__(self, make: _Factory) -> None:
+        self.moves = make.counters(
+            "generation_task_moves", "Tasks that entered a stage", "model", "stage"
+        )
+        self.ends = make.counters(
+            "generation_task_ends", "Tasks that ended", "model", "status", "reason"
+        )
+        self.queue_tasks = make.gauge("generation_queue_tasks", "Tasks waiting in a lane", "lane")
+        self.queue_overdue = make.gauge(
+            "generation_queue_overdue_seconds",
+            "How long the oldest due task in a lane has been due",
+            "lane",
+        )
+        self.limiter_wait = make.histograms(
+            "generation_limiter_wait_seconds",
+            "How long due tasks of a lane waited for the account's limits",
+            WAIT_BUCKETS,
+            "lane",
+        )
+        self.poll_lag = make.histogram(
+            "generation_poll_lag_seconds",
+            "From when a poll was due to when it was started",
+            WAIT_BUCKETS,
+        )
+        self.inconclusive = make.counters(
+            "generation_polls_inconclusive", "Inconclusive polls, by cause", "model", "cause"
+        )
+
+
+class _Dependencies:
+    """The metrics of the provider, the database and the process."""
+
+    def __init__(self, make: _Factory) -> None:
+        self.silence = make.gauge(
+            "generation_provider_silent_seconds",
+            "How long no poll has been answered, though some were sent",
+        )
+        self.provider_calls = make.histograms(
+            "generation_provider_call_seconds",
+            "Requests to the provider by endpoint and code, with their duration",
+            PROVIDER_BUCKETS,
+            "endpoint",
+            "code",
+        )
+        self.callbacks = make.counters(
+            "generation_callbacks", "Callbacks of the provider, by result", "verdict"
+        )
+        self.database = make.histograms(
+            "generation_database_seconds",
+            "Operations of the database, including their wait for it",
+            QUICK_BUCKETS,
+            "operation",
+        )
+        self.loop_lag = make.histogram(
+            "generation_event_loop_lag_seconds",
+            "How late the event loop ran a timer",
+            QUICK_BUCKETS,
+        )
+        self.config_problems = make.gauge(
+            "generation_config_problems", "Problems in a file that is re-read", "file"
+        )
+        self.missing_descriptors = make.gauge(
+            "generation_missing_descriptors",
+            "File descriptors that WATCH_MAX_STREAMS needs beyond the limit",
+        )
 
 
 class Metrics:
@@ -117,133 +209,54 @@ class Metrics:
         """Start with nothing counted.
 
         Args:
-            models: Those that are served.
-            caller_names: Returns the callers to count by; without it nothing is counted by caller.
+            models: The names of the models.
+            caller_names: Returns the callers to count by; None counts nothing by caller.
         """
-        # The library's switch for the process: no second series of each, with its time of birth.
+        # A switch for the whole process: no second series with the creation time of each one.
         disable_created_metrics()  # type: ignore[no-untyped-call] # bare in the library
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-
-        def histogram(
-            name: str, words: str, labels: Iterable[str], buckets: tuple[float, ...]
-        ) -> Histogram:
-            return Histogram(name, words, tuple(labels), registry=registry, buckets=buckets)
-
-        def counter(name: str, words: str, *labels: str) -> _Series[Counter]:
-            return _Series(Counter(name, words, labels, registry=registry))
-
-        def gauge(name: str, words: str, *labels: str) -> Gauge:
-            return Gauge(name, words, labels, registry=registry)
-
-        self._calls = _Series(
-            histogram(
-                "generation_call_seconds",
-                "Calls by their method and status, with how long they took",
-                ("method", "code"),
-                CALL_BUCKETS,
-            )
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        make = _Factory(self.registry)
+        self._calls = make.histograms(
+            "generation_call_seconds",
+            "Calls by method and status, with their duration",
+            CALL_BUCKETS,
+            "method",
+            "code",
         )
-        self._watches = gauge("generation_watches_open", "Streams of WatchTask that are open")
-        self._fan_out = histogram(
+        self._watches = make.gauge("generation_watches_open", "Open streams of WatchTask")
+        self._fan_out = make.histogram(
             "generation_fan_out_seconds",
-            "From the publishing of a snapshot to its writing to one watcher",
-            (),
+            "From the publication of a snapshot to its write to one watcher",
             QUICK_BUCKETS,
         )
-        self._moves = counter(
-            "generation_task_moves", "Tasks that came into a stage", "model", "stage"
-        )
-        self._ends = counter(
-            "generation_task_ends", "Tasks that ended", "model", "status", "reason"
-        )
-        self._queue_tasks = gauge("generation_queue_tasks", "Tasks that wait in a lane", "lane")
-        self._queue_overdue = gauge(
-            "generation_queue_overdue_seconds",
-            "For how long the task that is longest due in a lane has been due",
-            "lane",
-        )
-        self._limiter_wait = _Series(
-            histogram(
-                "generation_limiter_wait_seconds",
-                "How long due tasks of a lane waited for the account's limits",
-                ("lane",),
-                WAIT_BUCKETS,
-            )
-        )
-        self._poll_lag = histogram(
-            "generation_poll_lag_seconds",
-            "From when a poll was due to when it was started",
-            (),
-            WAIT_BUCKETS,
-        )
-        self._inconclusive = counter(
-            "generation_polls_inconclusive",
-            "Polls without a verdict, by why there is none",
-            "model",
-            "cause",
-        )
-        self._silence = gauge(
-            "generation_provider_silent_seconds",
-            "For how long no poll was answered, though some were sent",
-        )
-        self._provider_calls = _Series(
-            histogram(
-                "generation_provider_call_seconds",
-                "Requests to the provider by endpoint and code, with how long they took",
-                ("endpoint", "code"),
-                PROVIDER_BUCKETS,
-            )
-        )
-        self._callbacks = counter(
-            "generation_callbacks", "Callbacks of the provider, by what was made of them", "verdict"
-        )
-        self._database = _Series(
-            histogram(
-                "generation_database_seconds",
-                "Operations of the database, with their wait for it",
-                ("operation",),
-                QUICK_BUCKETS,
-            )
-        )
-        self._loop_lag = histogram(
-            "generation_event_loop_lag_seconds",
-            "How much later than planned the event loop came to a timer",
-            (),
-            QUICK_BUCKETS,
-        )
-        self._config_problems = gauge(
-            "generation_config_problems", "What is wrong with a file that is re-read", "file"
-        )
-        self._missing_descriptors = gauge(
-            "generation_missing_descriptors",
-            "File descriptors that WATCH_MAX_STREAMS needs beyond the limit",
-        )
-        self._by_caller = CallerMetrics(registry, caller_names) if caller_names else None
+        self._tasks = _Tasks(make)
+        self._dependencies = _Dependencies(make)
+        self._by_caller = CallerMetrics(self.registry, caller_names) if caller_names else None
         for method in GENERATION_SERVICE.methods:
             self.calls(method.name)
         for model in models:
-            self._foresee(model)
+            self._start_at_zero(model)
 
-    def _foresee(self, model: str) -> None:
-        """Show what may become of a model's tasks: from nothing to 1 is no increase to an alert."""
+    def _start_at_zero(self, model: str) -> None:
+        """Create a model's series at 0: `increase()` does not see one that first appears as 1."""
         for stage in Stage:
-            self._moves[model, stage].inc(0)
-        self._ends[model, Status.SUCCESS, ""].inc(0)
+            self._tasks.moves[model, stage].inc(0)
+        self._tasks.ends[model, Status.SUCCESS, ""].inc(0)
         for cause in INCONCLUSIVE_CAUSES:
-            self._inconclusive[model, cause].inc(0)
+            self._tasks.inconclusive[model, cause].inc(0)
         for reason in TASK_FAILURES:
-            self._ends[model, Status.FAILED, reason].inc(0)
+            self._tasks.ends[model, Status.FAILED, reason].inc(0)
 
     # --- callers ---
 
     def calls(self, method: str) -> MethodCalls:
-        """Return where the calls of a method are counted; `method` is one that is served."""
+        """Return the counters of an existing method."""
         return MethodCalls(self._calls, method)
 
     def unknown_method(self) -> None:
-        """Count a call of a method that is not there, whatever its name."""
+        """Count a call of a method that does not exist, whatever its name."""
         self._calls["unknown", "UNIMPLEMENTED"].observe(0)
 
     def watches_open(self, streams: int) -> None:
@@ -256,18 +269,18 @@ class Metrics:
             self._by_caller.refused(caller, limit)
 
     def fan_out(self, seconds: float) -> None:
-        """Note how long a snapshot took from its publishing to one watcher."""
+        """Record how long a snapshot took from its publication to one watcher."""
         self._fan_out.observe(seconds)
 
     # --- configuration ---
 
     def show_config_problems(self, file: str, count: int) -> None:
-        """Show how much is wrong with a file that is re-read while the service runs."""
-        self._config_problems.labels(file).set(count)
+        """Show the number of problems in a file that is re-read while the service runs."""
+        self._dependencies.config_problems.labels(file).set(count)
 
     def show_missing_descriptors(self, count: int) -> None:
-        """Show how many file descriptors are too few."""
-        self._missing_descriptors.set(count)
+        """Show how many file descriptors are missing."""
+        self._dependencies.missing_descriptors.set(count)
 
     # --- tasks ---
 
@@ -278,60 +291,60 @@ class Metrics:
             self._by_caller.created(caller)
 
     def task_moved(self, model: str, stage: str) -> None:
-        """Count a task that came into a stage."""
-        self._moves[model, stage].inc()
+        """Count a task that entered a stage."""
+        self._tasks.moves[model, stage].inc()
 
     def task_ended(self, model: str, status: str, reason: str, caller: str) -> None:
         """Count a task that ended; the reason is "" for a success."""
-        self._ends[model, status, reason].inc()
+        self._tasks.ends[model, status, reason].inc()
         if self._by_caller:
             self._by_caller.ended(caller, status)
 
     def show_queues(self, queues: Iterable[Queue]) -> None:
-        """Show these queues and no others: none, while nobody knows."""
-        self._queue_tasks.clear()
-        self._queue_overdue.clear()
+        """Show these queues and no others: none if they are unknown."""
+        self._tasks.queue_tasks.clear()
+        self._tasks.queue_overdue.clear()
         for queue in queues:
-            self._queue_tasks.labels(queue.lane).set(queue.tasks)
-            self._queue_overdue.labels(queue.lane).set(queue.overdue_seconds)
+            self._tasks.queue_tasks.labels(queue.lane).set(queue.tasks)
+            self._tasks.queue_overdue.labels(queue.lane).set(queue.overdue_seconds)
 
     def limiter_waited(self, lane: str, seconds: float) -> None:
-        """Note how long due tasks of a lane waited for the account's limits."""
-        self._limiter_wait[(lane,)].observe(seconds)
+        """Record how long due tasks of a lane waited for the account's limits."""
+        self._tasks.limiter_wait[(lane,)].observe(seconds)
 
     def poll_started(self, lag_seconds: float) -> None:
-        """Note how late a poll was started."""
-        self._poll_lag.observe(lag_seconds)
+        """Record how late a poll was started."""
+        self._tasks.poll_lag.observe(lag_seconds)
 
     def poll_inconclusive(self, model: str, cause: str) -> None:
-        """Count a poll without a verdict."""
-        self._inconclusive[model, cause].inc()
+        """Count an inconclusive poll."""
+        self._tasks.inconclusive[model, cause].inc()
 
     def provider_silent(self, seconds: float) -> None:
-        """Show for how long nobody was answered; 0 if somebody was."""
-        self._silence.set(seconds)
+        """Show how long no poll has been answered; 0 after an answer."""
+        self._dependencies.silence.set(seconds)
 
-    # --- what it leans on ---
+    # --- dependencies ---
 
     def provider_called(self, endpoint: str, code: str, seconds: float) -> None:
         """Count a request to the provider: a providers.base.CallObserver."""
-        self._provider_calls[endpoint, code].observe(seconds)
+        self._dependencies.provider_calls[endpoint, code].observe(seconds)
 
-    def called_back(self, verdict: str) -> None:
-        """Count a callback by what was made of it."""
-        self._callbacks[(verdict,)].inc()
+    def called_back(self, result: str) -> None:
+        """Count a callback by its result."""
+        self._dependencies.callbacks[(result,)].inc()
 
     def database(self, operation: str, seconds: float) -> None:
-        """Note how long an operation of the database took."""
-        self._database[(operation,)].observe(seconds)
+        """Record how long an operation of the database took."""
+        self._dependencies.database[(operation,)].observe(seconds)
 
     def loop_lagged(self, seconds: float) -> None:
-        """Note how late the event loop was."""
-        self._loop_lag.observe(seconds)
+        """Record how late the event loop was."""
+        self._dependencies.loop_lag.observe(seconds)
 
 
 async def measure_loop_lag(metrics: Metrics) -> None:
-    """Note the event loop's lag several times a second, until cancelled."""
+    """Record the event loop's lag several times a second, until cancelled."""
     while True:
         planned = time.monotonic() + LOOP_LAG_INTERVAL_SECONDS
         await asyncio.sleep(LOOP_LAG_INTERVAL_SECONDS)

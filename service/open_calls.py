@@ -8,8 +8,13 @@ from dataclasses import dataclass
 from service.errors import rate_limited
 
 
-def _ignored(*_: object) -> None:
-    pass
+def ignore_refusal(caller: str, limit: str) -> None:
+    """Do nothing when a call is refused."""
+    del caller, limit
+
+
+def _ignore_change(number: int) -> None:
+    del number
 
 
 class OpenCalls:
@@ -21,8 +26,8 @@ class OpenCalls:
         *,
         service_max: float,
         caller_max: Callable[[str], float],
-        on_refusal: Callable[[str, str], None] = _ignored,
-        on_change: Callable[[int], None] = _ignored,
+        on_refusal: Callable[[str, str], None] = ignore_refusal,
+        on_change: Callable[[int], None] = _ignore_change,
     ) -> None:
         """Start with no open call.
 

@@ -1,4 +1,4 @@
-"""Limits the responses that clients do not read: gRPC's core keeps each until it is taken."""
+"""Limit the responses that clients do not read: gRPC's core keeps each one until it is read."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -6,15 +6,27 @@ from typing import Any
 
 from service.calls import Call
 from service.errors import ServiceError
+from service.open_calls import ignore_refusal
 
-COUNTED_FROM_BYTES = 4_096  # a smaller answer takes less than the call that it belongs to
+COUNTED_FROM_BYTES = 4_096  # a smaller answer takes less memory than its call
 UNREAD_MAX_BYTES = 32 << 20
 
 
 class Outbox:
-    """The bytes of the answers that each caller has not taken yet."""
+    """The bytes of the answers that each caller has not read yet."""
 
-    def __init__(self, max_bytes: int = UNREAD_MAX_BYTES) -> None:
+    def __init__(
+        self,
+        max_bytes: int = UNREAD_MAX_BYTES,
+        on_refusal: Callable[[str, str], None] = ignore_refusal,
+    ) -> None:
+        """Start with no answer.
+
+        Args:
+            max_bytes: How many bytes a caller may leave unread.
+            on_refusal: Called with the caller and the limit of each refused call.
+        """
+        self._on_refusal = on_refusal
         self._max_bytes = max_bytes
         self._unread: Counter[str] = Counter()
 
@@ -23,8 +35,8 @@ class Outbox:
     ) -> Callable[[Call, Any, Any], bytes | None]:
         """Return a function that serializes a response, and counts its bytes until the call ends.
 
-        It returns None for None, as a streaming call has written its responses itself. It raises
-        RATE_LIMITED if the caller has too many unread bytes already.
+        It returns None for None: a streaming call has written its responses already. It raises
+        RATE_LIMITED if the caller has too many unread bytes.
         """
 
         def finish(call: Call, answer: Any, context: Any) -> bytes | None:
@@ -39,6 +51,7 @@ class Outbox:
 
     def _count(self, caller: str, size: int, context: Any) -> None:
         if self._unread[caller] + size > self._max_bytes:
+            self._on_refusal(caller, "answers")
             raise ServiceError(
                 "RATE_LIMITED",
                 f"{self._unread[caller]} bytes of answers to this caller have not been read;"

@@ -26,11 +26,11 @@ BUILT_AT_ONCE = 16  # tasks, in some 0.5 ms of the event loop
 
 
 class Pages:
-    """Reads pages, as answers that hold one task each.
+    """Reads pages, as answers that contain one task each.
 
-    A page of long prompts takes the database and the event loop milliseconds. So one page is read
-    at a time for each caller, with a pause before the next one, and one is built at a time, with
-    turns for other calls in between.
+    A page of long prompts occupies the database and the event loop for milliseconds. So one page at
+    a time is read for each caller, with a pause before the next one, and one is built, with pauses
+    for other calls.
     """
 
     def __init__(self, store: Store, answers: Answers) -> None:
@@ -42,7 +42,7 @@ class Pages:
     async def read(
         self, which: ListFilter, before: tuple[float, str] | None, size: int
     ) -> tuple[list[bytes], Task | None]:
-        """Return the first tasks of a page, one at least, and the last of them if more follow."""
+        """Return the tasks of a page, at least one, and the last one if more follow."""
         async with _turn(self._reading[which.caller]):
             found = await self._store.page(which, before, size + 1, PAGE_MAX_BYTES)
             page = await self._build(found[:size])
@@ -65,9 +65,9 @@ class Pages:
 
 @asynccontextmanager
 async def _turn(lock: asyncio.Lock) -> AsyncIterator[None]:
-    """Hold a lock, and then as long again: what it guards takes half of the time at most.
+    """Hold a lock, and then as long again, so that what it guards takes at most half of the time.
 
-    Wait for it, but not long: with a database that hangs, waiting in line would add up.
+    Wait for it, but only briefly: if the database hangs, waiting times would add up.
     """
     try:
         async with asyncio.timeout(TURN_SECONDS):
@@ -84,7 +84,7 @@ async def _turn(lock: asyncio.Lock) -> AsyncIterator[None]:
 
 
 def list_filter(request: pb.ListTasksRequest) -> ListFilter:
-    """Return which tasks are asked for; raise INVALID_PARAMS with every broken rule."""
+    """Return the filter of a request; raise INVALID_PARAMS with every broken rule."""
     violations = text_rules("prompt_id", request.prompt_id, PROMPT_ID_MAX_CHARACTERS)
     if request.page_size < 0:
         violations.append(Violation("page_size", "must not be negative"))
@@ -98,7 +98,7 @@ def list_filter(request: pb.ListTasksRequest) -> ListFilter:
 
 
 def page_token(last: Task, which: ListFilter) -> str:
-    """Return a token that says where a page ended, bound to its filter and caller.
+    """Return a token for the end of a page, bound to its filter and caller.
 
     It grants no access: every page is filtered by the caller.
     """
@@ -107,7 +107,7 @@ def page_token(last: Task, which: ListFilter) -> str:
 
 
 def read_page_token(token: str, which: ListFilter) -> tuple[float, str] | None:
-    """Return where a page begins: after this (create_time, id), or None for the first one.
+    """Return the (create_time, id) after which a page begins; None for the first page.
 
     Raises:
         ServiceError: INVALID_PARAMS.

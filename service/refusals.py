@@ -1,4 +1,4 @@
-"""Slows down callers whose calls are refused again and again.
+"""Slow down callers whose calls are refused again and again.
 
 A refused call costs the service as much as a valid one. A caller that repeats an invalid call as
 soon as it is refused would keep the event loop busy and delay all others. A pause before the answer
@@ -13,7 +13,7 @@ from collections import Counter
 WINDOW_SECONDS = 1.0
 FREE_PER_WINDOW = 100  # refused calls of one caller that are answered at once
 PAUSE_SECONDS = 0.25, 0.5  # random, or all would retry at the same moment
-PAUSED_MAX = 4_000  # calls that are held at a time: each takes some 15 KB
+PAUSED_MAX = 4_000  # calls that wait at a time: each takes some 15 KB
 
 
 class RefusalPace:
@@ -25,7 +25,7 @@ class RefusalPace:
         self._paused = 0
 
     async def hold(self, caller: str) -> None:
-        """Wait until the caller may be told of its refusal: usually not at all."""
+        """Wait before the answer to a refused call: usually not at all."""
         now = time.monotonic()
         if now >= self._window_end:
             self._refused.clear()

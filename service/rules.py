@@ -1,6 +1,6 @@
-"""The rules of requests: what is checked before anything is stored or sent.
+"""The rules of requests, checked before anything is stored or sent.
 
-The size of a value is checked before any rule that walks over it, so no request is expensive.
+The size of a value is checked before any rule that reads all of it, so no request is expensive.
 """
 
 from generated.generation.v1 import generation_pb2 as pb
@@ -10,8 +10,8 @@ from service.unknown_fields import unknown_fields
 
 PROMPT_ID_MAX_CHARACTERS = 255
 REQUEST_ID_MAX_CHARACTERS = 128
-# What is stored of a task's parameters. By the rules of the models, only ten of the longest URLs in
-# characters of four bytes take more; all else stays below 50 KB.
+# The stored size of a task's parameters. By the rules of the models, only ten of the longest URLs
+# in four-byte characters exceed it; everything else is below 50 KB.
 PARAMS_MAX_BYTES = 64 << 10
 
 
@@ -26,7 +26,7 @@ def check_create(request: pb.CreateTaskRequest, provider: Provider) -> None:
     try:
         provider.check(request.provider_params)
     except ParamsError as error:
-        # A model that seems to be missing may be the unknown field of the same message.
+        # A model that seems to be missing may be an unknown field of the same message.
         named = {violation.field for violation in unknown}
         violations += [broken for broken in error.violations if broken.field not in named]
     if not violations and request.provider_params.ByteSize() > PARAMS_MAX_BYTES:

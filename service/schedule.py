@@ -23,7 +23,7 @@ DURATIONS_MAX = 256  # of its last tasks; older ones may be of another time
 USUAL_SHARE = 0.95
 
 OVERDUE_FACTOR = 2.0  # times what most tasks take at the most
-OVERDUE_MIN_SECONDS = 60.0  # Kie tries a callback three times again, each for 15 s (kie-api.md 6)
+OVERDUE_MIN_SECONDS = 60.0  # Kie retries a callback three times, each for up to 15 s
 
 
 class Schedule:
@@ -39,8 +39,8 @@ class Schedule:
 
         Args:
             interval_seconds: The shortest time between two polls of one task.
-            usual_seconds: How long most tasks of a model take at the most, as far as anybody knew
-                beforehand (kie-api.md 7).
+            usual_seconds: The time within which most tasks of a model end, for a model of which
+                this process has not seen enough tasks yet.
         """
         self._interval_seconds = interval_seconds
         self._usual_seconds = usual_seconds

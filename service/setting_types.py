@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
 from providers.kie.registry import ADAPTERS
+from providers.urls import split_http_url
 from service.caller_limits import read_limits
 from service.callers import read_tokens
 from storage.errors import StorageConfigError
@@ -23,7 +24,6 @@ PORT_MAX = 65_535
 CHANNEL_MAX = 1_000_000
 RETENTION_MIN_SECONDS = 3_600.0
 ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^:\[\]\s]+)):([0-9]{1,5})")
-HTTP_URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 HEADER_TOKEN = re.compile(r"[\x21-\x7e]+")
 
@@ -98,7 +98,7 @@ def _header_token(secret: SecretStr) -> SecretStr:
 
 def _trimmed(secret: SecretStr) -> SecretStr:
     if (value := secret.get_secret_value()) != value.strip():
-        raise ValueError("must not begin or end with a space or a line break")
+        raise ValueError("must not begin or end with a space or newline")
     return secret
 
 
@@ -106,8 +106,8 @@ def _secrets(listed: SecretStr) -> SecretStr:
     for secret in listed.get_secret_value().split(","):
         if not secret or secret != secret.strip() or len(secret.splitlines()) > 1:
             raise ValueError(
-                "must be secrets separated by commas; none may be empty, contain line breaks,"
-                " or have spaces around it"
+                "must be secrets separated by commas; none may be empty, contain newlines,"
+                " or begin or end with a space"
             )
     return listed
 
@@ -118,7 +118,7 @@ def _database_url(url: SecretStr) -> SecretStr:
     name = text.removeprefix(SQLITE_PREFIX)
     inside = is_postgres(text) and len(text.split()) > 1
     if inside or CONTROL.search(text) or text != text.strip() or name != name.strip():
-        raise ValueError("must not contain line breaks or control characters, or spaces around it")
+        raise ValueError("must not contain newlines or control characters, or spaces around it")
     try:
         usable = (
             bool(connection_params(text)) if is_postgres(text) else sqlite_path(text) is not None
@@ -138,8 +138,8 @@ def _retention(seconds: float) -> float:
 
 
 def _http_url(url: str) -> str:
-    if not HTTP_URL.fullmatch(url):
-        raise ValueError("must be an http or https URL")
+    if split_http_url(url) is None or "?" in url or "#" in url:
+        raise ValueError("must be an http or https URL without a query")
     return url.rstrip("/")
 
 

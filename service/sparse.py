@@ -15,7 +15,7 @@ class _Recent:
     """A line that was written recently, and how many of its kind were suppressed.
 
     Attributes:
-        fields: What all lines of the kind have in common.
+        fields: The fields that all lines of the kind share.
     """
 
     __slots__ = ("event", "fields", "left_out", "level", "time")
@@ -41,9 +41,9 @@ class SparseLog:
 
         Args:
             level: As logging has it.
-            event: What happened.
-            kind: The fields that make lines of an event one kind.
-            fields: What else the line says.
+            event: The event.
+            kind: The fields that distinguish the kinds of lines of an event.
+            fields: Further fields of the line.
         """
         now = time.monotonic()
         kind = kind or {}

@@ -1,8 +1,8 @@
 """Fields of a request that this server does not know.
 
-Protobuf keeps them, and nothing reads them: a parameter that the caller pays for would be dropped
-silently. Protobuf's own UnknownFieldSet takes 0.2 s for a mebibyte of them, on the event loop. So
-their bytes are read here, and only as far as they are reported.
+Protobuf keeps them, but nothing reads them: a parameter that the caller pays for would be ignored
+silently. Protobuf's UnknownFieldSet takes 0.2 s for a mebibyte of them, on the event loop. So their
+bytes are read here, and only as far as they are reported.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from providers.base import Violation
 from service.errors import VIOLATIONS_MAX
 
-TAGS_MAX = 1_000  # read of one message, with those inside of unknown groups
+TAGS_MAX = 1_000  # read in one message, including those in unknown groups
 VARINT, FIXED64, LENGTH_DELIMITED, GROUP_START, GROUP_END, FIXED32 = range(6)
 FIXED_BYTES = {FIXED64: 8, FIXED32: 4}
 
@@ -38,7 +38,7 @@ def _violations(message: Message, path: str) -> Iterator[Violation]:
 
 
 def _unknown_bytes(message: Message) -> bytes:
-    """Return what is left of a serialized message without its known fields."""
+    """Return the bytes of a message without its known fields."""
     rest = type(message)()
     rest.CopyFrom(message)
     for field, _ in message.ListFields():

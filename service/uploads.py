@@ -1,6 +1,6 @@
-"""UploadFile: from a stream of chunks to the provider, checked on the way.
+"""UploadFile: pass a stream of chunks on to the provider, and check it on the way.
 
-Memory does not grow with the file.
+Memory does not grow with the size of the file.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from service.errors import ServiceError, invalid_params
 from service.messages import timestamp
 
 # grpc.aio ends the iteration of a cancelled call like that of a finished one, a moment before it
-# cancels the handler. A file whose size nobody told is believed to be whole only after that moment.
+# cancels the handler. A file of undeclared size counts as complete only after that moment.
 CANCELLATION_SECONDS = 0.1
 NAME_MAX_BYTES = 255
 # Control and formatting characters, such as the right-to-left override, and line separators.
 HIDDEN_CATEGORIES = {"Cc", "Cf", "Zl", "Zp"}
-# Letters of some scripts, and emoji, are joined by these two.
+# They join letters of some scripts, and emoji.
 JOINERS = {"\u200c", "\u200d"}
 DEFAULT_PATH = "user-uploads"
 SHA256_BYTES = 32
@@ -34,12 +34,12 @@ MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}(;[\x20-\x7e]{1
 
 @dataclass(frozen=True, slots=True)
 class UploadPace:
-    """How slow a caller may be. Only time spent waiting for the caller counts.
+    """The lowest speed of an upload. Only time spent waiting for the caller counts.
 
     Attributes:
         metadata_seconds: How long the first message may take.
-        bytes_per_second: The least rate, over each window.
-        window_seconds: How long a window is.
+        bytes_per_second: The lowest rate, in each window.
+        window_seconds: The length of a window.
     """
 
     metadata_seconds: float = 10.0
@@ -48,7 +48,7 @@ class UploadPace:
 
 
 class Uploads:
-    """Passes files through to the provider."""
+    """Passes files on to the provider."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Uploads:
         """Upload one file.
 
         Raises:
-            ServiceError: The rows of the error table for uploads.
+            ServiceError: Broken rules, a mismatch, or a refusal of the provider.
         """
         metadata = await _first(requests, self._pace.metadata_seconds)
         check_metadata(metadata)
@@ -84,7 +84,7 @@ class Uploads:
     ) -> pb.UploadedFile:
         uploaded = stored.upload_time or time.time()
         expires = stored.expire_time or 0.0
-        if expires <= uploaded:  # none was reported, or one that cannot be true
+        if expires <= uploaded:  # not reported, or impossible
             expires = uploaded + self._retention_seconds
         return pb.UploadedFile(
             file_name=stored.file_name,
@@ -99,10 +99,10 @@ class Uploads:
 
 
 class _Content:
-    """The chunks.
+    """The chunks, counted, hashed and checked before the end of the file is passed on.
 
-    Counted, hashed and checked before the last of them is followed by the end of the file. An
-    iterator and not a generator, whose frame would keep each chunk until the next one is there.
+    An iterator and not a generator: the frame of a generator would keep each chunk in memory until
+    the next one arrives.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class _Content:
         self._max_bytes = max_bytes
         self._pace = pace
         self._window_bytes = 0
-        self._waited_seconds = 0.0  # of this window
+        self._waited_seconds = 0.0  # in this window
         self.size_bytes = 0
         self.digest = sha256()
 
@@ -125,10 +125,10 @@ class _Content:
         return self
 
     async def __anext__(self) -> bytes:
-        """Return what the provider gets next.
+        """Return the next chunk for the provider.
 
         Raises:
-            ServiceError: UPLOAD_MISMATCH or UPLOAD_TOO_LARGE, as soon as it is sure.
+            ServiceError: UPLOAD_MISMATCH or UPLOAD_TOO_LARGE, as early as possible.
         """
         while (chunk := await self._next_chunk()) is not None:
             self._count(chunk)
@@ -169,16 +169,20 @@ class _Content:
         if self.size_bytes > self._max_bytes:
             raise _too_large(self.size_bytes, self._max_bytes)
         if self._metadata.HasField("size_bytes") and self.size_bytes > self._metadata.size_bytes:
-            raise _mismatch(f"the file has more than the {self._metadata.size_bytes} bytes told")
+            declared = self._metadata.size_bytes
+            raise _mismatch(f"the file is larger than the declared size_bytes ({declared})")
 
     def _check_end(self) -> None:
-        told = self._metadata
+        declared = self._metadata
         if not self.size_bytes:
             raise _mismatch("the file is empty")
-        if told.HasField("size_bytes") and told.size_bytes != self.size_bytes:
-            raise _mismatch(f"the file has {self.size_bytes} bytes, not the {told.size_bytes} told")
-        if told.sha256 and told.sha256 != self.digest.digest():
-            raise _mismatch("the file has another SHA-256 than the one told")
+        if declared.HasField("size_bytes") and declared.size_bytes != self.size_bytes:
+            raise _mismatch(
+                f"the file has {self.size_bytes} bytes,"
+                f" not the declared size_bytes ({declared.size_bytes})"
+            )
+        if declared.sha256 and declared.sha256 != self.digest.digest():
+            raise _mismatch("the SHA-256 does not match metadata.sha256")
 
 
 async def _first(
@@ -188,14 +192,14 @@ async def _first(
         async with asyncio.timeout(seconds):
             request = await anext(requests, pb.UploadFileRequest())
     except TimeoutError:
-        raise _mismatch(f"no metadata came for {seconds:g} s") from None
+        raise _mismatch(f"no metadata arrived within {seconds:g} s") from None
     if request.WhichOneof("payload") == "metadata":
         return request.metadata
-    raise _mismatch("the first message must hold the metadata")
+    raise _mismatch("the first message must contain the metadata")
 
 
 def _too_large(size_bytes: int, max_bytes: int) -> ServiceError:
-    words = f"the file has {size_bytes} bytes or more, and at most {max_bytes} are taken"
+    words = f"the file is at least {size_bytes} bytes; the limit is {max_bytes}"
     return ServiceError("UPLOAD_TOO_LARGE", words)
 
 
@@ -204,9 +208,9 @@ def _mismatch(words: str) -> ServiceError:
 
 
 def _upload(metadata: pb.UploadMetadata) -> Upload:
-    """Say what the provider is told.
+    """Return the upload for the provider.
 
-    It overwrites equal names, so each upload gets a name of its own.
+    The provider overwrites files of the same name, so each upload gets a unique one.
     """
     return Upload(
         file_name=f"{uuid.uuid4().hex}-{metadata.file_name}",
@@ -218,7 +222,7 @@ def _upload(metadata: pb.UploadMetadata) -> Upload:
 
 def _content_type(metadata: pb.UploadMetadata) -> str:
     guess, encoding = mimetypes.guess_type(metadata.file_name, strict=False)
-    if guess is None or encoding:  # cat.svg.gz is no image
+    if guess is None or encoding:  # cat.svg.gz is not an image
         guess = "application/octet-stream"
     return metadata.content_type or guess
 
@@ -246,7 +250,7 @@ def _name_rule(name: str) -> str:
     if not name.strip():
         return "is required"
     if "/" in name or "\\" in name or name in {".", ".."}:
-        return "must not climb or hold a path"
+        return "must be a plain file name without a path"
     return _text_rule(name)
 
 
@@ -254,12 +258,12 @@ def _path_rule(path: str) -> str:
     if too_long := _length_rule(path):
         return too_long
     if path.startswith(("/", "\\")) or "\\" in path or ".." in PurePosixPath(path).parts:
-        return "must be relative and must not climb"
+        return "must be a relative path without `..` and backslashes"
     return _text_rule(path)
 
 
 def _length_rule(text: str) -> str:
-    """Come before every rule that walks over the text."""
+    """Check the length, before any rule that reads the whole text."""
     too_long = len(text.encode()) > NAME_MAX_BYTES
     return f"must have at most {NAME_MAX_BYTES} bytes in UTF-8" if too_long else ""
 

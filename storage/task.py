@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-DELIVERY_WINDOW_SECONDS = 14 * 86_400.0  # how long Kie keeps a result (kie-api.md 1.4)
+DELIVERY_WINDOW_SECONDS = 14 * 86_400.0  # the longest time that Kie documents for a result
 LATE_POLL_SECONDS = 3_600.0
 
 

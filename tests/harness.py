@@ -17,7 +17,8 @@ from pydantic import SecretStr
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from providers.kie.simulator import Simulator, SimulatorSettings
-from service.server import BOUNDS, Bounds, running
+from service import server
+from service.bounds import BOUNDS, Bounds
 from service.settings import Settings
 
 if TYPE_CHECKING:  # it exists for type checkers only
@@ -141,14 +142,14 @@ async def serving(
         "poll_interval_seconds": 0.02,
     }
     async with (
-        running(Settings(**values | settings), bounds) as server,
-        grpc.aio.insecure_channel(server.address) as channel,
+        server.serving(Settings(**values | settings), bounds) as addresses,
+        grpc.aio.insecure_channel(addresses.address) as channel,
     ):
         stub: GenerationServiceAsyncStub = GenerationServiceStub(channel)
         yield Service(
-            server.address,
-            server.admin_address,
-            server.http_address,
+            addresses.address,
+            addresses.admin_address,
+            addresses.http_address,
             channel,
             stub,
             kie,

@@ -3,7 +3,8 @@
     tests/golden/<where>/<direction>-<the fact>.json
 
 `where` is a model, `jobs` or `flags` for the two models that share an API, or `every` model. The
-files are written by hand from contract.md and kie-api.md, never from what the code answers.
+files are written by hand from the contract and from what is known of Kie's API (docs/kie.md), never
+from the output of this code.
 
     direction   what it says
     request     params: the model's message -> path and body of the paid request

@@ -16,6 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from generated.generation.v1 import generation_pb2 as pb
+from providers.kie.http import Timeouts
+from service.bounds import Bounds
 from tests.answers import (
     CREATES,
     ECHOES,
@@ -132,8 +134,12 @@ async def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
         patch.setattr("service.poller.HOLD_SECONDS", 0.02)
         patch.setattr("service.poller.HOLD_MAX_SECONDS", 0.02)
         patch.setattr("service.verdicts.PUT_OFF_SECONDS", 0.02)
-        patch.setattr("providers.kie.client.REST_SECONDS", 0.2)
-        settings: dict[str, Any] = {"create_wait_seconds": 0, "admin_address": "127.0.0.1:0"}
+        bounds = Bounds(kie=Timeouts(rest_seconds=0.2))
+        settings: dict[str, Any] = {
+            "bounds": bounds,
+            "create_wait_seconds": 0,
+            "admin_address": "127.0.0.1:0",
+        }
         kie: Any = SocketKie(played.player)
         async with kie, serving(folder, kie, **settings) as service:
 

@@ -22,9 +22,9 @@ from pydantic import SecretStr
 
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
+from service.bounds import Bounds
 from service.callbacks import CallbackUrls
 from service.http import HttpLimits
-from service.server import Bounds
 from storage.postgres import is_postgres
 from storage.store import Store, open_store
 from tests.conftest import Serve

@@ -21,6 +21,7 @@ from kie_generation import GenerationClient
 from kie_generation.errors import RefusedError
 from providers.kie.simulator import Simulator
 from service import poller
+from service.bounds import Bounds
 from service.caller_limits import CallerLimitsError, read_limits
 from storage.pages import ListFilter
 from storage.store import Store
@@ -118,10 +119,8 @@ def _replace(file: Path, text: str) -> None:
 
 
 @pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
-    """Tokens of alice and bob, no limits; both files are looked at with every call."""
-    monkeypatch.setattr("service.callers.RECHECK_SECONDS", 0)
-    monkeypatch.setattr("service.caller_limits.RECHECK_SECONDS", 0)
+def files(tmp_path: Path) -> Files:
+    """Tokens of alice and bob, and no limits."""
     files = Files(tmp_path / "tokens", tmp_path / "limits.toml")
     files.name("alice", "bob")
     files.limit("")
@@ -152,6 +151,7 @@ def serve_both(
         given: dict[str, Any] = {
             "auth_tokens_file": files.tokens,
             "caller_limits_file": files.limits,
+            "bounds": Bounds(recheck_seconds=0),  # both files are checked with every call
         }
         given |= {"create_wait_seconds": 0, "database_url": database_url}
         async with serving(tmp_path, kie, **given | settings) as service:
@@ -620,6 +620,26 @@ async def test_a_changed_file_counts_at_once_and_callers_inherit_the_default(
         await bob.create(STUCK)
         files.limit("")
         await alice.create(STUCK)
+
+
+async def test_names_that_match_no_model_are_legal_and_logged_once_for_each_version_of_the_file(
+    serve_both: Serving, files: Files
+) -> None:
+    models = (
+        '[default]\nmodels = ["imagen4", "veo*"]\n[callers.alice]\nmodels = ["imagen", "zz*"]\n'
+    )
+    with capture_logs() as logs:
+        async with serve_both(models) as (alice, bob):
+            for _ in range(3):
+                assert (await alice.create_refused()).reason == "MODEL_NOT_ALLOWED"
+                await bob.create(STUCK)
+            files.limit('[default]\nmodels = ["*", "sora3"]\n')
+            await alice.create(STUCK)
+    unknown = [line for line in logs if "unknown models" in line["event"]]
+    assert [(line["log_level"], line["models"]) for line in unknown] == [
+        ("warning", "imagen, zz*"),
+        ("warning", "sora3"),
+    ]
 
 
 SPOILED: list[Callable[[Files], None]] = [

@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pydantic import ValidationError
 
 from generated.generation.v1 import generation_pb2 as pb
+from service.bounds import Bounds
 from service.callers import TokensFileError, read_tokens
 from service.settings import Settings
 from tests.conftest import Serve
@@ -70,14 +71,14 @@ class Guarded:
 
 @pytest.fixture
 async def guarded(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: AsyncExitStack
+    request: pytest.FixtureRequest, serve: Serve, tmp_path: Path, stack: AsyncExitStack
 ) -> Guarded:
-    """Alice and Bob, and a file that is looked at with every call."""
-    monkeypatch.setattr("service.callers.RECHECK_SECONDS", 0)
+    """Alice and Bob, and a file that is checked with every call, unless the test says otherwise."""
+    bounds = Bounds(recheck_seconds=getattr(request, "param", 0.0))
     file = tmp_path / "tokens"
     file.write_text(line("alice", ALICE) + line("bob", BOB))
     service = await stack.enter_async_context(
-        serve(auth_tokens_file=file, admin_address="127.0.0.1:0")
+        serve(bounds=bounds, auth_tokens_file=file, admin_address="127.0.0.1:0")
     )
     return Guarded(service, file)
 
@@ -355,15 +356,13 @@ async def test_a_token_that_is_revoked_ends_its_watches_and_uploads(guarded: Gua
     assert error.message == "the token is no longer valid"
 
 
-async def test_the_file_is_looked_at_once_a_second_and_not_with_every_call(
-    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("guarded", [3_600.0], indirect=True)
+async def test_the_file_is_checked_once_in_a_while_and_not_with_every_call(
+    guarded: Guarded,
 ) -> None:
-    monkeypatch.setattr("service.callers.RECHECK_SECONDS", 3_600)
     assert await guarded.list(bearer(BOB)) == []
     guarded.write(line("alice", ALICE))
     assert await guarded.list(bearer(BOB)) == []
-    monkeypatch.setattr("service.callers.RECHECK_SECONDS", 0)
-    assert (await refused(guarded.list(bearer(BOB)))).reason == "UNAUTHENTICATED"
 
 
 # --- a caller's own ---

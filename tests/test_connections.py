@@ -10,7 +10,7 @@ import pytest
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from service import descriptors
-from service.server import Bounds
+from service.bounds import Bounds
 from tests.conftest import Serve
 from tests.harness import Service, ended
 

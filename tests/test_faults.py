@@ -4,13 +4,16 @@ docs/guarantees.md shows the same table to people.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import grpc
 import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
+from providers.kie.http import Timeouts
 from providers.kie.simulator.faults import KINDS
+from service.bounds import Bounds
 from tests.conftest import Serve
 from tests.harness import eventually, refusal, upload_messages
 
@@ -89,12 +92,17 @@ CALLBACKS = ("drop", "duplicate", "wrong_signature", "delay,seconds=0.05")
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What hangs is given up soon."""
-    monkeypatch.setattr("providers.kie.client.CREATE_SECONDS", 0.5)
-    monkeypatch.setattr("providers.kie.client.SECOND_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr("providers.kie.client.POLL_SECONDS", 0.5)
-    monkeypatch.setattr("providers.kie.client.UPLOAD_STALL_SECONDS", 0.5)
+    """Send again soon what was not taken."""
     monkeypatch.setattr("service.poller.HOLD_SECONDS", 0.05)
+
+
+@pytest.fixture
+def serve(serve: Serve) -> Serve:
+    """Start the service, which gives up soon on what hangs."""
+    timeouts = Timeouts(
+        create_seconds=0.5, second_look_seconds=0.01, poll_seconds=0.5, upload_stall_seconds=0.5
+    )
+    return partial(serve, bounds=Bounds(kie=timeouts))
 
 
 def how_it_ended(task: pb.GenerationTask) -> str:

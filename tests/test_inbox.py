@@ -44,7 +44,8 @@ class Calls:
     """Calls that receive their request through one inbox."""
 
     def __init__(self, limits: InboxLimits = LIMITS) -> None:
-        self.inbox = Inbox(limits)
+        self.refusals: list[tuple[str, str]] = []
+        self.inbox = Inbox(limits, lambda caller, limit: self.refusals.append((caller, limit)))
         self.tasks: list[asyncio.Task[Any]] = []
 
     def call(self, caller: str, sender: Sender, *, is_open: bool = False) -> "asyncio.Task[bytes]":
@@ -118,6 +119,7 @@ async def test_more_calls_than_may_wait_are_refused_while_requests_stall(calls: 
     assert not waiting[2].done(), "one may wait"
     assert error.reason == "RATE_LIMITED"
     assert error.metadata == {"limit": "requests", "max": "2", "scope": "caller"}
+    assert calls.refusals == [("alice", "requests")] * 3
 
 
 async def test_a_request_that_arrives_ends_the_stall(calls: Calls) -> None:

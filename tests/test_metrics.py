@@ -19,7 +19,9 @@ from pydantic import SecretStr
 from generated.generation.v1 import generation_pb2 as pb
 from providers.base import Unknown
 from providers.kie.client import KieProvider
+from providers.kie.http import Timeouts
 from providers.kie.simulator import Simulator
+from service.bounds import Bounds
 from service.callbacks import CallbackUrls
 from service.metrics import GENERATION_SERVICE, SERIES_MAX, Metrics, Queue
 from storage.errors import StorageUnavailableError
@@ -255,17 +257,19 @@ class Told:
 async def told(kie: Simulator) -> AsyncIterator[Told]:
     calls: list[tuple[str, str]] = []
     provider = KieProvider(
-        kie.url, kie.url, API_KEY, lambda endpoint, code, _: calls.append((endpoint, code))
+        kie.url,
+        kie.url,
+        API_KEY,
+        lambda endpoint, code, _: calls.append((endpoint, code)),
+        Timeouts(create_seconds=0.5, second_look_seconds=0),
     )
     yield Told(provider, calls)
     await provider.close()
 
 
 async def test_a_create_that_hangs_until_its_time_is_over_had_no_answer(
-    told: Told, kie: Simulator, monkeypatch: pytest.MonkeyPatch
+    told: Told, kie: Simulator
 ) -> None:
-    monkeypatch.setattr("providers.kie.client.CREATE_SECONDS", 0.05)
-    monkeypatch.setattr("providers.kie.client.SECOND_LOOK_SECONDS", 0)
     kie.add_fault("create:hang")
     assert isinstance(await told.submit(), Unknown)
     assert told.calls == [(f"{JOBS}createTask", "no_answer")]
@@ -348,14 +352,14 @@ async def test_while_the_database_is_away_the_queues_are_missing_and_the_rest_is
 
 
 async def test_a_database_that_does_not_answer_holds_no_scrape_up(
-    measured: Service, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def hanging(*_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("service.admin.QUEUES_SECONDS", 0.01)
     monkeypatch.setattr("service.server._queues", hanging)
-    page = await scrape(measured)
+    async with serve(bounds=Bounds(queues_seconds=0.01), **ADMIN) as service:
+        page = await scrape(service)
     assert page.series("generation_queue_tasks") == []
     assert page.value("generation_watches_open") == 0
 

@@ -33,7 +33,9 @@ def call_of(caller: str) -> Call:
 
 
 def test_a_caller_who_reads_nothing_is_refused_until_a_call_is_over() -> None:
-    finish = Outbox(2 * len(LARGE)).finisher(bytes)
+    refusals: list[tuple[str, str]] = []
+    outbox = Outbox(2 * len(LARGE), lambda caller, limit: refusals.append((caller, limit)))
+    finish = outbox.finisher(bytes)
     contexts = [Context(), Context()]
     for context in contexts:
         assert finish(call_of("alice"), LARGE, context) == LARGE
@@ -45,6 +47,7 @@ def test_a_caller_who_reads_nothing_is_refused_until_a_call_is_over() -> None:
         "max": str(2 * len(LARGE)),
         "scope": "caller",
     }
+    assert refusals == [("alice", "answers")]
     contexts[0].over()
     assert finish(call_of("alice"), LARGE, Context()) == LARGE
 

@@ -1,4 +1,4 @@
-"""The rules of parameters, and what goes over the wire: contract.md's table, through a channel.
+"""The rules of parameters, and what is sent to the provider, through a real channel.
 
 A row of RULES puts values into one field of a minimal message. Each accepted value must reach the
 provider as the row says, with the rest of the body unchanged; each refused one must be named by

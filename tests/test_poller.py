@@ -14,6 +14,7 @@ import pytest
 from generated.generation.v1 import generation_pb2 as pb
 from providers.base import Accepted
 from providers.kie.client import KieProvider
+from providers.kie.http import Timeouts
 from providers.kie.simulator import Simulator
 from tests.conftest import Serve
 from tests.databases import change
@@ -200,16 +201,13 @@ async def test_an_answer_after_the_task_was_given_up_is_adopted_and_its_result_k
         assert late.provider_task_id == service.kie.tasks[0]["id"]
 
 
-async def test_an_answer_that_came_while_the_process_was_paused_is_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("providers.kie.client.CREATE_SECONDS", 0.5)
+async def test_an_answer_that_came_while_the_process_was_paused_is_read() -> None:
     command = (sys.executable, "-m", "providers.kie.simulator", "--port", "0")
     fault = ("--fault", "create:slow,seconds=0.2")
     other = await asyncio.create_subprocess_exec(*command, *fault, stdout=asyncio.subprocess.PIPE)
     assert other.stdout is not None
     url = (await other.stdout.readline()).decode().split()[-1]
-    provider = KieProvider(url, url, "key")
+    provider = KieProvider(url, url, "key", timeouts=Timeouts(create_seconds=0.5))
     try:
         params = create_request().provider_params
         submitting = asyncio.ensure_future(provider.submit(params, None))

@@ -298,7 +298,7 @@ async def test_a_process_whose_database_cannot_be_written_is_alive_but_not_ready
 ) -> None:
     async with launch() as process:
         with locked(f"sqlite:///{tmp_path}/generation.db"):
-            assert await process.get("/readyz") == (503, "the database is away\n")
+            assert await process.get("/readyz") == (503, "the database is unavailable\n")
             assert await process.get("/healthz") == (200, "ok\n")
         assert await process.get("/readyz") == (200, "ok\n")
 
@@ -390,6 +390,16 @@ async def test_a_signal_that_asks_for_nothing_we_have_does_not_disturb_a_paid_re
         assert line["signal"] == number.name
         assert (await process.end((await creating).id)).status == pb.TASK_STATUS_SUCCESS
     assert kie.stats["requests"]["/api/v1/jobs/createTask"] == 1
+
+
+async def test_a_hangup_while_the_process_still_imports_does_not_end_it(tmp_path: Path) -> None:
+    async with started(tmp_path) as process:
+        maps = Path(f"/proc/{process.process.pid}/maps")
+        await until(lambda: "grpc" in maps.read_text())
+        process.signal(signal.SIGHUP)
+        assert await until(lambda: process.logged("serving") or process.process.returncode)
+        process.signal(signal.SIGTERM)
+        assert await process.exit_code() == 0
 
 
 # --- again ---

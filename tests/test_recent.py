@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.messages import Answers
-from service.server import _remember_ended
+from service.warm_up import warm_answers
 from storage.creation import CreateLimits
 from storage.errors import StorageUnavailableError
 from storage.pages import ListFilter
@@ -16,6 +16,7 @@ from storage.task import Failure, Lane, Stage, Status, Task
 from tests.databases import change, locked
 from tests.storing import NO_LIMIT, NOW, Gate, claim, enqueued, new, off, send, stored
 
+DAY = 86_400.0
 SUCCESS = new("t", status=Status.SUCCESS, stage=None, due_time=None, complete_time=NOW)
 FAILED = new("t").failed(Failure("CANCELLED", "no"), NOW)
 
@@ -155,43 +156,39 @@ def test_a_task_larger_than_everything_is_not_remembered_and_neither_is_what_it_
 
 
 def test_an_answer_is_known_only_to_its_caller_and_only_for_a_success() -> None:
-    answers = Answers()
+    answers = Answers(DAY)
     answer = answers.of(SUCCESS)
-    assert answers.of_ended("c", "t", NOW) == answer
-    assert answers.of_ended("d", "t", NOW) is None
+    assert answers.for_success("c", "t", NOW) == answer
+    assert answers.for_success("d", "t", NOW) is None
     answers.of(new("u"))
     answers.of(new("f").failed(Failure("CANCELLED", "no"), NOW))
-    assert answers.of_ended("c", "u", NOW) is answers.of_ended("c", "f", NOW) is None
+    assert answers.for_success("c", "u", NOW) is answers.for_success("c", "f", NOW) is None
 
 
 @pytest.mark.parametrize("task", [new("t"), SUCCESS, FAILED], ids=lambda task: task.status)
 def test_a_revision_is_serialised_once(task: Task) -> None:
-    answers = Answers()
+    answers = Answers(DAY)
     first = answers.of(task)
     answers.of(new("another"))
     assert answers.of(task._replace(version=50)) is first
 
 
 def test_the_next_revision_is_serialised_anew() -> None:
-    answers = Answers()
+    answers = Answers(DAY)
     task = new("t")
     assert answers.of(send(task)) != answers.of(task)
 
 
 def test_an_answer_is_not_known_any_more_once_its_task_may_have_been_purged() -> None:
-    answers = Answers(kept_seconds=60)
+    answers = Answers(DAY, kept_seconds=60)
     answer = answers.of(SUCCESS)
-    assert answers.of_ended("c", "t", NOW + 59) == answer
-    assert answers.of_ended("c", "t", NOW + 60) is None
+    assert answers.for_success("c", "t", NOW + 59) == answer
+    assert answers.for_success("c", "t", NOW + 60) is None
 
 
-async def test_the_newest_results_are_known_from_the_start(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.server.REMEMBERED_TASKS", 6)
-    monkeypatch.setattr("service.server.REMEMBERED_AT_ONCE", 2)
+async def test_the_newest_results_are_known_from_the_start(store: Store) -> None:
     await stored(store, *(SUCCESS._replace(id=f"t{i}", complete_time=NOW + i) for i in range(9)))
-    answers = Answers()
-    await _remember_ended(store, answers)
-    known = [bool(answers.of_ended("c", f"t{i}", NOW)) for i in range(9)]
+    answers = Answers(DAY)
+    await warm_answers(store, answers, tasks_max=6, batch=2)
+    known = [bool(answers.for_success("c", f"t{i}", NOW)) for i in range(9)]
     assert known == [False] * 3 + [True] * 6

@@ -16,9 +16,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from providers.kie.simulator import media
+from providers.kie.simulator import Simulator, SimulatorSettings, media
 from providers.kie.simulator.lettering import lit
-from providers.kie.simulator import Simulator, SimulatorSettings
 
 STILL = SimulatorSettings(
     seconds=dict.fromkeys(("imagen4", "midjourney", "veo3", "sora2"), (1000.0, 1000.0)),

@@ -6,8 +6,10 @@ They create, poll at once, take whatever they are told as final, and download; a
 import asyncio
 import json
 import logging
+import os
 import signal
 import socket
+import time
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,8 +19,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from providers.kie.simulator.addresses import PORTS_MAX, base_urls_by_port
 from providers.kie.simulator import Simulator, SimulatorSettings
+from providers.kie.simulator.addresses import PORTS_MAX, base_urls_by_port
 from tests.test_process import served
 from tests.test_simulator import IMAGEN4, JOBS, MIDJOURNEY, MJ, ORDERS, RECORDS, Kie
 from tests.test_simulator_uploads import PNG, form, upload

@@ -13,9 +13,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from providers.kie.simulator.options import read_options
 from providers.kie.simulator import Simulator, SimulatorSettings
 from providers.kie.simulator.__main__ import main
+from providers.kie.simulator.options import read_options
 from tests.test_simulator import IMAGEN4, JOBS, STILL, VEO, VEO3, Kie, running, until
 
 ROOT = Path(__file__).parent.parent

@@ -9,8 +9,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from providers.kie.simulator.exact import Exact, exact_from_json
 from providers.kie.simulator import FaultRule, parse_fault
+from providers.kie.simulator.exact import Exact, exact_from_json
 from tests.test_simulator import IMAGEN4, JOBS, RECORDS, VEO, VEO3, Kie, running, until
 from tests.test_simulator_callbacks import Receiver, receiving, settled
 from tests.test_simulator_faults import bought, raw

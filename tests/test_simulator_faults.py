@@ -9,8 +9,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from providers.kie.simulator.faults import KINDS, FaultBook
 from providers.kie.simulator import FaultRule, parse_fault
+from providers.kie.simulator.faults import KINDS, FaultBook
 from tests.test_simulator import (
     IMAGEN4,
     JOBS,

@@ -172,7 +172,7 @@ def test_files_that_are_no_certificate_and_its_key_are_named(
 def test_a_file_without_certificates_is_no_authority_for_clients(
     files: dict[str, Path], kind: str
 ) -> None:
-    with pytest.raises(ValidationError, match="TLS_CLIENT_CA_FILE: must hold certificates"):
+    with pytest.raises(ValidationError, match="TLS_CLIENT_CA_FILE: must contain certificates"):
         Settings(
             tls_cert_file=files["cert"], tls_key_file=files["key"], tls_client_ca_file=files[kind]
         )

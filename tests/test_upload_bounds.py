@@ -13,8 +13,9 @@ import pytest
 from aiohttp import web
 
 from generated.generation.v1 import generation_pb2 as pb
+from providers.kie.http import Timeouts
 from providers.kie.simulator import Simulator
-from service.server import Bounds
+from service.bounds import Bounds
 from service.uploads import UploadPace
 from tests.conftest import Serve
 from tests.harness import SERVICE, Service, refusal, serving
@@ -131,9 +132,9 @@ async def test_a_caller_is_not_blamed_for_a_slow_provider(serve: Serve, host: Up
 
 
 async def test_a_provider_that_reads_a_byte_now_and_then_is_given_up(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    serve: Serve,
 ) -> None:
-    monkeypatch.setattr("providers.kie.client.UPLOAD_STALL_SECONDS", 1)
+    bounds = Bounds(kie=Timeouts(upload_stall_seconds=1))
 
     async def sips(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         del writer
@@ -141,7 +142,7 @@ async def test_a_provider_that_reads_a_byte_now_and_then_is_given_up(
             await reader.read(1)
             await asyncio.sleep(0.1)  # it is the provider's pace
 
-    async with raw_host(sips) as url, serve(kie_upload_url=url) as service:
+    async with raw_host(sips) as url, serve(bounds=bounds, kie_upload_url=url) as service:
         error = await refused(service, [metadata(), *[chunk(bytes(MESSAGE))] * 8])
     assert error.reason == "PROVIDER_UNAVAILABLE"
 
@@ -245,7 +246,7 @@ async def test_a_url_that_nobody_can_fetch_is_no_success(
     host.data["downloadUrl"] = url
     error = await refused(hosted, [metadata(), chunk(b"abc")])
     assert error.reason == "PROVIDER_UNAVAILABLE"
-    assert error.message == "the provider stored the file under no usable URL"
+    assert error.message == "the provider stored the file but returned no usable URL"
 
 
 @pytest.mark.parametrize("expires_at", ["2020-01-01T00:00:00Z", 1_577_836_800_000, 1])

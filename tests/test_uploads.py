@@ -22,8 +22,9 @@ from aiohttp import web
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from kie_generation.upload import CHUNK_BYTES
+from providers.kie.http import Timeouts
 from providers.kie.simulator import Simulator
-from service.server import Bounds
+from service.bounds import Bounds, Grace
 from service.uploads import UploadPace
 from tests.conftest import Serve
 from tests.harness import (
@@ -580,7 +581,7 @@ async def at_the_end_no_file(service: Service) -> None:
 
 async def test_a_mismatch_names_both_sizes(service: Service) -> None:
     error = await refused(service, [metadata(size_bytes=4), chunk(b"abc")])
-    assert error.message == "the file has 3 bytes, not the 4 told"
+    assert error.message == "the file has 3 bytes, not the declared size_bytes (4)"
 
 
 async def test_a_wrong_upload_is_given_up_as_soon_as_it_is_sure(service: Service) -> None:
@@ -750,11 +751,10 @@ async def test_a_client_that_is_killed_midway_leaves_no_file_and_nothing_open(
 
 
 async def test_a_server_that_goes_down_gives_up_an_upload_that_does_not_end(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    serve: Serve,
 ) -> None:
-    monkeypatch.setattr("service.server.CALLS_GRACE_SECONDS", 0.05)
     sent = asyncio.Event()
-    async with serve() as service:
+    async with serve(bounds=Bounds(grace=Grace(calls_seconds=0.05))) as service:
         call = service.stub.UploadFile(endless(sent))
         await begun(service)
         await sent.wait()
@@ -766,18 +766,21 @@ async def test_a_server_that_goes_down_gives_up_an_upload_that_does_not_end(
 # --- clients and providers that stall ---
 
 
+def stalling(seconds: float) -> Bounds:
+    """Return bounds that end an upload in which nothing moves for that long."""
+    return Bounds(kie=Timeouts(upload_stall_seconds=seconds))
+
+
 @on_sqlite
 @pytest.mark.parametrize("size_bytes", [None, 90_000])
-async def test_a_client_that_stalls_is_given_up(
-    service: Service, monkeypatch: pytest.MonkeyPatch, size_bytes: int | None
-) -> None:
-    monkeypatch.setattr("providers.kie.client.UPLOAD_STALL_SECONDS", 0.5)
-    await warm(service)
-    async with nothing_left():
-        error = await refused(service, endless(asyncio.Event(), size_bytes))
-        assert (error.code, error.reason) == (INVALID, "UPLOAD_MISMATCH")
-        assert error.message == "no bytes came for 0.5 s: the upload was given up"
-    await at_the_end_no_file(service)
+async def test_a_client_that_stalls_is_given_up(serve: Serve, size_bytes: int | None) -> None:
+    async with serve(bounds=stalling(0.5)) as service:
+        await warm(service)
+        async with nothing_left():
+            error = await refused(service, endless(asyncio.Event(), size_bytes))
+            assert (error.code, error.reason) == (INVALID, "UPLOAD_MISMATCH")
+            assert error.message == "the upload was aborted: no bytes arrived for 0.5 s"
+        await at_the_end_no_file(service)
 
 
 async def test_a_client_that_never_says_what_it_sends_is_given_up(serve: Serve) -> None:
@@ -789,27 +792,25 @@ async def test_a_client_that_never_says_what_it_sends_is_given_up(serve: Serve) 
 
     async with serve(bounds=bounds) as service:
         error = await refused(service, nothing())
-    assert (error.reason, error.message) == ("UPLOAD_MISMATCH", "no metadata came for 0.1 s")
+    assert (error.reason, error.message) == ("UPLOAD_MISMATCH", "no metadata arrived within 0.1 s")
 
 
 async def test_a_slow_client_is_not_given_up_while_bytes_come(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    serve: Serve,
 ) -> None:
-    monkeypatch.setattr("providers.kie.client.UPLOAD_STALL_SECONDS", 1)
-
     async def slow() -> AsyncIterator[pb.UploadFileRequest]:
         yield metadata(size_bytes=6)
         for _ in range(6):
             await asyncio.sleep(0.2)  # it is the client's pace, and no wait for anything
             yield chunk(b"x")
 
-    assert (await send(service, slow())).size_bytes == 6
+    async with serve(bounds=stalling(1)) as service:
+        assert (await send(service, slow())).size_bytes == 6
 
 
 async def test_a_provider_that_does_not_read_is_given_up_and_takes_little_from_the_client(
-    hosted: Service, host: UploadHost, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, host: UploadHost
 ) -> None:
-    monkeypatch.setattr("providers.kie.client.UPLOAD_STALL_SECONDS", 1)
     host.handle = host.hold
     taken = 0
 
@@ -820,26 +821,25 @@ async def test_a_provider_that_does_not_read_is_given_up_and_takes_little_from_t
             yield chunk(bytes(MIB))
             taken += MIB
 
-    error = await refused(hosted, without_end())
+    async with serve(bounds=stalling(1), kie_upload_url=host.url) as service:
+        error = await refused(service, without_end())
     assert (error.code, error.reason) == (UNAVAILABLE, "PROVIDER_UNAVAILABLE")
     assert error.message == "the provider cannot be reached: TimeoutError"
     assert taken < 32 * MIB, "what sockets and windows hold"
 
 
 async def test_a_provider_that_has_the_whole_file_and_does_not_answer_is_given_up(
-    hosted: Service, host: UploadHost, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, host: UploadHost
 ) -> None:
-    monkeypatch.setattr("providers.kie.client.UPLOAD_STALL_SECONDS", 0.5)
     host.handle = host.read_and_hold
-    error = await refused(hosted, upload_messages(b"abc", size_bytes=3))
+    async with serve(bounds=stalling(0.5), kie_upload_url=host.url) as service:
+        error = await refused(service, upload_messages(b"abc", size_bytes=3))
     assert (error.code, error.reason) == (UNAVAILABLE, "PROVIDER_UNAVAILABLE")
 
 
 async def test_a_client_that_ended_late_leaves_the_provider_its_time_to_answer(
-    hosted: Service, host: UploadHost, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, host: UploadHost
 ) -> None:
-    monkeypatch.setattr("providers.kie.client.UPLOAD_STALL_SECONDS", 1)
-
     async def ends_late() -> AsyncIterator[pb.UploadFileRequest]:
         yield metadata(size_bytes=3)
         yield chunk(b"abc")
@@ -851,7 +851,8 @@ async def test_a_client_that_ended_late_leaves_the_provider_its_time_to_answer(
         return host.stored()
 
     host.handle = answers_late
-    assert (await send(hosted, ends_late())).size_bytes == 3
+    async with serve(bounds=stalling(1), kie_upload_url=host.url) as service:
+        assert (await send(service, ends_late())).size_bytes == 3
 
 
 async def test_a_provider_that_refuses_early_is_reported_while_the_client_still_sends(

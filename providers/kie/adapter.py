@@ -1,4 +1,4 @@
-"""What a model adapter is: params -> request, record -> outcome, and no I/O."""
+"""A model's adapter: from params to a request and from a record to an outcome, without I/O."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ class Adapter:
         name: The model's name everywhere: its member in the KieParams oneof.
         params: Its rules and wire names.
         create_path: Where the paid request is posted.
-        record_path: Where its state is asked for, with `?taskId=`.
+        record_path: Where its state is read, with `?taskId=`.
         body: The JSON body of the paid request.
-        read: What a record says.
-        usual_seconds: How long most of its tasks take at the most (kie-api.md 7).
+        read: From a record to an outcome.
+        typical_max_seconds: The longest time in recorded traffic; most tasks end within it.
     """
 
     name: str
@@ -29,4 +29,4 @@ class Adapter:
     record_path: str
     body: Callable[[Params], dict[str, Any]]
     read: Callable[[Envelope], Poll]
-    usual_seconds: float
+    typical_max_seconds: float

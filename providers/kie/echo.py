@@ -1,8 +1,7 @@
-"""Whether a record is of our own request: Kie repeats the request in most of its records.
+"""Whether a record belongs to our request: Kie repeats the request in most of its records.
 
-The repeated prompt may be normalised, escaped or cut on its way, so it is compared for what is left
-of it: letters and digits, in one Unicode form, without case. A record that repeats nothing denies
-nothing.
+The repeated prompt may be normalised, escaped or truncated, so only its letters and digits are
+compared, in one Unicode form and without case. A record that repeats nothing proves nothing.
 """
 
 import re
@@ -15,10 +14,10 @@ from providers.base import Recognition
 from providers.kie.values import as_object
 
 REQUEST_FIELDS = ("param", "paramJson", "promptJson", "request")
-# What names the model: jobs and Veo say `model`, Midjourney says `taskType`.
+# The name of the model: `model` in jobs and Veo, `taskType` in Midjourney.
 MODEL_FIELDS = ("model", "taskType")
-CUT_MIN_LETTERS = 20  # of a prompt that was cut: fewer could be the start of any other one
-CUT_MIN_LETTERS_WITH_DOTS = 8  # where dots say that it was cut
+CUT_MIN_LETTERS = 20  # of a truncated prompt: fewer letters could be the start of any other prompt
+CUT_MIN_LETTERS_WITH_DOTS = 8  # if it ends in dots, which show that it was truncated
 DOTS = ("...", "\u2026")
 ESCAPES_MAX = 3  # of HTML inside HTML
 CUT_ENTITY = re.compile(r"&#?\w{0,8}$")
@@ -44,7 +43,7 @@ def _request(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a request; those of `input`, which may be JSON text once more, too."""
+    """Return the fields of a request and those of its `input`, which may be JSON text."""
     return {**as_object(request.get("input")), **request}
 
 
@@ -54,12 +53,12 @@ def _same(repeated: str, ours: str) -> bool:
         return True
     dots = repeated.rstrip().endswith(DOTS)
     least = CUT_MIN_LETTERS_WITH_DOTS if dots else CUT_MIN_LETTERS
-    # The last letter may have lost its accent by the cut.
+    # Truncation may have separated the last letter from its accent.
     return len(theirs) >= least and own.startswith(theirs[:-1])
 
 
 def _letters(text: Any) -> str:
-    """Return what survives every transport of a text: its letters and digits."""
+    """Return the letters and digits of a text: they survive any escaping."""
     text = JSON_ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else " ", str(text))
     for _ in range(ESCAPES_MAX):
         text = unescape(text)

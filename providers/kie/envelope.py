@@ -1,8 +1,8 @@
 """Kie's answers: the envelope `{code, msg, data}`, and which codes mean what.
 
-Kie answers HTTP 200 to everything and means the code inside. Whether an answer is a verdict, says
-nothing about a task, or means that the provider is unavailable is decided here; `reasons` reads the
-words.
+Kie answers HTTP 200 to nearly everything; the code inside counts. This module decides whether an
+answer is a verdict on a task, is inconclusive, or means that the provider is unavailable; `reasons`
+reads the message.
 """
 
 from collections.abc import Mapping
@@ -37,9 +37,9 @@ from providers.kie.values import (
 OK = 200
 GENERATION_FAILED_CODE = 501
 UPSTREAM_SILENT_CODE = 408  # "No result has been returned for over 10 minutes"
-REJECTED_CODES = frozenset({400, 451})  # of a record, in the families that say so
+REJECTED_CODES = frozenset({400, 451})  # of a record, in the model families that use them
 REJECTED_BY_WORDS_CODE = 422
-# About the key, the account or the whole service: the answer would be the same for any task.
+# They concern the key, the account or the whole service: any task would get the same answer.
 UNAVAILABLE_CODES = frozenset({401, 402, 403, 429, 433, 455, 502, 503, 504, *range(520, 528)})
 UNAVAILABLE_STATUSES = UNAVAILABLE_CODES | {407, 408, 425}
 POSTPONED_BECAUSE = {429: "the account's limit is reached", 455: "the provider is in maintenance"}
@@ -53,10 +53,11 @@ class Envelope:
 
     Attributes:
         code: The envelope's code, or the HTTP status of a 4xx without an envelope.
-        message: The provider's words, cleaned and cut.
-        data: Whatever stood in `data`.
-        bare: Whether there was no envelope: somebody on the way may have answered, not Kie.
-        success: False if it says so, whatever its code; only answers to uploads have it.
+        message: The provider's message, cleaned and truncated.
+        data: The value of `data`.
+        bare: Whether there was no envelope: a proxy may have answered, not Kie.
+        success: False if the answer says `success: false`, whatever its code; only answers to
+            uploads do.
         text: The whole answer.
     """
 
@@ -69,21 +70,21 @@ class Envelope:
 
     @property
     def record(self) -> Mapping[str, Any] | None:
-        """`data` if it is an object, be it as JSON text or as the only item of a list."""
+        """`data` if it is an object, even as JSON text or as the only item of a list."""
         return as_object(self.data) or ({} if isinstance(self.data, dict) else None)
 
     @property
     def task_id(self) -> str:
-        """The id of a task that stands anywhere in the answer, or ""."""
+        """The id of a task found anywhere in the answer, or ""."""
         return find_id(self.data) or id_anywhere(self.text)
 
 
 class UnreadableAnswerError(Exception):
-    """An answer that says neither yes nor no: an error page, garbage, nothing.
+    """An answer that is not an envelope: an error page, garbage, nothing.
 
     Attributes:
-        about_us: Whether it is an answer to this very request, not a page that anybody would get.
-        text: What came.
+        about_us: Whether it is about this very request, not a page that every client would get.
+        text: What arrived.
     """
 
     def __init__(self, words: str, *, about_us: bool = False, text: str = "") -> None:
@@ -96,7 +97,7 @@ def parse_envelope(http_status: int, data: bytes) -> Envelope:
     """Read an answer.
 
     Raises:
-        UnreadableAnswerError: It is no envelope, or contradicts its HTTP status.
+        UnreadableAnswerError: It is not an envelope, or contradicts its HTTP status.
     """
     text = text_of(data)
     body = as_object(text)
@@ -125,7 +126,7 @@ def _without_envelope(http_status: int, text: str) -> UnreadableAnswerError:
 
 
 def is_complete(data: bytes) -> bool:
-    """Whether an answer is whole JSON, so that what is still to come cannot change it."""
+    """Whether an answer is complete JSON, so that anything that follows cannot change it."""
     if not data.rstrip().endswith((b"}", b"]")):
         return False
     try:
@@ -139,11 +140,11 @@ def is_complete(data: bytes) -> bool:
 
 
 def read_submission(envelope: Envelope, *, prompt: str = "") -> Submission:
-    """Say what an answer to a paid request means.
+    """Return the outcome that an answer to a paid request means.
 
     Args:
         envelope: The answer.
-        prompt: What was asked for: an answer that quotes it does not mean its words.
+        prompt: That of the request: where an answer quotes it, its words have no meaning.
     """
     task_id = envelope.task_id
     if envelope.code == OK:
@@ -160,7 +161,7 @@ def read_submission(envelope: Envelope, *, prompt: str = "") -> Submission:
 
 
 def unreadable_submission(error: UnreadableAnswerError) -> Unknown:
-    """Say what an unreadable answer means for a paid request: it may still contain an id."""
+    """Return the outcome of an unreadable answer to a paid request; it may contain an id."""
     return Unknown(str(error), kept_text(error.text), id_anywhere(error.text))
 
 
@@ -168,12 +169,12 @@ def unreadable_submission(error: UnreadableAnswerError) -> Unknown:
 
 
 def read_other_code(envelope: Envelope, *, rejects: bool) -> Poll:
-    """Say what a record's code other than 200 means.
+    """Return the outcome of a poll whose code is not 200.
 
     Args:
         envelope: The answer to a poll.
-        rejects: Whether the family tells a moderator's verdict by 400 or 451, and by a 422 that
-            speaks of rejection.
+        rejects: Whether the model family reports a moderator's decision by 400 or 451, and by a 422
+            that mentions rejection.
     """
     code, detail = envelope.code, f"code {envelope.code}: {envelope.message}"
     if envelope.bare:
@@ -196,7 +197,7 @@ def read_other_code(envelope: Envelope, *, rejects: bool) -> Poll:
 
 
 def unreadable_record(error: UnreadableAnswerError) -> Poll:
-    """Say what an unreadable answer means for a poll."""
+    """Return the outcome of an unreadable answer to a poll."""
     if error.about_us:
         return Unreadable(str(error), kept_text(error.text))
     return Unavailable(str(error))

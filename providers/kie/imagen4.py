@@ -1,4 +1,4 @@
-"""Imagen 4 through Kie's jobs API (kie-api.md 2.3, contract.md "Rules of parameters")."""
+"""Imagen 4 through Kie's jobs API: its rules, requests and records."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -34,13 +34,13 @@ class Imagen4(Params):
 
     @classmethod
     def cross_rules(cls, given: Given) -> Iterator[tuple[str, str]]:
-        """ULTRA makes one image at a time."""
+        """ULTRA generates one image per task."""
         if given.get("api_model") == "ULTRA" and given.get("num_images", 1) > 1:
             yield "num_images", "must be 1 with API_MODEL_ULTRA"
 
     @field_serializer("num_images")
     def _num_images(self, count: int | None) -> str | None:
-        return str(count) if count and count > 1 else None  # one is what the provider makes anyway
+        return str(count) if count and count > 1 else None  # one is the provider's default
 
     @field_serializer("seed")
     def _seed(self, seed: int | None) -> int | str | None:
@@ -54,5 +54,5 @@ ADAPTER = Adapter(
     record_path="/api/v1/jobs/recordInfo",
     body=input_body,
     read=read_job,
-    usual_seconds=112,
+    typical_max_seconds=112,
 )

@@ -5,10 +5,10 @@ from typing import Any
 
 from providers.base import Failed, Poll, Progress, UnknownState, Unreadable
 from providers.kie.envelope import OK, Envelope, read_other_code
-from providers.kie.flags import flagged
 from providers.kie.kept import kept_record, kept_text
 from providers.kie.params import Params
 from providers.kie.results import credits_consumed, succeeded
+from providers.kie.success_flag import flagged
 from providers.kie.values import as_int, as_time, clean, first_words
 
 
@@ -19,7 +19,7 @@ def input_body(params: Params) -> dict[str, Any]:
 
 
 def read_job(envelope: Envelope) -> Poll:
-    """Read a recordInfo."""
+    """Read a recordInfo answer."""
     if envelope.code != OK:
         return read_other_code(envelope, rejects=False)
     record = envelope.record

@@ -1,7 +1,7 @@
-"""What is kept of an answer that was not understood: bounded, and without secrets.
+"""What is kept of an answer that was not understood: truncated, and without secrets.
 
-A record repeats our request, and with it the URL of our callbacks. Whoever knows that URL can make
-us poll, so it is hidden.
+A record repeats our request, and with it the URL for our callbacks. That URL is enough to make us
+poll, so it is hidden.
 """
 
 import json
@@ -30,7 +30,7 @@ def kept_record(record: Mapping[str, Any], result: Mapping[str, Any] | None = No
 
     Args:
         record: The provider's record.
-        result: What it says of the result, to stand beside it.
+        result: Its result, whose fields are added.
     """
     text = dump({**(result or {}), "resultUrls": [], "record": record})
     text = _without_callback_url(text)
@@ -43,7 +43,7 @@ def dump(value: Mapping[str, Any]) -> str:
     """Return JSON text that any database and any message can hold."""
     try:
         text = json.dumps(value, ensure_ascii=False)
-    except RecursionError:  # the reader's limit is not the writer's
+    except RecursionError:  # json reads deeper nesting than it writes
         text = json.dumps({"resultUrls": value["resultUrls"]}, ensure_ascii=False)
     return text.encode(errors="replace").decode()
 

@@ -1,4 +1,4 @@
-"""Midjourney through its own Kie API (kie-api.md 4, contract.md "Rules of parameters")."""
+"""Midjourney through its own Kie API: its rules, requests and records."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -8,8 +8,8 @@ from pydantic import Field
 from providers.base import Poll
 from providers.kie.adapter import Adapter
 from providers.kie.envelope import Envelope
-from providers.kie.flags import read_flagged
 from providers.kie.params import PROMPT, Given, Params, Urls, Watermark, choice, count_rule
+from providers.kie.success_flag import read_flagged
 
 TASK_TYPES = {
     "TXT2IMG": "mj_txt2img",
@@ -58,7 +58,7 @@ class Midjourney(Params):
 
     @classmethod
     def cross_rules(cls, given: Given) -> Iterator[tuple[str, str]]:
-        """The task type says which inputs there are."""
+        """The task type determines which inputs are allowed."""
         task_type = given.get("task_type")
         where = f"TASK_TYPE_{task_type}"
         video = task_type in VIDEO_TASKS
@@ -73,7 +73,7 @@ class Midjourney(Params):
 
 
 def body(params: Params) -> dict[str, Any]:
-    """Return the body: flat, and with the motion that the provider requires of a video."""
+    """Return the body, without nesting, and with the motion that a video requires."""
     assert isinstance(params, Midjourney)
     wire = params.wire()
     if params.task_type in VIDEO_TASKS:
@@ -82,7 +82,7 @@ def body(params: Params) -> dict[str, Any]:
 
 
 def read(envelope: Envelope) -> Poll:
-    """Read a record: the results stand in `resultInfoJson`, an object despite its name."""
+    """Read a record: its results are in `resultInfoJson`, an object despite its name."""
     return read_flagged(envelope, "resultInfoJson")
 
 
@@ -93,5 +93,5 @@ ADAPTER = Adapter(
     record_path="/api/v1/mj/record-info",
     body=body,
     read=read,
-    usual_seconds=313,
+    typical_max_seconds=313,
 )

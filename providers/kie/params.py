@@ -1,15 +1,14 @@
-"""From a model's message to its rules and its wire body: what the four model files have in common.
+"""From a model's message to its rules and the body of its request: what the four models share.
 
-Each model has one pydantic class, under the proto's names, that is both: its constraints are the
-rules, and its serialization aliases are the wire's names. Rules that span fields stand beside them
-in `cross_rules`, as pydantic skips its own model validators once any field is wrong, and a caller
-wants all mistakes at once.
+Each model is one pydantic class with the proto's field names: its constraints are the rules, and
+its serialization aliases are Kie's names. Rules that span fields are in `cross_rules`: pydantic
+skips its own model validators once any field is wrong, but callers should see all errors at once.
 """
 
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Self
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -25,11 +24,12 @@ from pydantic import (
 
 from providers.base import ParamsError, Violation
 from providers.public_address import is_public_host
+from providers.urls import is_visible, split_http_url
 
 URL_MAX_CHARACTERS = 2_048
 URLS_MAX = 10  # the most that any model takes
 
-# What a message sets, by the proto's names; enums by the short names of their values (`FAST`).
+# The fields that a message sets, by the proto's names; enums by short names (`FAST`).
 Given = Mapping[str, Any]
 
 
@@ -46,14 +46,10 @@ def _not_blank(text: str) -> str:
 
 
 def _http_url(url: str, info: ValidationInfo) -> str:
-    if any(c.isspace() or not c.isprintable() for c in url):
+    if not is_visible(url):
         raise ValueError("must not contain white space or control characters")
-    try:
-        parts = urlsplit(url)
-        is_absolute = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:  # of a port or an IPv6 address
-        is_absolute = False
-    if not is_absolute:
+    parts = split_http_url(url)
+    if parts is None:
         raise ValueError("must be an absolute http or https URL")
     if info.context:
         _require_public(parts)
@@ -68,7 +64,7 @@ def _require_public(parts: SplitResult) -> None:
         raise ValueError(f"must be reachable from the internet: {host} is not")
 
 
-# The length comes first in these: the functions walk over the text.
+# The length is checked first: the functions read the whole text.
 TEXT = AfterValidator(_no_nul)
 PROMPT = AfterValidator(_not_blank)
 Url = Annotated[str, Field(max_length=URL_MAX_CHARACTERS), AfterValidator(_http_url)]
@@ -77,12 +73,12 @@ Watermark = Annotated[str, Field(max_length=100), TEXT] | None
 
 
 def choice(wire_values: Mapping[str, str]) -> PlainSerializer:
-    """Serialise the short name of an enum value as what stands on the wire for it."""
+    """Serialise the short name of an enum value as Kie's name for it."""
     return PlainSerializer(lambda name: wire_values[name], return_type=str, when_used="unless-none")
 
 
 class Params(BaseModel):
-    """Base of the models' parameters: unset is None, and None is not sent."""
+    """Base of the models' parameters: an unset field is None, and is not sent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     message_path: ClassVar[str]
@@ -96,7 +92,7 @@ class Params(BaseModel):
             public_urls: Whether each URL must have a public host.
 
         Raises:
-            ParamsError: With all broken rules, each by its path in the request.
+            ParamsError: It contains every broken rule, each with its path in the request.
         """
         given = read_message(message)
         violations = [Violation(f"{cls.message_path}.{f}", d) for f, d in cls.cross_rules(given)]
@@ -118,18 +114,18 @@ class Params(BaseModel):
         return [
             Violation(path, _words(e))
             for path, e in found
-            # The rule of the model has said how many values there may be.
+            # The rule of the model already says how many values are allowed.
             if not (e["type"] == "too_long" and path in counted)
         ]
 
     @classmethod
     def cross_rules(cls, given: Given) -> Iterator[tuple[str, str]]:
-        """Yield (field, what it must be) for each broken rule that spans fields."""
+        """Yield (field, requirement) for each broken rule that spans fields."""
         del given
         yield from ()
 
     def wire(self) -> dict[str, Any]:
-        """Return the fields as the provider names them, without the unset ones."""
+        """Return the set fields by the provider's names."""
         fields = self.model_dump(by_alias=True)
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -137,7 +133,7 @@ class Params(BaseModel):
 def count_rule(
     field: str, given: Given, least: int, most: int, where: str
 ) -> Iterator[tuple[str, str]]:
-    """Yield the rule of how many values a repeated field holds, if it is broken."""
+    """Yield the rule for the number of values of a repeated field, if it is broken."""
     if least <= len(given.get(field, ())) <= most:
         return
     allowed = "must be empty" if most == 0 else f"must hold exactly {most}"
@@ -147,8 +143,8 @@ def count_rule(
 def read_message(message: Message) -> dict[str, Any]:
     """Return the set fields of a message.
 
-    The short names of its enum values, their numbers when unknown. Of a list that is too long only
-    as much as shows it: a million values take seconds to walk over.
+    Enum values are short names, or numbers if they are unknown. A list that is too long is cut just
+    beyond the limit: reading a million values takes seconds.
     """
     return {field.name: _value(field, value) for field, value in message.ListFields()}
 

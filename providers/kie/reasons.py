@@ -1,8 +1,8 @@
-"""From the number and the words of an answer to a reason: one table for all of Kie's APIs.
+"""From the code and the message of an answer to a reason: one table for all of Kie's APIs.
 
-The words say more than the number: a withdrawn model is a 422, an empty account may be a 500. They
-are matched as the provider's sentences, in what is left of a message without quotations, as a
-prompt that is quoted may speak of credits and models, too.
+The message says more than the code: a withdrawn model is a 422, an empty account may be a 500. It
+is matched against the provider's known sentences, after quotations are removed: a quoted prompt may
+mention credits and models, too.
 """
 
 import re
@@ -21,7 +21,7 @@ REASONS_BY_CODE = {
     **dict.fromkeys(TRY_LATER_CODES, TRY_LATER),
     505: "MODEL_UNAVAILABLE",
 }
-# Whose number leaves no doubt, whatever the words are.
+# Codes that are unambiguous, whatever the message says.
 CLEAR_CODES = frozenset({401, 402, 403, 433})
 
 
@@ -29,12 +29,12 @@ def _sentences(*patterns: str) -> re.Pattern[str]:
     return re.compile("|".join(patterns), re.IGNORECASE)
 
 
-# A model that is paused, for any number.
+# A paused model, with any code.
 PAUSED = _sentences(
     r"temporarily (?:paused|suspended|disabled|unavailable for use)",
     "暂停(?:服务|使用)",
 )
-# The first that matches decides, unless the number is clear by itself.
+# The first match decides, unless the code is unambiguous.
 SENTENCES = (
     (
         "CREDITS_EXHAUSTED",
@@ -51,7 +51,7 @@ SENTENCES = (
         ),
     ),
     (
-        "PROVIDER_REJECTED",  # by one model; another one may take it
+        "PROVIDER_REJECTED",  # by one model; another one may accept it
         _sentences(
             r"\b(?:not supported|unsupported|not available|invalid|not allowed)"
             r" (?:by|for|with|in|on) (?:this|the|that|your)(?: \w+)? model\b",
@@ -110,21 +110,21 @@ SENTENCES = (
     ),
 )
 
-# What stands in quotation marks. A straight single quote is an apostrophe inside a word.
+# Text in quotation marks. Inside a word, a straight single quote is an apostrophe.
 QUOTED = re.compile(
     r"\"[^\"]*\"|“[^”]*”|\u2018[^\u2019]*\u2019|「[^」]*」|『[^』]*』|《[^》]*》|`[^`]*`"
     r"|(?<!\w)'[^']*'(?!\w)"
 )
-ECHO_MIN_CHARACTERS = 10  # of a prompt; a shorter one may be a word of the provider's, too
+ECHO_MIN_CHARACTERS = 10  # of a prompt; a shorter one may also be a word of the provider
 
 
 def reason_of(code: int, message: str, *, prompt: str = "") -> str:
-    """Return the name of an ErrorReason, or TRY_LATER, for an answer that says no.
+    """Return the name of an ErrorReason, or TRY_LATER, for a refusal.
 
     Args:
         code: The envelope's code, or the HTTP status where there is no envelope.
-        message: The provider's words.
-        prompt: Our own words, which the message may quote.
+        message: The provider's message.
+        prompt: That of our request, which the message may quote.
     """
     words = _own_words(message, prompt)
     if PAUSED.search(words):
@@ -133,12 +133,12 @@ def reason_of(code: int, message: str, *, prompt: str = "") -> str:
     if code in CLEAR_CODES:
         return by_code
     said = next((reason for reason, sentence in SENTENCES if sentence.search(words)), by_code)
-    # Over a limit is no fault of the parameters, whatever the words remind of.
+    # An exceeded limit is not an error in the parameters, whatever the message resembles.
     return said if code not in TRY_LATER_CODES or said == "CREDITS_EXHAUSTED" else by_code
 
 
 def upload_reason(code: int, message: str) -> str:
-    """Return the name of an ErrorReason for a file that was not taken."""
+    """Return the name of an ErrorReason for a file that was not accepted."""
     if code == PAYLOAD_TOO_LARGE:
         return "UPLOAD_TOO_LARGE"
     reason = reason_of(code, message)
@@ -147,14 +147,14 @@ def upload_reason(code: int, message: str) -> str:
 
 
 def _own_words(message: str, prompt: str) -> str:
-    """Return the provider's words: the message without what it quotes, unless nothing is left."""
+    """Return the message without quotations, unless nothing remains."""
     text = " ".join(unescape(message).split())
     left = QUOTED.sub(" ", _without_echo(text, " ".join(prompt.split())))
     return left if any(map(str.isalnum, left)) else text
 
 
 def _without_echo(text: str, prompt: str) -> str:
-    """Remove the prompt, or as much of its beginning as the message holds."""
+    """Remove the prompt, or as much of its beginning as the message contains."""
     folded, echo = text.lower(), prompt.lower()
     if len(echo) < ECHO_MIN_CHARACTERS or len(folded) != len(text):
         return text

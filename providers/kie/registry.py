@@ -1,4 +1,4 @@
-"""The models that are served: a new one is a line here."""
+"""The models that are served; a new one needs one line here."""
 
 from providers.kie import imagen4, midjourney, sora2, veo3
 

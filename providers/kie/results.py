@@ -1,4 +1,4 @@
-"""From a provider's record to URLs, media types and the contract's result_json."""
+"""From a provider's record to URLs, media types and result_json."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,13 +12,13 @@ from providers.kie.values import REQUEST_NAMES, as_credits, as_time, clean, fiel
 
 RESULTS_MAX = 1_000
 URL_MAX_CHARACTERS = 16_384
-URLS_MAX_CHARACTERS = 1 << 20  # together: a message must hold them twice
+URLS_MAX_CHARACTERS = 1 << 20  # in all: a message contains them twice
 RESULT_MAX_CHARACTERS = 1 << 20
-DEPTH_MAX = 6
-# Where a record keeps its result, best first; `response` is `resultJson` already parsed.
+DEPTH_MAX = 7  # of nested objects and lists
+# The fields of a record's result, best first; `response` is `resultJson`, already parsed.
 RESULT_FIELDS = ("response", "resultJson", "resultInfoJson", "result", "results", "info", "output")
-# What results are called there, best first, as `field_name` spells it. The later ones hold the same
-# work in another form.
+# The names of URLs in a result, best first, as `field_name` writes them. The later ones are other
+# versions of the same images or videos.
 URL_NAMES = (
     *("resulturls", "resulturl", "fullresulturls", "originurls", "resultwatermarkurls"),
     *("videourls", "videourl", "imageurls", "imageurl", "audiourls", "audiourl"),
@@ -26,7 +26,7 @@ URL_NAMES = (
 )
 URL_START = re.compile(r"https?://[^\s]", re.IGNORECASE)
 BETWEEN_URLS = re.compile(r"[,;\s]\s*(?=https?://)", re.IGNORECASE)
-BLANKS = " \t\r\n\v\f\ufeff\u200b\xa0\"'"  # and quotes, around a URL
+BLANKS = " \t\r\n\v\f\ufeff\u200b\xa0\"'"  # around a URL, with quotes
 MIME_TYPES = {
     ".gif": "image/gif",
     ".jpeg": "image/jpeg",
@@ -40,11 +40,11 @@ MIME_TYPES = {
 
 
 def succeeded(record: Mapping[str, Any], own_field: str = "response") -> Succeeded:
-    """Build the outcome of a record that says success.
+    """Return the outcome of a successful record.
 
     Args:
         record: The `data` of the answer.
-        own_field: Where this family keeps its results; every other place is read after it.
+        own_field: The result field of this model family; it is read before all others.
     """
     fields = (own_field, *(name for name in RESULT_FIELDS if name != own_field))
     results = [held for name in fields if (held := unwrapped(record.get(name))) not in (None, "")]
@@ -60,15 +60,15 @@ def succeeded(record: Mapping[str, Any], own_field: str = "response") -> Succeed
 
 
 def _first_urls(places: list[Any]) -> tuple[Any, tuple[str, ...]]:
-    """Return the first place with URLs, and those; the record itself is the last place."""
+    """Return the first place with URLs, and its URLs; the record itself is the last place."""
     *results, record = places
     for result in results:
-        if urls := _bounded(_named_urls(result)):
+        if urls := _bounded(_urls(result)):
             return result, urls
-    if urls := _bounded(_named_urls(record)):
+    if urls := _bounded(_urls(record)):
         return {}, urls
     for result in results:
-        if urls := _bounded(_any_urls(result, DEPTH_MAX)):
+        if urls := _bounded(_urls(result, any_field=True)):
             return result, urls
     return next((result for result in results if isinstance(result, dict)), {}), ()
 
@@ -79,12 +79,12 @@ def _result_json(result: Mapping[str, Any], urls: tuple[str, ...]) -> str:
 
 
 def credits_consumed(record: Mapping[str, Any]) -> float | None:
-    """Return what the task cost; older copies of the API spelled it the other way round."""
+    """Return the cost of a task; in older versions of the API the field was `consumeCredits`."""
     return as_credits(record.get("creditsConsumed", record.get("consumeCredits")))
 
 
 def mime_type(url: str) -> str:
-    """Return the media type that a result's URL shows by its extension."""
+    """Return the media type of a result by its URL's extension."""
     try:
         extension = PurePosixPath(urlsplit(url).path).suffix.lower()
     except ValueError:
@@ -92,7 +92,7 @@ def mime_type(url: str) -> str:
     return MIME_TYPES.get(extension, "application/octet-stream")
 
 
-# --- URLs, wherever they stand ---
+# --- URLs, wherever they are ---
 
 
 def _bounded(urls: Iterable[str]) -> tuple[str, ...]:
@@ -106,45 +106,34 @@ def _bounded(urls: Iterable[str]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def _named_urls(result: Any) -> tuple[str, ...]:
-    """Return the URLs of the best field of an object, or those of a bare list or text."""
-    if not isinstance(result, dict):
-        return tuple(_each_url(result, DEPTH_MAX))
-    named = {field_name(name): value for name, value in result.items()}
-    lists = (tuple(_each_url(named.get(name), DEPTH_MAX)) for name in URL_NAMES)
-    return next(filter(None, lists), ())
+def _urls(value: Any, depth: int = DEPTH_MAX, *, any_field: bool = False) -> Iterator[str]:
+    """Yield the URLs of a text, a list or an object.
 
-
-def _each_url(value: Any, depth: int) -> Iterator[str]:
-    """Yield the URLs of a text, of a list of texts, or of objects that name one each."""
+    Args:
+        value: The text, list or object; each may be JSON text.
+        depth: How many levels are read.
+        any_field: Read every field of an object but those that repeat our request; otherwise only
+            the best one that contains URLs.
+    """
     value = unwrapped(value)
     if isinstance(value, str):
         yield from _urls_in(value)
     elif isinstance(value, list) and depth:
         for item in value:
-            yield from _each_url(item, depth - 1)
+            yield from _urls(item, depth - 1, any_field=any_field)
     elif isinstance(value, dict) and depth:
-        named = {field_name(name): item for name, item in value.items()}
-        items = (tuple(_each_url(named.get(name), depth - 1)) for name in URL_NAMES)
-        yield from next(filter(None, items), ())
-
-
-def _any_urls(value: Any, depth: int) -> Iterator[str]:
-    """Yield every URL of a result, whatever the fields are called."""
-    value = unwrapped(value)
-    if isinstance(value, str):
-        yield from _urls_in(value)
-    elif isinstance(value, list) and depth:
-        for item in value:
-            yield from _any_urls(item, depth - 1)
-    elif isinstance(value, dict) and depth:
-        for name, item in value.items():
-            if field_name(name) not in REQUEST_NAMES:
-                yield from _any_urls(item, depth - 1)
+        if any_field:
+            for name, item in value.items():
+                if field_name(name) not in REQUEST_NAMES:
+                    yield from _urls(item, depth - 1, any_field=True)
+        else:
+            fields = {field_name(name): item for name, item in value.items()}
+            lists = (tuple(_urls(fields.get(name), depth - 1)) for name in URL_NAMES)
+            yield from next(filter(None, lists), ())
 
 
 def _urls_in(text: str) -> Iterator[str]:
-    """Yield the URLs of a text of URLs, which may be a list without its quotes."""
+    """Yield the URLs in a text of URLs, which may be a list without quotes."""
     text = text.strip(BLANKS)
     if text.startswith("["):
         text = text.strip("[]").strip(BLANKS)
@@ -156,5 +145,5 @@ def _urls_in(text: str) -> Iterator[str]:
 
 
 def _is_whole(url: str) -> bool:
-    """Whether a URL can be kept as it is; changed, it would be a dead link."""
+    """Whether a URL can be stored unchanged; otherwise it would be a dead link."""
     return clean(url, URL_MAX_CHARACTERS) == url

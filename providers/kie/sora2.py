@@ -1,4 +1,4 @@
-"""Sora 2 through Kie's jobs API (kie-api.md 2.4, contract.md "Rules of parameters")."""
+"""Sora 2 through Kie's jobs API: its rules, requests and records."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -35,11 +35,11 @@ class Sora2(Params):
     duration_seconds: Annotated[Literal[10, 15], Field(serialization_alias="n_frames")] = 10
     size: Annotated[Literal["STANDARD", "HIGH"] | None, choice(SIZES)] = None
     remove_watermark: bool | None = None
-    upload_method: Literal["s3"] = "s3"  # no caller's choice; Kie's newest documents require it
+    upload_method: Literal["s3"] = "s3"  # not up to the caller; required by Kie's newest documents
 
     @classmethod
     def cross_rules(cls, given: Given) -> Iterator[tuple[str, str]]:
-        """IMAGE variants take one image, PRO variants a size."""
+        """IMAGE variants take one image; only PRO variants take a size."""
         model = str(given.get("api_model", "TEXT_TO_VIDEO"))
         if model in API_MODELS:
             images = 1 if "IMAGE" in model else 0
@@ -59,5 +59,5 @@ ADAPTER = Adapter(
     record_path="/api/v1/jobs/recordInfo",
     body=input_body,
     read=read_job,
-    usual_seconds=313,
+    typical_max_seconds=313,
 )

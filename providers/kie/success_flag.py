@@ -11,7 +11,7 @@ from providers.kie.values import as_int, as_time, clean, first_words
 
 
 def read_flagged(envelope: Envelope, result_field: str) -> Poll:
-    """Read a record-info whose results stand in `result_field`."""
+    """Read a record-info answer whose results are in `result_field`."""
     if envelope.code != OK:
         return read_other_code(envelope, rejects=True)
     record = envelope.record
@@ -32,7 +32,7 @@ def flagged(record: Mapping[str, Any], result_field: str = "response") -> Poll:
             )
         case 1:
             return succeeded(record, result_field)
-        case 2 | 3:  # 3: it was created, but generating failed upstream
+        case 2 | 3:  # 3: created, but generation failed upstream
             return _failed(record)
         case _ if not record or flag is None:
             return Unreadable("a record without a state", record=kept_record(record))

@@ -1,6 +1,6 @@
-"""Values as they come from Kie: any type, any size, JSON inside JSON, broken text.
+"""Read values from Kie: of any type and size, JSON inside JSON, broken text.
 
-Nothing here raises for what the other side sent, except `read_json`.
+Nothing here raises for what Kie sent, except `read_json`.
 """
 
 import json
@@ -12,16 +12,16 @@ from typing import Any
 
 MESSAGE_MAX_CHARACTERS = 1_000
 ID_MAX_CHARACTERS = 255
-NUMBER_MAX_DIGITS = 300  # nearly what a float can hold; Python itself refuses 4,300
+NUMBER_MAX_DIGITS = 300  # close to the range of a float; Python refuses to parse more than 4,300
 LAYERS_MAX = 4  # of JSON text inside JSON text
-DEPTH_MAX = 6  # of objects in which an id is searched
+DEPTH_MAX = 6  # of objects searched for an id
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
-# The names of an id, without case and underscores, best first.
+# The names of an id, in lower case and without underscores, best first.
 ID_NAMES = ("taskid", "recordid", "jobid", "id")
-# What repeats our own request: no id and no URL in it is an answer.
+# These fields repeat our own request: an id or a URL in them is not an answer.
 REQUEST_NAMES = frozenset({"param", "paramjson", "promptjson", "input", "request"})
-# In a text that is no JSON, or in JSON text that such a text holds.
+# In text that is not JSON, or in JSON text inside such text.
 ID_IN_TEXT = re.compile(
     r'"(?:task|record)_?id\\*"\s*:\s*(?:\\*"\s*([\w.:/-]{1,255})\s*\\*"|(\d{1,30})\s*[,}\]])',
     re.IGNORECASE,
@@ -34,19 +34,19 @@ BARE_ID = re.compile(r"(?=\D*\d)[A-Za-z0-9][A-Za-z0-9._:/-]{3,254}")
 
 
 def text_of(data: bytes) -> str:
-    """Decode an answer; bytes that are no text become replacement characters."""
+    """Decode an answer; bytes that are not text become replacement characters."""
     if data.startswith(UTF_16_MARKS):
         return data.decode("utf-16", errors="replace")
     return data.decode("utf-8-sig", errors="replace")
 
 
 def read_json(text: str) -> Any:
-    """Read JSON with the faults that are met: NaN, huge numbers, raw line feeds in strings.
+    """Read JSON with common faults: NaN, huge numbers, raw line feeds in strings.
 
-    Numbers that JSON could not say again are kept as text.
+    Numbers that JSON cannot represent are kept as text.
 
     Raises:
-        ValueError: It is no JSON.
+        ValueError: It is not JSON.
     """
     try:
         return json.loads(
@@ -61,7 +61,7 @@ def read_json(text: str) -> Any:
 
 
 def unwrapped(value: Any) -> Any:
-    """Return what JSON text holds, however often it was encoded; any other value as it is."""
+    """Return the value of JSON text, however often it was encoded; any other value unchanged."""
     for _ in range(LAYERS_MAX):
         if not isinstance(value, str) or not value.lstrip("\ufeff \t\r\n").startswith(
             ("{", "[", '"')
@@ -75,7 +75,7 @@ def unwrapped(value: Any) -> Any:
 
 
 def as_object(value: Any) -> dict[str, Any]:
-    """Return an object that may come as JSON text or as the only item of a list; {} if none."""
+    """Return an object that may be JSON text or the only item of a list; {} if it is neither."""
     value = unwrapped(value)
     if isinstance(value, list) and len(value) == 1:
         value = unwrapped(value[0])
@@ -83,7 +83,7 @@ def as_object(value: Any) -> dict[str, Any]:
 
 
 def field_name(name: str) -> str:
-    """Return a name as it is compared: `task_id`, `taskID` and `TaskId` are one."""
+    """Return a name for comparison: `task_id`, `taskID` and `TaskId` are equal."""
     return name.replace("_", "").replace("-", "").lower()
 
 
@@ -92,7 +92,7 @@ def _integer(digits: str) -> int | str:
 
 
 def _float(digits: str) -> float | str:
-    """Leave a number beyond a float's range as text: JSON cannot say infinity again."""
+    """Keep a number beyond a float's range as text: JSON cannot represent infinity."""
     number = float(digits)
     return number if math.isfinite(number) else digits
 
@@ -101,7 +101,7 @@ def _float(digits: str) -> float | str:
 
 
 def as_id(value: Any) -> str:
-    """Return an id as text; "" if it is none that could be asked for."""
+    """Return an id as text; "" if it is not a usable one."""
     value = unwrapped(value)
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         value = str(value)
@@ -113,12 +113,12 @@ def as_id(value: Any) -> str:
 
 
 def find_id(value: Any, depth: int = DEPTH_MAX) -> str:
-    """Return the id that stands under one of its names, here or deeper; "" if there is none."""
+    """Return the id in one of the fields for it, here or deeper; "" if there is none."""
     return _likeliest(_named_ids(unwrapped(value), depth))
 
 
 def _likeliest(ids: Iterable[str]) -> str:
-    """Return the first that looks like an id of Kie's, else the first."""
+    """Return the first one that looks like Kie's ids, else the first one."""
     first = ""
     for found in ids:
         if found and BARE_ID.fullmatch(found):
@@ -128,7 +128,7 @@ def _likeliest(ids: Iterable[str]) -> str:
 
 
 def _named_ids(value: Any, depth: int) -> Iterator[str]:
-    """Yield ids by the rank of their names, those here before those deeper."""
+    """Yield ids in the order of ID_NAMES, those here before those deeper."""
     if not depth or not isinstance(value, dict | list):
         return
     named = {field_name(name): item for name, item in _items(value)}
@@ -147,7 +147,7 @@ def _items(value: dict[str, Any] | list[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def bare_id(value: Any) -> str:
-    """Return a value that is an id by itself, as the only item of a list at most."""
+    """Return a value that is itself an id, or the only item of a list; "" if it is not."""
     value = unwrapped(value)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -156,17 +156,17 @@ def bare_id(value: Any) -> str:
 
 
 def id_in_text(text: str) -> str:
-    """Return the id in a text that is no JSON, as its end may be missing; "" if there is none."""
+    """Return the id in text that is not JSON, perhaps truncated; "" if there is none."""
     return _likeliest(as_id(found[1] or found[2]) for found in ID_IN_TEXT.finditer(text))
 
 
 def id_anywhere(text: str) -> str:
-    """Return the id that stands in an answer, be it JSON or not; "" if there is none."""
+    """Return the id in an answer, whether it is JSON or not; "" if there is none."""
     return find_id(text) or id_in_text(text)
 
 
 def same_id(one: Any, other: str) -> bool:
-    """Whether two ids are one: a provider may change the case, or add blanks."""
+    """Whether two ids are equal: a provider may change the case, or add spaces."""
     return as_id(one).casefold() == other.strip().casefold()
 
 
@@ -174,7 +174,7 @@ def same_id(one: Any, other: str) -> bool:
 
 
 def as_int(value: Any) -> int | None:
-    """Read a whole number that may come as a string; None if it is none."""
+    """Read a whole number, which may be a string; None if it is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, float) and not value.is_integer():
@@ -186,7 +186,7 @@ def as_int(value: Any) -> int | None:
 
 
 def as_credits(value: Any) -> float | None:
-    """Read an amount of credits, which may come as a string; None if it is none."""
+    """Read an amount of credits, which may be a string; None if it is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -199,7 +199,7 @@ def as_credits(value: Any) -> float | None:
 def as_time(value: Any) -> float | None:
     """Read a time as unix seconds.
 
-    Unix milliseconds, ISO 8601, or `YYYY-MM-DD hh:mm:ss` (taken as UTC).
+    Accepts unix milliseconds, ISO 8601, and `YYYY-MM-DD hh:mm:ss` (as UTC).
     """
     number = as_int(value)
     if number is not None:
@@ -214,16 +214,16 @@ def as_time(value: Any) -> float | None:
 
 
 def clean(words: Any, most: int = MESSAGE_MAX_CHARACTERS) -> str:
-    """Return text that any database and any message can hold.
+    """Return text that any database and any message can store.
 
-    No NUL, no lone surrogates, bounded.
+    Without NUL and lone surrogates, and truncated.
     """
     text = words if isinstance(words, str) else "" if words is None else str(words)[:most]
     return text[:most].replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
 def first_words(holder: Mapping[str, Any], *names: str) -> str:
-    """Return the first of these fields that holds words; those of an object in it, too."""
+    """Return the first of these fields that contains text; in an object, its message."""
     for name in names:
         value = holder.get(name)
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Veo 3 through its own Kie API (kie-api.md 3, contract.md "Rules of parameters")."""
+"""Veo 3 through its own Kie API: its rules, requests and records."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -8,8 +8,8 @@ from pydantic import Field
 from providers.base import Poll
 from providers.kie.adapter import Adapter
 from providers.kie.envelope import Envelope
-from providers.kie.flags import read_flagged
 from providers.kie.params import PROMPT, Given, Params, Urls, Watermark, choice, count_rule
+from providers.kie.success_flag import read_flagged
 
 API_MODELS = {"VEO3_FAST": "veo3_fast", "VEO3": "veo3", "VEO3_LITE": "veo3_lite"}
 IMAGE_COUNTS = {
@@ -49,7 +49,7 @@ class Veo3(Params):
 
     @classmethod
     def cross_rules(cls, given: Given) -> Iterator[tuple[str, str]]:
-        """The generation type says how many images there are, and REFERENCE limits the rest."""
+        """The generation type determines the number of images; REFERENCE restricts other fields."""
         kind = given.get("generation_type")
         where = f"GENERATION_TYPE_{kind or 'UNSPECIFIED'}"
         if kind in IMAGE_COUNTS:
@@ -65,12 +65,12 @@ class Veo3(Params):
 
 
 def body(params: Params) -> dict[str, Any]:
-    """Return the body: flat."""
+    """Return the body, without nesting."""
     return params.wire()
 
 
 def read(envelope: Envelope) -> Poll:
-    """Read a record: the results stand in `response`, as strings."""
+    """Read a record: its results are in `response`, as strings."""
     return read_flagged(envelope, "response")
 
 
@@ -81,5 +81,5 @@ ADAPTER = Adapter(
     record_path="/api/v1/veo/record-info",
     body=body,
     read=read,
-    usual_seconds=313,
+    typical_max_seconds=313,
 )

@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 after a signal, 1 if the address or the state file cannot be used.
     """
     options = read_options(arguments)
-    logging.basicConfig(stream=sys.stderr, level=options.log_level, format="%(asctime)s %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=options.log_level, format="%(asctime)s %(message)s"
+    )
     try:
         asyncio.run(serve(options))
     except (OSError, ValueError) as error:

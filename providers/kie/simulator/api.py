@@ -15,9 +15,9 @@ from typing import Any, Final
 from aiohttp import web
 
 from providers.kie.simulator import wire
+from providers.kie.simulator.account import Account
 from providers.kie.simulator.faults import ACCEPTED, ARRIVAL, FINISHED, PENDING, SUCCEEDED
 from providers.kie.simulator.models import MODELS, Model
-from providers.kie.simulator.records import Record, record_of
 from providers.kie.simulator.orders import (
     VEO_4K,
     Order,
@@ -30,6 +30,7 @@ from providers.kie.simulator.orders import (
     veo_extend_order,
     veo_order,
 )
+from providers.kie.simulator.records import Record, record_of
 from providers.kie.simulator.rules import INVALID, BadFieldError, Body, RefusedError, check
 from providers.kie.simulator.tasks import (
     FAIL,
@@ -40,7 +41,6 @@ from providers.kie.simulator.tasks import (
     prompt_of,
 )
 from providers.kie.simulator.wire import api_answer, bearer_of, cut, envelope, json_object
-from providers.kie.simulator.account import Account
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from providers.kie.simulator.account import Account
 from providers.kie.simulator.faults import FaultRule, fault_from_json, parse_fault
 from providers.kie.simulator.tasks import FAILED_CODE, FAILED_MSG, SUCCESS
 from providers.kie.simulator.wire import json_object, read_json
-from providers.kie.simulator.account import Account
 
 TASKS_SHOWN_DEFAULT: Final = 1_000
 FINISH_FIELDS: Final = {"state", "failCode", "failMsg", "urls", "callback"}

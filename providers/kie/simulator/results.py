@@ -7,12 +7,12 @@ from typing import Final
 from aiohttp import web
 
 from providers.kie.simulator import media
+from providers.kie.simulator.account import Account
 from providers.kie.simulator.api import Api
 from providers.kie.simulator.faults import ARRIVAL, SENDING
 from providers.kie.simulator.rules import INVALID, RefusedError
 from providers.kie.simulator.tasks import FINAL_STATES, Task, prompt_of
 from providers.kie.simulator.wire import api_answer, envelope, json_object, send_bytes
-from providers.kie.simulator.account import Account
 
 DOWNLOAD_URL_SECONDS: Final = 20 * 60
 RESULT_NAME: Final = re.compile(r"([0-9a-f]{32})_\w{1,20}\.(png|mp4)", re.ASCII)
@@ -78,7 +78,9 @@ class Results:
         )
 
     def _serves(self, task: Task, extension: str) -> bool:
-        return task.kind.media == extension and task.state_at(self._account.now_ms()) in FINAL_STATES
+        return (
+            task.kind.media == extension and task.state_at(self._account.now_ms()) in FINAL_STATES
+        )
 
 
 def _content(task: Task, name: str) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 
 from aiohttp import web
 
+from providers.kie.simulator.account import Account
 from providers.kie.simulator.addresses import base_urls_by_port, url_of
 from providers.kie.simulator.api import Api
 from providers.kie.simulator.control import Control, answer_bad_input
@@ -20,7 +21,6 @@ from providers.kie.simulator.settings import SimulatorSettings
 from providers.kie.simulator.tasks import FAILED_CODE, FAILED_MSG, SUCCESS
 from providers.kie.simulator.uploads import Uploads
 from providers.kie.simulator.wire import answer_in_gzip, api_answer, envelope
-from providers.kie.simulator.account import Account
 
 logger = logging.getLogger(__name__)
 

@@ -24,13 +24,13 @@ import aiohttp
 from aiohttp import BodyPartReader, web
 from aiohttp.http import HttpProcessingError
 
+from providers.kie.simulator.account import Account
 from providers.kie.simulator.addresses import is_loopback
 from providers.kie.simulator.api import Api
 from providers.kie.simulator.faults import ACCEPTED, ARRIVAL
 from providers.kie.simulator.files import FileStore, StoredFile
 from providers.kie.simulator.rules import RefusedError, is_url
 from providers.kie.simulator.wire import JSON_MAX_BYTES, json_object, spoiled
-from providers.kie.simulator.account import Account
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,201 @@
+"""HTTP as Kie's API needs it: sessions, bounded answers, and the outcome of each request."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Self
+
+import aiohttp
+from aiohttp import hdrs
+
+from providers.base import CallObserver
+from providers.kie.envelope import Envelope, UnreadableAnswerError, is_complete, parse_envelope
+
+HIDDEN = b"(hidden)"
+SECRET_MIN_CHARACTERS = 8
+ANSWER_MAX_BYTES = 8 << 20
+ANSWER_START_BYTES = 65_536  # of an answer that is too large: an id is near its start
+HEADER_MAX_BYTES = 65_536
+CONNECT_SECONDS = 10
+POLL_CONNECTIONS = 256
+USER_AGENT = "kie-generation-service"  # Kie's edge answers 403 to aiohttp's default
+
+NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+BROKEN_BODY = (aiohttp.ClientError, TimeoutError, OSError)
+BROKEN = (*BROKEN_BODY, UnreadableAnswerError)
+CODES = range(100, 600)  # reported to an observer by their number
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long requests to Kie may take.
+
+    Attributes:
+        create_seconds: For the answer to a paid request. Recorded creates took less than a second;
+            the longer we wait, the fewer answers are lost.
+        second_look_seconds: What a create gets on top: after a suspend its time is over, but the
+            answer may already be in the socket.
+        poll_seconds: For a poll.
+        rest_seconds: For the rest of an answer that is complete JSON already.
+        upload_stall_seconds: For each piece of an upload, and for the answer to the last one.
+    """
+
+    create_seconds: float = 60
+    second_look_seconds: float = 1
+    poll_seconds: float = 20
+    rest_seconds: float = 2
+    upload_stall_seconds: float = 60
+
+
+TIMEOUTS = Timeouts()
+
+
+class Sessions:
+    """The two connection pools to Kie.
+
+    Attributes:
+        reads: For polls; its connections are reused.
+        writes: For creates and uploads; each request has a connection of its own. If the peer had
+            closed a reused one, the request would fail after it was sent, and nobody could tell
+            whether the task was bought. On a new connection "not connected" (safe to repeat) and
+            "sent, no answer" (never to repeat) are different errors.
+    """
+
+    def __init__(self, api_key: str) -> None:
+        self._headers = {hdrs.AUTHORIZATION: f"Bearer {api_key}", hdrs.USER_AGENT: USER_AGENT}
+        self.reads = self._session(aiohttp.TCPConnector(limit=POLL_CONNECTIONS))
+        self.writes = self._session(aiohttp.TCPConnector(limit=0, force_close=True))
+
+    def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            headers=self._headers,
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            max_line_size=HEADER_MAX_BYTES,
+            max_field_size=HEADER_MAX_BYTES,
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.reads.close()
+        await self.writes.close()
+
+
+class Exchange:
+    """One request, from its start until its end is reported to the observer.
+
+    Its code is that of the answer, or a word for why there is none: `not_connected`, `no_answer`,
+    `unreadable`, or `given_up` if this side stopped before it was answered or broken.
+    """
+
+    def __init__(self, endpoint: str, observe: CallObserver) -> None:
+        self._endpoint = endpoint
+        self._observe = observe
+        self._code = ""
+
+    def answered(self, code: int) -> None:
+        """Record the code of an envelope."""
+        self._code = str(code) if code in CODES else "other"
+
+    def broke(self, error: BaseException) -> None:
+        """Record why there is no answer, if the provider or the network is the cause."""
+        if isinstance(error, NOT_CONNECTED):
+            self._code = "not_connected"
+        elif isinstance(error, UnreadableAnswerError):
+            self._code = "unreadable"
+        elif isinstance(error, BROKEN):
+            self._code = "no_answer"
+
+    def __enter__(self) -> Self:
+        self._started = time.monotonic()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and not self._code:
+            self.broke(error)
+        self._observe(self._endpoint, self._code or "given_up", time.monotonic() - self._started)
+
+
+async def read_envelope(
+    response: aiohttp.ClientResponse,
+    exchange: Exchange,
+    *,
+    secrets: tuple[str, ...],
+    rest_seconds: float,
+) -> Envelope:
+    """Read an answer, bounded and with our secrets hidden.
+
+    Raises:
+        UnreadableAnswerError: It is too large, or not an envelope.
+    """
+    body = await _body(response, rest_seconds)
+    envelope = parse_envelope(response.status, _without(secrets, body))
+    exchange.answered(envelope.code)
+    return envelope
+
+
+async def _body(response: aiohttp.ClientResponse, rest_seconds: float) -> bytes:
+    """Read a bounded answer; complete JSON is accepted without the announced rest.
+
+    Raises:
+        UnreadableAnswerError: It is too large, or incomplete.
+    """
+    body = bytearray()
+    try:
+        while chunk := await _next_chunk(response, body, rest_seconds):
+            body += chunk
+            if len(body) > ANSWER_MAX_BYTES:
+                words = f"more than {ANSWER_MAX_BYTES} bytes"
+                text = bytes(body[:ANSWER_START_BYTES]).decode(errors="replace")
+                raise UnreadableAnswerError(words, about_us=response.ok, text=text)
+    except BROKEN_BODY as error:
+        if not body:
+            raise
+        if not is_complete(bytes(body)):
+            text = body.decode(errors="replace")
+            raise UnreadableAnswerError(describe(error), text=text) from error
+    return bytes(body)
+
+
+async def _next_chunk(
+    response: aiohttp.ClientResponse, body: bytearray, rest_seconds: float
+) -> bytes:
+    """Wait for more, but only briefly if the JSON is complete."""
+    if not body or response.content.is_eof():
+        return await response.content.readany()
+    try:
+        async with asyncio.timeout(rest_seconds):
+            return await response.content.readany()
+    except TimeoutError:
+        return b"" if is_complete(bytes(body)) else await response.content.readany()
+
+
+def _without(secrets: tuple[str, ...], text: bytes) -> bytes:
+    """Hide our secrets in an answer; a value that is too short to be one is just a word."""
+    for secret in secrets:
+        if len(secret) >= SECRET_MIN_CHARACTERS:
+            text = text.replace(secret.encode(), HIDDEN)
+    return text
+
+
+def describe(error: BaseException) -> str:
+    """Return what happened, without URLs, which may contain secrets."""
+    match error:
+        case UnreadableAnswerError():
+            return str(error)
+        case aiohttp.ClientConnectorDNSError():
+            return f"DNS does not resolve {error.host}: {error.os_error.strerror}"
+        case aiohttp.ClientConnectorCertificateError():
+            reason = getattr(error.certificate_error, "verify_message", "")
+            return f"the certificate of {error.host} was rejected: {reason or error.strerror}"
+        case aiohttp.ClientConnectorSSLError():
+            reason = getattr(error.os_error, "reason", None) or error.os_error.strerror
+            return f"TLS with {error.host} failed: {reason}"
+        case aiohttp.ClientConnectorError(os_error=ConnectionRefusedError()):
+            return f"{error.host} port {error.port} refused the connection"
+        case aiohttp.ClientConnectorError():
+            return f"{error.host} cannot be reached: {error.strerror or error.os_error}"
+        case aiohttp.ConnectionTimeoutError():
+            return f"no connection within {CONNECT_SECONDS} s"
+        case _:
+            return type(error).__name__

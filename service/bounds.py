@@ -1,0 +1,50 @@
+"""Limits that no setting changes, as one value that the composition root passes on."""
+
+from dataclasses import dataclass, field
+
+from providers.kie.http import Timeouts
+from service.admin import QUEUES_SECONDS
+from service.files import RECHECK_SECONDS
+from service.http import HttpLimits
+from service.uploads import UploadPace
+
+
+@dataclass(frozen=True, slots=True)
+class Grace:
+    """How long a shutdown may take; together less than the 10 s that orchestrators allow.
+
+    Attributes:
+        calls_seconds: For calls in progress.
+        cancelled_calls_seconds: For the calls that are then cancelled.
+        polls_seconds: For requests to the provider.
+    """
+
+    calls_seconds: float = 3.0
+    cancelled_calls_seconds: float = 1.0
+    polls_seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The limits; tests shorten them.
+
+    Attributes:
+        handshake_seconds: For the TLS or HTTP/2 handshake of a connection.
+        http: For the clients of the HTTP ports.
+        uploads: For the speed of callers.
+        kie: For requests to the provider.
+        grace: For a shutdown.
+        recheck_seconds: The time between two checks of the files of tokens and limits.
+        queues_seconds: How long the queues may take to read for /metrics.
+    """
+
+    handshake_seconds: float = 10.0
+    http: HttpLimits = field(default_factory=HttpLimits)
+    uploads: UploadPace = field(default_factory=UploadPace)
+    kie: Timeouts = field(default_factory=Timeouts)
+    grace: Grace = field(default_factory=Grace)
+    recheck_seconds: float = RECHECK_SECONDS
+    queues_seconds: float = QUEUES_SECONDS
+
+
+BOUNDS = Bounds()

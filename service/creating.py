@@ -1,0 +1,157 @@
+"""CreateTask: from a checked request to a stored task, and to the provider's verdict on it."""
+
+import time
+import uuid
+from collections.abc import Callable
+
+import structlog
+
+from generated.generation.v1 import generation_pb2 as pb
+from providers.base import Provider
+from service.admission import Admission
+from service.callers import current_caller
+from service.errors import REFUSALS, ServiceError
+from service.metrics import Metrics
+from service.poller import Poller
+from service.rules import check_create
+from service.watch import Hub, Subscription
+from storage.creation import Existing, LimitReached
+from storage.store import Store
+from storage.task import Stage, Task
+
+ANSWER_BEFORE_DEADLINE_SECONDS = 0.2
+
+SecondsLeft = Callable[[], float | None]
+
+log = structlog.get_logger()
+
+
+class Creator:
+    """Creates tasks."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        provider: Provider,
+        poller: Poller,
+        hub: Hub,
+        admission: Admission,
+        metrics: Metrics,
+        wait_seconds: float,
+    ) -> None:
+        self._store = store
+        self._provider = provider
+        self._poller = poller
+        self._hub = hub
+        self._admission = admission
+        self._metrics = metrics
+        self._wait_seconds = wait_seconds
+
+    async def create(self, request: pb.CreateTaskRequest, seconds_left: SecondsLeft) -> Task:
+        """Check a request, store its task, and wait for the provider's verdict.
+
+        Args:
+            request: As it was received.
+            seconds_left: Returns the time until the caller's deadline; None if there is none.
+
+        Returns:
+            The newest snapshot of the new task, or of the one with the same request_id.
+
+        Raises:
+            ServiceError: Broken rules, a limit, or a refusal of the provider.
+        """
+        check_create(request, self._provider)
+        task = self._new_task(request)
+        # Subscribed before the task exists, so that no snapshot is missed.
+        with self._hub.subscribe(task.id, wants=_has_verdict) as subscription:
+            earlier = await self._store_new(task, request)
+            if earlier is None:
+                task = await _until_verdict(task, subscription, self._deadline(seconds_left))
+        if earlier is not None:
+            task = await self._verdict_of(earlier, seconds_left)
+        if task.failure and task.failure.reason in REFUSALS:
+            raise ServiceError(
+                task.failure.reason, task.failure.message, metadata={"task_id": task.id}
+            )
+        return task
+
+    async def _store_new(self, task: Task, request: pb.CreateTaskRequest) -> Task | None:
+        """Store a new task, or return the existing one with the same request_id.
+
+        Only a new request_id can be refused for its model or by a limit.
+        """
+        if refusal := self._admission.refusal_of_model(task):
+            earlier = await self._earlier(task)
+            if earlier is None:
+                raise refusal
+            return _same(earlier, request)
+        match await self._store.create(task, self._admission.create_limits(task.caller)):
+            case LimitReached() as reached:
+                raise self._admission.refusal_by(reached, task.caller)
+            case Existing(earlier):
+                return _same(earlier, request)
+            case _:
+                self._metrics.task_created(task.model, task.caller)
+                log.info(
+                    "task created", task_id=task.id, model=task.model, prompt_id=task.prompt_id
+                )
+                self._poller.created(task)
+                return None
+
+    async def _earlier(self, task: Task) -> Task | None:
+        """Return the existing task with the request_id of a new one, if any."""
+        if not task.request_id:
+            return None
+        return await self._store.find_request(task.caller, task.request_id)
+
+    def _new_task(self, request: pb.CreateTaskRequest) -> Task:
+        now = self._store.now()
+        return Task(
+            id=uuid.uuid4().hex,
+            caller=current_caller.get(),
+            request_id=request.request_id,
+            prompt_id=request.prompt_id,
+            model=self._provider.model_of(request.provider_params),
+            params=request.provider_params.SerializeToString(deterministic=True),
+            create_time=now,
+            update_time=now,
+            due_time=now,
+        )
+
+    async def _verdict_of(self, task: Task, seconds_left: SecondsLeft) -> Task:
+        """Wait for the verdict on a task that existed before."""
+        with self._hub.subscribe(task.id, wants=_has_verdict) as subscription:
+            newest = await self._store.get(task.id) or task
+            return await _until_verdict(newest, subscription, self._deadline(seconds_left))
+
+    def _deadline(self, seconds_left: SecondsLeft) -> float:
+        """Return until when to wait for a verdict, by the monotonic clock."""
+        wait = self._wait_seconds
+        if (remaining := seconds_left()) is not None:
+            wait = min(wait, remaining - ANSWER_BEFORE_DEADLINE_SECONDS)
+        return time.monotonic() + wait
+
+
+async def _until_verdict(task: Task, subscription: Subscription, deadline: float) -> Task:
+    """Wait for a verdict until the deadline, and return the newest snapshot."""
+    if not _has_verdict(task):
+        await subscription.newer(task.revision, deadline - time.monotonic())
+    newest = subscription.newest
+    return newest if newest and newest.revision > task.revision else task
+
+
+def _has_verdict(task: Task) -> bool:
+    return task.ended or task.stage in {Stage.QUEUED, Stage.GENERATING}
+
+
+def _same(task: Task, request: pb.CreateTaskRequest) -> Task:
+    """Return the task if the request would create an equal one; compare messages, not bytes."""
+    params = pb.ProviderParams.FromString(task.params)
+    if (task.prompt_id, params) != (request.prompt_id, request.provider_params):
+        raise ServiceError(
+            "REQUEST_ID_REUSED",
+            "the request_id was used with other parameters",
+            metadata={"task_id": task.id},
+        )
+    return task

@@ -1,0 +1,166 @@
+"""The parts that the whole service shares, created in order."""
+
+import asyncio
+import math
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from providers.kie.client import KieProvider
+from providers.kie.http import Timeouts
+from service import descriptors
+from service.bounds import Bounds
+from service.callbacks import CallbackUrls, callback_urls
+from service.caller_limits import CallerLimits, Limits
+from service.callers import Callers
+from service.metrics import Metrics, measure_loop_lag
+from service.open_calls import LimitedCalls, OpenCalls
+from service.outage_log import OutageLog
+from service.settings import Settings
+from service.watch import Hub
+from storage.sqlite import sqlite_path
+from storage.store import Store, open_store
+
+CALLER_LISTS = 8  # lists at a time for each caller, unless the limits file says otherwise
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What most of the service uses."""
+
+    settings: Settings
+    bounds: Bounds
+    metrics: Metrics
+    limits: CallerLimits
+    calls: LimitedCalls
+    store: Store
+    provider: KieProvider
+    hub: Hub
+    outage_log: OutageLog
+    urls: CallbackUrls | None
+
+
+async def create_parts(
+    settings: Settings, bounds: Bounds, callers: Callers, stack: AsyncExitStack
+) -> Parts:
+    """Create the parts; the stack stops them.
+
+    Raises:
+        StorageError: The database cannot be opened.
+    """
+    names = (lambda: callers.names) if settings.metrics_per_caller else None
+    metrics = Metrics(KieProvider.models, names)
+    limits = CallerLimits(
+        settings.caller_limits_file,
+        _service_limits(settings),
+        callers,
+        metrics,
+        models=KieProvider.models,
+        recheck_seconds=bounds.recheck_seconds,
+    )
+    start_background(measure_loop_lag(metrics), stack)
+    store = open_store(
+        settings.database_url.get_secret_value(),
+        hints=settings.database_hints,
+        observe=metrics.database,
+    )
+    stack.push_async_callback(store.close)
+    provider = await _provider(settings, bounds.kie, metrics, stack)
+    stack.push_async_callback(provider.close)
+    metrics.show_missing_descriptors(_missing_descriptors(settings))
+    return Parts(
+        settings=settings,
+        bounds=bounds,
+        metrics=metrics,
+        limits=limits,
+        calls=_limited_calls(settings, limits, metrics),
+        store=store,
+        provider=provider,
+        hub=Hub(),
+        outage_log=OutageLog(),
+        urls=await callback_urls(settings, store),
+    )
+
+
+async def _provider(
+    settings: Settings, timeouts: Timeouts, metrics: Metrics, stack: AsyncExitStack
+) -> KieProvider:
+    observe = metrics.provider_called
+    if settings.kie_api_key is not None:
+        key = settings.kie_api_key.get_secret_value()
+        return KieProvider(settings.kie_api_url, settings.kie_upload_url, key, observe, timeouts)
+    # Imported only where it is used, so that production does not load it.
+    from providers.kie.simulator import Simulator, SimulatorSettings  # noqa: PLC0415
+
+    database = sqlite_path(settings.database_url.get_secret_value()) or Path("generation")
+    simulator = Simulator(SimulatorSettings(state_file=Path(f"{database}.simulator")))
+    await stack.enter_async_context(simulator)
+    log.warning(
+        "KIE_API_KEY IS NOT SET: tasks go to the bundled simulator, and their results are samples",
+        simulator=simulator.url,
+    )
+    return KieProvider(simulator.url, simulator.url, "simulator", observe, timeouts)
+
+
+def _service_limits(settings: Settings) -> Limits:
+    """Return the limits of a caller that is the only one."""
+    return Limits(
+        queue=settings.queue_max_tasks,
+        running=settings.kie_running_max or math.inf,
+        watches=settings.watch_max_streams,
+        uploads=settings.uploads_max,
+        lists=CALLER_LISTS,
+        creates_per_minute=math.inf,
+        models=("*",),
+    )
+
+
+def _limited_calls(settings: Settings, limits: CallerLimits, metrics: Metrics) -> LimitedCalls:
+    return LimitedCalls(
+        watches=OpenCalls(
+            "watches",
+            service_max=settings.watch_max_streams,
+            caller_max=lambda caller: limits.of(caller).watches,
+            on_refusal=metrics.caller_refused,
+            on_change=metrics.watches_open,
+        ),
+        uploads=OpenCalls(
+            "uploads",
+            service_max=settings.uploads_max,
+            caller_max=lambda caller: limits.of(caller).uploads,
+            on_refusal=metrics.caller_refused,
+        ),
+        lists=OpenCalls(
+            "lists",
+            service_max=math.inf,
+            caller_max=lambda caller: limits.of(caller).lists,
+            on_refusal=metrics.caller_refused,
+        ),
+    )
+
+
+def _missing_descriptors(settings: Settings) -> int:
+    missing = descriptors.missing(settings.watch_max_streams, descriptors.limit())
+    if missing:
+        log.warning(
+            "the limit of file descriptors is too low for WATCH_MAX_STREAMS",
+            limit=descriptors.limit(),
+            missing=missing,
+        )
+    return missing
+
+
+def start_background(duty: Coroutine[None, None, None], stack: AsyncExitStack) -> None:
+    """Run a duty until everything that was started after it has stopped."""
+    task = asyncio.create_task(duty)
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(end)

@@ -1,0 +1,87 @@
+"""Read and write the messages of a call, without keeping any of them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from service.errors import ServiceError
+
+Handler = Callable[[Any, Any], Awaitable[Any]]
+
+
+def writing(inner: Any) -> Handler:
+    """Return a streaming handler as a coroutine that writes its responses."""
+
+    async def write(request: Any, context: Any) -> None:
+        with closed_is_cancelled():
+            if asyncio.iscoroutinefunction(inner):
+                await inner(request, context)
+                return
+            async with aclosing(inner(request, context)) as responses:
+                async for response in responses:
+                    await context.write(response)
+
+    return write
+
+
+@contextmanager
+def closed_is_cancelled() -> Iterator[None]:
+    """Turn the failed write to a call that has ended into a cancellation.
+
+    C-core fails the write, mostly before it reports that the call is over.
+    """
+    try:
+        yield
+    except grpc.aio.InternalError as error:
+        raise asyncio.CancelledError from error
+
+
+def serializer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Return a function that serializes answers, unless they are bytes already."""
+    return lambda answer: answer if isinstance(answer, bytes) else serialize(answer)
+
+
+def parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Return a function that parses requests, or raises INVALID_PARAMS."""
+
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            raise ServiceError("INVALID_PARAMS", "the request could not be parsed") from None
+
+    return parse
+
+
+class ReceivedMessages:
+    """The raw messages of a stream. No generator: its frame would keep each message."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __aiter__(self) -> "ReceivedMessages":
+        return self
+
+    async def __anext__(self) -> bytes:
+        message = await self._context.read()
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return bytes(message)  # not a copy: it is bytes already
+
+
+class ParsedMessages:
+    """The messages of a stream, parsed. No generator, for the same reason."""
+
+    def __init__(self, parse: Callable[[bytes], Any], messages: AsyncIterator[bytes]) -> None:
+        self._parse = parse
+        self._messages = messages
+
+    def __aiter__(self) -> "ParsedMessages":
+        return self
+
+    async def __anext__(self) -> Any:
+        return self._parse(await anext(self._messages))
