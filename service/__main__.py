@@ -4,6 +4,7 @@ Exit codes: 0 after a clean stop or a command that succeeded, 1 if it cannot sta
 failed, 2 for invalid settings or arguments.
 """
 
+import os
 import signal
 
 IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -14,6 +15,9 @@ if __name__ == "__main__":
     # them.
     for _number in IGNORED_SIGNALS:
         signal.signal(_number, signal.SIG_IGN)
+    # gRPC's core writes its own lines to stderr, one for each failed TLS handshake. It reads this
+    # when grpc is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import argparse
 import asyncio

@@ -3,7 +3,6 @@
 import asyncio
 import atexit
 import logging
-import os
 import re
 import sys
 import traceback
@@ -19,10 +18,6 @@ NEEDS_QUOTES = re.compile("[ \\t=\\r\\n\"']")
 WITH_TRACEBACK = frozenset({"exc_info", "exception", "stack", "stack_info"})
 GATHER_SECONDS = 0.02
 NOISY = ("aiohttp.access", "asyncio", "grpc", "peewee")
-
-# gRPC's core writes its own lines to stderr, one for each failed TLS handshake. It reads this when
-# grpc is imported, which is after this module.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def configure_logs(form: Literal["text", "json"], level: str) -> None:
