@@ -1,4 +1,4 @@
-"""Counters by caller, if the operator wants them: docs/metrics.md."""
+"""Counters by caller, if METRICS_PER_CALLER is set; docs/metrics.md describes them."""
 
 from collections.abc import Callable, Container
 
@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 
 class CallerMetrics:
-    """Counts by caller, as long as the tokens file names the caller."""
+    """Count by caller, for the callers that the tokens file names."""
 
     def __init__(self, registry: CollectorRegistry, names: Callable[[], Container[str]]) -> None:
         self._names = names

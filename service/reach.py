@@ -1,25 +1,25 @@
-"""Whether the provider answers any request: tells an outage from a task that cannot be read."""
+"""Whether the provider responds at all: distinguishes an outage from one unreadable task."""
 
 import math
 
 from providers.base import Inconclusive, Poll, Unavailable, UnknownState
 
-OUTAGE_POLLS = 3  # in a row, of tasks that were answered before
+OUTAGE_POLLS = 3  # unanswered polls in a row, of tasks whose polls had been answered before
 
 
 class Reach:
-    """What this process knows of the provider's answers. Times are unix seconds.
+    """What this process knows about the provider's responses. Times are unix seconds.
 
     Attributes:
-        answered_time: When a poll was answered last.
+        answered_time: When a poll was last answered.
     """
 
     def __init__(self, interval_seconds: float) -> None:
-        """Start without an answer.
+        """Start without any response.
 
         Args:
-            interval_seconds: The shortest time between two polls of a task: a silence shorter than
-                this is not an outage.
+            interval_seconds: The shortest time between two polls of a task. A shorter silence is no
+                outage.
         """
         self._interval_seconds = interval_seconds
         self.answered_time = -math.inf
@@ -27,7 +27,7 @@ class Reach:
         self._unanswered = 0
 
     def silent_seconds(self, now: float) -> float:
-        """Return for how long no poll was answered; 0 after an answer."""
+        """Return how long no poll has been answered; 0 after a response."""
         return max(0.0, now - self._silent_since)
 
     def note(self, outcome: Poll, setbacks: int, now: float) -> bool:
@@ -35,7 +35,7 @@ class Reach:
         if isinstance(outcome, Inconclusive) and not isinstance(outcome, UnknownState):
             if isinstance(outcome, Unavailable):
                 self._silent_since = min(self._silent_since, now)
-                self._unanswered += setbacks <= 1  # others were failing before
+                self._unanswered += setbacks <= 1  # tasks with more were failing before
             return False
         was_outage = (
             self._unanswered >= OUTAGE_POLLS and self.silent_seconds(now) >= self._interval_seconds

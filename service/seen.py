@@ -23,13 +23,13 @@ class Seen:
         self._hosts: OrderedDict[str, frozenset[str]] = OrderedDict()
 
     def state(self, state: str) -> None:
-        """Warn of an unknown state, once for each."""
+        """Log an unknown state, once for each."""
         if state not in self._states and len(self._states) < STATES_MAX:
             self._states.add(state)
             log.warning("a record has a state that this version does not know", state=state)
 
     def accepted(self, task: Task, provider_task_id: str) -> None:
-        """Warn if two tasks of ours have one id at the provider: they get the same result."""
+        """Log if two of our tasks have the same id at the provider: they get the same result."""
         other = self._tasks_by_provider_id.get(provider_task_id, task.id)
         if other != task.id:
             log.warning(
@@ -40,12 +40,12 @@ class Seen:
         _keep(self._tasks_by_provider_id, provider_task_id, task.id)
 
     def called_back(self, task_id: str, hosts: frozenset[str]) -> None:
-        """Remember the hosts that a callback names for a task's results."""
+        """Remember the hosts of the result URLs that a callback named."""
         if hosts:
             _keep(self._hosts, task_id, hosts)
 
     def ended(self, task: Task) -> None:
-        """Warn if a task ended without results although a callback named some."""
+        """Log if a task ended without results although a callback named some."""
         hosts = self._hosts.pop(task.id, None)
         if hosts and not task.artifacts:
             log.warning(

@@ -39,7 +39,7 @@ def up(migrator, db):
         TaskRow._schema.create_indexes()  # noqa: SLF001 - Peewee has no other way for one index
     migrator.migrate(migrator.drop_index("tasks", "tasks_submit_time"))
     if isinstance(db, PostgresqlDatabase):
-        # Due times change with every poll: old versions of rows are swept before they are many.
+        # Due times change with every poll: vacuum old row versions before there are many.
         db.execute_sql(
             "ALTER TABLE tasks SET (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01)"
         )
