@@ -43,6 +43,9 @@ simulator: install  ## Run only the Kie look-alike, on PORT (8099)
 demo: install  ## Simulator, server and one task of each model, live; results in demo-results/
 	@$(BIN)/python -m examples.demo
 
+demo-picture: install  ## Record docs/demo.svg from a run of the demo
+	@$(BIN)/python -m examples.demo.picture
+
 test: install-dev  ## Run the tests
 	@$(PYTEST)
 

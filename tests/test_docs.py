@@ -38,3 +38,15 @@ def test_every_link_of_a_page_leads_somewhere(path: Path) -> None:
 def test_every_test_file_that_a_page_names_exists(path: Path) -> None:
     files = {file.stem for file in (ROOT / "tests").rglob("test_*.py")}
     assert set(TEST_FILE.findall(path.read_text())) <= files
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
+    readme, results = ((ROOT / name).read_text() for name in ("README.md", "benchmarks/results.md"))
+    costs = readme.partition("## What it costs to run")[2].partition("\n## ")[0]
+    figures = re.findall(r"\d[\d,.]*(?:/s| (?:us|ms|s|KiB|MiB)\b)", costs.replace("µs", "us"))
+    assert figures
+    assert not [figure for figure in figures if f" {figure}" not in results]

@@ -31,6 +31,7 @@ from kie_generation.states import percent, state
 from kie_generation.watch import ended
 
 RESULTS = Path("demo-results")
+TITLE = "Four tasks of four models, on the bundled simulator: the results are samples."
 START_SECONDS = 30
 START_PAUSE_SECONDS = 0.05
 STOP_SECONDS = 15
@@ -116,27 +117,39 @@ async def run_task(client: GenerationClient, model: str, progress: Progress, bar
     return ended(task) and task.status == TASK_STATUS_SUCCESS
 
 
-async def demo(console: Console) -> bool:
-    """Run the demo; return whether every task succeeded."""
-    columns = (
+def progress_on(console: Console) -> Progress:
+    """Return a progress display with a line for each task."""
+    progress = Progress(
         SpinnerColumn(finished_text="•"),
         TextColumn("{task.description:<11}{task.fields[state]:<11}", markup=False),
         *([BarColumn(bar_width=20)] if console.width >= BAR_COLUMNS else []),
         TextColumn("{task.elapsed:.0f} s {task.fields[result]}", markup=False),
+        console=console,
     )
+    for name in TASKS:
+        progress.add_task(name, total=None, state="", result="")
+    return progress
+
+
+def run_tasks(client: GenerationClient, progress: Progress) -> list[asyncio.Task[bool]]:
+    """Start one task of each model."""
+    return [
+        asyncio.create_task(run_task(client, bar.description, progress, bar.id))
+        for bar in progress.tasks
+    ]
+
+
+async def demo(console: Console) -> bool:
+    """Run the demo; return whether every task succeeded."""
     async with service() as address, GenerationClient(address) as client:
-        with Progress(*columns, console=console) as progress:
-            bars = {
-                name: progress.add_task(name, total=None, state="", result="") for name in TASKS
-            }
-            runs = (run_task(client, model, progress, bar) for model, bar in bars.items())
-            return all(await asyncio.gather(*runs))
+        with progress_on(console) as progress:
+            return all(await asyncio.gather(*run_tasks(client, progress)))
 
 
 def main() -> int:
     """Run the demo on this terminal; return the exit code."""
     console = Console()
-    console.print("Four tasks of four models, on the bundled simulator: the results are samples.")
+    console.print(TITLE)
     try:
         succeeded = asyncio.run(demo(console))
     except (GenerationError, DownloadError, ServiceFailedError, OSError) as error:
