@@ -10,7 +10,7 @@ IMAGE ?= generation-service
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test check demo demo-picture torture proto proto-check settings-page simulator bench bench-against bench-curves image lock lint clean
+.PHONY: help install install-dev run test check demo demo-picture torture proto proto-check settings-page simulator bench bench-against bench-curves image lock format lint clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -46,11 +46,16 @@ demo: install  ## Simulator, server and one task of each model, live; results in
 demo-picture: install  ## Record docs/demo.svg from a run of the demo
 	@$(BIN)/python -m examples.demo.picture
 
-test: install-dev  ## Run the tests
-	@$(PYTEST)
+test: install-dev  ## Run the tests; FILE=tests/test_x.py runs only that file, folder or test
+	@$(PYTEST) $(FILE)
 
 check: install-dev lint proto-check  ## All that CI runs
 	@$(PYTEST)
+
+format: install-dev  ## Format the code, and fix what the linter can fix
+	@$(BIN)/ruff check --quiet --fix-only
+	@$(BIN)/ruff format --quiet
+	@$(BIN)/buf format -w protos
 
 lint: install-dev
 	@$(BIN)/ruff format --check --quiet
