@@ -18,6 +18,5 @@ provider    a stub of Kie's documented answers
 load        the load
 h2          the cheapest gRPC client there can be
 measure     CPU time, memory, percentiles, ratios and their spread
-polling     when to ask again, by simulation: a command of its own
 report      the table, results.md and its charts
 """

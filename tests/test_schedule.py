@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from benchmarks.polling import Comparison, compare, unwatched
 from service.schedule import DURATIONS_MAX, Schedule
+from tests.support.polling import Comparison, compare, unwatched
 
 INTERVAL = 2.0
 USUAL = 313.0

@@ -1,6 +1,6 @@
 """What polling costs, and how early it knows: fixed schedules and ours, by simulation.
 
-    python -m benchmarks.polling
+    python -m tests.support.polling
 
 A task is polled until a poll comes after its end. *Requests* are its polls; *late* is the time from
 its end to the last of them, so between done and known. The time that a poll takes itself is left
@@ -217,4 +217,4 @@ def _row(kind: str, name: str, spent: Spent) -> str:
 
 
 if __name__ == "__main__":
-    print(table())
+    print(table())  # noqa: T201 - the table is what was asked for
