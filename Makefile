@@ -37,7 +37,7 @@ install-dev: .venv/installed-dev  ## Install what its development needs, too
 run: install  ## Serve on 127.0.0.1:50051; without KIE_API_KEY with the bundled simulator
 	@exec $(BIN)/python -m service
 
-simulator: install  ## Run only the Kie look-alike, on PORT (8099)
+simulator: install  ## Run only the simulator of Kie, on PORT (8099)
 	@exec $(BIN)/python -m providers.kie.simulator --port $(PORT)
 
 demo: install  ## Simulator, server and one task of each model, live; results in demo-results/

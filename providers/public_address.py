@@ -27,7 +27,7 @@ LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # older Pythons call it g
 
 
 def is_public_url(url: str) -> bool:
-    """Whether the host of a URL is public; False for a URL without a host."""
+    """Return whether the host of a URL is public; False for a URL without a host."""
     try:
         host = urlsplit(url).hostname
     except ValueError:
@@ -36,7 +36,7 @@ def is_public_url(url: str) -> bool:
 
 
 def is_public_host(host: str) -> bool:
-    """Whether a host in a URL is a public IP address or may be a public name.
+    """Return whether a host in a URL is a public IP address or may be a public name.
 
     Spellings that some clients take for an IPv4 address, such as 127.1 or 0x7f000001, are not.
     """
@@ -53,7 +53,7 @@ def is_public_host(host: str) -> bool:
 
 
 def is_public_ip(address: IPAddress) -> bool:
-    """Whether an IP address, and any IPv4 address inside it, is globally reachable."""
+    """Return whether an IP address, and any IPv4 address inside it, is globally reachable."""
     if not address.is_global or address.is_multicast:
         return False
     if isinstance(address, ipaddress.IPv4Address):

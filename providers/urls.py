@@ -4,7 +4,7 @@ from urllib.parse import SplitResult, urlsplit
 
 
 def is_visible(text: str) -> bool:
-    """Whether a text contains neither white space nor control and formatting characters."""
+    """Return whether a text contains neither white space nor control and formatting characters."""
     return text.isprintable() and not any(map(str.isspace, text))
 
 

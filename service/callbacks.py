@@ -66,7 +66,7 @@ class CallbackUrls:
         return (task_id, seal) if [first, second] == PATH_PARTS else None
 
     def is_ours(self, task_id: str, seal: str) -> bool:
-        """Whether a seal was made with one of the secrets, for this task."""
+        """Return whether a seal was made with one of the secrets, for this task."""
         given = seal.encode(errors="replace")
         return any(
             hmac.compare_digest(given, _seal(secret, task_id).encode()) for secret in self._secrets

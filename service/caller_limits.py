@@ -60,7 +60,7 @@ class Limits:
     models: tuple[str, ...]
 
     def allow(self, model: str) -> bool:
-        """Whether the caller may use a model."""
+        """Return whether the caller may use a model."""
         return any(_matches(pattern, model) for pattern in self.models)
 
     def halved(self) -> "Limits":

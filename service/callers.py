@@ -97,7 +97,7 @@ class Callers:
         return self._verified.get(token) or self._verify(token)
 
     def is_valid(self, digest: bytes) -> bool:
-        """Whether a token that was accepted earlier is still valid; b"" if there are no tokens."""
+        """Return whether an accepted token is still valid; b"" is, if there are no tokens."""
         return not self._has_tokens or digest in self._callers
 
     def _verify(self, token: str) -> Credential:

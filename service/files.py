@@ -23,7 +23,7 @@ class WatchedFile:
         self._checked = -math.inf
 
     def is_due(self) -> bool:
-        """Whether it is time for the next check; if so, the following one is due later."""
+        """Return whether it is time for the next check; if so, the following one is due later."""
         now = time.monotonic()
         if now - self._checked < self._recheck_seconds:
             return False

@@ -126,7 +126,7 @@ def _without_envelope(http_status: int, text: str) -> UnreadableAnswerError:
 
 
 def is_complete(data: bytes) -> bool:
-    """Whether an answer is complete JSON, so that anything that follows cannot change it."""
+    """Return whether an answer is complete JSON, so that anything that follows cannot change it."""
     if not data.rstrip().endswith((b"}", b"]")):
         return False
     try:

@@ -145,5 +145,5 @@ def _urls_in(text: str) -> Iterator[str]:
 
 
 def _is_whole(url: str) -> bool:
-    """Whether a URL can be stored unchanged; otherwise it would be a dead link."""
+    """Return whether a URL can be stored unchanged; otherwise it would be a dead link."""
     return clean(url, URL_MAX_CHARACTERS) == url

@@ -166,7 +166,7 @@ def id_anywhere(text: str) -> str:
 
 
 def same_id(one: Any, other: str) -> bool:
-    """Whether two ids are equal: a provider may change the case, or add spaces."""
+    """Return whether two ids are equal: a provider may change the case, or add spaces."""
     return as_id(one).casefold() == other.strip().casefold()
 
 

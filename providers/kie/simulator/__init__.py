@@ -1,4 +1,4 @@
-"""A look-alike of Kie.ai on a socket, for development, demonstrations and tests.
+"""A simulator of Kie.ai, for development, demonstrations and tests.
 
     python -m providers.kie.simulator --port 8099
 

@@ -72,7 +72,7 @@ class Account:
             del self._upscaled[next(iter(self._upscaled))]
 
     def is_upscaled(self, task_id: str) -> bool:
-        """Whether a 1080P version of a video was requested."""
+        """Return whether a 1080P version of a video was requested."""
         return task_id in self._upscaled
 
     def resume(self, lost_urls: Collection[str], base_url: str) -> None:

@@ -26,7 +26,7 @@ def base_urls_by_port(base_urls: Sequence[str]) -> dict[int, list[str]]:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether the host of `url` is this machine."""
+    """Return whether the host of `url` is this machine."""
     host = urlsplit(url).hostname or ""
     try:
         return ip_address(host).is_loopback

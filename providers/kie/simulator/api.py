@@ -293,5 +293,5 @@ def _in_4k(task: Task, urls: list[str] | None) -> dict[str, Any]:
 
 
 def _same(key: str, other: str) -> bool:
-    """Whether two keys are equal, compared in constant time."""
+    """Return whether two keys are equal, compared in constant time."""
     return hmac.compare_digest(key.encode(), other.encode())

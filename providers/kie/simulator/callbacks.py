@@ -51,7 +51,7 @@ class Callbacks:
         self._acknowledged: dict[str, None] = {}
 
     def is_acknowledged(self, task_id: str) -> bool:
-        """Whether a callback of the task was acknowledged."""
+        """Return whether a callback of the task was acknowledged."""
         return task_id in self._acknowledged
 
     def schedule(self, task: Task, now_ms: int) -> None:

@@ -136,7 +136,7 @@ class FaultRule:
         return HTTP_ENDPOINTS if self.endpoint == "any" else frozenset({self.endpoint})
 
     def suits(self, endpoint: str, moment: str, model: Model | None) -> bool:
-        """Whether the rule applies to a request to `endpoint` about `model`, at `moment`."""
+        """Return whether the rule applies to a request to `endpoint` about `model`, at `moment`."""
         where, moments = ALL_KINDS[self.kind]
         return (
             endpoint in self.endpoints & where

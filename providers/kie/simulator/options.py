@@ -49,7 +49,7 @@ def read_options(arguments: Sequence[str] | None = None) -> Options:
     """Read the command line; an error ends the process with status 2 and the reason."""
     parser = argparse.ArgumentParser(
         prog="python -m providers.kie.simulator",
-        description="A look-alike of Kie.ai on a socket: API, uploads, results and callbacks.",
+        description="A simulator of Kie.ai: API, uploads, results and callbacks.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,

@@ -79,7 +79,7 @@ def url_list(most: int) -> Rule:
 
 
 def is_url(value: object) -> bool:
-    """Whether `value` is an absolute http(s) URL of an acceptable length."""
+    """Return whether `value` is an absolute http(s) URL of an acceptable length."""
     if not isinstance(value, str) or len(value) > URL_MAX_CHARACTERS:
         return False
     try:

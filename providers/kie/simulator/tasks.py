@@ -71,7 +71,7 @@ class Task:
         return reached[-1] if reached else self.phases[0][0]
 
     def credits_in(self, state: str) -> float:
-        """What it costs in `state`: charged at the create, and nothing if it fails."""
+        """Return its cost in `state`: charged when it is created, and 0 if it fails."""
         return 0.0 if state == FAIL else float(self.credits)
 
     def progress_at(self, now_ms: int) -> int:
