@@ -66,7 +66,7 @@ def _postgres(stack: ExitStack) -> Kind | None:
     """Return TEST_DATABASE_URL, or a server of our own from the system's binaries."""
     try:
         # The tests know how to run one; a checkout without them measures SQLite alone.
-        tests: Any = importlib.import_module("tests.postgres")
+        tests: Any = importlib.import_module("tests.support.postgres")
     except ImportError as error:
         print(f"PostgreSQL is not measured: {error}")
         return None

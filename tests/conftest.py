@@ -14,8 +14,8 @@ import pytest
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 from providers.kie.simulator import Simulator
-from tests.harness import INSTANT, Service, serving
-from tests.postgres import Cluster, PostgresUnavailableError, free_port, new_schema
+from tests.support.harness import INSTANT, Service, serving
+from tests.support.postgres import Cluster, PostgresUnavailableError, free_port, new_schema
 
 # A runner that was started in the background ignores SIGINT, and the processes that the tests
 # interrupt would inherit that.

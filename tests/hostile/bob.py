@@ -15,8 +15,8 @@ from grpc_status import rpc_status
 
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
-from tests.harness import create_request, ended
 from tests.hostile.processes import TOKENS
+from tests.support.harness import create_request, ended
 
 if TYPE_CHECKING:  # it exists for type checkers only
     from generated.generation.v1.generation_pb2_grpc import GenerationServiceAsyncStub

@@ -22,8 +22,8 @@ from benchmarks.h2 import (
     frame,
     request_headers,
 )
-from tests.harness import eventually
 from tests.hostile.target import Target
+from tests.support.harness import eventually
 
 DATA_FRAME_BYTES = 16_384  # what each peer takes without being asked
 SETTING_BYTES = 6

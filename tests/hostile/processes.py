@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from tests.harness import API_KEY, eventually
 from tests.hostile.target import Attack, Outcome, Target
-from tests.postgres import free_port
+from tests.support.harness import API_KEY, eventually
+from tests.support.paths import ROOT
+from tests.support.postgres import free_port
 
-REPOSITORY = Path(__file__).parent.parent.parent
-SERVICE_ROOT = Path(os.environ.get("HOSTILE_SERVICE_ROOT", REPOSITORY)).resolve()
+SERVICE_ROOT = Path(os.environ.get("HOSTILE_SERVICE_ROOT", ROOT)).resolve()
 
 START_SECONDS = 30
 ATTACK_SECONDS = 180
@@ -215,7 +215,7 @@ async def attacker(attack: Attack, target: Target) -> AsyncIterator[Attacker]:
     name = f"{attack.__module__}:{getattr(attack, '__name__')}"  # noqa: B009 - not of a callable
     arguments = ("-m", "tests.hostile.attacker", name, target.to_json())
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, cwd=REPOSITORY, stdin=PIPE, stdout=PIPE
+        sys.executable, *arguments, cwd=ROOT, stdin=PIPE, stdout=PIPE
     )
     try:
         yield Attacker(process)

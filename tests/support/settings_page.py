@@ -10,8 +10,9 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from service.settings import Settings
+from tests.support.paths import ROOT
 
-PAGE = Path(__file__).parent.parent.parent / "docs/settings.md"
+PAGE = ROOT / "docs/settings.md"
 BEGIN = "<!-- The tables are written by `make settings-page`. -->\n"
 END = "<!-- The end of the tables. -->\n"
 # The title of a table, and its first setting.

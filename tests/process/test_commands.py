@@ -1,0 +1,197 @@
+"""`python -m service migrate` and `import`, as processes."""
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from generated.generation.v1 import generation_pb2 as pb
+from providers.kie.simulator import Simulator
+from service.__main__ import main
+from storage.schema import MIGRATIONS
+from storage.store import open_store
+from tests.support.databases import change, rows
+from tests.support.harness import serving
+from tests.support.paths import ROOT
+from tests.support.storing import new, stored
+
+OURS = sorted(path.stem for path in MIGRATIONS.glob("0*.py"))
+SECONDS = 30
+SUCCESS = pb.TASK_STATUS_SUCCESS
+STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
+# As a process leaves it that was killed between claiming a task and storing the answer.
+SUBMITTING = (
+    "UPDATE tasks SET stage = 'SUBMITTING', provider_task_id = '', accept_time = NULL,"
+    " due_time = 4000000000 WHERE id = ?"
+)
+BUSY = "create:code,code=455,times=0"
+
+
+async def run(folder: Path, *arguments: str, database_url: str = "") -> tuple[int, str, str]:
+    """Run a command in a folder; return its exit code, what it printed and its log."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service", *arguments),
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "DATABASE_URL": database_url},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    printed, log = await asyncio.wait_for(process.communicate(), SECONDS)
+    assert process.returncode is not None
+    assert "Traceback" not in log.decode()
+    return process.returncode, printed.decode(), log.decode()
+
+
+# --- migrate ---
+
+
+async def test_migrate_applies_what_is_missing_says_so_and_ends(
+    tmp_path: Path, database_url: str
+) -> None:
+    said = "".join(f"applied {name}\n" for name in OURS)
+    assert await run(tmp_path, "migrate", database_url=database_url) == (0, said, "")
+    again = await run(tmp_path, "migrate", database_url=database_url)
+    assert again == (0, "nothing to apply\n", "")
+    assert rows(database_url, "SELECT count(*) FROM tasks") == [(0,)]
+
+
+async def test_migrate_leaves_a_file_to_the_service_that_has_it(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/generation.db")
+    code, printed, log = await run(tmp_path, "migrate")
+    await store.close()
+    assert (code, printed) == (2, "")
+    assert "cannot migrate" in log
+    assert "generation.db is in use by another process" in log
+
+
+@pytest.mark.parametrize("arguments", [("migrate",), ("import", "sqlite:///generation.db")])
+async def test_a_database_that_is_away_ends_a_command_with_1_and_without_its_password(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    await open_store(f"sqlite:///{tmp_path}/generation.db").close()
+    away = "postgresql://somebody:pass-word@127.0.0.1:1/generation"
+    code, _, log = await run(tmp_path, *arguments, database_url=away)
+    assert code == 1
+    assert f"cannot {arguments[0]}" in log
+    assert "pass-word" not in log
+
+
+# --- arguments ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("serve-and-protect",), "serve-and-protect"),
+        (("import",), "sqlite:///FILE"),
+        (("import", "generation.db"), "must look like sqlite:///generation.db"),
+        (("import", "sqlite:///generation.db"), "there is no file generation.db"),
+        (("migrate", "now"), "now"),
+    ],
+)
+async def test_a_bad_argument_ends_with_2_and_is_named(
+    tmp_path: Path, arguments: tuple[str, ...], named: str
+) -> None:
+    code, printed, log = await run(
+        tmp_path, *arguments, database_url="postgresql://127.0.0.1:1/generation"
+    )
+    assert (code, printed) == (2, "")
+    assert named in log
+
+
+async def test_a_bad_setting_ends_a_command_with_2_and_is_named(tmp_path: Path) -> None:
+    code, printed, log = await run(tmp_path, "migrate", database_url="mysql://x")
+    assert (code, printed) == (2, "")
+    assert "DATABASE_URL" in log
+
+
+# --- import ---
+
+
+async def test_what_was_left_behind_ends_an_import_with_1_and_is_named(
+    tmp_path: Path, postgresql_url: str
+) -> None:
+    file_url = f"sqlite:///{tmp_path}/generation.db"
+    store = open_store(file_url)
+    await stored(store, new("whole"), new("damaged"))
+    await store.close()
+    change(file_url, "UPDATE tasks SET params = 'text' WHERE id = 'damaged'")
+    code, printed, log = await run(tmp_path, "import", file_url, database_url=postgresql_url)
+    assert (code, printed) == (1, "tasks carried over: 1; there already: 0\n")
+    assert re.search(r"a task is left behind .*task_id=damaged", log)
+    assert "tasks left behind: 1" in log
+
+
+async def test_what_sqlite_had_under_way_ends_on_postgresql_and_nothing_is_bought_twice(
+    tmp_path: Path, kie: Simulator, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.poller.LEASE_SECONDS", 0.5)
+    file_url = f"sqlite:///{tmp_path}/generation.db"
+    async with serving(tmp_path, kie, database_url=file_url, create_wait_seconds=1) as old:
+        done = await old.end((await old.create(request_id="done")).id)
+        working = await old.create(STUCK, request_id="working")
+        killed = await old.create(STUCK, request_id="killed")
+        kie.add_fault(BUSY)
+        waiting = await old.until_put_back((await old.create(request_id="waiting")).id)
+    kie.clear_faults()
+    change(file_url, SUBMITTING, killed.id)
+
+    code, printed, _ = await run(tmp_path, "import", file_url, database_url=postgresql_url)
+    assert (code, printed) == (0, "tasks carried over: 4; there already: 0\n")
+
+    kie.finish(working.provider_task_id)
+    async with (
+        serving(tmp_path, kie, database_url=postgresql_url) as one,
+        serving(tmp_path, kie, database_url=postgresql_url) as two,
+    ):
+        assert await one.end(done.id) == done
+        for service, task in ((one, working), (two, waiting)):
+            assert (await service.end(task.id)).status == SUCCESS
+        assert (await two.query(working.id)).provider_task_id == working.provider_task_id
+        unknown = (await two.end(killed.id)).failure.reason
+        assert unknown == pb.ERROR_REASON_SUBMISSION_UNKNOWN
+
+        listed = (await one.stub.ListTasks(pb.ListTasksRequest())).tasks
+        assert [task.id for task in listed] == [waiting.id, killed.id, working.id, done.id]
+        for params, task in ((None, done), (STUCK, working), (None, waiting)):
+            again = await two.create(params, request_id=task.request_id)
+            assert (again.id, again.status) == (task.id, SUCCESS)
+    assert len(kie.tasks) == 4
+
+
+async def test_after_an_import_no_service_starts_on_the_file_and_it_says_why(
+    tmp_path: Path, postgresql_url: str
+) -> None:
+    file_url = f"sqlite:///{tmp_path}/generation.db"
+    await open_store(file_url).close()
+    assert (await run(tmp_path, "import", file_url, database_url=postgresql_url))[0] == 0
+    code, _, log = await run(tmp_path)
+    assert code == 2
+    assert "cannot start" in log
+    assert "generation.db was carried over to PostgreSQL" in log
+
+
+@pytest.mark.parametrize("arguments", [["frob"], ["frob", "x"], ["--frob"], ["migrate", "x"]])
+def test_an_unknown_argument_is_named_with_what_there_is(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "argument :" not in error
+    assert arguments[-1] in error or "argument COMMAND: invalid choice: 'frob'" in error
+
+
+def test_the_help_names_every_command_and_has_no_empty_entry(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    help_text = capsys.readouterr().out
+    assert {"migrate", "import"} <= set(help_text.split())
+    assert not any(line.isspace() for line in help_text.splitlines())

@@ -1,0 +1,144 @@
+"""Commits whose answer is lost: what was paid for is neither forgotten nor bought twice."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from generated.generation.v1 import generation_pb2 as pb
+from providers.kie.simulator import Simulator
+from tests.support.databases import rows
+from tests.support.harness import Service, ended, eventually, refusal, serving
+from tests.support.killing import creates
+from tests.support.wire import Wire
+
+# What the statements of a transaction say.
+STORED = rb"INSERT INTO tasks"
+CLAIMED = rb"UPDATE tasks SET.*'SUBMITTING'"
+PUT_BACK = rb"UPDATE tasks SET.*'ACCEPTED'"
+QUEUED = rb"UPDATE tasks SET.*'QUEUED'"
+ENDED = rb"UPDATE tasks SET.*'SUCCESS'"
+
+Replica = Callable[..., AbstractAsyncContextManager[Service]]
+
+
+@pytest.fixture
+def wire(postgresql_url: str) -> Iterator[Wire]:
+    with Wire(postgresql_url) as line:
+        yield line
+
+
+@pytest.fixture
+def replica(tmp_path: Path, kie: Simulator) -> Replica:
+    """Start a replica that waits for no verdict."""
+
+    def start(database_url: str) -> AbstractAsyncContextManager[Service]:
+        return serving(tmp_path, kie, database_url=database_url, create_wait_seconds=0)
+
+    return start
+
+
+async def patiently(call: Callable[[], Awaitable[pb.GenerationTask]]) -> pb.GenerationTask:
+    """Make a call, and again while the database is away."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await call()
+            except grpc.aio.AioRpcError as error:
+                if refusal(error).reason != "STORAGE_UNAVAILABLE":
+                    raise
+
+
+async def end(service: Service, task_id: str) -> pb.GenerationTask:
+    """Watch to the end, as soon as the database is back."""
+    return await patiently(lambda: service.end(task_id))
+
+
+@pytest.mark.parametrize("committed", [True, False])
+@pytest.mark.parametrize("what", [CLAIMED, QUEUED, ENDED])
+async def test_a_task_is_bought_once_whichever_commit_on_its_way_has_no_answer(
+    replica: Replica, wire: Wire, what: bytes, committed: bool
+) -> None:
+    async with replica(wire.url) as service:
+        struck = wire.cut_at_commit(what, committed=committed)
+        created = await service.create()
+        await eventually(struck.is_set)
+        wire.mend()
+        assert (await end(service, created.id)).status == pb.TASK_STATUS_SUCCESS
+        assert len(service.kie.tasks) == creates(service.kie) == 1
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_create_whose_commit_has_no_answer_is_asked_again_by_its_request_id(
+    replica: Replica, wire: Wire, committed: bool
+) -> None:
+    async with replica(wire.url) as service:
+        wire.cut_at_commit(STORED, committed=committed)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await service.create(request_id="r")
+        assert refusal(caught.value).reason == "STORAGE_UNAVAILABLE"
+        wire.mend()
+        created = await patiently(lambda: service.create(request_id="r"))
+        assert (await end(service, created.id)).status == pb.TASK_STATUS_SUCCESS
+        assert len(service.kie.tasks) == 1
+
+
+async def test_a_claim_that_was_not_committed_is_left_to_who_claimed_the_task_meanwhile(
+    replica: Replica, wire: Wire, postgresql_url: str, kie: Simulator
+) -> None:
+    kie.add_fault("create:slow,seconds=3")
+    async with replica(wire.url) as service:
+        struck = wire.cut_at_commit(CLAIMED, committed=False)
+        created = await service.create()
+        await eventually(struck.is_set)
+        async with replica(postgresql_url) as other:
+            await eventually(lambda: creates(kie) == 1)
+            wire.mend()
+            assert (await end(other, created.id)).status == pb.TASK_STATUS_SUCCESS
+        later = await patiently(service.create)
+        assert ended(await end(service, later.id))
+    assert len(kie.tasks) == creates(kie) == 2
+
+
+async def test_a_task_that_was_put_back_is_not_put_back_again_from_under_its_next_sender(
+    replica: Replica, wire: Wire, postgresql_url: str, kie: Simulator, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("service.poller.HOLD_SECONDS", 0.05)
+    kie.add_fault("create:code,code=455")
+    async with replica(wire.url) as service:
+        struck = wire.cut_at_commit(PUT_BACK, committed=True)
+        created = await service.create()
+        await eventually(struck.is_set)
+        kie.add_fault("create:slow,seconds=3")
+        async with replica(postgresql_url) as other:
+            await eventually(lambda: creates(kie) == 2)
+            wire.mend()
+            assert (await end(other, created.id)).status == pb.TASK_STATUS_SUCCESS
+    assert len(kie.tasks) == 1
+    assert creates(kie) == 2
+
+
+async def test_who_is_back_first_after_an_outage_lets_senders_save_their_answers_before_it_judges(
+    replica: Replica, wire: Wire, postgresql_url: str, kie: Simulator, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("service.poller.LEASE_SECONDS", 3.0)
+    kie.add_fault("create:slow,seconds=0.5")
+    with Wire(postgresql_url) as other_wire:
+        async with replica(wire.url) as sender:
+            created = await sender.create()
+            await eventually(lambda: kie.stats["faults_struck"].get("slow") == 1)
+            async with replica(other_wire.url) as other:
+                wire.cut()
+                other_wire.cut()
+                lost = "SELECT 1 FROM tasks WHERE due_time < extract(epoch FROM now())"
+                await eventually(lambda: bool(rows(postgresql_url, lost)))
+                other_wire.mend()
+                claimed = "SELECT 1 FROM tasks WHERE version > 2"
+                await eventually(lambda: bool(rows(postgresql_url, claimed)))
+                wire.mend()
+                assert (await end(other, created.id)).status == pb.TASK_STATUS_SUCCESS
+    assert len(kie.tasks) == 1

@@ -1,0 +1,495 @@
+"""The environment: defaults, bad values named and never shown, and what must go together."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from service.settings import Settings, SettingsError, load_settings
+from tests.support.paths import ROOT
+
+SECRET = "never-to-be-shown"
+
+DEFAULTS = {
+    "LISTEN_ADDRESS": "127.0.0.1:50051",
+    "ALLOW_UNAUTHENTICATED": False,
+    "AUTH_TOKENS_FILE": None,
+    "CALLER_LIMITS_FILE": None,
+    "TLS_CERT_FILE": None,
+    "TLS_KEY_FILE": None,
+    "TLS_CLIENT_CA_FILE": None,
+    "HTTP_ADDRESS": "127.0.0.1:8080",
+    "ADMIN_ADDRESS": "127.0.0.1:9090",
+    "DATABASE_URL": "sqlite:///generation.db",
+    "DATABASE_HINTS": True,
+    "TASK_RETENTION_SECONDS": 0.0,
+    "KIE_API_KEY": None,
+    "KIE_API_URL": "https://api.kie.ai",
+    "KIE_UPLOAD_URL": "https://kieai.redpandaai.co",
+    "PUBLIC_URL": None,
+    "KIE_WEBHOOK_KEY": None,
+    "CALLBACK_SECRET": None,
+    "KIE_CREATES_PER_10_SECONDS": 20,
+    "KIE_STATUS_PER_SECOND": 10,
+    "KIE_RUNNING_MAX": 100,
+    "DISABLED_MODELS": frozenset(),
+    "QUEUE_MAX_TASKS": 10_000,
+    "CREATE_WAIT_SECONDS": 10,
+    "POLL_INTERVAL_SECONDS": 2,
+    "TASK_MAX_AGE_SECONDS": 3_600,
+    "MAX_STREAMS_PER_CONNECTION": 1_000,
+    "MAX_CONNECTIONS": 0,
+    "MAX_PENDING_CALLS": 3_000,
+    "CONNECTION_IDLE_SECONDS": 3_600,
+    "CONNECTION_AGE_SECONDS": 7_200,
+    "WATCH_MAX_STREAMS": 20_000,
+    "WATCH_HEARTBEAT_SECONDS": 20,
+    "WATCH_MAX_AGE_SECONDS": 1_800,
+    "UPLOADS_MAX": 64,
+    "UPLOAD_MAX_BYTES": 104_857_600,
+    "UPLOAD_RETENTION_SECONDS": 86_400,
+    "METRICS_PER_CALLER": False,
+    "LOG_FORMAT": "text",
+    "LOG_LEVEL": "info",
+}
+OFF_WHEN_EMPTY = {"ADMIN_ADDRESS", "HTTP_ADDRESS"}
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide what the developer's own environment says."""
+    for field in Settings.model_fields:
+        monkeypatch.delenv(field.upper(), raising=False)
+
+
+def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return load_settings()
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, **variables: str) -> list[str]:
+    """Return the lines that refuse these variables."""
+    with pytest.raises(SettingsError) as caught:
+        load(monkeypatch, **variables)
+    return str(caught.value).splitlines()
+
+
+def plain(settings: Settings, name: str) -> object:
+    value = getattr(settings, name.lower())
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+# --- defaults ---
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_an_unset_variable_has_the_default_of_the_contract(name: str) -> None:
+    assert plain(load_settings(), name) == DEFAULTS[name]
+
+
+@pytest.mark.parametrize("name", sorted(DEFAULTS.keys() - OFF_WHEN_EMPTY))
+def test_an_empty_variable_counts_as_unset(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plain(load(monkeypatch, **{name: ""}), name) == DEFAULTS[name]
+
+
+@pytest.mark.parametrize("name", sorted(OFF_WHEN_EMPTY))
+def test_an_empty_address_of_a_side_door_is_off(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plain(load(monkeypatch, **{name: ""}), name) == ""
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        ({}, 0),
+        ({"PUBLIC_URL": "https://here.example"}, 900),
+        ({"UNKNOWN_WAIT_SECONDS": "", "PUBLIC_URL": "https://here.example"}, 900),
+        ({"UNKNOWN_WAIT_SECONDS": "0", "PUBLIC_URL": "https://here.example"}, 0),
+        ({"UNKNOWN_WAIT_SECONDS": "60", "PUBLIC_URL": "https://here.example"}, 60),
+        ({"UNKNOWN_WAIT_SECONDS": "60"}, 60),
+    ],
+)
+def test_an_unknown_create_waits_for_its_callback_only_where_one_can_come(
+    variables: dict[str, str], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(monkeypatch, **variables).effective_unknown_wait_seconds == seconds
+
+
+def test_every_variable_of_the_contract_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "LISTEN_ADDRESS": "[::1]:1",
+        "ALLOW_UNAUTHENTICATED": "true",
+        "HTTP_ADDRESS": "0.0.0.0:0",
+        "ADMIN_ADDRESS": "0.0.0.0:65535",
+        "DATABASE_URL": "postgresql://user:word@host:6432/name?sslmode=require",
+        "DATABASE_HINTS": "false",
+        "TASK_RETENTION_SECONDS": "86400",
+        "KIE_API_KEY": SECRET,
+        "KIE_API_URL": "http://localhost:8099/",
+        "KIE_UPLOAD_URL": "https://upload.example/base/",
+        "PUBLIC_URL": "https://here.example/generation",
+        "KIE_WEBHOOK_KEY": SECRET,
+        "CALLBACK_SECRET": SECRET,
+        "DISABLED_MODELS": "sora2",
+        "LOG_FORMAT": "json",
+        "LOG_LEVEL": "debug",
+        **{
+            name: "7"
+            for name, default in DEFAULTS.items()
+            if isinstance(default, int) and not isinstance(default, bool)
+        },
+    }
+    settings = load(monkeypatch, **values)
+    expected: dict[str, object] = {
+        **{name: 7 if value == "7" else value for name, value in values.items()},
+        "ALLOW_UNAUTHENTICATED": True,
+        "DATABASE_HINTS": False,
+        "TASK_RETENTION_SECONDS": 86_400.0,
+        "KIE_API_URL": "http://localhost:8099",
+        "KIE_UPLOAD_URL": "https://upload.example/base",
+        "DISABLED_MODELS": frozenset({"sora2"}),
+    }
+    assert {name: plain(settings, name) for name in values} == expected
+
+
+@pytest.mark.parametrize(
+    ("listed", "secrets"),
+    [("", ()), ("one", (b"one",)), ("new,old", (b"new", b"old")), ("a b,c", (b"a b", b"c"))],
+)
+def test_callback_secrets_are_separated_by_commas(
+    listed: str, secrets: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(monkeypatch, CALLBACK_SECRET=listed).callback_secrets == secrets
+
+
+def test_zero_turns_the_limits_of_the_account_and_the_wait_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ("KIE_CREATES_PER_10_SECONDS", "KIE_STATUS_PER_SECOND", "KIE_RUNNING_MAX")
+    settings = load(monkeypatch, **dict.fromkeys((*names, "CREATE_WAIT_SECONDS"), "0"))
+    assert settings.kie_creates_per_10_seconds == 0
+    assert settings.kie_status_per_second == 0
+    assert settings.kie_running_max == 0
+    assert settings.create_wait_seconds == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "models"),
+    [
+        ("sora2", {"sora2"}),
+        ("sora2,veo3", {"sora2", "veo3"}),
+        (" sora2 , veo3 ,, ", {"sora2", "veo3"}),
+        ("sora2,sora2", {"sora2"}),
+        (",", set()),
+        ("imagen4,midjourney,veo3,sora2", {"imagen4", "midjourney", "veo3", "sora2"}),
+    ],
+)
+def test_disabled_models_are_names_between_commas(
+    text: str, models: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(monkeypatch, DISABLED_MODELS=text).disabled_models == models
+
+
+# --- bad values ---
+
+BAD_ADDRESSES = (
+    "50051",
+    ":50051",
+    "127.0.0.1",
+    "127.0.0.1:",
+    "127.0.0.1:http",
+    "127.0.0.1:65536",
+    "127.0.0.1:-1",
+    "127.0.0.1:\u0665",  # a digit, but not one that gRPC reads
+    "::1:50051",  # gRPC takes it for one address without a port
+    "[::1]",
+    "unix:/tmp/socket:1",
+    "dns:localhost:50051",
+    "a b:1",
+)
+BAD_COUNTS = ("-1", "many", "1.5", "1e3", "0x10", "inf")
+BAD_SECONDS = ("-1", "soon", "nan", "inf", "-inf")
+BAD_URLS = ("ftp://kie.example", "kie.example", "https://", "https:///path", "https://a b", "x:")
+BAD = {
+    "LISTEN_ADDRESS": BAD_ADDRESSES,
+    "ADMIN_ADDRESS": BAD_ADDRESSES,
+    "HTTP_ADDRESS": BAD_ADDRESSES,
+    "ALLOW_UNAUTHENTICATED": ("maybe", "2"),
+    "AUTH_TOKENS_FILE": ("/no/such/file", "/"),
+    "CALLER_LIMITS_FILE": ("/no/such/file", "/", str(ROOT / "README.md")),
+    "TLS_CERT_FILE": ("/no/such/file", "/"),
+    "TLS_KEY_FILE": ("/no/such/file", "/"),
+    "TLS_CLIENT_CA_FILE": ("/no/such/file", "/"),
+    "DATABASE_URL": (
+        "mysql://user:word@host/db",
+        "postgresql://host/db?what=1",
+        "generation.db",
+        "sqlite:///",
+        "sqlite:///generation.db\n",
+        "sqlite:///generation.db\r",
+        "sqlite:///generation.db ",
+        "sqlite:///gener\nation.db",
+        "sqlite:/// generation.db",
+        " sqlite:///generation.db",
+        "sqlite:///\tgeneration.db",
+        "postgresql://host/name\n",
+        "postgresql://host/name ",
+        " postgresql://host/name",
+        "postgresql://host/na me",
+        "postgresql://host/name?application_name=a b",
+    ),
+    "DATABASE_HINTS": ("maybe", "2"),
+    "TASK_RETENTION_SECONDS": ("60", "-1", "nan", "inf", "a day"),
+    "KIE_API_KEY": ("two words", "ends-with-a-newline\n", "schlüssel", "tab\t"),
+    "KIE_WEBHOOK_KEY": ("ends-with-a-newline\n", " begins-with-a-space", "ends-with-cr\r"),
+    "CALLBACK_SECRET": (
+        "ends-with-a-newline\n",
+        " begins-with-a-space",
+        "first, second",
+        "first,second ",
+        "first\n,second",
+        "first,\tsecond",
+        "first\rsecond",
+        "first,,second",
+        "first,",
+        ",",
+    ),
+    "KIE_API_URL": BAD_URLS,
+    "KIE_UPLOAD_URL": BAD_URLS,
+    "PUBLIC_URL": BAD_URLS,
+    "KIE_CREATES_PER_10_SECONDS": BAD_COUNTS,
+    "KIE_STATUS_PER_SECOND": BAD_COUNTS,
+    "KIE_RUNNING_MAX": BAD_COUNTS,
+    "QUEUE_MAX_TASKS": (*BAD_COUNTS, "0"),
+    "MAX_STREAMS_PER_CONNECTION": (*BAD_COUNTS, "0", "2147483648"),
+    "MAX_CONNECTIONS": (*BAD_COUNTS, "99999999999999"),
+    "MAX_PENDING_CALLS": (*BAD_COUNTS, "0", "1000000001"),
+    "CONNECTION_IDLE_SECONDS": BAD_SECONDS,
+    "CONNECTION_AGE_SECONDS": BAD_SECONDS,
+    "WATCH_MAX_STREAMS": (*BAD_COUNTS, "0"),
+    "UPLOADS_MAX": (*BAD_COUNTS, "0"),
+    "UPLOAD_MAX_BYTES": (*BAD_COUNTS, "0"),
+    "CREATE_WAIT_SECONDS": BAD_SECONDS,
+    "UNKNOWN_WAIT_SECONDS": BAD_SECONDS,
+    "POLL_INTERVAL_SECONDS": (*BAD_SECONDS, "0"),
+    "TASK_MAX_AGE_SECONDS": (*BAD_SECONDS, "0"),
+    "WATCH_HEARTBEAT_SECONDS": (*BAD_SECONDS, "0"),
+    "WATCH_MAX_AGE_SECONDS": (*BAD_SECONDS, "0"),
+    "UPLOAD_RETENTION_SECONDS": (*BAD_SECONDS, "0"),
+    "DISABLED_MODELS": ("sora", "sora2;veo3", "SORA2", "veo3,x"),
+    "METRICS_PER_CALLER": ("maybe", "2"),
+    "LOG_FORMAT": ("xml", "JSON "),
+    "LOG_LEVEL": ("loud", "20"),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in BAD.items() for v in values])
+def test_a_bad_value_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    [line] = refused(monkeypatch, **{name: value})
+    assert line.startswith(f"{name}: ")
+
+
+def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = refused(monkeypatch, **{name: values[0] for name, values in BAD.items()})
+    assert sorted(line.partition(":")[0] for line in lines) == sorted(BAD)
+
+
+def test_all_that_does_not_go_together_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "empty.pem"
+    empty.touch()
+    lines = refused(
+        monkeypatch,
+        LISTEN_ADDRESS="0.0.0.0:1",
+        TLS_KEY_FILE=str(empty),
+        TLS_CLIENT_CA_FILE=str(empty),
+        KIE_API_URL="http://localhost:1",
+        PUBLIC_URL="https://here.example",
+        HTTP_ADDRESS="",
+    )
+    names = [line.partition(":")[0] for line in lines]
+    assert list(dict.fromkeys(names)) == [
+        "LISTEN_ADDRESS",
+        "TLS_CERT_FILE, TLS_KEY_FILE",
+        "TLS_CLIENT_CA_FILE",
+        "KIE_API_KEY",
+        "HTTP_ADDRESS",
+    ]
+
+
+SECRETIVE = {
+    **{
+        name: SECRET
+        for name in BAD
+        if name not in {"KIE_API_KEY", "KIE_API_URL", "KIE_UPLOAD_URL", "AUTH_TOKENS_FILE"}
+    },
+    "KIE_API_KEY": f"{SECRET} ",
+    "KIE_WEBHOOK_KEY": f"{SECRET}\n",
+    "CALLBACK_SECRET": f" {SECRET}",
+    "KIE_API_URL": f"ftp://user:{SECRET}@host",
+    "KIE_UPLOAD_URL": f"https://user:{SECRET} @host",
+    "AUTH_TOKENS_FILE": f"/no/{SECRET}",
+    "DATABASE_URL": f"postgresql://user:{SECRET}@host/db?what=1",
+}
+
+
+def test_no_bad_value_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert SECRET not in "\n".join(refused(monkeypatch, **SECRETIVE))
+
+
+def test_the_settings_show_no_secret_when_they_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = dict.fromkeys(("KIE_API_KEY", "KIE_WEBHOOK_KEY", "CALLBACK_SECRET"), SECRET)
+    database = f"sqlite:///{SECRET}.db"
+    settings = load(monkeypatch, DATABASE_URL=database, **secrets)
+    assert SECRET not in f"{settings} {settings!r}"
+
+
+# --- what must go together ---
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:0", "127.0.0.5:50051", "127.255.255.254:1", "[::1]:50051", "localhost:50051"],
+)
+def test_a_loopback_address_needs_no_authentication(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(monkeypatch, LISTEN_ADDRESS=address).listen_address == address
+
+
+BEYOND_LOOPBACK = (
+    "0.0.0.0:50051",
+    "[::]:50051",
+    "10.0.0.1:50051",
+    "192.168.1.1:50051",
+    "[fe80::1]:50051",
+    "[::ffff:10.0.0.1]:50051",
+    "generation.example:50051",
+    "localhost.example:50051",
+    "128.0.0.1:50051",
+)
+
+
+@pytest.mark.parametrize("address", BEYOND_LOOPBACK)
+def test_an_address_beyond_loopback_is_refused_by_itself(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [line] = refused(monkeypatch, LISTEN_ADDRESS=address)
+    assert line.startswith("LISTEN_ADDRESS: ")
+    assert "AUTH_TOKENS_FILE" in line
+    assert "ALLOW_UNAUTHENTICATED=true" in line
+
+
+@pytest.mark.parametrize("address", BEYOND_LOOPBACK)
+def test_an_address_beyond_loopback_is_allowed_when_somebody_said_so(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load(monkeypatch, LISTEN_ADDRESS=address, ALLOW_UNAUTHENTICATED="true")
+    assert settings.listen_address == address
+
+
+@pytest.mark.parametrize("address", BEYOND_LOOPBACK)
+def test_an_address_beyond_loopback_is_allowed_with_tokens(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"alice {'0' * 64}\n")
+    settings = load(monkeypatch, LISTEN_ADDRESS=address, AUTH_TOKENS_FILE=str(tokens))
+    assert settings.auth_tokens_file == tokens
+
+
+def test_being_told_not_to_allow_unauthenticated_is_not_being_told_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert refused(monkeypatch, LISTEN_ADDRESS="0.0.0.0:1", ALLOW_UNAUTHENTICATED="false")
+
+
+def test_a_public_url_without_an_address_that_serves_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    [line] = refused(monkeypatch, PUBLIC_URL="https://here.example", HTTP_ADDRESS="")
+    assert line.startswith("HTTP_ADDRESS: ")
+
+
+@pytest.mark.parametrize("name", ["KIE_API_URL", "KIE_UPLOAD_URL"])
+def test_an_address_of_kie_without_a_key_is_refused_rather_than_simulated(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [line] = refused(monkeypatch, **{name: "https://kie.example"})
+    assert line.startswith("KIE_API_KEY: ")
+
+
+@pytest.mark.parametrize("alone", ["TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE"])
+def test_a_part_of_tls_alone_is_refused(
+    alone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file.pem"
+    file.touch()
+    lines = refused(monkeypatch, **{alone: str(file)})
+    assert "TLS_CERT_FILE" in lines[0]
+    assert "TLS_KEY_FILE" in lines[0]
+    assert alone in lines[0]
+
+
+# --- the process ---
+
+
+def start(folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run a process that cannot start, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "service"],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+def test_the_process_ends_with_2_and_names_each_bad_value_and_shows_none(tmp_path: Path) -> None:
+    done = start(tmp_path, **SECRETIVE)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sorted(line.partition(":")[0] for line in done.stderr.splitlines()) == sorted(BAD)
+    assert SECRET not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_url_of_an_unknown_kind_is_named_and_not_shown(tmp_path: Path) -> None:
+    done = start(
+        tmp_path,
+        LISTEN_ADDRESS="127.0.0.1:0",
+        ADMIN_ADDRESS="",
+        LOG_FORMAT="json",
+        DATABASE_URL=f"mysql://user:{SECRET}@127.0.0.1:1/db",
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "DATABASE_URL: must look like sqlite:///generation.db or postgresql://host/name\n"
+    )
+    assert SECRET not in done.stderr
+
+
+def test_every_bad_caller_limit_is_named_with_its_table_and_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "limits.toml"
+    file.write_text("[default]\nqueue = 0\n[callers.alice]\nruning = 1\n")
+    [line] = refused(monkeypatch, CALLER_LIMITS_FILE=str(file))
+    assert line.startswith("CALLER_LIMITS_FILE: ")
+    assert "[default] queue must be" in line
+    assert "[callers.alice] runing is unknown" in line
+
+
+@pytest.mark.parametrize("name", ["AUTH_TOKENS_FILE", "CALLER_LIMITS_FILE", "TLS_CERT_FILE"])
+def test_a_pipe_is_no_file_to_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    lines = refused(monkeypatch, **{name: str(pipe)})
+    assert f"{name}: must be a file" in lines

@@ -1,0 +1,323 @@
+"""Uploads against slow callers, slow providers and odd answers: how long, how much memory."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from aiohttp import web
+
+from generated.generation.v1 import generation_pb2 as pb
+from providers.kie.http import Timeouts
+from providers.kie.simulator import Simulator
+from service.bounds import Bounds
+from service.uploads import UploadPace
+from tests.conftest import Serve
+from tests.service.test_uploads import (
+    MIB,
+    UploadHost,
+    chunk,
+    host,
+    hosted,
+    metadata,
+    refused,
+    send,
+    service_process,
+    until,
+    upload,
+)
+from tests.support.harness import SERVICE, Service, refusal, serving
+
+__all__ = ("host", "hosted")  # fixtures
+MESSAGE = 4 * MIB - 64
+QUICK = Bounds(uploads=UploadPace(bytes_per_second=10_000, window_seconds=0.3))
+
+
+@pytest.fixture
+def serve_sqlite(tmp_path: Path, kie: Simulator) -> Serve:
+    """The service on SQLite only, as no task is stored."""
+    return lambda **settings: serving(tmp_path, kie, **settings)
+
+
+Reply = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
+
+
+@asynccontextmanager
+async def raw_host(reply: Reply) -> AsyncIterator[str]:
+    """An upload host that does with each connection what the test says; yield its URL."""
+    writers = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        await reply(reader, writer)
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, limit=1_024)
+    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+    for writer in writers:
+        writer.close()
+        writer.transport.abort()
+    await asyncio.gather(*(w.wait_closed() for w in writers), return_exceptions=True)
+
+
+async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Read nothing more."""
+    del reader
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+
+# --- slow callers ---
+
+
+async def drip(piece: bytes, seconds: float) -> AsyncIterator[pb.UploadFileRequest]:
+    yield metadata()
+    yield chunk(b"x")
+    while True:
+        await asyncio.sleep(seconds)  # it is the client's pace, and no wait for anything
+        yield chunk(piece)
+
+
+@pytest.mark.parametrize("piece", [b"x", b"", b"x" * 100], ids=["a byte", "nothing", "100 bytes"])
+async def test_an_upload_below_the_minimum_rate_ends(serve: Serve, piece: bytes) -> None:
+    async with serve(bounds=QUICK) as service:
+        error = await refused(service, drip(piece, 0.03))
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "UPLOAD_MISMATCH")
+    assert "slower than 10000 bytes/s" in error.message
+
+
+async def test_each_window_counts_for_itself(serve: Serve) -> None:
+    """What was sent quickly before does not pay for a drip afterwards."""
+
+    async def quick_then_slow() -> AsyncIterator[pb.UploadFileRequest]:
+        yield metadata()
+        for _ in range(5):
+            yield chunk(b"x" * MIB)
+        async for message in drip(b"x", 0.05):
+            if message.chunk:
+                yield message
+
+    async with serve(bounds=QUICK) as service:
+        error = await refused(service, quick_then_slow())
+    assert "slower than" in error.message
+
+
+async def test_a_caller_at_the_minimum_rate_is_served(serve: Serve) -> None:
+    async def steady() -> AsyncIterator[pb.UploadFileRequest]:
+        yield metadata()
+        for _ in range(20):
+            await asyncio.sleep(0.05)  # it is the client's pace, and no wait for anything
+            yield chunk(b"x" * 2_000)
+
+    async with serve(bounds=QUICK) as service:
+        assert (await send(service, steady())).size_bytes == 40_000
+
+
+async def test_a_caller_is_not_blamed_for_a_slow_provider(serve: Serve, host: UploadHost) -> None:
+    async def reads_slowly(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(1)  # it is the provider's pace
+        return await host.read_and_drop(request)
+
+    host.handle = reads_slowly
+    async with serve(bounds=QUICK, kie_upload_url=host.url) as service:
+        file = await upload(service, bytes(8 * MIB), chunk_bytes=MIB)
+    assert file.size_bytes == 8 * MIB
+
+
+# --- slow providers ---
+
+
+async def test_a_provider_that_reads_a_byte_now_and_then_is_given_up(
+    serve: Serve,
+) -> None:
+    bounds = Bounds(kie=Timeouts(upload_stall_seconds=1))
+
+    async def sips(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        del writer
+        for _ in range(1_000):
+            await reader.read(1)
+            await asyncio.sleep(0.1)  # it is the provider's pace
+
+    async with raw_host(sips) as url, serve(bounds=bounds, kie_upload_url=url) as service:
+        error = await refused(service, [metadata(), *[chunk(bytes(MESSAGE))] * 8])
+    assert error.reason == "PROVIDER_UNAVAILABLE"
+
+
+# --- odd answers ---
+
+
+def answer(status: str, body: bytes, *headers: str) -> bytes:
+    head = (f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", "")
+    return "\r\n".join(head).encode() + body
+
+
+def envelope(code: int, msg: str) -> bytes:
+    return json.dumps({"success": False, "code": code, "msg": msg}).encode()
+
+
+EARLY = {
+    "401 in an envelope": (
+        answer("401 Unauthorized", envelope(401, "Invalid API Key")),
+        "PROVIDER_UNAUTHORIZED",
+    ),
+    "401 in an envelope, HTTP 200": (
+        answer("200 OK", envelope(401, "Invalid API Key")),
+        "PROVIDER_UNAUTHORIZED",
+    ),
+    "401 of a proxy": (answer("401 Unauthorized", b"<html>no</html>"), "PROVIDER_UNAUTHORIZED"),
+    "413 in an envelope": (
+        answer("413 Payload Too Large", envelope(413, "File too large")),
+        "UPLOAD_TOO_LARGE",
+    ),
+    "413 of nginx": (
+        answer("413 Request Entity Too Large", b"<html>413</html>", "Connection: close"),
+        "UPLOAD_TOO_LARGE",
+    ),
+    "413 without a body": (answer("413 Content Too Large", b""), "UPLOAD_TOO_LARGE"),
+}
+CLOSINGS = ["close", "abort", "half", "stay"]
+
+
+@pytest.mark.parametrize("closing", CLOSINGS)
+@pytest.mark.parametrize("size_bytes", [None, 40 * MIB], ids=["size not told", "size told"])
+@pytest.mark.parametrize(("reply", "reason"), EARLY.values(), ids=EARLY.keys())
+async def test_an_answer_while_the_body_is_on_its_way_counts_however_the_provider_closes(
+    serve_sqlite: Serve,
+    closing: str,
+    size_bytes: int | None,
+    reply: bytes,
+    reason: str,
+) -> None:
+    async def answers_early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.read(1_000)
+        writer.write(reply)
+        await writer.drain()
+        if closing == "close":
+            writer.close()
+        elif closing == "abort":
+            await asyncio.sleep(0.05)  # a reset at once may overtake the answer
+            writer.transport.abort()
+        elif closing == "half":
+            writer.write_eof()
+
+    fields = {} if size_bytes is None else {"size_bytes": size_bytes}
+    async with raw_host(answers_early) as url, serve_sqlite(kie_upload_url=url) as service:
+        error = await refused(service, [metadata(**fields), *[chunk(bytes(MIB))] * 40])
+    assert error.reason == reason
+
+
+@pytest.mark.parametrize("words", ["File type not supported", "Bad path"])
+async def test_no_success_under_code_200_is_a_refusal_in_the_providers_words(
+    hosted: Service, host: UploadHost, words: str
+) -> None:
+    async def refuses(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        return web.json_response({"success": False, "code": 200, "msg": words})
+
+    host.handle = refuses
+    error = await refused(hosted, [metadata(), chunk(b"abc")])
+    assert (error.reason, error.message) == ("PROVIDER_REJECTED", words)
+    assert error.retry_seconds is None
+    assert host.connections == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [" https://x.example/a.png ", "\thttps://x.example/a.png\n", "\u3000https://x.example/a.png"],
+)
+async def test_blanks_around_a_url_are_cut(hosted: Service, host: UploadHost, url: str) -> None:
+    host.data["downloadUrl"] = url
+    assert (await upload(hosted)).download_url == "https://x.example/a.png"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://", "https:///a.png", "/a.png", "a.png", "ftp://x.example/a", "javascript:x", "https://[x",
+     "https://x.example/a\r\nb", "https://x.example/a b", " ", None, 5, ["https://x.example/"]],
+)  # fmt: skip
+async def test_a_url_that_nobody_can_fetch_is_no_success(
+    hosted: Service, host: UploadHost, url: object
+) -> None:
+    host.data["downloadUrl"] = url
+    error = await refused(hosted, [metadata(), chunk(b"abc")])
+    assert error.reason == "PROVIDER_UNAVAILABLE"
+    assert error.message == "the provider stored the file but returned no usable URL"
+
+
+@pytest.mark.parametrize("expires_at", ["2020-01-01T00:00:00Z", 1_577_836_800_000, 1])
+async def test_an_expiry_in_the_past_is_ignored(
+    hosted: Service, host: UploadHost, expires_at: object
+) -> None:
+    host.data["expiresAt"] = expires_at
+    file = await upload(hosted)
+    assert file.expire_time.seconds - file.upload_time.seconds == 86_400
+
+
+# --- memory ---
+
+
+def resident_mib(pid: int) -> float:
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found
+    return int(found[1]) / 1_024
+
+
+async def test_an_upload_to_a_provider_that_hangs_holds_one_message_and_little_more(
+    tmp_path: Path,
+) -> None:
+    uploads = 32
+    first, message = metadata().SerializeToString(), chunk(bytes(MESSAGE)).SerializeToString()
+    async with raw_host(hang) as url, service_process(tmp_path, url) as (pid, address):
+        channels = [
+            grpc.aio.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),))
+            for _ in range(uploads)
+        ]
+        sent = 0
+
+        async def without_end() -> AsyncIterator[bytes]:
+            nonlocal sent
+            yield first
+            while True:
+                yield message
+                sent += 1
+
+        before = resident_mib(pid)
+        methods: list[Any] = [c.stream_unary(f"{SERVICE}UploadFile") for c in channels]
+        calls = [method(without_end()) for method in methods]
+        await until(lambda: sent >= uploads, 30)
+        await asyncio.sleep(2)  # whatever is still read ahead
+        growth = (resident_mib(pid) - before) / uploads
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        for channel in channels:
+            await channel.close()
+    assert growth < 12, f"{growth:.1f} MiB for each upload"
+
+
+async def test_refused_uploads_keep_no_messages(tmp_path: Path, host: UploadHost) -> None:
+    first = metadata(size_bytes=3).SerializeToString()
+    message = chunk(bytes(MESSAGE)).SerializeToString()
+    async with (
+        service_process(tmp_path, host.url) as (pid, address),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        method: Any = channel.stream_unary(f"{SERVICE}UploadFile")
+
+        async def refuse(times: int) -> None:
+            for _ in range(times):
+                call = method(iter([first, message]))
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call
+                assert refusal(caught.value).reason == "UPLOAD_MISMATCH"
+
+        await asyncio.gather(*(refuse(2) for _ in range(4)))
+        before = resident_mib(pid)
+        await asyncio.gather(*(refuse(50) for _ in range(4)))
+        growth = resident_mib(pid) - before
+    assert growth < 150, f"{growth:.0f} MiB"

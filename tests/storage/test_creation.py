@@ -1,0 +1,176 @@
+"""Which of the tasks that come together are stored: decided for each, a known request_id first."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from storage.creation import Answer, Created, CreateLimits, Existing, LimitReached
+from storage.store import Store, open_store
+from storage.task import Failure, Lane, Stage, Task
+from tests.support.storing import NO_LIMIT, NOW, Gate, enqueued, new, saved, send, stored
+
+TWO = CreateLimits(1_000, 2)
+TWO_A_MINUTE = CreateLimits(1_000, creates_per_minute=2)
+FULL = LimitReached("queue", 2, "caller")
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[Store]:
+    """An empty store."""
+    opened = open_store(database_url)
+    yield opened
+    await opened.close()
+
+
+async def together(store: Store, *creations: tuple[Task, CreateLimits]) -> Sequence[Answer]:
+    """Create in one batch."""
+    gate = Gate(store)
+    await gate.reached()
+    jobs = await enqueued(*(store.create(task, limits) for task, limits in creations))
+    await gate.open()
+    answers: Sequence[Answer] = await asyncio.gather(*jobs)
+    return answers
+
+
+def alices(task_id: str, request_id: str = "") -> Task:
+    return new(task_id, caller="alice", request_id=request_id)
+
+
+def bobs(task_id: str) -> Task:
+    return new(task_id, caller="bob")
+
+
+# --- queue ---
+
+
+async def test_one_callers_refusals_do_not_refuse_another_in_the_same_batch(store: Store) -> None:
+    tasks = [alices(f"a{i}") for i in range(4)]
+    limits = CreateLimits(3, 2)
+    answers = await together(
+        store,
+        *((task, limits) for task in tasks),
+        (bobs("b1"), limits),
+        (bobs("b2"), limits),
+    )
+    assert answers == [
+        Created(tasks[0]),
+        Created(tasks[1]),
+        FULL,
+        FULL,
+        Created(bobs("b1")),
+        LimitReached("queue", 3, "service"),
+    ]
+    assert await store.count(Lane.SUBMIT) == 3
+
+
+async def test_retries_of_known_requests_take_no_room_in_a_batch(store: Store) -> None:
+    first = alices("first", "r")
+    await stored(store, first)
+    answers = await together(
+        store,
+        (alices("again", "r"), TWO),
+        (alices("second"), TWO),
+        (alices("again-2", "r"), TWO),
+        (alices("third"), TWO),
+    )
+    assert answers == [Existing(first), Created(alices("second")), Existing(first), FULL]
+
+
+async def test_the_same_new_request_twice_in_a_batch_takes_room_once(store: Store) -> None:
+    answers = await together(
+        store,
+        (alices("a", "r"), TWO),
+        (alices("b", "r"), TWO),
+        (alices("c", "s"), TWO),
+        (alices("d", "s"), TWO),
+        (alices("e", "t"), TWO),
+    )
+    assert answers == [
+        Created(alices("a", "r")),
+        Existing(alices("a", "r")),
+        Created(alices("c", "s")),
+        Existing(alices("c", "s")),
+        FULL,
+    ]
+
+
+async def test_a_request_id_of_another_caller_is_not_known(store: Store) -> None:
+    await stored(store, alices("a", "r"), alices("b"))
+    other = bobs("c")._replace(request_id="r")
+    answers = await together(store, (alices("d", "x"), TWO), (other, TWO))
+    assert answers == [FULL, Created(other)]
+
+
+async def test_what_is_sent_cancelled_or_put_back_counts_at_once(store: Store) -> None:
+    first, second, third = alices("a"), alices("b"), alices("c")
+    await stored(store, first, second)
+    assert await store.create(third, TWO) == FULL
+    sent = await saved(store, first, send(first))
+    assert await store.create(third, TWO) == Created(third)
+    assert await store.create(alices("d"), TWO) == FULL
+    await saved(store, second, second.failed(Failure("CANCELLED", "no"), NOW))
+    await saved(store, sent, sent.postponed(NOW, NOW + 1))
+    assert await store.create(alices("d"), TWO) == FULL, "one left, one came back"
+
+
+async def test_racing_creates_of_callers_do_not_pass_their_limits(store: Store) -> None:
+    racing = (
+        store.create(new(f"{who}{i}", caller=who), CreateLimits(1_000, 7))
+        for i in range(40)
+        for who in ("alice", "bob")
+    )
+    answers = await asyncio.gather(*racing)
+    created = [answer.task.caller for answer in answers if isinstance(answer, Created)]
+    assert (created.count("alice"), created.count("bob")) == (7, 7)
+
+
+# --- creates_per_minute ---
+
+
+async def test_a_minute_is_counted_from_the_oldest_task_that_fills_it(store: Store) -> None:
+    for second in (0, 20):
+        task = alices(f"t{second}")._replace(create_time=NOW + second)
+        assert isinstance(await store.create(task, TWO_A_MINUTE), Created)
+    answer = await store.create(alices("t")._replace(create_time=NOW + 25), TWO_A_MINUTE)
+    assert answer == LimitReached("creates_per_minute", 2, "caller", 35)
+    answer = await store.create(alices("t")._replace(create_time=NOW + 59), TWO_A_MINUTE)
+    assert answer == LimitReached("creates_per_minute", 2, "caller", 1)
+    task = alices("t")._replace(create_time=NOW + 60)
+    assert await store.create(task, TWO_A_MINUTE) == Created(task)
+    answer = await store.create(alices("u")._replace(create_time=NOW + 61), TWO_A_MINUTE)
+    assert answer == LimitReached("creates_per_minute", 2, "caller", 19)
+
+
+async def test_a_raised_limit_counts_at_once(store: Store) -> None:
+    await stored(store, alices("a"), alices("b"), alices("c"))
+    assert isinstance(await store.create(alices("d"), TWO_A_MINUTE), LimitReached)
+    four = CreateLimits(1_000, creates_per_minute=4)
+    assert await store.create(alices("d"), four) == Created(alices("d"))
+    assert isinstance(await store.create(alices("e"), four), LimitReached)
+    assert await store.create(alices("e"), NO_LIMIT) == Created(alices("e"))
+
+
+async def test_creates_of_one_batch_count_for_its_minute(store: Store) -> None:
+    answers = await together(
+        store,
+        *((alices(f"a{i}"), TWO_A_MINUTE) for i in range(3)),
+        (bobs("b"), TWO_A_MINUTE),
+        (alices("c", "r"), NO_LIMIT),
+    )
+    assert [type(answer) for answer in answers] == [
+        Created,
+        Created,
+        LimitReached,
+        Created,
+        Created,
+    ]
+    assert answers[2] == LimitReached("creates_per_minute", 2, "caller", 60)
+
+
+async def test_tasks_that_ended_count_for_the_minute(store: Store) -> None:
+    first, second = alices("a"), new("b", caller="alice", stage=Stage.QUEUED)
+    await stored(store, first, second)
+    await saved(store, first, first.failed(Failure("CANCELLED", "no"), NOW))
+    await saved(store, second, second.failed(Failure("PROVIDER_REJECTED", "no"), NOW))
+    assert isinstance(await store.create(alices("c"), TWO_A_MINUTE), LimitReached)

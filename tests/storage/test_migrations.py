@@ -1,0 +1,272 @@
+"""Migrations: many that start at once, and old replicas that serve on while a new one migrates."""
+
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from storage import postgres, sqlite
+from storage.errors import StorageUnavailableError
+from storage.pages import ListFilter
+from storage.postgres import migrate
+from storage.schema import MIGRATIONS
+from storage.store import Store, open_store
+from storage.task import Lane
+from tests.support.databases import change, connect, fill, rows
+from tests.support.harness import eventually
+from tests.support.paths import ROOT
+from tests.support.storing import NOW, claim, new, saved, send, stored
+
+OURS = sorted(path.stem for path in MIGRATIONS.glob("0*.py"))
+APPLIED = "SELECT name FROM schema_migration ORDER BY id"
+
+# What a newer version may bring, by the rules of CONTRIBUTING.md.
+ADDITIVE = """
+def up(migrator, db):
+    db.execute_sql("ALTER TABLE tasks ADD COLUMN note TEXT")
+    db.execute_sql("ALTER TABLE tasks ADD COLUMN weight INTEGER NOT NULL DEFAULT 1")
+    db.execute_sql("CREATE TABLE more (id TEXT PRIMARY KEY)")
+"""
+INDEX = """
+atomic = False
+
+def up(migrator, db):
+    db.execute_sql("DROP INDEX CONCURRENTLY IF EXISTS tasks_note")
+    db.execute_sql("CREATE INDEX CONCURRENTLY tasks_note ON tasks (model, create_time)")
+"""
+MIGRATE = """
+import pathlib, sys
+from storage.postgres import migrate
+print(*migrate(sys.argv[1], pathlib.Path(sys.argv[2])))
+"""
+BROKEN = """
+def up(migrator, db):
+    db.execute_sql("ALTER TABLE tasks ADD COLUMN half TEXT")
+    db.execute_sql("ALTER TABLE nothing ADD COLUMN half TEXT")
+"""
+
+
+def version(folder: Path, **migrations: str) -> Path:
+    """A newer version's folder of migrations: ours, and more."""
+    newer = folder / "migrations"
+    newer.mkdir()
+    for path in MIGRATIONS.glob("0*.py"):
+        (newer / path.name).write_text(path.read_text())
+    for name, text in migrations.items():
+        (newer / f"{name.removeprefix('_')}.py").write_text(text)
+    return newer
+
+
+@contextmanager
+def reading(postgresql_url: str) -> Iterator[None]:
+    """Have a long read of the tasks under way, as a backup's, which an ALTER TABLE waits for."""
+    with closing(connect(postgresql_url)) as reader:
+        reader.cursor().execute("LOCK TABLE tasks IN ACCESS SHARE MODE")
+        yield
+
+
+async def work(store: Store, number: int) -> None:
+    """Do to a task what a replica does."""
+    task = new(f"t{number}", request_id=f"r{number}")
+    await stored(store, task)
+    [claimed] = await claim(store, Lane.SUBMIT, NOW, 1, send)
+    after = await saved(store, claimed, claimed.queued("k", NOW, NOW + 1_000))
+    assert await store.get(task.id) == after
+    assert after in await store.page(ListFilter("c"), None, 1_000)
+    assert await store.newer({task.id: 1}) == [after]
+    await store.ping()
+
+
+# --- several at once ---
+
+
+def test_many_processes_that_migrate_at_once_apply_each_migration_once(
+    postgresql_url: str,
+) -> None:
+    applied: list[Sequence[str]] = []
+    threads = [
+        threading.Thread(target=lambda: applied.append(migrate(postgresql_url))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(applied, key=len) == [[]] * 7 + [OURS]
+    assert rows(postgresql_url, APPLIED) == [(name,) for name in OURS]
+
+
+def test_many_that_start_at_once_wait_for_an_index_that_is_made_beside_the_traffic(
+    postgresql_url: str, tmp_path: Path
+) -> None:
+    migrate(postgresql_url)
+    fill(postgresql_url, 20_000, NOW)
+    newer = version(tmp_path, _0900_index=INDEX)
+    applied: list[Sequence[str]] = []
+    threads = [
+        threading.Thread(target=lambda: applied.append(migrate(postgresql_url, newer)))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(applied, key=len) == [[]] * 5 + [["0900_index"]]
+
+
+async def test_whoever_waits_for_another_that_migrates_gives_up_in_the_end(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "MIGRATION_SECONDS", 0.3)
+    with postgres._alone(postgres.PostgresDatabase(postgres.connection_params(postgresql_url))):
+        migrating = asyncio.to_thread(migrate, postgresql_url)
+        with pytest.raises(StorageUnavailableError, match="another process migrates"):
+            await asyncio.wait_for(migrating, 10)
+    assert migrate(postgresql_url) == OURS
+
+
+# --- a rolling upgrade ---
+
+
+async def test_an_old_replica_works_while_a_newer_one_migrates_and_afterwards(
+    postgresql_url: str, tmp_path: Path
+) -> None:
+    store = open_store(postgresql_url)
+    fill(postgresql_url, 5_000, NOW)
+    newer = version(tmp_path, _0900_more=ADDITIVE, _0901_index=INDEX)
+    migrating = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", MIGRATE, postgresql_url, newer),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    ended = asyncio.ensure_future(migrating.communicate())
+    number = 0
+    while not ended.done() or number < 20:
+        await work(store, number)
+        number += 1
+    assert (await ended)[0].decode().strip() == "0900_more 0901_index"
+    assert rows(postgresql_url, "SELECT DISTINCT note, weight FROM tasks") == [(None, 1)]
+    await store.close()
+
+
+async def test_an_old_replica_starts_on_a_database_that_a_newer_one_has_migrated(
+    postgresql_url: str, tmp_path: Path
+) -> None:
+    migrate(postgresql_url, version(tmp_path, _0900_more=ADDITIVE))
+    assert migrate(postgresql_url) == []
+    store = open_store(postgresql_url)
+    await work(store, 0)
+    await store.close()
+
+
+async def test_an_old_version_starts_on_a_file_that_a_newer_one_has_migrated(
+    tmp_path: Path,
+) -> None:
+    newer = version(tmp_path, _0900_more=ADDITIVE)
+    assert sqlite.migrate(tmp_path / "generation.db", newer) == [*OURS, "0900_more"]
+    store = open_store(f"sqlite:///{tmp_path}/generation.db")
+    await stored(store, new("t"))
+    assert await store.get("t") == new("t")
+    await store.close()
+
+
+# --- locks ---
+
+
+async def test_a_migration_that_waits_for_a_table_does_not_hold_up_the_traffic(
+    postgresql_url: str, tmp_path: Path
+) -> None:
+    store = open_store(postgresql_url)
+    newer = version(tmp_path, _0900_more=ADDITIVE)
+    with reading(postgresql_url):
+        migrating = asyncio.create_task(asyncio.to_thread(migrate, postgresql_url, newer))
+        await eventually(lambda: waiting_for_tasks(postgresql_url))
+        for number in range(20):
+            async with asyncio.timeout(postgres.LOCK_MILLISECONDS / 1_000):
+                await work(store, number)
+        assert not migrating.done()
+    assert await migrating == ["0900_more"]
+    await store.close()
+
+
+def waiting_for_tasks(postgresql_url: str) -> bool:
+    """Whether somebody waits for a lock on the table."""
+    sql = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'tasks'::regclass"
+    return bool(rows(postgresql_url, sql))
+
+
+async def test_a_migration_that_never_gets_its_table_says_so_and_leaves_nothing(
+    postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "MIGRATION_ATTEMPTS", 2)
+    monkeypatch.setattr(postgres, "MIGRATION_LOCK_MILLISECONDS", 50)
+    monkeypatch.setattr(postgres, "MIGRATION_PAUSE_SECONDS", 0.01)
+    migrate(postgresql_url)
+    newer = version(tmp_path, _0900_more=ADDITIVE)
+    with (
+        reading(postgresql_url),
+        pytest.raises(StorageUnavailableError, match="0900_more: others keep its tables locked"),
+    ):
+        await asyncio.to_thread(migrate, postgresql_url, newer)
+    assert migrate(postgresql_url, newer) == ["0900_more"]
+
+
+async def test_without_hints_no_connection_asks_for_what_a_pooler_does_not_know(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    connect_by_driver = psycopg2.connect
+
+    def noted(*args: Any, **params: Any) -> Any:
+        asked.append(params["options"])
+        return connect_by_driver(*args, **params)
+
+    monkeypatch.setattr(psycopg2, "connect", noted)
+    store = open_store(postgresql_url, hints=False)
+    await work(store, 0)
+    await store.close()
+    of_the_url = postgres.connection_params(postgresql_url)["options"]
+    assert len(asked) >= 4, "those of the migrations as well"
+    assert set(asked) == {of_the_url}
+
+
+def test_an_index_is_made_beside_a_transaction_that_is_under_way(
+    postgresql_url: str, tmp_path: Path
+) -> None:
+    """A migration in a transaction would wait for it, and hold up whoever comes after."""
+    migrate(postgresql_url)
+    newer = version(tmp_path, _0900_index=INDEX)
+    with reading(postgresql_url):
+        assert migrate(postgresql_url, newer) == ["0900_index"]
+    sql = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'tasks_note'::regclass"
+    assert rows(postgresql_url, sql) == [(True,)]
+
+
+def test_a_migration_that_breaks_leaves_nothing_and_those_before_it(
+    postgresql_url: str, tmp_path: Path
+) -> None:
+    newer = version(tmp_path, _0900_more=ADDITIVE, _0901_broken=BROKEN)
+    with pytest.raises(Exception, match="nothing"):
+        migrate(postgresql_url, newer)
+    assert rows(postgresql_url, APPLIED) == [(name,) for name in [*OURS, "0900_more"]]
+    half = "SELECT 1 FROM information_schema.columns WHERE column_name = 'half'"
+    assert rows(postgresql_url, f"{half} AND table_schema = current_schema()") == []
+
+
+def test_a_process_that_dies_while_it_migrates_leaves_the_lock_to_others(cluster: Any) -> None:
+    holder = psycopg2.connect(cluster.url)
+    database = postgres.PostgresDatabase(postgres.connection_params(cluster.url))
+    with database.connection_context():
+        key = postgres._lock_key(database, "migrations")
+    holder.cursor().execute("SELECT pg_advisory_xact_lock(%s)", (key,))
+    thread = threading.Thread(target=migrate, args=[cluster.url])
+    thread.start()
+    change(cluster.url, "SELECT pg_terminate_backend(?)", holder.info.backend_pid)
+    thread.join(10)
+    assert rows(cluster.url, APPLIED) == [(name,) for name in OURS]
+    holder.close()

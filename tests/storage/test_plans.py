@@ -1,0 +1,175 @@
+"""How the databases answer the hot questions: by an index, however many tasks have ended."""
+
+import asyncio
+import re
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from storage.pages import ListFilter
+from storage.postgres import PostgresEngine, is_postgres
+from storage.sqlite import SqliteEngine
+from storage.store import Store, open_store
+from storage.task import Lane, Stage, Status
+from tests.support.databases import connect, fill
+from tests.support.storing import NOW, claim, claim_in_turns, new, off, read, stored
+
+FEW, MANY = 1_000, 1_000_000
+
+# Each hot statement, with its parameters.
+STATEMENTS: dict[str, tuple[object, ...]] = {
+    "get": ("ended-7",),
+    "find_request": ("c", "request-7"),
+    "due_first": (Lane.POLL, NOW, NOW - 60, 10),
+    "due_last": (Lane.POLL, NOW, NOW - 60, 10),
+    "due_without": (Lane.SUBMIT, NOW, "sora2", "veo3", 10),
+    "lock": ("ended-7", Lane.SUBMIT, NOW),
+    "next_due": (),
+    "count": (Lane.POLL,),
+    "count_callers": (Lane.POLL,),
+    "due_after": (Lane.SUBMIT, NOW),
+    "created_since": ("c", NOW - 60),
+    "nth_newest": ("c", 10),
+    "cancelled": (),
+    "purge_cancelled": ("c", NOW, 10),
+    "count_sending": (),
+    "waiting_without": (Lane.SUBMIT, NOW, "sora2", "veo3", 10),
+    "renew": (NOW, "ended-7", 5),
+    "release": (NOW, NOW),
+    "hasten": (NOW, NOW),
+    "purge": (NOW - 19_000, NOW - 19_000, 10),
+}
+FILTERS = [
+    ListFilter("c"),
+    ListFilter("c", prompt_id="prompt-7"),
+    ListFilter("c", status=Status.FAILED),
+]
+
+
+class Plans:
+    """A database with many ended tasks, that is asked how it would answer."""
+
+    def __init__(self, database_url: str, engine: PostgresEngine | SqliteEngine) -> None:
+        self._url = database_url
+        self.engine = engine
+
+    def of(self, sql: str, params: Sequence[object]) -> str:
+        """Return the plan of a statement."""
+        explain = "EXPLAIN" if is_postgres(self._url) else "EXPLAIN QUERY PLAN"
+        with closing(connect(self._url)) as connection:
+            cursor = connection.cursor()
+            cursor.execute(f"{explain} {sql}", params)
+            return "\n".join(str(row[-1]) for row in cursor.fetchall())
+
+
+@pytest.fixture
+async def plans(database_url: str) -> Any:
+    store = open_store(database_url)
+    fill(database_url, 20_000, NOW)
+    yield Plans(database_url, store._engine)  # type: ignore[arg-type]
+    await store.close()
+
+
+def reads_all(plan: str) -> bool:
+    """Whether a plan goes through the whole table, or sorts what it found."""
+    table = re.search(r"Seq Scan on tasks|SCAN (tasks|t1)(?! USING)", plan)
+    return bool(table or re.search(r"\bSort\b|TEMP B-TREE", plan))
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+async def test_a_hot_statement_never_goes_through_the_ended_tasks(plans: Plans, name: str) -> None:
+    sql = getattr(plans.engine.sql, name)
+    plan = plans.of(sql(2) if callable(sql) else sql, STATEMENTS[name])
+    if name in {"waiting_without", "count_callers"}:  # what waits is sorted by its callers
+        plan = re.sub(r"\bSort\b|USE TEMP B-TREE FOR .*", "", plan)
+    assert not reads_all(plan), plan
+
+
+async def test_requests_are_found_by_their_index(plans: Plans) -> None:
+    engine = plans.engine
+    if isinstance(engine, PostgresEngine):
+        plan = plans.of(engine._bulk.find_requests, (["c"] * 9, [f"request-{i}" for i in range(9)]))
+        assert not reads_all(plan), plan
+
+
+@pytest.mark.parametrize("which", FILTERS, ids=str)
+@pytest.mark.parametrize("before", [None, (NOW - 500, "t")], ids=["first page", "next page"])
+async def test_a_page_reads_what_it_shows_and_sorts_nothing(
+    plans: Plans,
+    which: ListFilter,
+    before: tuple[float, str] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, Sequence[object]]] = []
+
+    async def note(sql: str, *params: object) -> list[Any]:
+        asked.append((sql, params))
+        return [(NOW - 500, "t", 9), (NOW - 900, "t", 9)] if len(asked) == 1 else []
+
+    monkeypatch.setattr(plans.engine, "all", note)
+    await Store(plans.engine).page(which, before, 10)
+    assert len(asked) == 2, "the keys, then the tasks"
+    for sql, params in asked:
+        plan = plans.of(sql, params)
+        assert not reads_all(plan), plan
+
+
+# --- a million ended tasks cost what a thousand cost ---
+
+
+async def median_seconds(ask: Callable[[], Awaitable[object]], times: int = 60) -> float:
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        await ask()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+async def costs(store: Store) -> dict[str, float]:
+    """Return the seconds of each hot operation, with 500 tasks under way."""
+    tasks = [new(f"poll-{i}", stage=Stage.QUEUED, due_time=NOW) for i in range(250)]
+    tasks += [new(f"submit-{i}", due_time=NOW) for i in range(250)]
+    await stored(store, *tasks)
+
+    async def polls() -> object:
+        return await claim(store, Lane.POLL, NOW, 4, off(60))
+
+    async def sends() -> object:
+        return await claim_in_turns(store, 4, lambda waiting, _: [waiting[0].task_id])
+
+    return {
+        "claim to poll": await median_seconds(polls),
+        "claim to send": await median_seconds(sends),
+        "next due times": await median_seconds(store.next_due_times),
+        "get": await median_seconds(lambda: read(store, "ended-500")),
+        "find request": await median_seconds(lambda: store.find_request("c", "request-500")),
+        "page": await median_seconds(lambda: store.page(ListFilter("c"), None, 50)),
+        "page of a prompt": await median_seconds(
+            lambda: store.page(ListFilter("c", prompt_id="prompt-7"), None, 1)
+        ),
+    }
+
+
+@pytest.mark.torture
+async def test_a_million_ended_tasks_cost_what_a_thousand_cost(database_url: str) -> None:
+    store = open_store(database_url)
+    await asyncio.to_thread(fill, database_url, FEW, NOW)
+    few = await costs(store)
+    await store.close()
+    store = open_store(database_url)
+    for name in ("tasks",):
+        with closing(connect(database_url)) as connection:
+            connection.cursor().execute(f"DELETE FROM {name}")  # noqa: S608 - ours
+            connection.commit()
+    await asyncio.to_thread(fill, database_url, MANY, NOW)
+    many = await costs(store)
+    await store.close()
+    for name, seconds in few.items():
+        print(f"{name}: {seconds * 1e6:.0f} us, then {many[name] * 1e6:.0f} us")  # noqa: T201
+    for name, seconds in few.items():
+        assert many[name] < 2 * seconds + 0.0005, name

@@ -1,0 +1,278 @@
+"""PostgreSQL as operators have it: encodings, privileges, clocks, names."""
+
+import asyncio
+import signal
+import socket
+import socketserver
+import struct
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import psycopg2
+import pytest
+
+from generated.generation.v1 import generation_pb2 as pb
+from providers.kie.simulator import Simulator
+from service.purge import Purger
+from storage.errors import StorageConfigError, StorageUnavailableError
+from storage.postgres import PostgresDatabase, _lock_key, connection_params, migrate
+from storage.store import open_store
+from storage.task import Stage, Status
+from tests.support.databases import change, rows
+from tests.support.harness import serving
+from tests.support.killing import Victim
+from tests.support.postgres import Cluster
+from tests.support.storing import NO_LIMIT, NOW, new, stored
+
+PROTOCOL_3 = struct.pack("!I", 3 << 16)
+STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
+
+
+def run(url: str, *statements: str) -> None:
+    with closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        for statement in statements:
+            connection.cursor().execute(statement)
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+async def test_a_database_that_cannot_hold_every_script_is_refused(
+    cluster: Cluster, encoding: str
+) -> None:
+    run(cluster.url, f"CREATE DATABASE narrow ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")
+    with pytest.raises(
+        StorageConfigError, match=f"must have the encoding UTF8, and has {encoding}"
+    ):
+        open_store(f"{cluster.url.rpartition('/')[0]}/narrow")
+
+
+class _OptionsDropped(socketserver.BaseRequestHandler):
+    """A connection through a pooler that does not pass on what is asked for in `options`."""
+
+    def handle(self) -> None:
+        client: socket.socket = self.request
+        start = self._start(client)
+        while start[4:8] != PROTOCOL_3:  # the client asks for encryption first
+            client.sendall(b"N")
+            start = self._start(client)
+        words = start[8:].split(b"\0")
+        pairs = [
+            p for p in zip(words[::2], words[1::2], strict=False) if p[0] not in {b"options", b""}
+        ]
+        kept = PROTOCOL_3 + b"".join(b"%s\0%s\0" % pair for pair in pairs) + b"\0"
+        with socket.create_connection(self.server.target) as server:  # type: ignore[attr-defined]
+            server.sendall(struct.pack("!I", len(kept) + 4) + kept)
+            back = threading.Thread(target=self._copy, args=(server, client))
+            back.start()
+            self._copy(client, server)
+            back.join()
+
+    @staticmethod
+    def _start(client: socket.socket) -> bytes:
+        size = client.recv(4, socket.MSG_WAITALL)
+        return size + client.recv(struct.unpack("!I", size)[0] - 4, socket.MSG_WAITALL)
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        while data := source.recv(65_536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def pooler_without_options(url: str) -> Iterator[str]:
+    """Return the URL of a database as it is reached through such a pooler."""
+    parts = urlsplit(url)
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), _OptionsDropped)
+    server.target = (parts.hostname, parts.port)  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever).start()
+    user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+    yield parts._replace(netloc=f"{user}127.0.0.1:{server.server_address[1]}").geturl()
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_pooler_that_ignores_the_schema_of_the_url_is_refused_before_anything_is_made(
+    postgresql_url: str,
+) -> None:
+    tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+    before = rows(postgresql_url, tables)
+    with (
+        pooler_without_options(postgresql_url) as url,
+        pytest.raises(
+            StorageConfigError, match=r"asks for the search_path \w+, and .*schema public"
+        ),
+    ):
+        migrate(url)
+    assert rows(postgresql_url, tables) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "-csearch_path%3D{}",
+        "-c%20search_path%3D{}",
+        "--search_path%3D{}",
+        "-csearch_path%3D{},public",
+        "-csearch_path%3D{},%5C%20public",
+        "-cwork_mem%3D1MB%20-c%20search_path%3D{}",
+    ],
+)
+def test_the_schema_of_the_url_is_used_however_it_is_written(
+    postgresql_url: str, options: str
+) -> None:
+    url, _, schema = postgresql_url.rpartition("-csearch_path%3D")
+    migrate(url + options.format(schema))
+    assert rows(postgresql_url, "SELECT count(*) FROM tasks") == [(0,)]
+
+
+async def test_the_encoding_of_the_environment_does_not_matter(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    store = open_store(postgresql_url)
+    await stored(store, new("t", prompt_id="猫"))
+    assert await store.get("t") == new("t", prompt_id="猫")
+    await store.close()
+
+
+async def test_a_role_that_may_only_read_is_told_as_a_database_that_is_away(
+    postgresql_url: str,
+) -> None:
+    store = open_store(postgresql_url)
+    await stored(store, new("t"))
+    role = f"reader_{uuid4().hex}"
+    change(postgresql_url, f"CREATE ROLE {role}")
+    change(postgresql_url, f"GRANT SELECT ON tasks, slots TO {role}")
+    [[schema]] = rows(postgresql_url, "SELECT current_schema()")
+    change(postgresql_url, f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+    writes: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.create(new("u"), NO_LIMIT),
+        lambda: store.purge(NOW, 1),
+        store.ping,
+    ]
+    for write in writes:  # after each the connection is made anew
+        await store._write_alone("test", lambda: store._engine.execute(f"SET ROLE {role}"))
+        with pytest.raises(StorageUnavailableError, match="permission denied"):
+            await write()
+    assert await store.get("t") == new("t")
+    await store.close()
+    change(postgresql_url, f"DROP OWNED BY {role}")
+    change(postgresql_url, f"DROP ROLE {role}")
+
+
+async def test_a_schema_that_is_not_there_is_named(postgresql_url: str) -> None:
+    with pytest.raises(StorageUnavailableError, match="no schema has been selected"):
+        open_store(f"{postgresql_url.rpartition('%3D')[0]}%3Dnowhere")
+
+
+async def test_a_long_name_of_a_schema_does_not_keep_replicas_from_hinting(
+    postgresql_url: str,
+) -> None:
+    schema = f"s_{'x' * 58}"
+    change(postgresql_url, f"CREATE SCHEMA {schema}")
+    url = f"{postgresql_url.rpartition('%3D')[0]}%3D{schema}"
+    first, second = open_store(url), open_store(url)
+    await stored(first, new("t", stage=Stage.QUEUED))
+    async with asyncio.timeout(10):
+        while not (first.hinted and second.hinted):
+            await first.heard(0.01)
+    task = new("t", stage=Stage.QUEUED)
+    assert await first.save(task, task.progressed(True, 5, NOW))
+    heard: dict[str, int] = {}
+    async with asyncio.timeout(10):
+        while not heard:
+            heard = await second.heard(1)
+    assert heard == {"t": 2}
+    await first.close()
+    await second.close()
+    change(postgresql_url, f"DROP SCHEMA {schema} CASCADE")
+
+
+async def test_setting_the_machines_clock_moves_no_lease(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(postgresql_url)
+    before = store.now()
+    monkeypatch.setattr(time, "time", lambda: NOW + 10_000_000)
+    assert 0 <= store.now() - before < 5
+    await store.close()
+
+
+async def test_a_purge_that_meets_a_bug_goes_on(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.purge.PURGE_SECONDS", 0.01)
+    store = open_store(postgresql_url)
+    await stored(store, new("t", status=Status.SUCCESS, stage=None, due_time=None, complete_time=1))
+    change(postgresql_url, "UPDATE tasks SET update_time = 1")
+    purge, calls = store.purge, []
+
+    async def broken_once(ended_before: float, limit: int) -> int:
+        calls.append(limit)
+        if len(calls) == 1:
+            raise ZeroDivisionError
+        return await purge(ended_before, limit)
+
+    monkeypatch.setattr(store, "purge", broken_once)
+    purging = asyncio.create_task(Purger(store, 3_600).run())
+    async with asyncio.timeout(10):
+        while await store.get("t"):
+            pass
+    purging.cancel()
+    await store.close()
+
+
+async def test_a_heartbeat_repeats_what_others_have_committed_though_their_hint_is_lost(
+    tmp_path: Path, kie: Simulator, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.follow.SWEEP_SECONDS", 3_600)
+    async with serving(
+        tmp_path, kie, database_url=postgresql_url, watch_heartbeat_seconds=0.05
+    ) as service:
+        created = await service.create(STUCK)
+        seen = None
+        async for task in service.watch(created.id):
+            if seen is None:
+                change(
+                    postgresql_url,
+                    "UPDATE tasks SET progress_percent = 7, revision = revision + 10,"
+                    " version = version + 10",
+                )
+            seen = task
+            if task.progress_percent == 7:
+                service.kie.finish(created.provider_task_id)
+        assert seen
+        assert seen.status == pb.TASK_STATUS_SUCCESS
+
+
+async def test_a_process_that_waits_for_anothers_migration_ends_when_it_is_told_to(
+    tmp_path: Path, kie: Simulator, cluster: Cluster, unused_tcp_port_factory: Any
+) -> None:
+    ports = [unused_tcp_port_factory(), unused_tcp_port_factory()]
+    victim = Victim(tmp_path, kie, ports, DATABASE_URL=cluster.url)
+    key = "SELECT pg_advisory_lock(%s)"
+    database: Any = PostgresDatabase(connection_params(cluster.url))
+    with database.connection_context():
+        database.execute_sql(key, (_lock_key(database, "migrations"),))
+        starting = asyncio.ensure_future(victim.start())
+        async with asyncio.timeout(20):
+            while True:
+                found = database.execute_sql(
+                    "SELECT count(*) FROM pg_stat_activity"
+                    " WHERE application_name = 'generation' AND pid <> pg_backend_pid()"
+                ).fetchone()
+                if found[0]:
+                    break
+                await asyncio.sleep(0.01)
+        assert victim._process
+        victim._process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(victim._process.wait(), 5) == -signal.SIGTERM
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
