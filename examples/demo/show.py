@@ -141,6 +141,7 @@ def run_tasks(client: GenerationClient, progress: Progress) -> list[asyncio.Task
 
 async def demo(console: Console) -> bool:
     """Run the demo; return whether every task succeeded."""
+    console.print(TITLE)
     async with service() as address, GenerationClient(address) as client:
         with progress_on(console) as progress:
             return all(await asyncio.gather(*run_tasks(client, progress)))
@@ -149,7 +150,6 @@ async def demo(console: Console) -> bool:
 def main() -> int:
     """Run the demo on this terminal; return the exit code."""
     console = Console()
-    console.print(TITLE)
     try:
         succeeded = asyncio.run(demo(console))
     except (GenerationError, DownloadError, ServiceFailedError, OSError) as error:
