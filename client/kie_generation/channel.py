@@ -1,8 +1,11 @@
-"""The gRPC channel of a client, with keepalive options."""
+"""The gRPC channel of a client, with keepalive options, and the metadata of its calls."""
+
+import re
 
 import grpc
 
 from kie_generation.addresses import is_local
+from kie_generation.errors import TokenError
 from kie_generation.tls import Tls
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
@@ -19,6 +22,8 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 
+_TOKEN = re.compile(r"[\x20-\x7e]+")
+
 
 def open_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
     """Return a channel to a service; `tls` None means plaintext."""
@@ -28,3 +33,16 @@ def open_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
     if tls is None:
         return grpc.aio.insecure_channel(address, options=options)
     return grpc.aio.secure_channel(address, tls.credentials(), options=options)
+
+
+def authorization(token: str) -> tuple[tuple[str, str], ...]:
+    """Return the metadata that carries a token. A "Bearer " that was copied with it is ignored.
+
+    Raises:
+        TokenError: the token contains characters that cannot be sent.
+    """
+    words = token.split()
+    bare = words[1] if len(words) == 2 and words[0].lower() == "bearer" else token.strip()  # noqa: PLR2004
+    if not _TOKEN.fullmatch(bare):
+        raise TokenError("the token must consist of printable ASCII characters")
+    return (("authorization", f"Bearer {bare}"),)

@@ -1,7 +1,6 @@
 """The async client: one method for each RPC, with retries and reconnects."""
 
 import asyncio
-import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import aclosing
@@ -12,10 +11,9 @@ from typing import Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from kie_generation.channel import open_channel
+from kie_generation.channel import authorization, open_channel
 from kie_generation.errors import (
     GenerationError,
-    TokenError,
     UnauthenticatedError,
     UnavailableError,
 )
@@ -24,9 +22,7 @@ from kie_generation.generated.generation.v1.generation_pb2 import (
     CancelTaskRequest,
     CreateTaskRequest,
     GenerationTask,
-    KieParams,
     ListTasksRequest,
-    ProviderParams,
     QueryTaskRequest,
     TaskStatus,
     UploadedFile,
@@ -34,6 +30,7 @@ from kie_generation.generated.generation.v1.generation_pb2 import (
     WatchTaskRequest,
 )
 from kie_generation.generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
+from kie_generation.params import provider_params
 from kie_generation.retry import OnRetry, Retry, retrying
 from kie_generation.tls import Tls, find_problem
 from kie_generation.upload import fingerprint, in_thread, read_chunks, send
@@ -42,7 +39,6 @@ from kie_generation.watch import OnConnection, WatchCall, WatchPolicy, ended, wa
 # More than CREATE_WAIT_SECONDS of the service, so that a create can return the provider's answer.
 CALL_TIMEOUT_SECONDS = 30.0
 UPLOAD_TIMEOUT_SECONDS = 600.0
-TOKEN = re.compile(r"[\x20-\x7e]+")
 UPLOAD_ATTEMPTS = 8  # unless Retry.attempts is set; each attempt sends the whole file
 HEARTBEAT_TIMEOUT_SECONDS = 60.0  # three of the server's heartbeats
 
@@ -87,7 +83,7 @@ class GenerationClient:
             TokenError: the token contains characters that cannot be sent.
         """
         self._address = address
-        self._metadata = (("authorization", f"Bearer {_bare(token)}"),) if token else ()
+        self._metadata = authorization(token) if token else ()
         self._tls = tls
         self._retry = retry or Retry()
         self._on_retry = on_retry or _ignore
@@ -299,31 +295,6 @@ class GenerationClient:
             return error
         problem = await find_problem(self._address, self._tls)
         return UnauthenticatedError(error.code, problem) if problem else error
-
-
-def provider_params(params: Message) -> ProviderParams:
-    """Wrap a model's message into the member of KieParams that has its type.
-
-    Raises:
-        TypeError: there is no such member.
-    """
-    wrapped = ProviderParams()
-    for member in KieParams.DESCRIPTOR.oneofs_by_name["model"].fields:
-        if member.message_type is params.DESCRIPTOR:
-            model = getattr(wrapped.kie, member.name)
-            model.SetInParent()  # even if no field is set
-            model.CopyFrom(params)
-            return wrapped
-    raise TypeError(f"{params.DESCRIPTOR.full_name} is not a model's parameters message")
-
-
-def _bare(token: str) -> str:
-    """Return the token without a "Bearer " that was copied with it."""
-    words = token.split()
-    bare = words[1] if len(words) == 2 and words[0].lower() == "bearer" else token.strip()  # noqa: PLR2004
-    if not TOKEN.fullmatch(bare):
-        raise TokenError("the token must consist of printable ASCII characters")
-    return bare
 
 
 def _as_unicode(file_name: str) -> str:
