@@ -71,7 +71,7 @@ def example_in(page: str, first_line: str = "import asyncio") -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/client.md"])
+@pytest.mark.parametrize("page", ["README.md", "client/README.md", "docs/client.md"])
 async def test_the_example_of_a_page_runs_and_shows_names_and_results(
     tmp_path: Path, page: str
 ) -> None:
@@ -87,7 +87,7 @@ async def test_the_example_of_a_page_runs_and_shows_names_and_results(
     assert (tmp_path / "results" / "t-1_1.png").read_bytes() == PNG
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/client.md"])
+@pytest.mark.parametrize("page", ["README.md", "client/README.md", "docs/client.md"])
 async def test_the_example_of_a_page_shows_why_a_task_failed(tmp_path: Path, page: str) -> None:
     service = ScriptedService()
     service.answers.append(pending(1))
