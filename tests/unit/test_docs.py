@@ -10,6 +10,9 @@ from tests.support.paths import ROOT
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/README.md"])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 TEST_FILE = re.compile(r"`(test_\w+)`")
+# Parts of the names of tests, in words: `test_http`: "cut off", "idle".
+QUOTED_TESTS = re.compile(r'`(test_\w+)`: ("[^"|]+"(?:, "[^"|]+")*)')
+LOG_LINES = re.compile(r'log lines? "([^"]+)"(?: and[\s#]+"([^"]+)")?')
 
 
 def named(path: Path) -> str:
@@ -39,6 +42,23 @@ def test_every_link_of_a_page_leads_somewhere(path: Path) -> None:
 def test_every_test_file_that_a_page_names_exists(path: Path) -> None:
     files = {file.stem for file in (ROOT / "tests").rglob("test_*.py")}
     assert set(TEST_FILE.findall(path.read_text())) <= files
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_every_test_that_a_page_quotes_exists(path: Path) -> None:
+    missing = []
+    for name, quoted in QUOTED_TESTS.findall(path.read_text()):
+        sources = "".join(file.read_text() for file in (ROOT / "tests").rglob(f"{name}.py"))
+        tests = " ".join(re.findall(r"def (test_\w+)", sources)).replace("_", " ")
+        missing += [words for words in re.findall(r'"(.+?)"', quoted) if words.lower() not in tests]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_every_log_line_that_a_page_quotes_exists(path: Path) -> None:
+    code = "".join(file.read_text() for file in (ROOT / "service").glob("*.py"))
+    quoted = [line for lines in LOG_LINES.findall(path.read_text()) for line in lines if line]
+    assert not [line for line in quoted if f'"{line}"' not in code]
 
 
 def test_the_readme_is_short() -> None:
