@@ -23,60 +23,42 @@ INDEX = """<!DOCTYPE html>
 """
 
 
-def admin_handler(
-    store: Store,
-    metrics: Metrics,
-    read_queues: ReadQueues,
-    draining: Callable[[], bool],
-    queues_seconds: float = QUEUES_SECONDS,
-) -> Handler:
-    """Return the handler of the admin port.
+class Admin:
+    """Answers requests to the admin port."""
 
-    Args:
-        store: /readyz pings it.
-        metrics: /metrics shows them.
-        read_queues: Reads the queues for /metrics.
-        draining: Whether the server is shutting down.
-        queues_seconds: How long the queues may take to read.
-    """
-    render = make_aiohttp_handler(metrics.registry, disable_compression=True)
+    def __init__(
+        self,
+        store: Store,
+        metrics: Metrics,
+        read_queues: ReadQueues,
+        draining: Callable[[], bool],
+        queues_seconds: float = QUEUES_SECONDS,
+    ) -> None:
+        """Answer from these parts.
 
-    async def index(_: web.BaseRequest) -> web.Response:
-        return web.Response(text=INDEX, content_type="text/html")
+        Args:
+            store: /readyz pings it.
+            metrics: /metrics shows them.
+            read_queues: Reads the queues for /metrics.
+            draining: Returns whether the server is shutting down.
+            queues_seconds: How long the queues may take to read.
+        """
+        self._store = store
+        self._metrics = metrics
+        self._read_queues = read_queues
+        self._draining = draining
+        self._queues_seconds = queues_seconds
+        self._render = make_aiohttp_handler(metrics.registry, disable_compression=True)
+        self._pages: dict[str, Handler] = {
+            "/": self._index,
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+            "/metrics": self._show,
+        }
 
-    async def healthz(_: web.BaseRequest) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def readyz(_: web.BaseRequest) -> web.Response:
-        if draining():
-            return web.Response(status=503, text="shutting down\n")
-        try:
-            await store.ping()
-        except StorageUnavailableError:
-            return web.Response(status=503, text="the database is unavailable\n")
-        return web.Response(text="ok\n")
-
-    async def show(request: web.BaseRequest) -> web.StreamResponse:
-        try:
-            async with asyncio.timeout(queues_seconds):
-                queues = await read_queues()
-        except (StorageUnavailableError, TimeoutError):
-            queues = ()
-        metrics.show_queues(queues)
-        try:
-            return await render(request)  # type: ignore[arg-type] # both types have what it reads
-        except (TypeError, ValueError):  # a version in Accept that is not a number
-            return web.Response(status=HTTPStatus.NOT_ACCEPTABLE)
-
-    pages: dict[str, Handler] = {
-        "/": index,
-        "/healthz": healthz,
-        "/readyz": readyz,
-        "/metrics": show,
-    }
-
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        if (page := pages.get(request.path)) is None:
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request by its path."""
+        if (page := self._pages.get(request.path)) is None:
             return web.Response(status=HTTPStatus.NOT_FOUND, text="see /\n")
         if request.method not in {hdrs.METH_GET, hdrs.METH_HEAD}:
             return web.Response(
@@ -84,4 +66,29 @@ def admin_handler(
             )
         return await page(request)
 
-    return answer
+    async def _index(self, _: web.BaseRequest) -> web.Response:
+        return web.Response(text=INDEX, content_type="text/html")
+
+    async def _healthz(self, _: web.BaseRequest) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.BaseRequest) -> web.Response:
+        if self._draining():
+            return web.Response(status=503, text="shutting down\n")
+        try:
+            await self._store.ping()
+        except StorageUnavailableError:
+            return web.Response(status=503, text="the database is unavailable\n")
+        return web.Response(text="ok\n")
+
+    async def _show(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            async with asyncio.timeout(self._queues_seconds):
+                queues = await self._read_queues()
+        except (StorageUnavailableError, TimeoutError):
+            queues = ()
+        self._metrics.show_queues(queues)
+        try:
+            return await self._render(request)  # type: ignore[arg-type] # it reads what both have
+        except (TypeError, ValueError):  # a version in Accept that is not a number
+            return web.Response(status=HTTPStatus.NOT_ACCEPTABLE)

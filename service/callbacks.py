@@ -110,7 +110,9 @@ class Callbacks:
                 content=hash(text),
             )
         except StorageUnavailableError:
-            return self._response(HTTPStatus.SERVICE_UNAVAILABLE, "the database is away", task_id)
+            return self._response(
+                HTTPStatus.SERVICE_UNAVAILABLE, "the database is unavailable", task_id
+            )
         if not known:
             return self._response(HTTPStatus.NOT_FOUND, "unknown", task_id)
         result = "received" if callback.authentic else "wrong signature"

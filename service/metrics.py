@@ -9,8 +9,6 @@ Measured on Python 3.11: `observe` on a stored child takes 0.6-0.8 us, with `lab
 save half a microsecond of the 150 that a QueryTask takes.
 """
 
-import asyncio
-import time
 from collections.abc import Awaitable, Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -34,7 +32,6 @@ from storage.task import Stage, Status
 GENERATION_SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
 SERIES_MAX = 200  # of one metric; further ones are counted as "other"
 OTHER = "other"
-LOOP_LAG_INTERVAL_SECONDS = 0.25
 
 # In seconds, as fine as is useful: a call may be a read of one row or a watch.
 CALL_BUCKETS = (
@@ -341,11 +338,3 @@ class Metrics:
     def loop_lagged(self, seconds: float) -> None:
         """Record how late the event loop was."""
         self._dependencies.loop_lag.observe(seconds)
-
-
-async def measure_loop_lag(metrics: Metrics) -> None:
-    """Record the event loop's lag several times a second, until cancelled."""
-    while True:
-        planned = time.monotonic() + LOOP_LAG_INTERVAL_SECONDS
-        await asyncio.sleep(LOOP_LAG_INTERVAL_SECONDS)
-        metrics.loop_lagged(max(0.0, time.monotonic() - planned))

@@ -16,7 +16,8 @@ from service.bounds import Bounds
 from service.callbacks import CallbackUrls, callback_urls
 from service.caller_limits import CallerLimits, Limits
 from service.callers import Callers
-from service.metrics import Metrics, measure_loop_lag
+from service.loop_lag import measure_loop_lag
+from service.metrics import Metrics
 from service.open_calls import LimitedCalls, OpenCalls
 from service.outage_log import OutageLog
 from service.settings import Settings

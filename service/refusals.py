@@ -9,17 +9,34 @@ import asyncio
 import random
 import time
 from collections import Counter
+from dataclasses import dataclass
 
-WINDOW_SECONDS = 1.0
-FREE_PER_WINDOW = 100  # refused calls of one caller that are answered at once
 PAUSE_SECONDS = 0.25, 0.5  # random, or all would retry at the same moment
-PAUSED_MAX = 4_000  # calls that wait at a time: each takes some 15 KB
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalLimits:
+    """How many refused calls are answered at once.
+
+    Attributes:
+        window_seconds: The time in which they are counted.
+        free_per_window: Calls of one caller that are answered at once.
+        paused_max: Calls that may wait at a time: each takes some 15 KB.
+    """
+
+    window_seconds: float = 1.0
+    free_per_window: int = 100
+    paused_max: int = 4_000
+
+
+REFUSAL_LIMITS = RefusalLimits()
 
 
 class RefusalPace:
-    """Counts the refused calls of each caller, and delays those beyond FREE_PER_WINDOW."""
+    """Counts the refused calls of each caller, and delays those beyond the free ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: RefusalLimits = REFUSAL_LIMITS) -> None:
+        self._limits = limits
         self._refused: Counter[str] = Counter()
         self._window_end = 0.0
         self._paused = 0
@@ -29,9 +46,10 @@ class RefusalPace:
         now = time.monotonic()
         if now >= self._window_end:
             self._refused.clear()
-            self._window_end = now + WINDOW_SECONDS
+            self._window_end = now + self._limits.window_seconds
         self._refused[caller] += 1
-        if self._refused[caller] <= FREE_PER_WINDOW or self._paused >= PAUSED_MAX:
+        free = self._refused[caller] <= self._limits.free_per_window
+        if free or self._paused >= self._limits.paused_max:
             return
         self._paused += 1
         try:

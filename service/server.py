@@ -15,7 +15,7 @@ from generated.generation.v1 import generation_pb2
 from generated.generation.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
 from providers.kie.callbacks import KieCallbacks
 from providers.kie.client import KieProvider
-from service.admin import admin_handler
+from service.admin import Admin
 from service.admission import Admission
 from service.bounds import BOUNDS, Bounds, Grace
 from service.callbacks import BODY_MAX_BYTES, Callbacks
@@ -223,14 +223,16 @@ async def _start_admin(parts: Parts, stack: AsyncExitStack) -> str:
     address = parts.settings.admin_address
     if not address:
         return ""
-    handler = admin_handler(
+    admin = Admin(
         parts.store,
         parts.metrics,
         lambda: _queues(parts.store),
         lambda: parts.hub.draining,
         parts.bounds.queues_seconds,
     )
-    return await start_http(HttpServer(handler, parts.bounds.http), "ADMIN_ADDRESS", address, stack)
+    return await start_http(
+        HttpServer(admin.answer, parts.bounds.http), "ADMIN_ADDRESS", address, stack
+    )
 
 
 async def _queues(store: Store) -> list[Queue]:

@@ -2,10 +2,9 @@
 
 import asyncio
 
-import pytest
+from service.refusals import REFUSAL_LIMITS, RefusalLimits, RefusalPace
 
-from service import refusals
-from service.refusals import FREE_PER_WINDOW, RefusalPace
+FREE_PER_WINDOW = REFUSAL_LIMITS.free_per_window
 
 
 async def done_at_once(pace: RefusalPace, caller: str) -> bool:
@@ -26,16 +25,14 @@ async def test_a_caller_is_held_beyond_its_free_refusals_and_others_are_not() ->
     assert await done_at_once(pace, "bob")
 
 
-async def test_the_free_refusals_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refusals, "WINDOW_SECONDS", 0)
-    pace = RefusalPace()
+async def test_the_free_refusals_come_back() -> None:
+    pace = RefusalPace(RefusalLimits(window_seconds=0))
     for _ in range(3 * FREE_PER_WINDOW):
         assert await done_at_once(pace, "alice")
 
 
-async def test_no_more_are_held_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refusals, "PAUSED_MAX", 2)
-    pace = RefusalPace()
+async def test_no_more_are_held_than_memory_allows() -> None:
+    pace = RefusalPace(RefusalLimits(paused_max=2))
     for _ in range(FREE_PER_WINDOW):
         await pace.hold("alice")
     held = [asyncio.ensure_future(pace.hold("alice")) for _ in range(2)]
