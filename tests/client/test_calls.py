@@ -57,7 +57,7 @@ async def test_parameters_are_wrapped_as_their_model_even_when_empty(params: Mes
     assert getattr(kie, kie.WhichOneof("model")) == params
 
 
-async def test_a_message_that_is_no_models_is_a_type_error() -> None:
+async def test_a_message_that_is_not_a_models_params_is_a_type_error() -> None:
     async with GenerationClient("127.0.0.1:1") as client:
         with pytest.raises(TypeError, match="KieParams"):
             await client.create(KieParams(), prompt_id="p-1")
@@ -86,7 +86,7 @@ async def test_two_creates_have_two_request_ids_unless_the_caller_names_one() ->
     assert ids[2] == "mine"
 
 
-async def test_a_create_that_stays_unavailable_tells_the_request_id_to_go_on_with() -> None:
+async def test_a_create_that_stays_unavailable_reports_the_request_id() -> None:
     service = ScriptedService()
     service.answers.extend([UNAVAILABLE] * 3)
     async with connected(service) as client:
@@ -163,7 +163,7 @@ async def test_a_refusal_of_the_provider_names_the_task() -> None:
     assert len(service.requests) == 1
 
 
-async def test_every_broken_rule_is_told_by_its_field() -> None:
+async def test_every_broken_rule_is_reported_with_its_field() -> None:
     service = ScriptedService()
     fields = {"prompt_id": "is required", "provider_params.kie.imagen4.num_images": "must be 1-4"}
     service.answers.append(
@@ -190,7 +190,7 @@ async def test_an_error_without_details_keeps_its_code_and_message() -> None:
     assert type(error) is GenerationError
 
 
-async def test_details_that_are_no_status_are_ignored() -> None:
+async def test_details_that_are_not_a_status_are_ignored() -> None:
     class Broken(Failure):
         async def abort(self, context: Any) -> None:
             context.set_trailing_metadata((("grpc-status-details-bin", b"\xff\xff"),))
@@ -203,7 +203,7 @@ async def test_details_that_are_no_status_are_ignored() -> None:
             await client.get("t-1")
 
 
-async def test_a_server_that_is_not_there_is_unavailable() -> None:
+async def test_an_unreachable_server_is_unavailable() -> None:
     async with GenerationClient("127.0.0.1:1", retry=FAST) as client:
         with pytest.raises(UnavailableError) as caught:
             await client.get("t-1")
@@ -278,7 +278,7 @@ async def test_a_file_is_sent_in_chunks_with_its_size_and_hash(tmp_path: Path) -
     assert max(len(each.chunk) for each in chunks) == CHUNK_BYTES
 
 
-async def test_a_file_is_sent_again_from_its_start_when_the_provider_is_away(
+async def test_a_file_is_sent_again_from_its_start_when_the_provider_is_unavailable(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "photo.png"
@@ -291,7 +291,7 @@ async def test_a_file_is_sent_again_from_its_start_when_the_provider_is_away(
     assert [each.chunk for each in service.upload[1:]] == [b"abc"]
 
 
-async def test_a_file_whose_name_is_no_utf_8_is_uploaded_under_a_name_that_is(
+async def test_a_file_whose_name_is_not_utf_8_is_uploaded_under_a_name_that_is(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / os.fsdecode(b"caf\xe9.png")
@@ -318,7 +318,7 @@ async def test_large_pieces_of_an_iterator_are_cut_into_messages_that_fit() -> N
     assert not service.upload[0].metadata.HasField("size_bytes")
 
 
-async def test_an_upload_refused_half_way_tells_the_servers_reason() -> None:
+async def test_an_upload_refused_half_way_has_the_servers_reason() -> None:
     async def endless() -> AsyncIterator[bytes]:
         while True:
             yield b"x" * CHUNK_BYTES

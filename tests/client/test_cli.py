@@ -121,7 +121,7 @@ async def test_json_is_an_object_a_line_and_the_last_snapshot_is_terminal() -> N
     assert "reconnecting" in json.loads(ran.err.splitlines()[0])["note"]
 
 
-async def test_a_failed_task_is_told_with_its_reason_and_cannot_command_the_terminal() -> None:
+async def test_a_failed_task_is_shown_with_its_reason_and_without_terminal_sequences() -> None:
     service = ScriptedService()
     service.streams.append([failed(3)])
     async with serving(service) as address:
@@ -255,13 +255,13 @@ async def test_a_create_that_stays_unavailable_says_how_to_repeat_it_safely() ->
         ("--json", "--address"),
     ],
 )
-async def test_wrong_usage_exits_with_2_and_is_told_as_json_too(arguments: tuple[str]) -> None:
+async def test_wrong_usage_exits_with_2_in_json_too(arguments: tuple[str]) -> None:
     ran = await command(NOWHERE, *arguments)
     assert ran.code == 2
     assert ran.error()["code"] == "USAGE"
 
 
-async def test_a_file_that_cannot_be_read_is_told_without_a_traceback(tmp_path: Path) -> None:
+async def test_a_file_that_cannot_be_read_is_reported_without_a_traceback(tmp_path: Path) -> None:
     ran = await command(NOWHERE, "upload", str(tmp_path / "missing.png"))
     assert ran.code == 7
     assert "missing.png" in ran.err
@@ -321,7 +321,7 @@ async def test_the_token_is_sent_but_never_shown() -> None:
     assert "GENERATION_TOKEN" in ran.err
 
 
-async def test_a_reader_of_stdout_that_left_is_no_error() -> None:
+async def test_a_closed_stdout_is_not_an_error() -> None:
     service = ScriptedService()
     service.answers.append(ListTasksResponse(tasks=[pending(1)]))
     reader, writer = os.pipe()
@@ -339,9 +339,7 @@ async def test_a_reader_of_stdout_that_left_is_no_error() -> None:
         (("create", "veo3", "x", "--seed", str(2**40)), str(2**40)),
     ],
 )
-async def test_options_that_cannot_be_meant_are_wrong_usage(
-    arguments: tuple[str, ...], told: str
-) -> None:
+async def test_contradictory_options_are_wrong_usage(arguments: tuple[str, ...], told: str) -> None:
     ran = await command(NOWHERE, *arguments)
     assert ran.code == 2
     assert told in ran.err
@@ -375,7 +373,7 @@ def test_a_terminal_shows_stage_percent_and_revision_and_that_it_reconnects() ->
 
 
 @pytest.mark.parametrize("reason", ["[/x]", "[bold]\x1b[2J\r", "[link=file:///x]", "a\nb"])
-def test_a_reason_from_afar_is_neither_markup_nor_a_command_to_the_terminal(reason: str) -> None:
+def test_a_remote_message_is_neither_markup_nor_a_terminal_sequence(reason: str) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120, color_system=None)
     with LiveProgress(console) as progress:
@@ -391,7 +389,7 @@ def test_a_reason_from_afar_is_neither_markup_nor_a_command_to_the_terminal(reas
     assert "\x1b[2J" not in shown
 
 
-async def test_text_from_afar_cannot_pass_for_a_line_of_the_command_line() -> None:
+async def test_remote_text_cannot_imitate_a_line_of_the_command_line() -> None:
     service = ScriptedService()
     task = failed(3)
     task.failure.message = "no\nstate      SUCCESS\x1b]0;x\x07\u202e"

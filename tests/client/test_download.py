@@ -110,7 +110,7 @@ async def test_a_download_that_fails_leaves_no_file(tmp_path: Path, path: str, w
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hosts", "", "http://", "https://[::1", "x" * 9])
-async def test_a_url_that_is_no_url_is_a_download_error(tmp_path: Path, url: str) -> None:
+async def test_an_invalid_url_is_a_download_error(tmp_path: Path, url: str) -> None:
     with pytest.raises(DownloadError):
         await save(tmp_path, Artifact(url=url))
     assert saved_in(tmp_path) == []
@@ -303,7 +303,7 @@ async def test_redirects_to_private_addresses_are_followed_when_allowed(tmp_path
     assert saved_in(tmp_path) == ["t-1_1.png"]
 
 
-async def test_a_redirect_without_end_is_given_up(tmp_path: Path) -> None:
+async def test_an_endless_redirect_is_aborted(tmp_path: Path) -> None:
     async with serving_results() as results:
         results.redirects = {"/moved": "/moved"}
         with pytest.raises(DownloadError, match="redirects"):
@@ -340,7 +340,7 @@ def test_only_addresses_of_the_public_internet_are_public(address: str, public: 
 
 
 @pytest.mark.parametrize("path", ["/drip", "/drip-headers"])
-async def test_a_download_below_the_minimum_rate_is_given_up(tmp_path: Path, path: str) -> None:
+async def test_a_download_below_the_minimum_rate_is_aborted(tmp_path: Path, path: str) -> None:
     async with serving_results() as results:
         with pytest.raises(DownloadError, match=r"too slow: less than 1000 bytes in 0\.2 s"):
             await save(

@@ -134,7 +134,7 @@ async def test_a_broken_rule_names_the_option_and_its_values(
         (("list", "--limit", "0"), "--limit"),
     ],
 )
-async def test_a_value_that_cannot_be_names_its_option(
+async def test_an_impossible_value_names_its_option(
     arguments: tuple[str, ...], option: str
 ) -> None:
     ran = await command(NOWHERE, *arguments)
@@ -161,7 +161,9 @@ async def test_a_value_that_cannot_be_names_its_option(
         ("UNAVAILABLE", "", "is a generation service running", "token"),
     ],
 )
-async def test_a_hint_fits_its_error(code: str, reason: str, fits: str, does_not_fit: str) -> None:
+async def test_each_error_has_its_own_hint(
+    code: str, reason: str, fits: str, does_not_fit: str
+) -> None:
     service = ScriptedService()
     failure = Failure(grpc.StatusCode[code], reason, "no", metadata={"task_id": "t-9"})
     service.answers.extend([failure] * 20)
@@ -199,7 +201,7 @@ async def test_a_download_that_failed_can_be_repeated_as_the_hint_says(tmp_path:
     assert (tmp_path / "t-1_1.png").read_bytes() == PNG
 
 
-async def test_a_watch_that_never_reached_the_server_does_not_say_that_the_task_goes_on() -> None:
+async def test_a_watch_that_never_reached_the_server_does_not_say_that_the_task_continues() -> None:
     ran = await command(NOWHERE, "--give-up-after", "0", "watch", "t-1")
     assert ran.code == 6
     assert "continues" not in ran.err
@@ -214,7 +216,7 @@ async def test_a_create_that_waits_for_its_answer_says_so() -> None:
     assert ran.err.splitlines()[0] == "waiting for the provider to accept the task"
 
 
-async def test_a_call_that_is_tried_again_says_so_once() -> None:
+async def test_a_retried_call_says_so_once() -> None:
     service = ScriptedService()
     service.answers.extend([UNAVAILABLE, UNAVAILABLE, pending(1)])
     async with serving(service) as address:
@@ -241,7 +243,7 @@ async def test_a_list_fits_80_columns_and_an_empty_one_says_so() -> None:
     assert (empty.code, empty.out, empty.err) == (0, "", "no tasks\n")
 
 
-async def test_get_shows_what_is_known_of_a_task() -> None:
+async def test_get_shows_all_fields_of_a_task() -> None:
     service = ScriptedService()
     late, soon = (Timestamp(seconds=1_800_000_000 + day * 86_400) for day in (1, 0))
     task = success(
@@ -266,7 +268,7 @@ async def test_get_shows_what_is_known_of_a_task() -> None:
 
 
 @pytest.mark.parametrize("stage", [TASK_STAGE_ACCEPTED, TASK_STAGE_SUBMITTING, TASK_STAGE_QUEUED])
-def test_only_a_task_that_is_worked_on_has_a_percentage(stage: int) -> None:
+def test_only_a_task_in_progress_has_a_percentage(stage: int) -> None:
     task = pending(1, progress_percent=87)
     assert percent(task) == 87
     task.stage = stage  # type: ignore[assignment]
@@ -302,7 +304,7 @@ async def test_a_token_that_no_call_can_carry_is_a_wrong_token(token: str) -> No
     assert token not in ran.err
 
 
-async def test_a_folder_that_cannot_be_made_is_found_before_anything_is_bought(
+async def test_a_folder_that_cannot_be_created_is_found_before_anything_is_bought(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "file").touch()
@@ -336,7 +338,7 @@ async def test_a_missing_file_is_named_without_pythons_words(tmp_path: Path) -> 
         ((b"create", b"imagen4", b"-"), b"\xff"),
     ],
 )
-async def test_text_that_is_no_utf_8_is_wrong_usage(
+async def test_text_that_is_not_utf_8_is_wrong_usage(
     arguments: tuple[bytes, ...], stdin: bytes
 ) -> None:
     process = await asyncio.create_subprocess_exec(

@@ -114,7 +114,7 @@ async def test_tls_on_one_side_only_is_an_authentication_error(ours: Authority) 
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-async def test_a_server_that_closes_connections_is_only_unavailable(
+async def test_a_server_that_closes_connections_is_unavailable(
     ours: Authority, encrypted: bool
 ) -> None:
     async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -179,7 +179,7 @@ async def test_the_command_line_exits_with_4_and_says_what_to_change(
         ("", False),
     ],
 )
-def test_what_is_on_this_machine_is_known_by_its_target(target: str, local: bool) -> None:
+def test_loopback_targets_are_recognised(target: str, local: bool) -> None:
     assert is_local(target) is local
 
 

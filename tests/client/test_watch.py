@@ -100,7 +100,7 @@ async def test_a_stream_that_ends_without_an_error_of_the_service_was_lost_and_i
         grpc.StatusCode.UNIMPLEMENTED,
     ],
 )
-async def test_what_a_proxy_refuses_for_good_ends_the_watch(code: grpc.StatusCode) -> None:
+async def test_a_permanent_refusal_by_a_proxy_ends_the_watch(code: grpc.StatusCode) -> None:
     service = ScriptedService()
     service.streams.append([pending(1), Failure(code, message="RST_STREAM")])
     async with connected(service) as client:
@@ -122,7 +122,7 @@ async def test_a_watch_that_is_cancelled_here_ends_and_is_not_resumed() -> None:
     assert len(service.requests) == 1
 
 
-async def test_a_silent_stream_is_given_up_and_opened_again() -> None:
+async def test_a_silent_stream_is_reopened() -> None:
     service = ScriptedService()
     service.streams.extend([[pending(1), Silence()], [success(2)]])
     async with connected(service, heartbeat_timeout=0.05) as client:
@@ -137,7 +137,7 @@ async def test_heartbeats_and_older_snapshots_are_dropped() -> None:
         assert await revisions(client) == [2, 3, 4]
 
 
-async def test_a_task_that_ended_at_the_revision_already_seen_is_still_told() -> None:
+async def test_a_task_that_ended_at_the_revision_already_seen_is_still_shown() -> None:
     service = ScriptedService()
     service.streams.append([failed(5)])
     async with connected(service) as client:
@@ -159,7 +159,7 @@ async def test_rate_limited_streams_are_opened_again_after_the_time_the_server_n
         (Failure(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_PARAMS"), InvalidRequestError),
     ],
 )
-async def test_what_another_try_cannot_mend_is_raised_at_once(
+async def test_an_error_that_a_retry_cannot_fix_is_raised_at_once(
     failure: Failure, raised: type[Exception]
 ) -> None:
     service = ScriptedService()
@@ -170,7 +170,7 @@ async def test_what_another_try_cannot_mend_is_raised_at_once(
     assert len(service.requests) == 1
 
 
-async def test_a_watch_gives_up_when_it_reconnected_in_vain_for_long_enough() -> None:
+async def test_a_watch_gives_up_after_reconnecting_without_success_for_long_enough() -> None:
     service = ScriptedService()
     service.streams.extend([[UNAVAILABLE]] * 1000)
     async with connected(service, give_up_after_seconds=0.1) as client:
@@ -190,7 +190,7 @@ async def test_a_watch_reconnects_for_as_long_as_it_may() -> None:
         assert 2 <= time.monotonic() - began <= 3
 
 
-async def test_being_lost_and_being_back_are_told() -> None:
+async def test_a_lost_connection_and_its_recovery_are_reported() -> None:
     service = ScriptedService()
     service.streams.extend([[pending(1), UNAVAILABLE], [pending(1), success(2)]])
     told: list[str] = []

@@ -55,9 +55,7 @@ async def test_creates_that_are_cancelled_count_towards_the_creates_of_a_caller(
     await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
-async def test_a_caller_creates_only_tasks_of_the_models_he_is_allowed(
-    scale: Scale, tmp_path: Path
-) -> None:
+async def test_a_caller_creates_only_tasks_of_allowed_models(scale: Scale, tmp_path: Path) -> None:
     setup = Setup(caller_limits='[callers.alice]\nmodels = ["imagen4"]\n')
     drill = Drill(
         greed.dear_creates, "alice", 300 * scale.factor, scale.seconds, setup, {"accepted": 0}
@@ -85,7 +83,7 @@ async def test_uploads_that_the_provider_does_not_read_take_a_bounded_part_of_me
     await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
-async def test_uploads_that_drip_take_a_bounded_part_of_the_service(
+async def test_slow_uploads_take_a_bounded_part_of_the_service(
     scale: Scale, tmp_path: Path
 ) -> None:
     drill = Drill(
@@ -99,7 +97,7 @@ async def test_uploads_that_drip_take_a_bounded_part_of_the_service(
 
 
 @pytest.mark.torture
-async def test_uploads_that_drip_end_after_a_minute(tmp_path: Path) -> None:
+async def test_slow_uploads_end_after_a_minute(tmp_path: Path) -> None:
     drill = Drill(
         greed.dripping_uploads,
         "alice",

@@ -11,7 +11,9 @@ from tests.hostile.drill import Drill, withstands
 CALLERS = pytest.mark.parametrize("caller", ["", "alice"], ids=["stranger", "caller"])
 
 
-async def test_a_message_of_many_values_holds_up_nobody(scale: Scale, tmp_path: Path) -> None:
+async def test_a_message_of_many_values_delays_no_other_caller(
+    scale: Scale, tmp_path: Path
+) -> None:
     drill = Drill(messages.many_values, "alice", scale.factor, scale.seconds)
     await withstands(drill, tmp_path, scale.p99_seconds_max)
 

@@ -23,9 +23,7 @@ async def test_more_connections_than_descriptors_leave_some_for_the_service_itse
     await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
-async def test_http_connections_that_are_silent_or_drip_are_closed(
-    scale: Scale, tmp_path: Path
-) -> None:
+async def test_silent_or_slow_http_connections_are_closed(scale: Scale, tmp_path: Path) -> None:
     drill = Drill(
         sockets.dripping_http,
         "",
@@ -36,7 +34,9 @@ async def test_http_connections_that_are_silent_or_drip_are_closed(
     await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
-async def test_requests_that_are_no_callbacks_fill_no_log(scale: Scale, tmp_path: Path) -> None:
+async def test_requests_that_are_not_callbacks_do_not_fill_the_log(
+    scale: Scale, tmp_path: Path
+) -> None:
     drill = Drill(sockets.forged_callbacks, "", 0, scale.seconds * 2)
     await withstands(drill, tmp_path, scale.p99_seconds_max)
 

@@ -20,7 +20,7 @@ PENDING_P99_SECONDS_MAX = 0.4
 
 
 @CALLERS
-async def test_calls_that_are_reset_at_once_hold_up_nobody(
+async def test_calls_that_are_reset_at_once_delay_no_other_caller(
     caller: str, scale: Scale, tmp_path: Path
 ) -> None:
     drill = Drill(
@@ -32,7 +32,7 @@ async def test_calls_that_are_reset_at_once_hold_up_nobody(
     await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
-async def test_resets_of_a_client_that_answers_pings_hold_up_nobody_for_long(
+async def test_resets_of_a_client_that_answers_pings_delay_others_only_briefly(
     scale: Scale, tmp_path: Path
 ) -> None:
     """Up to a thousand such calls of a connection wait before the next one of anybody else."""
@@ -47,7 +47,7 @@ async def test_resets_of_a_client_that_answers_pings_hold_up_nobody_for_long(
 
 
 @CALLERS
-async def test_a_flood_of_refused_calls_holds_up_nobody(
+async def test_a_flood_of_refused_calls_delays_no_other_caller(
     caller: str, scale: Scale, tmp_path: Path
 ) -> None:
     drill = Drill(streams.refused_calls, caller, CONNECTIONS, scale.seconds * 2)
@@ -84,7 +84,7 @@ async def test_one_caller_cannot_take_all_watches(scale: Scale, tmp_path: Path) 
 
 
 @CALLERS
-async def test_streams_that_are_not_read_do_not_hold_up_the_end_of_the_process(
+async def test_streams_that_are_not_read_do_not_delay_the_shutdown(
     caller: str, scale: Scale, tmp_path: Path
 ) -> None:
     drill = Drill(streams.unread_streams, caller, scale.factor, 1)

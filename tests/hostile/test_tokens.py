@@ -20,7 +20,7 @@ async def test_a_revoked_token_ends_calls_and_watches_though_another_line_is_mis
     await withstands(drill, tmp_path, scale.p99_seconds_max)
 
 
-async def test_a_tokens_file_that_is_empty_for_a_moment_shuts_nobody_out(
+async def test_a_tokens_file_that_is_briefly_empty_locks_out_no_caller(
     scale: Scale, tmp_path: Path
 ) -> None:
     await withstands(Drill(tokens.emptied_file, "", 0, scale.seconds), tmp_path)

@@ -50,7 +50,7 @@ async def kie() -> AsyncIterator[Simulator]:
 
 
 @pytest.mark.parametrize(("point", "end"), POINTS)
-async def test_a_process_killed_at_any_await_loses_nothing_and_buys_nothing_twice(
+async def test_a_process_killed_at_any_await_loses_nothing_and_pays_for_nothing_twice(
     tmp_path: Path, kie: Simulator, unused_tcp_port_factory: object, point: str, end: int
 ) -> None:
     victim = Victim(tmp_path, kie, _ports(unused_tcp_port_factory))

@@ -156,7 +156,7 @@ def watching(tmp_path: Path, kie: Simulator) -> Watching:
 
 
 @pytest.mark.parametrize("way", ["stop", "kill"])
-async def test_callers_are_told_while_the_server_is_down_and_open_streams_get_their_end_after_it(
+async def test_calls_fail_while_the_server_is_down_and_open_streams_end_after_it(
     watching: Watching, cluster: Cluster, way: str
 ) -> None:
     async with watching(cluster.url) as (service, watched):
@@ -169,7 +169,7 @@ async def test_callers_are_told_while_the_server_is_down_and_open_streams_get_th
     assert len(service.kie.tasks) == 11
 
 
-async def test_tasks_created_while_every_connection_is_cut_again_and_again_are_bought_once_each(
+async def test_tasks_created_while_connections_are_cut_are_bought_once_each(
     watching: Watching, cluster: Cluster
 ) -> None:
     async with (
@@ -188,7 +188,7 @@ async def test_tasks_created_while_every_connection_is_cut_again_and_again_are_b
     assert len(service.kie.tasks) == 110
 
 
-async def test_callers_are_told_while_there_are_too_many_connections(
+async def test_calls_fail_while_there_are_too_many_connections(
     watching: Watching, cluster: Cluster
 ) -> None:
     execute(cluster.url, "CREATE ROLE app LOGIN")
@@ -205,7 +205,7 @@ async def test_callers_are_told_while_there_are_too_many_connections(
     assert len(service.kie.tasks) == 11
 
 
-async def test_callers_are_told_when_statements_take_too_long_for_a_lock(
+async def test_calls_fail_when_statements_wait_too_long_for_a_lock(
     watching: Watching, cluster: Cluster
 ) -> None:
     async with watching(cluster.url) as (service, watched):
@@ -219,7 +219,7 @@ async def test_callers_are_told_when_statements_take_too_long_for_a_lock(
     assert len(service.kie.tasks) == 11
 
 
-async def test_callers_are_told_while_the_server_only_lets_read_as_a_standby_does(
+async def test_calls_fail_while_the_server_is_read_only(
     watching: Watching, cluster: Cluster
 ) -> None:
     async with watching(cluster.url) as (service, watched):
@@ -235,7 +235,7 @@ async def test_callers_are_told_while_the_server_only_lets_read_as_a_standby_doe
         assert (await service.create(STUCK)).provider_task_id
 
 
-async def test_callers_are_told_when_the_line_goes_dead_without_a_word(
+async def test_calls_fail_when_the_connection_dies_silently(
     watching: Watching, cluster: Cluster
 ) -> None:
     with Wire(cluster.url) as wire:

@@ -335,7 +335,7 @@ async def test_a_signal_ends_a_quiet_watch_with_shutting_down_and_the_process_wi
         assert process.process.log[-1]["event"] == "stopped"
 
 
-async def test_a_client_that_stays_on_the_health_watch_does_not_hold_the_process_up(
+async def test_an_open_health_watch_does_not_delay_the_shutdown(
     launch: Serve,
 ) -> None:
     async with launch() as process:
@@ -369,7 +369,7 @@ async def test_a_create_that_waits_for_a_hung_provider_is_answered_pending_befor
     assert kie.stats["requests"]["/api/v1/jobs/createTask"] == 1
 
 
-async def test_a_signal_that_comes_twice_is_still_a_clean_stop(launch: Serve) -> None:
+async def test_a_repeated_signal_is_still_a_clean_stop(launch: Serve) -> None:
     async with launch() as process:
         process.process.signal(signal.SIGTERM)
         process.process.signal(signal.SIGTERM)
@@ -378,7 +378,7 @@ async def test_a_signal_that_comes_twice_is_still_a_clean_stop(launch: Serve) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
-async def test_a_signal_that_asks_for_nothing_we_have_does_not_disturb_a_paid_request(
+async def test_an_ignored_signal_does_not_disturb_a_paid_request(
     launch: Serve, kie: Simulator, number: signal.Signals
 ) -> None:
     kie.add_fault("create:slow,seconds=1")
@@ -427,7 +427,7 @@ async def test_a_task_outlives_a_kill_and_ends_after_the_restart_bought_once(
             assert (await response.json())["total"] == 1
 
 
-async def test_a_second_process_on_the_same_database_is_refused_and_the_first_serves_on(
+async def test_a_second_process_on_the_same_database_is_refused_and_the_first_continues(
     launch: Serve, tmp_path: Path
 ) -> None:
     async with launch() as first:
@@ -460,7 +460,7 @@ async def test_a_second_process_by_a_link_to_the_file_is_refused(
     assert not list(elsewhere.glob("other.db-*"))
 
 
-async def test_a_link_that_points_to_no_file_yet_makes_one_that_its_name_is_refused_for(
+async def test_a_dangling_link_creates_a_file_that_is_locked_under_its_own_name_too(
     launch: Serve, tmp_path: Path
 ) -> None:
     (tmp_path / "link.db").symlink_to(tmp_path / "generation.db")
@@ -499,7 +499,7 @@ async def test_an_address_in_use_ends_the_process_with_1_and_is_named_by_its_set
         ("no-such-host.invalid:50051", "not known"),
     ],
 )
-async def test_an_address_that_is_not_this_machines_is_named_with_the_reason(
+async def test_a_foreign_address_is_named_with_the_reason(
     tmp_path: Path, name: str, address: str, why: str
 ) -> None:
     allowed = {"ALLOW_UNAUTHENTICATED": "true"}
@@ -577,7 +577,7 @@ async def spoil_the_tokens_file(process: Served, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
-async def test_a_log_full_of_failures_holds_no_secret_and_is_of_one_form(
+async def test_a_log_full_of_failures_contains_no_secret_and_has_one_format(
     launch: Serve, stack: AsyncExitStack, tmp_path: Path, form: str
 ) -> None:
     digest = sha256(TOKEN.encode()).hexdigest()

@@ -87,7 +87,7 @@ def plain(settings: Settings, name: str) -> object:
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
-def test_an_unset_variable_has_the_default_of_the_contract(name: str) -> None:
+def test_an_unset_variable_has_its_documented_default(name: str) -> None:
     assert plain(load_settings(), name) == DEFAULTS[name]
 
 
@@ -97,7 +97,7 @@ def test_an_empty_variable_counts_as_unset(name: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", sorted(OFF_WHEN_EMPTY))
-def test_an_empty_address_of_a_side_door_is_off(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_http_address_is_off(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain(load(monkeypatch, **{name: ""}), name) == ""
 
 
@@ -118,7 +118,7 @@ def test_an_unknown_create_waits_for_its_callback_only_where_one_can_come(
     assert load(monkeypatch, **variables).effective_unknown_wait_seconds == seconds
 
 
-def test_every_variable_of_the_contract_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {
         "LISTEN_ADDRESS": "[::1]:1",
         "ALLOW_UNAUTHENTICATED": "true",
@@ -297,7 +297,7 @@ def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert sorted(line.partition(":")[0] for line in lines) == sorted(BAD)
 
 
-def test_all_that_does_not_go_together_is_named_at_once(
+def test_all_contradictions_are_named_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty = tmp_path / "empty.pem"
@@ -375,7 +375,7 @@ BEYOND_LOOPBACK = (
 
 
 @pytest.mark.parametrize("address", BEYOND_LOOPBACK)
-def test_an_address_beyond_loopback_is_refused_by_itself(
+def test_an_address_beyond_loopback_is_refused_by_default(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [line] = refused(monkeypatch, LISTEN_ADDRESS=address)
@@ -385,7 +385,7 @@ def test_an_address_beyond_loopback_is_refused_by_itself(
 
 
 @pytest.mark.parametrize("address", BEYOND_LOOPBACK)
-def test_an_address_beyond_loopback_is_allowed_when_somebody_said_so(
+def test_an_address_beyond_loopback_can_be_allowed(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = load(monkeypatch, LISTEN_ADDRESS=address, ALLOW_UNAUTHENTICATED="true")
@@ -402,7 +402,7 @@ def test_an_address_beyond_loopback_is_allowed_with_tokens(
     assert settings.auth_tokens_file == tokens
 
 
-def test_being_told_not_to_allow_unauthenticated_is_not_being_told_to(
+def test_allow_unauthenticated_false_allows_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert refused(monkeypatch, LISTEN_ADDRESS="0.0.0.0:1", ALLOW_UNAUTHENTICATED="false")
@@ -486,7 +486,7 @@ def test_every_bad_caller_limit_is_named_with_its_table_and_key(
 
 
 @pytest.mark.parametrize("name", ["AUTH_TOKENS_FILE", "CALLER_LIMITS_FILE", "TLS_CERT_FILE"])
-def test_a_pipe_is_no_file_to_read(
+def test_a_pipe_is_refused_as_a_file(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = tmp_path / "pipe"

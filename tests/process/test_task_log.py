@@ -158,7 +158,7 @@ def logged(statements: str, form: str = "text", stderr: IO[str] | int = PIPE) ->
     return done.stdout, done.stderr
 
 
-def test_a_line_of_text_looks_as_structlog_renders_it_without_colours() -> None:
+def test_a_line_of_text_has_structlogs_format_without_colours() -> None:
     _, text = logged(f"log.info('task accepted', **{FIELDS!r})")
     time, _, rest = text.partition(" ")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", time)
@@ -176,7 +176,7 @@ def test_a_traceback_is_logged_without_the_values_of_variables(form: str) -> Non
     assert form == "json" or text.splitlines()[1].startswith("Traceback")
 
 
-def test_a_log_on_a_full_disk_does_not_fail_whoever_logs() -> None:
+def test_a_log_on_a_full_disk_does_not_fail_its_caller() -> None:
     with Path("/dev/full").open("w") as full:
         printed, _ = logged("log.info('task created')\nprint('goes on')", stderr=full)
     assert printed == "goes on\n"

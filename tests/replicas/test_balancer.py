@@ -165,7 +165,7 @@ async def test_all_six_calls_and_their_errors_come_through(site: Site, kie: Simu
     await eventually(lambda: kie.tasks[0]["callback_acknowledged"])
 
 
-async def test_a_caller_who_only_makes_large_errors_takes_no_replica_from_the_others(
+async def test_a_caller_with_large_errors_does_not_make_replicas_unavailable(
     site: Site,
 ) -> None:
     urls = ["\U0001f408" * 600] * 60
@@ -204,7 +204,7 @@ async def test_hundreds_of_watches_on_one_connection_all_see_the_end(
     assert {end.status for end in ends} == {SUCCESS}
 
 
-async def test_a_killed_replica_ends_its_watches_and_the_other_serves_on(
+async def test_a_killed_replica_ends_its_watches_and_the_other_continues(
     site: Site, kie: Simulator
 ) -> None:
     created = await site.create(STUCK)
@@ -221,7 +221,7 @@ async def test_a_killed_replica_ends_its_watches_and_the_other_serves_on(
     assert all(end.status == SUCCESS for end in ends if end not in cut)
 
 
-async def test_a_replica_goes_down_in_order_and_comes_back_and_no_caller_notices(
+async def test_no_caller_notices_a_graceful_restart_of_a_replica(
     site: Site,
 ) -> None:
     stopped = asyncio.Event()
@@ -245,7 +245,7 @@ async def test_a_replica_goes_down_in_order_and_comes_back_and_no_caller_notices
     assert {task.status for task in ends} == {SUCCESS}
 
 
-async def test_a_create_that_was_under_way_is_not_sent_to_another_replica(
+async def test_a_create_in_progress_is_not_sent_to_another_replica(
     site: Site, kie: Simulator
 ) -> None:
     kie.add_fault("create:hang,times=0")

@@ -272,7 +272,7 @@ async def violations_of(provider: Provider, request: pb.CreateTaskRequest) -> li
     ],
     ids=["one to ten", "exactly one", "midjourney", "veo3", "sora2"],
 )
-async def test_a_list_that_is_too_long_is_named_once_in_the_words_of_its_model(
+async def test_a_list_that_is_too_long_has_one_violation_with_the_models_rule(
     public_kie: KieProvider, params: dict[str, Any], words: str
 ) -> None:
     ((model, fields),) = params.items()
@@ -340,7 +340,7 @@ async def test_an_unknown_field_of_another_call_is_ignored(service: Service) -> 
     assert (await service.stub.QueryTask(request)).task.id == created.id
 
 
-def test_no_message_of_a_create_is_repeated() -> None:
+def test_no_message_type_occurs_twice_in_a_create() -> None:
     """The search for unknown fields looks into messages that are there once."""
 
     def below(message: Descriptor) -> Iterator[Any]:

@@ -118,7 +118,7 @@ UNKNOWN: dict[str, Metadata] = {
 
 
 @pytest.mark.parametrize("metadata", UNKNOWN.values(), ids=UNKNOWN.keys())
-async def test_who_does_not_show_one_known_token_is_unauthenticated(
+async def test_a_call_without_exactly_one_known_token_is_unauthenticated(
     guarded: Guarded, metadata: Metadata
 ) -> None:
     error = await refused(guarded.list(metadata))
@@ -161,21 +161,19 @@ async def each_call(service: Service, metadata: Metadata | None) -> AsyncIterato
 
 
 @pytest.mark.parametrize("metadata", [None, bearer("wrong")], ids=["missing", "wrong"])
-async def test_every_rpc_asks_for_the_token_and_does_nothing_without(
-    guarded: Guarded, metadata: Metadata | None
-) -> None:
+async def test_every_rpc_needs_the_token(guarded: Guarded, metadata: Metadata | None) -> None:
     async for call in each_call(guarded.service, metadata):
         assert (await refused(call)).reason == "UNAUTHENTICATED"
     assert await guarded.list(bearer(ALICE)) == []
     assert guarded.service.kie.stats["requests"] == {}
 
 
-async def test_the_token_is_asked_for_before_the_message_is_looked_at(guarded: Guarded) -> None:
+async def test_the_token_is_checked_before_the_message_is_read(guarded: Guarded) -> None:
     call: Any = guarded.service.channel.unary_unary("/generation.v1.GenerationService/QueryTask")
     assert (await refused(call(b"\xff\xff"))).reason == "UNAUTHENTICATED"
 
 
-async def test_only_the_check_of_health_needs_no_token(guarded: Guarded) -> None:
+async def test_only_health_check_needs_no_token(guarded: Guarded) -> None:
     channel = guarded.service.channel
     health = health_pb2_grpc.HealthStub(channel)
     answer = await health.Check(health_pb2.HealthCheckRequest())
@@ -188,7 +186,7 @@ async def test_only_the_check_of_health_needs_no_token(guarded: Guarded) -> None
     assert (await refused(stream.read())).reason == "UNAUTHENTICATED"
 
 
-async def test_with_a_token_the_server_describes_itself(guarded: Guarded) -> None:
+async def test_reflection_works_with_a_token(guarded: Guarded) -> None:
     channel = guarded.service.channel
     watch = health_pb2_grpc.HealthStub(channel).Watch(
         health_pb2.HealthCheckRequest(), metadata=bearer(ALICE)
@@ -201,7 +199,7 @@ async def test_with_a_token_the_server_describes_itself(guarded: Guarded) -> Non
         assert answer.list_services_response.service
 
 
-async def test_without_a_tokens_file_everybody_is_one_caller_whatever_they_show(
+async def test_without_a_tokens_file_all_calls_are_of_one_caller(
     service: Service,
 ) -> None:
     created = await service.create(metadata=bearer("whoever"))
@@ -222,7 +220,7 @@ def test_a_caller_may_have_several_tokens_among_comments_and_empty_lines() -> No
     assert read_tokens(text) == {sha256(b"2").digest(): "alice", **digests}
 
 
-def test_the_same_line_twice_is_no_harm() -> None:
+def test_a_duplicate_line_is_harmless() -> None:
     assert read_tokens(line("alice", "1") * 2) == {sha256(b"1").digest(): "alice"}
 
 
@@ -268,14 +266,14 @@ async def test_a_token_that_is_added_counts_without_a_restart(guarded: Guarded) 
     assert await guarded.list(bearer(ALICE)) == []
 
 
-async def test_a_token_that_is_revoked_counts_no_more(guarded: Guarded) -> None:
+async def test_a_revoked_token_is_refused(guarded: Guarded) -> None:
     assert await guarded.list(bearer(BOB)) == []
     guarded.write(line("alice", ALICE))
     assert (await refused(guarded.list(bearer(BOB)))).reason == "UNAUTHENTICATED"
     assert await guarded.list(bearer(ALICE)) == []
 
 
-async def test_a_new_token_of_a_caller_opens_the_old_tasks(guarded: Guarded) -> None:
+async def test_a_new_token_of_a_caller_gives_access_to_its_old_tasks(guarded: Guarded) -> None:
     created = await guarded.create(ALICE)
     guarded.write(line("alice", "rotated"))
     assert await guarded.list(bearer("rotated")) == [created.id]
@@ -289,7 +287,7 @@ async def test_a_file_changed_in_place_to_the_same_size_is_seen(guarded: Guarded
     assert (await refused(guarded.list(bearer(BOB)))).reason == "UNAUTHENTICATED"
 
 
-async def test_a_line_that_becomes_bad_is_left_out_and_named_once(guarded: Guarded) -> None:
+async def test_a_line_that_becomes_bad_is_ignored_and_logged_once(guarded: Guarded) -> None:
     with structlog.testing.capture_logs() as logs:
         guarded.write(line("mallory", "1") + "alice secret-token\n" + line("bob", BOB))
         assert await guarded.list(bearer("1")) == []
@@ -310,7 +308,7 @@ async def test_a_file_without_a_token_changes_nothing(guarded: Guarded, text: st
     assert (await refused(guarded.list(bearer(ALICE)))).reason == "UNAUTHENTICATED"
 
 
-async def test_a_file_that_becomes_a_pipe_holds_up_nothing(guarded: Guarded) -> None:
+async def test_a_file_that_becomes_a_pipe_blocks_nothing(guarded: Guarded) -> None:
     guarded.file.unlink()
     os.mkfifo(guarded.file)
     assert await guarded.list(bearer(ALICE)) == []
@@ -395,7 +393,7 @@ def rich_status(error: grpc.aio.AioRpcError) -> bytes:
 
 @pytest.mark.parametrize("ended", [False, True], ids=["under way", "ended"])
 @pytest.mark.parametrize("ask", [query, cancel, watch, watch_from])
-async def test_anothers_task_is_not_found_in_the_very_bytes_of_one_that_never_was(
+async def test_another_callers_task_gets_the_same_error_as_a_missing_one(
     guarded: Guarded, ask: Callable[[Service, str, Metadata], Any], ended: bool
 ) -> None:
     created = await guarded.create(ALICE, params=None if ended else STUCK)
@@ -420,7 +418,7 @@ async def test_anothers_task_is_not_found_in_the_very_bytes_of_one_that_never_wa
     assert status_pb2.Status.FromString(rich_status(error)).message == f"there is no task {nobody}"
 
 
-async def test_a_list_holds_the_callers_own_tasks_only(guarded: Guarded) -> None:
+async def test_a_list_contains_only_the_callers_tasks(guarded: Guarded) -> None:
     alices = [(await guarded.create(ALICE, prompt_id="p")).id for _ in range(2)]
     bobs = [(await guarded.create(BOB, prompt_id="p")).id for _ in range(3)]
     for filters in ({}, {"prompt_id": "p"}, {"page_size": 200}):
@@ -449,7 +447,7 @@ async def test_the_same_request_id_of_two_callers_makes_two_tasks(guarded: Guard
     assert len(guarded.service.kie.tasks) == 2
 
 
-async def test_a_request_id_of_another_with_other_parameters_is_not_reused(
+async def test_another_callers_request_id_with_other_parameters_is_no_conflict(
     guarded: Guarded,
 ) -> None:
     await guarded.create(ALICE, request_id="r")

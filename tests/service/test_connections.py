@@ -59,7 +59,7 @@ async def test_a_stream_beyond_those_of_a_connection_waits_in_the_client(
     assert (await waiting).task.id == created.id
 
 
-async def test_a_connection_beyond_the_limit_is_closed_and_the_others_go_on(
+async def test_a_connection_beyond_the_limit_is_closed_and_the_others_continue(
     serve: Serve, stack: AsyncExitStack
 ) -> None:
     service = await stack.enter_async_context(serve(max_connections=3))
@@ -85,7 +85,7 @@ async def test_a_connection_that_never_speaks_is_closed(
     writer.close()
 
 
-async def test_a_connection_without_a_call_is_closed_and_opened_again_unnoticed(
+async def test_an_idle_connection_is_closed_and_reopened_without_an_error(
     serve: Serve, stack: AsyncExitStack
 ) -> None:
     service = await stack.enter_async_context(serve(connection_idle_seconds=0.2))
@@ -97,7 +97,7 @@ async def test_a_connection_without_a_call_is_closed_and_opened_again_unnoticed(
     assert (await service.query(created.id)).id == created.id
 
 
-async def test_an_old_connection_is_replaced_while_its_watches_go_on(
+async def test_an_old_connection_is_replaced_while_its_watches_continue(
     serve: Serve, stack: AsyncExitStack
 ) -> None:
     service = await stack.enter_async_context(serve(connection_age_seconds=0.3))
@@ -125,5 +125,5 @@ def test_some_descriptors_are_left_for_everything_else(
 
 
 @pytest.mark.parametrize(("limit", "missing"), [(20_500, 0), (20_000, 500), (1_024, 19_476)])
-def test_the_descriptors_that_the_watches_lack_are_counted(limit: int, missing: int) -> None:
+def test_missing_descriptors_for_watches_are_counted(limit: int, missing: int) -> None:
     assert descriptors.missing(20_000, limit) == missing

@@ -62,7 +62,7 @@ def test_an_error_fits_the_buffer_of_a_proxy_with_room_to_spare(error: ServiceEr
     assert encoded_bytes(error) + OTHER_HEADERS_BYTES < NGINX_BUFFER_BYTES
 
 
-def test_the_shipped_balancer_takes_larger_errors_than_any() -> None:
+def test_the_nginx_configuration_accepts_larger_errors_than_any() -> None:
     configuration = (ROOT / "deploy" / "nginx.conf").read_text()
     (kib,) = re.findall(r"^ *grpc_buffer_size (\d+)k;", configuration, re.MULTILINE)
     assert int(kib) * 1_024 > NGINX_BUFFER_BYTES
@@ -100,7 +100,7 @@ async def test_a_client_reads_the_reason_and_the_first_violation(error: ServiceE
         assert error.violations[0].field.startswith(read.fields[0])
 
 
-def test_the_message_names_the_first_rules_and_says_how_many_there_are_besides() -> None:
+def test_the_message_names_the_first_rules_and_counts_the_others() -> None:
     error = invalid_params([Violation(f"field_{number}", "must be set") for number in range(60)])
     assert error.message.startswith("field_0 must be set; field_1 must be set; ")
     assert error.message.endswith(
@@ -108,7 +108,7 @@ def test_the_message_names_the_first_rules_and_says_how_many_there_are_besides()
     )
 
 
-def test_as_many_rules_are_named_as_there_is_room_for() -> None:
+def test_as_many_rules_are_named_as_fit() -> None:
     error = invalid_params([Violation(f"{PATH}.file_urls[{n}]", "is bad") for n in range(60)])
     status = status_pb2.Status.FromString(dict(error.status().trailing_metadata)[DETAILS])
     bad_request = error_details_pb2.BadRequest()

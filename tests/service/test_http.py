@@ -153,7 +153,7 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off(connect: Connec
 # --- bounds ---
 
 
-async def test_as_many_clients_as_there_may_be_do_not_keep_another_one_out(
+async def test_the_maximum_number_of_clients_does_not_keep_another_one_out(
     connect: Connect,
 ) -> None:
     limits = replace(SHORT, connections=20, request_seconds=30)
@@ -190,7 +190,7 @@ async def test_headers_are_bounded(connect: Connect, request_bytes: bytes) -> No
         assert await status_of(port) == 200
 
 
-async def test_more_of_a_body_than_is_taken_is_not_read_and_answered_all_the_same(
+async def test_more_of_a_body_than_the_limit_is_not_read_but_answered(
     connect: Connect,
 ) -> None:
     async with serving(SHORT) as port:
@@ -201,7 +201,7 @@ async def test_more_of_a_body_than_is_taken_is_not_read_and_answered_all_the_sam
         assert (await all_of(reader)).endswith(b"/x 1000")
 
 
-async def test_a_client_that_asks_before_it_sends_its_body_is_told_to_go_on(
+async def test_a_client_that_expects_100_continue_gets_it(
     connect: Connect,
 ) -> None:
     async with serving(SHORT) as port:
@@ -240,7 +240,7 @@ NOT_HTTP = {
 
 
 @pytest.mark.parametrize("garbage", NOT_HTTP.values(), ids=NOT_HTTP.keys())
-async def test_what_is_not_http_1_is_at_most_one_line_without_a_traceback(
+async def test_a_client_that_does_not_speak_http_1_causes_at_most_one_line(
     connect: Connect,
     garbage: bytes,
     caplog: pytest.LogCaptureFixture,

@@ -163,7 +163,7 @@ async def test_callers_take_turns_when_all_places_are_taken(calls: Calls) -> Non
     assert [sender.began.is_set() for sender in waiting.values()] == [True, True]
 
 
-async def test_a_call_that_leaves_gives_its_place_back(calls: Calls) -> None:
+async def test_a_cancelled_call_frees_its_place(calls: Calls) -> None:
     senders = [Sender() for _ in range(4)]
     tasks = [calls.call("alice", sender) for sender in senders[:3]]
     await settle()
@@ -177,7 +177,7 @@ async def test_a_call_that_leaves_gives_its_place_back(calls: Calls) -> None:
     assert await last == b"x"
 
 
-async def test_a_request_that_does_not_arrive_is_given_up_and_its_place_is_free(
+async def test_a_request_that_does_not_arrive_is_abandoned_and_its_place_is_free(
     calls: Calls,
 ) -> None:
     calls.inbox = Inbox(replace(LIMITS, patience_seconds=0))
@@ -192,7 +192,7 @@ async def test_a_request_that_does_not_arrive_is_given_up_and_its_place_is_free(
     assert await calls.call("alice", prompt) == b"x"
 
 
-async def test_of_requests_to_open_methods_the_oldest_makes_room(calls: Calls) -> None:
+async def test_a_new_request_to_an_open_method_ends_the_oldest(calls: Calls) -> None:
     stalled = [calls.call("", Sender(), is_open=True) for _ in range(2)]
     await settle()
     prompt = Sender()

@@ -126,7 +126,7 @@ async def test_every_method_shows_its_bugs_before_the_first_call(measured: Servi
         assert page.calls(method.name, "INTERNAL") == 0
 
 
-async def test_bytes_that_are_no_message_count_as_the_callers_error(measured: Service) -> None:
+async def test_an_unparsable_request_counts_as_the_callers_error(measured: Service) -> None:
     call: Any = measured.channel.unary_unary(f"{SERVICE}QueryTask")
     await refused(call(b"\xff\xff"))
     assert (await scrape(measured)).calls("QueryTask", "INVALID_ARGUMENT") == 1
@@ -221,9 +221,7 @@ async def test_a_create_without_a_usable_answer_is_counted_by_what_came(
     assert page.provider_calls(f"{JOBS}createTask", code) == 1
 
 
-async def test_a_provider_that_is_not_there_is_not_connected(
-    serve: Serve, unused_tcp_port: int
-) -> None:
+async def test_an_unreachable_provider_is_not_connected(serve: Serve, unused_tcp_port: int) -> None:
     away = f"http://127.0.0.1:{unused_tcp_port}"
     async with serve(**ADMIN, kie_upload_url=away) as service:
         await refused(service.stub.UploadFile(iter(upload_messages(b"x"))))
@@ -231,7 +229,7 @@ async def test_a_provider_that_is_not_there_is_not_connected(
     assert page.provider_calls("/api/file-stream-upload", "not_connected") == 1
 
 
-async def test_an_upload_that_its_caller_spoilt_was_given_up_and_is_not_the_providers_fault(
+async def test_an_upload_that_its_caller_broke_off_is_given_up_and_not_the_providers_fault(
     measured: Service,
 ) -> None:
     messages = upload_messages(b"x" * 100_000, size_bytes=200_000)
@@ -334,7 +332,7 @@ async def test_a_task_that_nobody_may_send_is_overdue(serve: Serve) -> None:
         )
 
 
-async def test_while_the_database_is_away_the_queues_are_missing_and_the_rest_is_served(
+async def test_while_the_database_is_unavailable_only_the_queues_are_missing(
     measured: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await measured.create()
@@ -352,7 +350,7 @@ async def test_while_the_database_is_away_the_queues_are_missing_and_the_rest_is
     assert (await scrape(measured)).series("generation_queue_tasks")
 
 
-async def test_a_database_that_does_not_answer_holds_no_scrape_up(
+async def test_a_database_that_does_not_respond_delays_no_scrape(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def hanging(*_: object) -> None:
@@ -409,7 +407,7 @@ def told_everything() -> Metrics:
     return metrics
 
 
-def test_what_was_told_once_is_shown_once() -> None:
+def test_a_single_observation_is_shown_once() -> None:
     page = page_of(told_everything())
     ended = {"model": "veo3", "status": "FAILED", "reason": "TASK_TIMEOUT"}
     assert page.value("generation_watches_open") == 1
@@ -436,7 +434,7 @@ def test_a_watch_that_closed_is_not_open() -> None:
     assert page_of(metrics).value("generation_watches_open") == 0
 
 
-def test_what_may_become_of_a_task_stands_at_0_before_it_happens() -> None:
+def test_series_of_possible_ends_start_at_0() -> None:
     page = page_of(Metrics(["veo3"]))
     for reason in ("SUBMISSION_UNKNOWN", "CREDITS_EXHAUSTED", "PROVIDER_UNAUTHORIZED"):
         labels = {"model": "veo3", "status": "FAILED", "reason": reason}

@@ -43,19 +43,19 @@ async def why_not(api_url: str) -> Postponed:
     return outcome
 
 
-async def test_a_host_without_an_address_is_said_to_be_one_for_dns() -> None:
+async def test_the_log_names_a_dns_failure() -> None:
     outcome = await why_not("http://no-such-host.invalid")
     assert outcome.detail.startswith("not connected: DNS does not resolve no-such-host.invalid: ")
     assert not outcome.reached
 
 
-async def test_a_refused_connection_is_said_to_be_one(unused_tcp_port: int) -> None:
+async def test_the_log_names_a_refused_connection(unused_tcp_port: int) -> None:
     outcome = await why_not(f"http://127.0.0.1:{unused_tcp_port}")
     refused = f"not connected: 127.0.0.1 port {unused_tcp_port} refused the connection"
     assert outcome.detail == refused
 
 
-async def test_a_certificate_of_an_unknown_authority_is_said_to_be_rejected(
+async def test_the_log_names_a_rejected_certificate(
     tmp_path: Path,
 ) -> None:
     authority = Authority.make(tmp_path / "ca")
@@ -69,7 +69,7 @@ async def test_a_certificate_of_an_unknown_authority_is_said_to_be_rejected(
     assert "certificate" in outcome.detail.removeprefix(rejected)
 
 
-async def test_a_server_without_tls_is_said_to_be_one() -> None:
+async def test_the_log_names_a_server_without_tls() -> None:
     async with listening(None) as port:
         outcome = await why_not(f"https://127.0.0.1:{port}")
     assert outcome.detail.startswith("not connected: TLS with 127.0.0.1 failed: ")
@@ -79,7 +79,9 @@ async def test_a_server_without_tls_is_said_to_be_one() -> None:
     ("code", "why"),
     [(429, "the account's limit is reached"), (455, "the provider is in maintenance")],
 )
-async def test_a_limit_and_maintenance_are_told_apart(kie: Simulator, code: int, why: str) -> None:
+async def test_the_log_distinguishes_a_limit_and_maintenance(
+    kie: Simulator, code: int, why: str
+) -> None:
     kie.add_fault(f"create:code,code={code},msg=wait")
     outcome = await why_not(kie.url)
     assert outcome == Postponed(f"{why} (code {code}: wait)")

@@ -52,7 +52,7 @@ def test_a_caller_who_reads_nothing_is_refused_until_a_call_is_over() -> None:
     assert finish(call_of("alice"), LARGE, Context()) == LARGE
 
 
-def test_other_callers_and_small_answers_are_not_concerned() -> None:
+def test_other_callers_and_small_responses_are_not_affected() -> None:
     finish = Outbox(len(LARGE)).finisher(bytes)
     assert finish(call_of("alice"), LARGE, Context()) == LARGE
     assert finish(call_of("bob"), LARGE, Context()) == LARGE
@@ -60,5 +60,5 @@ def test_other_callers_and_small_answers_are_not_concerned() -> None:
         assert finish(call_of("alice"), LARGE[1:], Context()) == LARGE[1:]
 
 
-def test_a_call_that_wrote_its_answers_itself_has_none() -> None:
+def test_a_call_that_streams_its_responses_is_not_counted() -> None:
     assert Outbox().finisher(bytes)(call_of("alice"), None, Context()) is None

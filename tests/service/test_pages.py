@@ -103,7 +103,7 @@ async def test_a_list_without_tasks_is_empty_and_ends(service: Service) -> None:
 
 @pytest.mark.parametrize("prompt_id", ["", "p", "q", "P", "%", "nobody's"])
 @pytest.mark.parametrize("status", [None, *Status])
-async def test_the_filters_hold_alone_and_together(
+async def test_the_filters_work_alone_and_together(
     serve: Serve, database_url: str, prompt_id: str, status: Status | None
 ) -> None:
     kinds = [(p, s) for p in ("p", "q") for s in Status]
@@ -165,7 +165,7 @@ async def test_the_page_size_may_change_from_page_to_page(serve: Serve, database
 
 
 @pytest.mark.parametrize("page_size", [1, 7, 60])
-async def test_a_walk_meets_each_task_once_though_all_were_created_at_one_moment(
+async def test_pages_contain_each_task_once_even_if_all_were_created_at_the_same_time(
     serve: Serve, database_url: str, page_size: int
 ) -> None:
     await store_tasks(database_url, (stored(n, create_time=NOW + 1 / 3) for n in range(60)))
@@ -173,7 +173,7 @@ async def test_a_walk_meets_each_task_once_though_all_were_created_at_one_moment
         assert Counter(await walked(service, page_size=page_size)) == Counter(ids(range(60)))
 
 
-async def test_a_walk_meets_each_task_once_while_others_are_created_and_ended(
+async def test_pages_contain_each_task_once_while_others_are_created_and_ended(
     serve: Serve, database_url: str
 ) -> None:
     await store_tasks(database_url, (stored(n, create_time=NOW + n // 3) for n in range(20)))
@@ -204,7 +204,7 @@ async def test_a_token_outlives_a_restart(serve: Serve, database_url: str) -> No
 # --- a mebibyte ---
 
 
-async def test_a_page_ends_before_a_mebibyte_and_the_walk_goes_on(
+async def test_a_page_ends_before_a_mebibyte_and_the_next_one_continues(
     serve: Serve, database_url: str
 ) -> None:
     await store_tasks(database_url, (stored(n, prompt="\U0001f408" * 5_000) for n in range(120)))
@@ -218,7 +218,7 @@ async def test_a_page_ends_before_a_mebibyte_and_the_walk_goes_on(
 
 
 @pytest.mark.parametrize("large", [(0,), (3,), (6,), (2, 3, 4), range(7)])
-async def test_a_task_larger_than_a_page_has_one_of_its_own(
+async def test_a_task_larger_than_a_page_has_its_own_page(
     serve: Serve, database_url: str, large: Iterable[int]
 ) -> None:
     large = set(large)
@@ -272,7 +272,7 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED.keys())
-async def test_a_spoiled_token_is_refused_by_its_field(
+async def test_a_corrupted_token_is_refused_by_its_field(
     serve: Serve, database_url: str, spoil: Callable[[str], str]
 ) -> None:
     await store_tasks(database_url, map(stored, range(6)))

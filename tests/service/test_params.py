@@ -602,7 +602,7 @@ async def test_a_refused_value_is_named_by_its_path_and_costs_no_call(
 
 
 @pytest.mark.parametrize("kind", MINIMAL)
-async def test_what_is_unset_is_not_sent_except_where_always_stands(
+async def test_unset_fields_are_not_sent_unless_the_table_says_always(
     service: Service, kind: str
 ) -> None:
     minimal = MINIMAL[kind]
@@ -685,7 +685,7 @@ URL_FIELDS = [
 
 
 @pytest.mark.parametrize(("kind", "field", "wire"), URL_FIELDS)
-async def test_an_absolute_http_url_reaches_the_provider_to_the_letter(
+async def test_an_absolute_http_url_reaches_the_provider_unchanged(
     service: Service, kind: str, field: str, wire: str
 ) -> None:
     rule = Rule(kind, field, wire, never())
@@ -705,7 +705,7 @@ async def test_any_other_url_is_named_by_its_index_and_costs_no_call(
             assert fields == [f"{rule.path}[0]"], brief(url)
 
 
-async def test_each_bad_url_of_a_list_is_named_and_no_good_one(untouched: Service) -> None:
+async def test_only_the_bad_urls_of_a_list_are_named(untouched: Service) -> None:
     good_and_bad = [URL, "a.png", URL, "", "ftp://files.example", URL]
     params = {**MINIMAL["midjourney IMG2IMG"].params, "file_urls": good_and_bad}
     fields = await broken_fields(untouched, create_request({"midjourney": params}))
@@ -716,7 +716,7 @@ async def test_each_bad_url_of_a_list_is_named_and_no_good_one(untouched: Servic
 
 
 @pytest.mark.parametrize(("field", "most"), [("prompt_id", 255), ("request_id", 128)])
-async def test_an_id_of_the_callers_own_comes_back_to_the_letter(
+async def test_the_callers_ids_are_returned_unchanged(
     service: Service, field: str, most: int
 ) -> None:
     for value in ("x", " x ", f"猫\n{SMILE}", "x" * most, SMILE * most):
@@ -842,7 +842,7 @@ EVERYTHING_WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("model", EVERYTHING_WRONG)
-async def test_all_broken_rules_of_a_request_are_told_at_once(
+async def test_all_broken_rules_of_a_request_are_reported_at_once(
     untouched: Service, model: str
 ) -> None:
     params, broken = EVERYTHING_WRONG[model]
@@ -853,7 +853,9 @@ async def test_all_broken_rules_of_a_request_are_told_at_once(
     assert fields == sorted([*expected, "prompt_id", "request_id"])
 
 
-async def test_a_missing_model_is_told_together_with_the_plain_fields(untouched: Service) -> None:
+async def test_a_missing_model_is_reported_together_with_the_other_fields(
+    untouched: Service,
+) -> None:
     async with costing_nothing(untouched):
         fields = await broken_fields(untouched, pb.CreateTaskRequest(request_id="x" * 129))
     assert fields == ["prompt_id", "provider_params.kie", "request_id"]
@@ -871,7 +873,7 @@ async def test_a_value_that_is_unknown_breaks_no_rule_that_spans_fields(untouche
         assert fields == [f"provider_params.kie.{model}.{field}"]
 
 
-async def test_the_words_about_a_broken_rule_speak_the_contracts_language(
+async def test_the_message_about_a_broken_rule_uses_the_protos_names(
     untouched: Service,
 ) -> None:
     request = create_request(

@@ -161,7 +161,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("cert", "key"), PAIRS)
-def test_files_that_are_no_certificate_and_its_key_are_named(
+def test_files_that_are_not_a_certificate_and_its_key_are_named(
     files: dict[str, Path], cert: str, key: str
 ) -> None:
     with pytest.raises(ValidationError, match="TLS_CERT_FILE, TLS_KEY_FILE: must be a certifi"):

@@ -131,7 +131,7 @@ async def test_a_caller_is_not_blamed_for_a_slow_provider(serve: Serve, host: Up
 # --- slow providers ---
 
 
-async def test_a_provider_that_reads_a_byte_now_and_then_is_given_up(
+async def test_an_upload_is_aborted_if_the_provider_reads_too_slowly(
     serve: Serve,
 ) -> None:
     bounds = Bounds(kie=Timeouts(upload_stall_seconds=1))
@@ -185,7 +185,7 @@ CLOSINGS = ["close", "abort", "half", "stay"]
 @pytest.mark.parametrize("closing", CLOSINGS)
 @pytest.mark.parametrize("size_bytes", [None, 40 * MIB], ids=["size not told", "size told"])
 @pytest.mark.parametrize(("reply", "reason"), EARLY.values(), ids=EARLY.keys())
-async def test_an_answer_while_the_body_is_on_its_way_counts_however_the_provider_closes(
+async def test_an_early_answer_counts_however_the_provider_closes(
     serve_sqlite: Serve,
     closing: str,
     size_bytes: int | None,
@@ -212,7 +212,7 @@ async def test_an_answer_while_the_body_is_on_its_way_counts_however_the_provide
 
 
 @pytest.mark.parametrize("words", ["File type not supported", "Bad path"])
-async def test_no_success_under_code_200_is_a_refusal_in_the_providers_words(
+async def test_success_false_under_code_200_is_a_refusal_with_the_providers_message(
     hosted: Service, host: UploadHost, words: str
 ) -> None:
     async def refuses(request: web.Request) -> web.StreamResponse:
@@ -230,7 +230,7 @@ async def test_no_success_under_code_200_is_a_refusal_in_the_providers_words(
     "url",
     [" https://x.example/a.png ", "\thttps://x.example/a.png\n", "\u3000https://x.example/a.png"],
 )
-async def test_blanks_around_a_url_are_cut(hosted: Service, host: UploadHost, url: str) -> None:
+async def test_spaces_around_a_url_are_removed(hosted: Service, host: UploadHost, url: str) -> None:
     host.data["downloadUrl"] = url
     assert (await upload(hosted)).download_url == "https://x.example/a.png"
 
@@ -240,7 +240,7 @@ async def test_blanks_around_a_url_are_cut(hosted: Service, host: UploadHost, ur
     ["https://", "https:///a.png", "/a.png", "a.png", "ftp://x.example/a", "javascript:x", "https://[x",
      "https://x.example/a\r\nb", "https://x.example/a b", " ", None, 5, ["https://x.example/"]],
 )  # fmt: skip
-async def test_a_url_that_nobody_can_fetch_is_no_success(
+async def test_an_unusable_url_is_not_a_success(
     hosted: Service, host: UploadHost, url: object
 ) -> None:
     host.data["downloadUrl"] = url

@@ -269,7 +269,7 @@ async def test_content_that_looks_like_multipart_or_http_is_only_content(service
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["size told", "size not told"])
-async def test_the_provider_is_told_the_length_of_the_body_only_if_the_size_is_known(
+async def test_the_body_has_a_content_length_only_if_the_size_is_known(
     hosted: Service, host: UploadHost, told: bool
 ) -> None:
     fields = {"size_bytes": 100_000} if told else {}
@@ -328,7 +328,7 @@ async def test_the_name_path_and_url_returned_are_the_providers(
     assert file.mime_type == "image/x-theirs"
 
 
-async def test_the_type_sent_is_returned_when_the_provider_tells_none(
+async def test_the_type_sent_is_returned_if_the_provider_reports_none(
     hosted: Service, host: UploadHost
 ) -> None:
     assert (await upload(hosted, file_name="a.gif")).mime_type == "image/gif"
@@ -415,7 +415,7 @@ async def test_a_unicode_name_is_stored_and_found_by_its_url(service: Service) -
     assert await download(file.download_url) == b"abc"
 
 
-async def test_a_file_expires_after_the_retention_when_the_provider_tells_nothing(
+async def test_a_file_expires_after_the_retention_if_the_provider_reports_no_expiry(
     serve: Serve, host: UploadHost
 ) -> None:
     host.data["uploadedAt"] = "2026-01-02T03:04:05.678Z"
@@ -425,7 +425,7 @@ async def test_a_file_expires_after_the_retention_when_the_provider_tells_nothin
     assert file.expire_time.ToJsonString() == "2026-01-02T03:05:45.678Z"
 
 
-async def test_a_file_was_uploaded_now_when_the_provider_tells_no_time(hosted: Service) -> None:
+async def test_a_file_was_uploaded_now_if_the_provider_reports_no_time(hosted: Service) -> None:
     before = time.time()
     file = await upload(hosted)
     uploaded = file.upload_time.ToDatetime(UTC).timestamp()
@@ -444,7 +444,7 @@ async def test_a_file_expires_when_the_provider_says_so(
 
 
 @pytest.mark.parametrize("nonsense", ["soon", None, [], {}, -1, "", True, 10**30])
-async def test_times_and_names_that_are_none_do_not_spoil_an_upload(
+async def test_invalid_times_and_names_do_not_fail_an_upload(
     hosted: Service, host: UploadHost, nonsense: object
 ) -> None:
     host.data |= dict.fromkeys(("uploadedAt", "expiresAt", "fileName", "mimeType"), nonsense)
@@ -559,7 +559,7 @@ MISMATCHES: dict[str, list[pb.UploadFileRequest]] = {
 
 
 @pytest.mark.parametrize("messages", MISMATCHES.values(), ids=MISMATCHES.keys())
-async def test_what_is_no_whole_file_is_a_mismatch_and_the_provider_never_has_it(
+async def test_an_incomplete_file_is_a_mismatch_and_the_provider_never_gets_it(
     service: Service, messages: list[pb.UploadFileRequest]
 ) -> None:
     error = await refused(service, messages)
@@ -584,7 +584,7 @@ async def test_a_mismatch_names_both_sizes(service: Service) -> None:
     assert error.message == "the file has 3 bytes, not the declared size_bytes (4)"
 
 
-async def test_a_wrong_upload_is_given_up_as_soon_as_it_is_sure(service: Service) -> None:
+async def test_a_wrong_upload_is_aborted_as_soon_as_it_is_certain(service: Service) -> None:
     async def goes_on() -> AsyncIterator[pb.UploadFileRequest]:
         yield metadata(size_bytes=3)
         yield chunk(b"abcd")
@@ -594,7 +594,7 @@ async def test_a_wrong_upload_is_given_up_as_soon_as_it_is_sure(service: Service
     await at_the_end_no_file(service)
 
 
-async def test_bytes_in_the_middle_that_are_no_message_leave_no_file(service: Service) -> None:
+async def test_an_unparsable_message_in_the_middle_leaves_no_file(service: Service) -> None:
     call: Any = service.channel.stream_unary(f"{SERVICE}UploadFile")
     good = [m.SerializeToString() for m in (metadata(), chunk(b"abc"))]
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -606,7 +606,7 @@ async def test_bytes_in_the_middle_that_are_no_message_leave_no_file(service: Se
 # --- too large ---
 
 
-async def test_a_file_told_to_be_too_large_is_refused_before_any_call(serve: Serve) -> None:
+async def test_a_file_declared_too_large_is_refused_before_any_call(serve: Serve) -> None:
     async with serve(upload_max_bytes=1_000) as service:
         error = await refused(service, [metadata(size_bytes=123_456), chunk(b"x")])
     assert (error.code, error.reason) == (
@@ -619,7 +619,7 @@ async def test_a_file_told_to_be_too_large_is_refused_before_any_call(serve: Ser
 
 
 @pytest.mark.parametrize("fields", [{}, {"size_bytes": 1_000}])
-async def test_a_file_found_to_be_too_large_is_given_up_midway(
+async def test_a_file_that_turns_out_too_large_is_aborted(
     serve: Serve, fields: dict[str, Any]
 ) -> None:
     async with serve(upload_max_bytes=1_000) as service:
@@ -631,7 +631,9 @@ async def test_a_file_found_to_be_too_large_is_given_up_midway(
 
 
 @pytest.mark.parametrize("fields", [{}, {"size_bytes": 1_000}])
-async def test_a_file_of_just_the_limit_is_taken(serve: Serve, fields: dict[str, Any]) -> None:
+async def test_a_file_of_exactly_the_limit_is_accepted(
+    serve: Serve, fields: dict[str, Any]
+) -> None:
     async with serve(upload_max_bytes=1_000) as service:
         assert (await upload(service, b"x" * 1_000, **fields)).size_bytes == 1_000
 
@@ -750,7 +752,7 @@ async def test_a_client_that_is_killed_midway_leaves_no_file_and_nothing_open(
     await at_the_end_no_file(service)
 
 
-async def test_a_server_that_goes_down_gives_up_an_upload_that_does_not_end(
+async def test_a_server_that_shuts_down_aborts_an_unfinished_upload(
     serve: Serve,
 ) -> None:
     sent = asyncio.Event()
@@ -773,7 +775,9 @@ def stalling(seconds: float) -> Bounds:
 
 @on_sqlite
 @pytest.mark.parametrize("size_bytes", [None, 90_000])
-async def test_a_client_that_stalls_is_given_up(serve: Serve, size_bytes: int | None) -> None:
+async def test_an_upload_of_a_stalled_client_is_aborted(
+    serve: Serve, size_bytes: int | None
+) -> None:
     async with serve(bounds=stalling(0.5)) as service:
         await warm(service)
         async with nothing_left():
@@ -783,7 +787,7 @@ async def test_a_client_that_stalls_is_given_up(serve: Serve, size_bytes: int | 
         await at_the_end_no_file(service)
 
 
-async def test_a_client_that_never_says_what_it_sends_is_given_up(serve: Serve) -> None:
+async def test_an_upload_without_metadata_is_aborted(serve: Serve) -> None:
     bounds = Bounds(uploads=UploadPace(metadata_seconds=0.1))
 
     async def nothing() -> AsyncIterator[pb.UploadFileRequest]:
@@ -795,7 +799,7 @@ async def test_a_client_that_never_says_what_it_sends_is_given_up(serve: Serve) 
     assert (error.reason, error.message) == ("UPLOAD_MISMATCH", "no metadata arrived within 0.1 s")
 
 
-async def test_a_slow_client_is_not_given_up_while_bytes_come(
+async def test_a_slow_upload_continues_while_bytes_arrive(
     serve: Serve,
 ) -> None:
     async def slow() -> AsyncIterator[pb.UploadFileRequest]:
@@ -808,7 +812,7 @@ async def test_a_slow_client_is_not_given_up_while_bytes_come(
         assert (await send(service, slow())).size_bytes == 6
 
 
-async def test_a_provider_that_does_not_read_is_given_up_and_takes_little_from_the_client(
+async def test_an_upload_is_aborted_if_the_provider_does_not_read(
     serve: Serve, host: UploadHost
 ) -> None:
     host.handle = host.hold
@@ -828,7 +832,7 @@ async def test_a_provider_that_does_not_read_is_given_up_and_takes_little_from_t
     assert taken < 32 * MIB, "what sockets and windows hold"
 
 
-async def test_a_provider_that_has_the_whole_file_and_does_not_answer_is_given_up(
+async def test_an_upload_is_aborted_if_the_provider_does_not_answer(
     serve: Serve, host: UploadHost
 ) -> None:
     host.handle = host.read_and_hold
@@ -837,7 +841,7 @@ async def test_a_provider_that_has_the_whole_file_and_does_not_answer_is_given_u
     assert (error.code, error.reason) == (UNAVAILABLE, "PROVIDER_UNAVAILABLE")
 
 
-async def test_a_client_that_ended_late_leaves_the_provider_its_time_to_answer(
+async def test_a_late_client_does_not_shorten_the_providers_time_to_answer(
     serve: Serve, host: UploadHost
 ) -> None:
     async def ends_late() -> AsyncIterator[pb.UploadFileRequest]:
@@ -870,7 +874,7 @@ async def test_a_provider_that_refuses_early_is_reported_while_the_client_still_
     assert (error.reason, error.message) == ("PROVIDER_UNAUTHORIZED", "no key")
 
 
-async def test_a_provider_that_refuses_early_is_reported_while_the_client_says_nothing(
+async def test_a_provider_that_refuses_early_is_reported_while_the_client_is_silent(
     hosted: Service, host: UploadHost
 ) -> None:
     host.handle = host.refuse
@@ -879,7 +883,7 @@ async def test_a_provider_that_refuses_early_is_reported_while_the_client_says_n
 
 
 @pytest.mark.parametrize("size_bytes", [None, 90_000])
-async def test_a_provider_that_is_content_before_it_has_the_whole_file_is_not_believed(
+async def test_a_success_before_the_end_of_the_file_is_not_believed(
     hosted: Service, host: UploadHost, size_bytes: int | None
 ) -> None:
     async def content_early(request: web.Request) -> web.StreamResponse:
@@ -891,7 +895,7 @@ async def test_a_provider_that_is_content_before_it_has_the_whole_file_is_not_be
     assert (error.code, error.reason) == (UNAVAILABLE, "PROVIDER_UNAVAILABLE")
 
 
-async def test_a_provider_that_hangs_up_midway_may_be_asked_again(
+async def test_an_upload_can_be_retried_if_the_provider_disconnects(
     hosted: Service, host: UploadHost
 ) -> None:
     async def hangs_up(request: web.Request) -> web.StreamResponse:
@@ -918,7 +922,7 @@ async def test_an_upload_is_sent_once_whatever_the_provider_does(
     assert host.connections == 1
 
 
-async def test_a_provider_that_is_not_there_is_unavailable(serve: Serve) -> None:
+async def test_an_unreachable_provider_is_unavailable(serve: Serve) -> None:
     async with AsyncExitStack() as gone:
         kie = await gone.enter_async_context(Simulator())
     async with serve(kie_upload_url=kie.url) as service:

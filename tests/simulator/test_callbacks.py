@@ -123,7 +123,7 @@ async def test_an_mj_callback_carries_plain_strings(kie: Kie, receiver: Receiver
     assert (failure["code"], failure["data"]["resultUrls"]) == (500, [])
 
 
-async def test_a_4k_callback_has_a_shape_of_its_own(kie: Kie, receiver: Receiver) -> None:
+async def test_a_4k_callback_has_its_own_format(kie: Kie, receiver: Receiver) -> None:
     source = await kie.create(VEO, VEO3)
     kie.simulator.finish(source)
     await finished(kie, receiver, ("/api/v1/veo/get-4k-video", {"taskId": source}))
@@ -164,7 +164,7 @@ async def test_a_receiver_that_is_not_there_is_given_up(kie: Kie) -> None:
     assert kie.simulator.stats["callbacks"]["failed"] == 1
 
 
-async def test_a_task_without_a_callback_url_tells_nobody(kie: Kie) -> None:
+async def test_a_task_without_a_callback_url_sends_no_callback(kie: Kie) -> None:
     kie.simulator.finish(await kie.create())
     await settled(kie)
     assert kie.simulator.stats["callbacks"]["sent"] == 0

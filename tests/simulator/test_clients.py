@@ -96,7 +96,7 @@ def test_speed_divides_every_wait() -> None:
     assert SimulatorSettings(realistic=True, speed=10).latency == (0.02, 0.09)
 
 
-async def test_late_visibility_can_be_ordered_for_a_share_of_polls(tmp_path: Path) -> None:
+async def test_late_visibility_can_be_set_for_a_share_of_polls(tmp_path: Path) -> None:
     async with bundled(tmp_path, speed=1) as kie:
         kie.simulator.update(records_per_second=0)
         kie.simulator.add_fault("record:not_visible,times=0,probability=0.5")
@@ -161,7 +161,7 @@ async def test_an_upload_of_yesterday_is_dropped_at_a_restart(tmp_path: Path) ->
         assert list(folder.iterdir()) == []
 
 
-async def test_a_result_is_served_elsewhere_while_its_port_is_taken(
+async def test_a_result_is_served_on_another_port_while_its_own_is_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with bundled(tmp_path) as kie:

@@ -199,7 +199,7 @@ async def test_the_command_prints_its_url_serves_and_ends_cleanly_on_a_signal() 
         assert b"secret" not in log
 
 
-async def test_a_port_in_use_is_told_without_a_traceback(kie: Kie) -> None:
+async def test_a_port_in_use_is_reported_without_a_traceback(kie: Kie) -> None:
     process = await started("--port", kie.simulator.url.rpartition(":")[2])
     _, log = await process.communicate()
     assert process.returncode == 1

@@ -173,7 +173,7 @@ async def test_a_veo_record_has_no_response_until_it_succeeds(kie: Kie) -> None:
     assert (pending["errorMessage"], done["errorMessage"]) == (None, None)
 
 
-async def test_a_veo_success_tells_seeds_and_sound_and_9_16_has_equal_origin_urls(kie: Kie) -> None:
+async def test_a_veo_success_has_seeds_and_sound_and_9_16_has_equal_origin_urls(kie: Kie) -> None:
     task_id = await kie.create(VEO, {**VEO3, "aspect_ratio": "9:16", "seeds": 12_345})
     kie.simulator.finish(task_id)
     response = (await kie.record(task_id, VEO))["response"]
@@ -184,7 +184,7 @@ async def test_a_veo_success_tells_seeds_and_sound_and_9_16_has_equal_origin_url
 
 @pytest.mark.parametrize(("code", "flag"), [("400", 2), ("500", 3), ("501", 3)])
 @pytest.mark.parametrize(("path", "body"), [(VEO, VEO3), (MJ, MIDJOURNEY)])
-async def test_a_failed_veo_or_mj_record_tells_who_failed_by_its_flag(
+async def test_the_flag_of_a_failed_veo_or_mj_record_depends_on_who_failed(
     kie: Kie, path: str, body: Any, code: str, flag: int
 ) -> None:
     task_id = await kie.create(path, body)
@@ -299,7 +299,7 @@ BAD_FIELDS = [
 
 
 @pytest.mark.parametrize(("model", "wanted", "words"), BAD_FIELDS)
-async def test_a_bad_field_of_a_jobs_order_is_code_500_with_the_words_seen_live(
+async def test_a_bad_field_of_a_jobs_create_is_code_500_with_the_message_seen_live(
     kie: Kie, model: str, wanted: Any, words: str
 ) -> None:
     answer = await kie.post(JOBS, {"model": model, "input": wanted})
@@ -308,7 +308,7 @@ async def test_a_bad_field_of_a_jobs_order_is_code_500_with_the_words_seen_live(
     assert kie.simulator.stats["purchases"]["total"] == 0
 
 
-async def test_an_unknown_model_is_code_422_with_the_words_seen_live(kie: Kie) -> None:
+async def test_an_unknown_model_is_code_422_with_the_message_seen_live(kie: Kie) -> None:
     answer = await kie.post(JOBS, {"model": "nobody/nothing", "input": {"prompt": "a"}})
     assert answer["code"] == 422
     assert answer["msg"].startswith("The model name you specified is not supported")
@@ -335,13 +335,13 @@ async def test_what_real_clients_send_is_accepted(kie: Kie, path: str, body: Any
     assert (await kie.post(path, body))["msg"] == "success"
 
 
-async def test_a_bad_jobs_order_can_be_code_422_instead(kie: Kie) -> None:
+async def test_a_bad_jobs_create_can_be_code_422_instead(kie: Kie) -> None:
     kie.simulator.update(jobs_validation_code=422)
     assert (await kie.post(JOBS, {"model": "google/imagen4", "input": {}}))["code"] == 422
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b"[" * 100_000])
-async def test_a_body_that_is_no_json_object_is_refused(kie: Kie, body: bytes) -> None:
+async def test_a_body_that_is_not_a_json_object_is_refused(kie: Kie, body: bytes) -> None:
     async with kie.session.post(kie.simulator.url + JOBS, data=body) as answer:
         assert (await answer.json())["code"] == 422
 
@@ -389,7 +389,7 @@ async def test_the_limit_of_creates_is_held_for_each_key_alone() -> None:
         assert (await kie.post(VEO, VEO3))["code"] == 200
 
 
-async def test_a_passed_limit_can_be_http_429_too() -> None:
+async def test_an_exceeded_limit_can_be_http_429_too() -> None:
     async with running(creates_per_window=1, http_429=True) as kie:
         await kie.create()
         async with kie.session.post(kie.simulator.url + JOBS, json=IMAGEN4) as answer:
@@ -403,7 +403,7 @@ async def test_the_eleventh_record_query_in_a_second_is_code_429() -> None:
     assert codes == [200] * 10 + [429]
 
 
-async def test_no_more_tasks_run_than_may() -> None:
+async def test_no_more_tasks_run_than_allowed() -> None:
     async with running(max_running=2) as kie:
         first = await kie.create()
         await kie.create()
@@ -450,12 +450,12 @@ async def test_a_failure_that_becomes_a_success_costs_after_all(kie: Kie) -> Non
     assert await balance(kie) == 6
 
 
-async def test_a_record_tells_the_credits_before_the_task_ends(kie: Kie) -> None:
+async def test_a_record_has_the_credits_before_the_task_ends(kie: Kie) -> None:
     credits_ = (await kie.record(await kie.create()))["creditsConsumed"]
     assert (type(credits_), credits_) == (float, 4.0)
 
 
-async def test_images_open_differ_and_have_the_aspect_ratio_that_was_ordered(kie: Kie) -> None:
+async def test_images_are_valid_differ_and_have_the_requested_aspect_ratio(kie: Kie) -> None:
     wanted = {"prompt": "a cat", "num_images": "2", "aspect_ratio": "9:16"}
     task_id = await kie.create(JOBS, {"model": "google/imagen4", "input": wanted})
     kie.simulator.finish(task_id)
@@ -467,7 +467,7 @@ async def test_images_open_differ_and_have_the_aspect_ratio_that_was_ordered(kie
     assert len(zlib.decompress(pixels)) == 512 * (1 + 288 * 3)
 
 
-async def test_an_image_says_sample_and_what_it_was_ordered_with(kie: Kie) -> None:
+async def test_an_image_shows_sample_the_model_and_the_prompt(kie: Kie) -> None:
     words = media.png("a", (512, 512), ["google/imagen4-fast", "a cat"])
     other = media.png("a", (512, 512), ["google/imagen4-fast", "a dog"])
     task_id = await kie.create()
@@ -588,7 +588,7 @@ async def test_a_video_that_went_through_1080p_is_not_extended(kie: Kie) -> None
     assert (answer["code"], answer["data"]) == (422, None)
 
 
-async def test_a_1080p_version_is_there_some_time_after_its_video() -> None:
+async def test_a_1080p_version_is_available_some_time_after_its_video() -> None:
     async with running(speed=1e9, seconds={"veo3": (0, 0)}) as kie:
         task_id = await kie.create(VEO, VEO3)
         kie.simulator.finish(task_id)
@@ -622,7 +622,7 @@ async def test_a_4k_version_asked_for_again_is_code_422_with_data(kie: Kie) -> N
         ("generateVideoExtend", {"taskType": "mj_video_extend_auto", "index": 0}, 1),
     ],
 )
-async def test_midjourney_follow_ups_are_tasks_of_their_own(
+async def test_midjourney_follow_ups_are_separate_tasks(
     kie: Kie, path: str, extra: Any, results: int
 ) -> None:
     source = await kie.create(MJ, MIDJOURNEY)

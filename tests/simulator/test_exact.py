@@ -83,7 +83,7 @@ async def test_a_record_is_answered_in_any_shape(kie: Kie) -> None:
     assert answer["data"] == {**record, "taskId": task_id}
 
 
-async def test_an_answer_can_hold_bytes_that_are_no_text(kie: Kie) -> None:
+async def test_an_answer_can_contain_bytes_that_are_not_text(kie: Kie) -> None:
     content = b'{"code":200,"msg":"\xe3\x81'
     order(kie, "credit", body_base64=base64.b64encode(content).decode())
     assert (await on_the_wire(kie, "/api/v1/chat/credit")).endswith(b"\r\n\r\n" + content)
@@ -178,7 +178,7 @@ async def test_an_exact_answer_goes_to_one_family_alone(kie: Kie) -> None:
     assert (await kie.post(VEO, VEO3))["code"] == 1
 
 
-async def test_a_client_that_leaves_ends_an_answer_that_stays_open(kie: Kie) -> None:
+async def test_a_client_that_disconnects_ends_an_answer_that_stays_open(kie: Kie) -> None:
     order(kie, "credit", stays_open=True, headers={"Content-Length": "9"})
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
@@ -217,7 +217,7 @@ async def test_only_what_was_bought_can_be_answered_after_the_purchase(kie: Kie)
         parse_fault("record:accept_then_exact")
 
 
-async def test_a_reset_connection_is_no_exact_answer(kie: Kie) -> None:
+async def test_a_reset_connection_is_not_an_exact_answer(kie: Kie) -> None:
     order(kie, "credit", headers={"Content-Length": "9"}, cut_after_bytes=0, body="123456789")
     with pytest.raises(aiohttp.ClientPayloadError):
         await kie.get("/api/v1/chat/credit")

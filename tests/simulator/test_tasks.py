@@ -69,11 +69,11 @@ def test_a_stuck_task_never_ends() -> None:
     assert stuck.progress_at(BORN_MS * 2) == 99
 
 
-def test_the_wire_s_unit_of_cost_time_is_seconds() -> None:
+def test_cost_time_is_in_seconds() -> None:
     assert task().ends_ms == BORN_MS + 10_000
 
 
-def test_equal_seeds_draw_equal_courses() -> None:
+def test_equal_seeds_give_equal_tasks() -> None:
     ranges: dict[str, Any] = {"seconds": {"imagen4": (1, 100)}}
     assert task(7, **ranges) == task(7, **ranges)
     assert task(7, **ranges).ends_ms != task(8, **ranges).ends_ms

@@ -100,9 +100,7 @@ async def test_the_same_name_overwrites(kie: Kie) -> None:
         ("katzen", "größe 1.png", "katzen/größe 1.png"),
     ],
 )
-async def test_no_name_climbs_out_of_its_folder(
-    kie: Kie, folder: str, name: str, shown: str
-) -> None:
+async def test_no_name_escapes_its_folder(kie: Kie, folder: str, name: str, shown: str) -> None:
     answer = await upload(kie, form(uploadPath=folder, fileName=name))
     assert answer["data"]["filePath"].split("/", 2)[2] == shown
     assert await content_of(kie, answer) == PNG
@@ -159,7 +157,7 @@ async def test_a_body_without_its_last_boundary_is_refused(kie: Kie) -> None:
     assert kie.simulator.stats["uploads"] == {"completed": 0, "aborted": 4, "refused": 4}
 
 
-async def test_an_upload_that_is_no_form_is_refused(kie: Kie) -> None:
+async def test_an_upload_that_is_not_a_form_is_refused(kie: Kie) -> None:
     answer = await kie.post(STREAM, {"file": "x"})
     assert (answer["success"], answer["code"]) == (False, 400)
 
@@ -219,7 +217,7 @@ async def test_the_answer_to_an_accepted_upload_can_be_lost(kie: Kie) -> None:
     assert kie.simulator.stats["uploads"]["completed"] == 1
 
 
-async def test_an_upload_fault_speaks_as_the_upload_host_does(kie: Kie) -> None:
+async def test_an_upload_fault_looks_like_an_error_of_the_upload_host(kie: Kie) -> None:
     kie.simulator.add_fault("upload:code,code=500,msg=Internal server error")
     answer = await upload(kie, form())
     assert (answer["success"], answer["code"], answer["msg"]) == (

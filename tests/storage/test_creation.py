@@ -102,7 +102,7 @@ async def test_a_request_id_of_another_caller_is_not_known(store: Store) -> None
     assert answers == [FULL, Created(other)]
 
 
-async def test_what_is_sent_cancelled_or_put_back_counts_at_once(store: Store) -> None:
+async def test_sent_cancelled_and_postponed_tasks_count_at_once(store: Store) -> None:
     first, second, third = alices("a"), alices("b"), alices("c")
     await stored(store, first, second)
     assert await store.create(third, TWO) == FULL
@@ -114,7 +114,7 @@ async def test_what_is_sent_cancelled_or_put_back_counts_at_once(store: Store) -
     assert await store.create(alices("d"), TWO) == FULL, "one left, one came back"
 
 
-async def test_racing_creates_of_callers_do_not_pass_their_limits(store: Store) -> None:
+async def test_racing_creates_do_not_exceed_the_limits_of_their_callers(store: Store) -> None:
     racing = (
         store.create(new(f"{who}{i}", caller=who), CreateLimits(1_000, 7))
         for i in range(40)
@@ -128,7 +128,7 @@ async def test_racing_creates_of_callers_do_not_pass_their_limits(store: Store) 
 # --- creates_per_minute ---
 
 
-async def test_a_minute_is_counted_from_the_oldest_task_that_fills_it(store: Store) -> None:
+async def test_a_full_minute_ends_when_its_oldest_task_is_a_minute_old(store: Store) -> None:
     for second in (0, 20):
         task = alices(f"t{second}")._replace(create_time=NOW + second)
         assert isinstance(await store.create(task, TWO_A_MINUTE), Created)

@@ -48,7 +48,7 @@ def test_an_unqualified_table_is_in_the_schema_of_the_test(postgresql_url: str) 
     assert postgresql_url.endswith(f"options=-csearch_path%3D{schema}")
 
 
-def test_two_schemas_are_apart_and_gone_afterwards(cluster: Cluster) -> None:
+def test_two_schemas_are_separate_and_dropped_afterwards(cluster: Cluster) -> None:
     with new_schema(cluster.url) as first, new_schema(cluster.url) as second:
         execute(first, "CREATE TABLE task AS SELECT 1 AS id")
         execute(second, "CREATE TABLE task AS SELECT 2 AS id")
@@ -57,7 +57,7 @@ def test_two_schemas_are_apart_and_gone_afterwards(cluster: Cluster) -> None:
     assert execute(cluster.url, "SELECT 1 FROM pg_namespace WHERE nspname LIKE 'test%'") == []
 
 
-def test_the_server_is_what_the_service_is_made_for(cluster: Cluster) -> None:
+def test_the_server_is_a_supported_version(cluster: Cluster) -> None:
     for setting, value in {
         "fsync": "off",
         "synchronous_commit": "on",
@@ -69,7 +69,7 @@ def test_the_server_is_what_the_service_is_made_for(cluster: Cluster) -> None:
         assert execute(cluster.url, f"SHOW {setting}") == [(value,)]
 
 
-def test_a_killed_server_comes_back_with_what_was_committed(cluster: Cluster) -> None:
+def test_a_killed_server_restarts_with_what_was_committed(cluster: Cluster) -> None:
     execute(cluster.url, "CREATE TABLE task AS SELECT 1 AS id")
     with closing(psycopg2.connect(cluster.url)) as open_connection:
         open_connection.cursor().execute("INSERT INTO task VALUES (2)")
@@ -100,7 +100,7 @@ def test_the_server_of_the_wheel_runs_with_fsync() -> None:
 
 
 @pytest.mark.usefixtures("cluster")  # which skips where none can run
-async def test_a_server_ends_with_the_process_that_started_it_however_that_ends() -> None:
+async def test_a_server_ends_with_the_process_that_started_it() -> None:
     program = (
         "from tests.support.postgres import Cluster\n"
         "with Cluster() as cluster: print(cluster.url, cluster.folder, flush=True); input()"
@@ -119,7 +119,7 @@ async def test_a_server_ends_with_the_process_that_started_it_however_that_ends(
     await eventually(lambda: not Path(folder).exists() and refuses(url))
 
 
-def test_a_server_that_cannot_be_made_says_why_and_leaves_nothing(
+def test_a_server_that_cannot_be_created_says_why_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "postgres"

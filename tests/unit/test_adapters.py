@@ -190,7 +190,7 @@ def read(model: str, text: bytes) -> Poll:
 
 
 @pytest.mark.parametrize(("model", "golden"), goldens("request"))
-async def test_the_params_become_the_very_request_of_the_documents(
+async def test_the_params_become_the_documented_request(
     wire: Wire, model: str, golden: dict[str, Any]
 ) -> None:
     wire.kie.status, wire.kie.text = 200, ACCEPTED
@@ -202,7 +202,7 @@ async def test_the_params_become_the_very_request_of_the_documents(
 
 
 @pytest.mark.parametrize(("model", "golden"), goldens("create"))
-async def test_an_answer_to_the_paid_request_means_what_the_contract_says(
+async def test_a_response_to_the_paid_request_has_its_documented_meaning(
     wire: Wire, model: str, golden: dict[str, Any]
 ) -> None:
     wire.kie.will_answer(golden)
@@ -211,7 +211,7 @@ async def test_an_answer_to_the_paid_request_means_what_the_contract_says(
 
 
 @pytest.mark.parametrize(("model", "golden"), goldens("record"))
-async def test_a_record_means_what_the_contract_says(
+async def test_a_record_has_its_documented_meaning(
     wire: Wire, model: str, golden: dict[str, Any]
 ) -> None:
     wire.kie.will_answer(golden)
@@ -247,7 +247,7 @@ def test_every_variant_of_a_model_has_a_golden_request(
 
 
 @pytest.mark.parametrize("model", MODELS)
-async def test_the_callback_url_stands_at_the_root_of_the_body(wire: Wire, model: str) -> None:
+async def test_the_callback_url_is_at_the_top_level_of_the_body(wire: Wire, model: str) -> None:
     wire.kie.status, wire.kie.text = 200, ACCEPTED
     params = params_of(model, MINIMAL[model])
     await wire.provider.submit(params, None)
@@ -257,9 +257,7 @@ async def test_the_callback_url_stands_at_the_root_of_the_body(wire: Wire, model
 
 
 @pytest.mark.parametrize("model", MODELS)
-async def test_a_record_is_asked_for_by_its_id_where_its_model_keeps_it(
-    wire: Wire, model: str
-) -> None:
+async def test_a_record_is_requested_by_its_id_at_its_models_path(wire: Wire, model: str) -> None:
     await wire.provider.poll(model, "id/with &=+ 猫")
     assert wire.kie.asked == {
         "method": "GET",
@@ -411,7 +409,9 @@ def test_no_depth_of_nesting_does_harm(model: str, encoded_twice: bool) -> None:
 @pytest.mark.parametrize(
     "text", [b"\xff\xfe\x00", b"\x80", b'{"code":\xff}', b"\x00", b"\x1f\x8b\x08\x00"]
 )
-async def test_bytes_that_are_no_text_are_inconclusive_and_unknown(wire: Wire, text: bytes) -> None:
+async def test_bytes_that_are_not_text_are_inconclusive_and_unknown(
+    wire: Wire, text: bytes
+) -> None:
     wire.kie.status, wire.kie.text = 200, text
     for model in MODELS:
         assert isinstance(await wire.provider.poll(model, TASK_ID), Inconclusive)
@@ -428,7 +428,7 @@ def test_words_of_any_length_are_cut() -> None:
     assert refused.message == failed.message == "猫" * 1_000
 
 
-def test_a_result_holds_a_thousand_urls_at_the_most() -> None:
+def test_a_result_has_at_most_a_thousand_urls() -> None:
     urls = [f"https://x.example/{number}.png" for number in range(1_500)]
     data = {"state": "success", "resultJson": {"resultUrls": urls}}
     outcome = read("imagen4", json.dumps({"code": 200, "data": data}).encode())

@@ -144,7 +144,7 @@ def status(rng: random.Random) -> int:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_spoiled_create_is_an_outcome_that_keeps_the_id(seed: int) -> None:
+def test_a_corrupted_create_is_an_outcome_that_keeps_the_id(seed: int) -> None:
     rng = random.Random(seed)
     outcomes: Counter[str] = Counter()
     for _ in range(ANSWERS // 8):
@@ -160,7 +160,7 @@ def test_a_spoiled_create_is_an_outcome_that_keeps_the_id(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("family", ["imagen4", "veo3", "midjourney"])
-def test_a_spoiled_record_is_a_verdict_or_counted_as_inconclusive(seed: int, family: str) -> None:
+def test_a_corrupted_record_is_a_verdict_or_counted_as_inconclusive(seed: int, family: str) -> None:
     rng = random.Random(f"{seed}{family}")
     verdicts: Verdicts = VERDICTS
     outcomes: Counter[str] = Counter()

@@ -79,7 +79,7 @@ def test_a_wait_is_never_shorter_than_the_interval_nor_longer_than_eight() -> No
             assert INTERVAL <= made.wait("m", age, 0) <= 8 * INTERVAL * 1.1
 
 
-def test_none_is_spent_before_the_earliest_end_known() -> None:
+def test_there_is_no_poll_before_the_shortest_known_duration() -> None:
     first, second = polls(schedule(LIKE_IMAGES), until=14)[:2]
     assert 12 <= first < 15
     assert second - first < 2.3
@@ -97,7 +97,7 @@ def test_polls_are_dense_where_tasks_end_and_sparse_where_few_do() -> None:
     assert min(gaps(ages, 150, 400)) > 3 * INTERVAL
 
 
-def test_tasks_that_always_take_the_same_are_known_after_one_poll_or_two() -> None:
+def test_tasks_of_constant_duration_need_one_poll_or_two() -> None:
     ages = polls(schedule([10.0] * 50), until=10)
     assert len(ages) <= 2
     assert ages[-1] < 13
@@ -111,7 +111,7 @@ def test_a_task_older_than_any_known_one_waits_as_long_as_its_age_allows(
     assert shortest <= intervals * INTERVAL <= longest
 
 
-def test_one_early_end_is_enough_to_ask_early_again() -> None:
+def test_one_short_task_is_enough_to_poll_early_again() -> None:
     made = schedule([60.0 + number for number in range(100)], interval=8)
     assert waits(made, age=0)[0] > 55
     made.learn("m", 5.0)
@@ -124,12 +124,12 @@ def test_setbacks_double_what_was_learned_within_its_bounds() -> None:
     assert usual < 2.3 < doubled < 4.5 < most <= 17.6
 
 
-def test_each_model_is_learned_by_itself() -> None:
+def test_each_model_is_learned_separately() -> None:
     made = schedule(LIKE_IMAGES)
     assert waits(made, age=0, model="another")[1] <= 2.2
 
 
-def test_only_the_last_ends_are_remembered() -> None:
+def test_only_the_last_durations_are_remembered() -> None:
     made = schedule([500.0] * 10_000)
     assert made.overdue_age("m") == 1_000
     for _ in range(DURATIONS_MAX):
@@ -152,7 +152,7 @@ def comparisons() -> list[Comparison]:
     return compare(tasks=1_000)
 
 
-def test_ours_knows_earlier_than_each_fixed_schedule_at_no_more_requests(
+def test_our_schedule_finds_ends_earlier_than_fixed_ones_with_no_more_requests(
     comparisons: list[Comparison],
 ) -> None:
     assert len(comparisons) == 6
