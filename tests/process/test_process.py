@@ -1,195 +1,33 @@
 """The process itself: its start, its log, its health, its end, and what outlives it."""
 
 import asyncio
-import json
 import os
-import re
 import signal
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    closing,
-)
-from dataclasses import dataclass
-from hashlib import sha256
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aiohttp
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from generated.generation.v1 import generation_pb2 as pb
-from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from providers.kie.simulator import Simulator
-from tests.support.databases import change, locked
-from tests.support.harness import (
-    API_KEY,
-    INSTANT,
-    Refusal,
-    create_request,
-    ended,
-    refusal,
-    upload_messages,
-)
-from tests.support.paths import ROOT
+from tests.support.databases import locked
+from tests.support.harness import create_request
+from tests.support.processes import NAME, Launch, Served, read_to_end, served, started, to
+from tests.support.refusals import refused
+from tests.support.waiting import eventually
 
-if TYPE_CHECKING:  # it exists for type checkers only
-    from generated.generation.v1.generation_pb2_grpc import GenerationServiceAsyncStub
-
-NAME = "generation.v1.GenerationService"
-START_SECONDS = 30
 END_SECONDS = 10  # what orchestrators give by default
 RSS_MAX_KIB = 120 * 1_024
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-# --- a process ---
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process of the service, whose output goes to a file."""
-
-    process: asyncio.subprocess.Process
-    output: Path
-
-    @property
-    def text(self) -> str:
-        return self.output.read_text()
-
-    @property
-    def log(self) -> list[dict[str, Any]]:
-        """The lines so far; each must be JSON."""
-        whole, _, _ = self.text.rpartition("\n")
-        return [json.loads(line) for line in whole.splitlines()]
-
-    def logged(self, event: str) -> dict[str, Any] | None:
-        return next((line for line in self.log if line["event"] == event), None)
-
-    @property
-    def resident_kib(self) -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0])
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    async def exit_code(self, seconds: float = START_SECONDS) -> int:
-        async with asyncio.timeout(seconds):
-            return await self.process.wait()
-
-
-@asynccontextmanager
-async def started(folder: Path, **variables: str) -> AsyncIterator[Process]:
-    """Start a process in a folder; kill it if it is still there afterwards."""
-    environment = {
-        "PYTHONPATH": str(ROOT),
-        "LISTEN_ADDRESS": "127.0.0.1:0",
-        "ADMIN_ADDRESS": "127.0.0.1:0",
-        "LOG_FORMAT": "json",
-        "POLL_INTERVAL_SECONDS": "0.1",
-        "TMPDIR": str(folder),  # what a killed process leaves there goes with the test's folder
-    }
-    output = folder / f"output-{time.monotonic_ns()}"
-    with output.open("wb") as file:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "service"),
-            cwd=folder,
-            env=environment | variables,
-            stdout=file,
-            stderr=file,
-        )
-    try:
-        yield Process(process, output)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-async def until(condition: Callable[[], Any], seconds: float = START_SECONDS) -> Any:
-    """Wait until a condition holds, and return what it returned."""
-    async with asyncio.timeout(seconds):
-        while not (found := condition()):  # noqa: ASYNC110 - it happens in another process
-            await asyncio.sleep(0.01)
-    return found
-
-
-@dataclass(frozen=True)
-class Served:
-    """A process that serves, and a channel to it."""
-
-    process: Process
-    channel: grpc.aio.Channel
-    stub: "GenerationServiceAsyncStub"
-    health: Any
-    admin_url: str
-
-    async def create(self, prompt: str = "a cat", **options: Any) -> pb.GenerationTask:
-        request = create_request({"imagen4": {"prompt": prompt}})
-        return (await self.stub.CreateTask(request, timeout=20, **options)).task
-
-    async def end(self, task_id: str) -> pb.GenerationTask:
-        """Watch a task to its end."""
-        request = pb.WatchTaskRequest(task_id=task_id)
-        last = [answer.task async for answer in self.stub.WatchTask(request, timeout=20)][-1]
-        assert ended(last)
-        return last
-
-    async def get(self, path: str) -> tuple[int, str]:
-        """Ask the admin port."""
-        async with (
-            aiohttp.ClientSession() as session,
-            session.get(self.admin_url + path) as response,
-        ):
-            return response.status, await response.text()
-
-    async def stop(self) -> None:
-        """Stop the process as an orchestrator does."""
-        self.process.signal(signal.SIGTERM)
-        assert await self.process.exit_code() == 0
-
-
-@asynccontextmanager
-async def served(folder: Path, **variables: str) -> AsyncIterator[Served]:
-    """Start a process, and wait until it says that it serves."""
-    async with started(folder, **variables) as process:
-        line = await until(lambda: _serving(process))
-        async with grpc.aio.insecure_channel(line["address"]) as channel:
-            yield Served(
-                process,
-                channel,
-                GenerationServiceStub(channel),
-                health_pb2_grpc.HealthStub(channel),
-                f"http://{line['admin_address']}",
-            )
-
-
-def _serving(process: Process) -> dict[str, Any] | None:
-    """Return the line that names the addresses, in either form of the log."""
-    assert process.process.returncode is None, process.text
-    if line := re.search(r"serving +address=(\S+) admin_address=(\S+)", process.text):
-        return {"address": line[1], "admin_address": line[2]}
-    return process.logged("serving") if process.text.startswith("{") else None
-
-
-Serve = Callable[..., AbstractAsyncContextManager[Served]]
-
-
-@pytest.fixture
-def launch(tmp_path: Path) -> Serve:
-    """Start processes in one folder: again for a restart."""
-    return lambda **variables: served(tmp_path, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -197,23 +35,6 @@ async def idle(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served
     """A process without any setting but its ports, for tests that leave it as it is."""
     async with served(tmp_path_factory.mktemp("idle")) as process:
         yield process
-
-
-def to(kie: Simulator) -> dict[str, str]:
-    """Return the settings of a process that uses a simulator of the test's."""
-    return {"KIE_API_KEY": API_KEY, "KIE_API_URL": kie.url, "KIE_UPLOAD_URL": kie.url}
-
-
-async def refused(call: Any) -> Refusal:
-    """Await a call that must be refused, and return how."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return refusal(caught.value)
-
-
-async def read_to_end(stream: Any) -> None:
-    while await stream.read() is not grpc.aio.EOF:
-        pass
 
 
 # --- up ---
@@ -238,7 +59,7 @@ async def test_without_a_key_a_task_of_each_model_succeeds(idle: Served) -> None
         assert (await idle.end(answer.task.id)).status == pb.TASK_STATUS_SUCCESS
 
 
-async def test_with_a_key_nothing_is_said_of_a_simulator(launch: Serve, kie: Simulator) -> None:
+async def test_with_a_key_nothing_is_said_of_a_simulator(launch: Launch, kie: Simulator) -> None:
     async with launch(**to(kie)) as process:
         assert (await process.end((await process.create()).id)).status == pb.TASK_STATUS_SUCCESS
         assert "simulator" not in process.process.text.lower()
@@ -282,7 +103,7 @@ async def test_the_admin_port_serves_nothing_else(idle: Served) -> None:
     assert (await idle.get("/debug"))[0] == 404
 
 
-async def test_an_empty_admin_address_opens_no_port(launch: Serve) -> None:
+async def test_an_empty_admin_address_opens_no_port(launch: Launch) -> None:
     async with launch(ADMIN_ADDRESS="") as process:
         line = process.process.logged("serving")
         assert line
@@ -294,7 +115,7 @@ async def test_an_idle_process_fits_in_120_mib(idle: Served) -> None:
 
 
 async def test_a_process_whose_database_cannot_be_written_is_alive_but_not_ready(
-    launch: Serve, tmp_path: Path
+    launch: Launch, tmp_path: Path
 ) -> None:
     async with launch() as process:
         with locked(f"sqlite:///{tmp_path}/generation.db"):
@@ -308,7 +129,7 @@ async def test_a_process_whose_database_cannot_be_written_is_alive_but_not_ready
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 async def test_a_signal_ends_a_quiet_watch_with_shutting_down_and_the_process_with_0(
-    launch: Serve, number: signal.Signals
+    launch: Launch, number: signal.Signals
 ) -> None:
     async with launch() as process:
         created = await process.create("a cat [sim:stuck]")
@@ -336,7 +157,7 @@ async def test_a_signal_ends_a_quiet_watch_with_shutting_down_and_the_process_wi
 
 
 async def test_an_open_health_watch_does_not_delay_the_shutdown(
-    launch: Serve,
+    launch: Launch,
 ) -> None:
     async with launch() as process:
         health = process.health.Watch(health_pb2.HealthCheckRequest())
@@ -348,12 +169,12 @@ async def test_an_open_health_watch_does_not_delay_the_shutdown(
 
 
 async def test_a_create_that_waits_for_a_hung_provider_is_answered_pending_before_the_end(
-    launch: Serve, kie: Simulator
+    launch: Launch, kie: Simulator
 ) -> None:
     kie.add_fault("create:hang")
     async with launch(CREATE_WAIT_SECONDS="60", **to(kie)) as process:
         creating = asyncio.ensure_future(process.create())
-        await until(lambda: kie.stats["faults_struck"])
+        await eventually(lambda: kie.stats["faults_struck"])
         signalled = time.monotonic()
         process.process.signal(signal.SIGTERM)
         created = await creating
@@ -369,7 +190,7 @@ async def test_a_create_that_waits_for_a_hung_provider_is_answered_pending_befor
     assert kie.stats["requests"]["/api/v1/jobs/createTask"] == 1
 
 
-async def test_a_repeated_signal_is_still_a_clean_stop(launch: Serve) -> None:
+async def test_a_repeated_signal_is_still_a_clean_stop(launch: Launch) -> None:
     async with launch() as process:
         process.process.signal(signal.SIGTERM)
         process.process.signal(signal.SIGTERM)
@@ -379,14 +200,14 @@ async def test_a_repeated_signal_is_still_a_clean_stop(launch: Serve) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 async def test_an_ignored_signal_does_not_disturb_a_paid_request(
-    launch: Serve, kie: Simulator, number: signal.Signals
+    launch: Launch, kie: Simulator, number: signal.Signals
 ) -> None:
     kie.add_fault("create:slow,seconds=1")
     async with launch(**to(kie)) as process:
         creating = asyncio.ensure_future(process.create())
-        await until(lambda: kie.stats["faults_struck"])
+        await eventually(lambda: kie.stats["faults_struck"])
         process.process.signal(number)
-        line = await until(lambda: process.process.logged("signal ignored"))
+        line = await eventually(lambda: process.process.logged("signal ignored"))
         assert line["signal"] == number.name
         assert (await process.end((await creating).id)).status == pb.TASK_STATUS_SUCCESS
     assert kie.stats["requests"]["/api/v1/jobs/createTask"] == 1
@@ -395,9 +216,9 @@ async def test_an_ignored_signal_does_not_disturb_a_paid_request(
 async def test_a_hangup_while_the_process_still_imports_does_not_end_it(tmp_path: Path) -> None:
     async with started(tmp_path) as process:
         maps = Path(f"/proc/{process.process.pid}/maps")
-        await until(lambda: "grpc" in maps.read_text())
+        await eventually(lambda: "grpc" in maps.read_text())
         process.signal(signal.SIGHUP)
-        assert await until(lambda: process.logged("serving") or process.process.returncode)
+        assert await eventually(lambda: process.logged("serving") or process.process.returncode)
         process.signal(signal.SIGTERM)
         assert await process.exit_code() == 0
 
@@ -406,7 +227,7 @@ async def test_a_hangup_while_the_process_still_imports_does_not_end_it(tmp_path
 
 
 async def test_a_task_outlives_a_kill_and_ends_after_the_restart_bought_once(
-    launch: Serve,
+    launch: Launch,
 ) -> None:
     async with launch() as process:
         created = await process.create("a cat [sim:seconds=1]")
@@ -428,7 +249,7 @@ async def test_a_task_outlives_a_kill_and_ends_after_the_restart_bought_once(
 
 
 async def test_a_second_process_on_the_same_database_is_refused_and_the_first_continues(
-    launch: Serve, tmp_path: Path
+    launch: Launch, tmp_path: Path
 ) -> None:
     async with launch() as first:
         async with started(tmp_path) as second:
@@ -444,7 +265,7 @@ async def test_a_second_process_on_the_same_database_is_refused_and_the_first_co
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 async def test_a_second_process_by_a_link_to_the_file_is_refused(
-    launch: Serve, tmp_path: Path, link: Callable[[Path, Path], None]
+    launch: Launch, tmp_path: Path, link: Callable[[Path, Path], None]
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -461,7 +282,7 @@ async def test_a_second_process_by_a_link_to_the_file_is_refused(
 
 
 async def test_a_dangling_link_creates_a_file_that_is_locked_under_its_own_name_too(
-    launch: Serve, tmp_path: Path
+    launch: Launch, tmp_path: Path
 ) -> None:
     (tmp_path / "link.db").symlink_to(tmp_path / "generation.db")
     async with launch(DATABASE_URL="sqlite:///link.db"), started(tmp_path) as second:
@@ -517,100 +338,3 @@ async def test_a_database_that_cannot_be_opened_ends_the_process_with_1_and_is_n
         assert await process.exit_code() == 1
     assert "no/such/folder/x.db" in process.log[-1]["error"]
     assert "Traceback" not in process.text
-
-
-# --- what is said ---
-
-TOKEN = "token-of-alice"
-WEBHOOK_KEY = "key-of-the-webhooks"
-CALLBACK_SECRET = "secret-of-the-callbacks"
-PROMPT = "prompt-that-is-nobody-elses-business"
-ALICE: Any = {"metadata": [("authorization", f"Bearer {TOKEN}")]}
-
-BAD_AUTHORIZATIONS = (TOKEN, f"Basic {TOKEN}", f"Bearer {TOKEN}x", f"Bearer {TOKEN}, {TOKEN}")
-REFUSED_CREATES = (
-    f"create:code,code=401,msg=no access with {API_KEY}",
-    "create:http,status=403,body=error 1010",
-)
-LOST_CREATES = ("create:accept_then_reset", "create:garbage", "create:wrong_types")
-REFUSED_UPLOADS = ("upload:code,code=401,msg=no access", "upload:reset", "upload:garbage")
-
-
-async def cause_failures(process: Served, kie: Simulator) -> None:
-    """Let go wrong what can, with the key or a token at hand each time."""
-    stub = process.stub
-    for value in BAD_AUTHORIZATIONS:
-        metadata = [("authorization", value)]
-        error = await refused(stub.ListTasks(pb.ListTasksRequest(), metadata=metadata))
-        assert error.reason == "UNAUTHENTICATED"
-    for fault in REFUSED_CREATES:
-        kie.add_fault(fault)
-        assert (await refused(process.create(PROMPT, **ALICE))).reason == "PROVIDER_UNAUTHORIZED"
-    for fault in LOST_CREATES:
-        kie.add_fault(fault)
-        assert (await process.create(PROMPT, **ALICE)).failure.message
-    for fault in REFUSED_UPLOADS:
-        kie.add_fault(fault)
-        await refused(stub.UploadFile(iter(upload_messages(b"x" * 99_999)), **ALICE))
-    not_a_message: Any = process.channel.unary_unary(f"/{NAME}/QueryTask")
-    assert (await refused(not_a_message(b"\xff\xff", **ALICE))).reason == "INVALID_PARAMS"
-
-
-async def cause_a_traceback(process: Served, kie: Simulator, folder: Path) -> None:
-    """End a task over bad weather, damage its row, and find it by its request_id."""
-    kie.add_fault("record:reset,times=2")
-    request = create_request({"imagen4": {"prompt": PROMPT}}, request_id="r")
-    created = (await process.stub.CreateTask(request, **ALICE)).task
-    await read_to_end(process.stub.WatchTask(pb.WatchTaskRequest(task_id=created.id), **ALICE))
-    database_url = f"sqlite:///{folder}/generation.db"
-    change(database_url, "UPDATE tasks SET status = 'X' WHERE id = ?", created.id)
-    assert (await refused(process.stub.CreateTask(request, **ALICE))).reason == "INTERNAL"
-
-
-async def spoil_the_tokens_file(process: Served, folder: Path) -> None:
-    """Put the token where its hash belongs, and call until the service has seen it."""
-    with (folder / "tokens").open("a") as file:
-        file.write(f"{TOKEN} {TOKEN}\n")
-    async with asyncio.timeout(START_SECONDS):
-        while "sha256-of-token-in-hex" not in process.process.text:
-            await process.stub.ListTasks(pb.ListTasksRequest(), **ALICE)
-
-
-@pytest.mark.parametrize("form", ["json", "text"])
-async def test_a_log_full_of_failures_contains_no_secret_and_has_one_format(
-    launch: Serve, stack: AsyncExitStack, tmp_path: Path, form: str
-) -> None:
-    digest = sha256(TOKEN.encode()).hexdigest()
-    (tmp_path / "tokens").write_text(f"alice {digest}\n")
-    variables = {
-        "AUTH_TOKENS_FILE": "tokens",
-        "LOG_FORMAT": form,
-        "LOG_LEVEL": "debug",
-        "PUBLIC_URL": "https://here.example",
-        "HTTP_ADDRESS": "127.0.0.1:0",
-        "KIE_WEBHOOK_KEY": WEBHOOK_KEY,
-        "CALLBACK_SECRET": CALLBACK_SECRET,
-        "CREATE_WAIT_SECONDS": "1",
-        "UNKNOWN_WAIT_SECONDS": "0",
-    }
-    async with Simulator(INSTANT) as kie:
-        process = await stack.enter_async_context(launch(**variables, **to(kie)))
-        await cause_failures(process, kie)
-        await spoil_the_tokens_file(process, tmp_path)
-        await cause_a_traceback(process, kie, tmp_path)
-    assert (await process.create(PROMPT, **ALICE)).stage == pb.TASK_STAGE_ACCEPTED
-    await process.stop()
-
-    text = process.process.text
-    for secret in (API_KEY, WEBHOOK_KEY, CALLBACK_SECRET, TOKEN, digest, PROMPT):
-        assert secret not in text
-    for event in (
-        "unhandled exception",
-        "ValueError",
-        "the provider takes no tasks now",
-        "stopped",
-    ):
-        assert event in text
-    if form == "json":
-        assert text.endswith("\n")
-        assert all({"event", "level", "timestamp"} <= line.keys() for line in process.process.log)

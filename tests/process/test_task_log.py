@@ -15,12 +15,11 @@ import structlog
 
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
-from tests.process.test_process import Serve, Served, launch, served, to, until
 from tests.support.harness import create_request
 from tests.support.paths import ROOT
 from tests.support.postgres import Cluster
-
-__all__ = ["launch"]
+from tests.support.processes import Launch, Served, served, to
+from tests.support.waiting import eventually
 
 TOKEN = "token-of-alice"
 ALICE: Any = {"metadata": [("authorization", f"Bearer {TOKEN}")]}
@@ -59,13 +58,13 @@ def tokens(tmp_path: Path) -> dict[str, str]:
 
 
 async def test_a_task_has_a_line_for_its_create_its_acceptance_and_its_end_that_name_it(
-    launch: Serve, kie: Simulator, tokens: dict[str, str]
+    launch: Launch, kie: Simulator, tokens: dict[str, str]
 ) -> None:
     async with launch(**tokens, **to(kie)) as process:
         for prompt, status in (("a cat", "SUCCESS"), ("a cat [sim:fail]", "FAILED")):
             task = await create(process, prompt)
             await end(process, task.id)
-            found = await until(partial(all_three, process, task.id))
+            found = await eventually(partial(all_three, process, task.id))
             assert set(found) == {"task created", "task accepted", "task ended"}
             for [line] in found.values():
                 named = {name: line[name] for name in ("model", "caller", "prompt_id", "level")}
@@ -79,29 +78,29 @@ async def test_a_task_has_a_line_for_its_create_its_acceptance_and_its_end_that_
 
 
 async def test_the_line_of_a_cancel_names_its_task_and_model(
-    launch: Serve, kie: Simulator, tokens: dict[str, str]
+    launch: Launch, kie: Simulator, tokens: dict[str, str]
 ) -> None:
     kie.add_fault("create:code,code=429")
     async with launch(CREATE_WAIT_SECONDS="0", **tokens, **to(kie)) as process:
         task = await create(process, "a cat")
-        await until(lambda: kie.stats["faults_struck"])
+        await eventually(lambda: kie.stats["faults_struck"])
         request = pb.CancelTaskRequest(task_id=task.id)
         while (await process.stub.CancelTask(request, **ALICE)).task.failure.reason == 0:
             pass
-        [line] = await until(lambda: lines(process, task.id).get("task ended"))
+        [line] = await eventually(lambda: lines(process, task.id).get("task ended"))
         named = [line[name] for name in ("reason", "model", "caller", "prompt_id")]
         assert named == ["CANCELLED", "imagen4", "alice", "prompt-7"]
 
 
 async def test_a_task_that_ends_by_its_callback_is_named_as_well(
-    launch: Serve, kie: Simulator, tokens: dict[str, str], unused_tcp_port: int
+    launch: Launch, kie: Simulator, tokens: dict[str, str], unused_tcp_port: int
 ) -> None:
     address = f"127.0.0.1:{unused_tcp_port}"
     public = {"HTTP_ADDRESS": address, "PUBLIC_URL": f"http://{address}"}
     slow = {"POLL_INTERVAL_SECONDS": "60"}
     async with launch(**public, **slow, **tokens, **to(kie)) as process:
         task = await create(process, "a cat")
-        [line] = await until(lambda: lines(process, task.id).get("task ended"))
+        [line] = await eventually(lambda: lines(process, task.id).get("task ended"))
         named = [line[name] for name in ("model", "caller", "prompt_id")]
         assert named == ["imagen4", "alice", "prompt-7"]
 
@@ -115,14 +114,14 @@ async def test_an_outage_of_the_database_is_logged_once_and_so_is_its_end(
         await watch.read()
         start = len(process.process.log)
         await asyncio.to_thread(cluster.stop)
-        await until(lambda: len(process.process.log) > start)
+        await eventually(lambda: len(process.process.log) > start)
         await asyncio.sleep(OUTAGE_SECONDS)  # in which lines may come
         warnings = [line for line in process.process.log[start:] if line["level"] == "warning"]
         assert len(warnings) <= 2, warnings
         assert any("storage unavailable" in line["event"] for line in warnings)
         await asyncio.to_thread(cluster.start)
-        await until(lambda: process.process.logged("storage available again"))
-        await until(lambda: process.process.logged("hints between replicas are back"))
+        await eventually(lambda: process.process.logged("storage available again"))
+        await eventually(lambda: process.process.logged("hints between replicas are back"))
 
 
 # --- how lines look ---

@@ -1,15 +1,13 @@
 """Callbacks as a receiver on a real socket meets them."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from providers.kie.simulator.callbacks import signature
-from tests.simulator.test_creates import (
+from tests.support.kie_client import (
     IMAGEN4,
     JOBS,
     MIDJOURNEY,
@@ -19,48 +17,9 @@ from tests.simulator.test_creates import (
     VEO3,
     Kie,
     running,
-    until,
+    settled,
 )
-
-
-class Receiver:
-    """Takes callbacks and answers with the given statuses, the last one for ever."""
-
-    def __init__(self, statuses: Sequence[int]) -> None:
-        self.statuses = list(statuses)
-        self.requests: list[tuple[dict[str, str], Any]] = []
-        self.url = ""
-
-    async def take(self, request: web.Request) -> web.Response:
-        self.requests.append((dict(request.headers), json.loads(await request.read())))
-        status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
-        return web.Response(status=status)
-
-    @property
-    def bodies(self) -> list[Any]:
-        return [body for _, body in self.requests]
-
-
-@asynccontextmanager
-async def receiving(*statuses: int) -> AsyncIterator[Receiver]:
-    receiver = Receiver(statuses or (200,))
-    application = web.Application()
-    application.router.add_post("/hook", receiver.take)
-    runner = web.AppRunner(application, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0][:2]
-    receiver.url = f"http://{host}:{port}/hook"
-    try:
-        yield receiver
-    finally:
-        await runner.cleanup()
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as started:
-        yield started
+from tests.support.receiver import Receiver, receiving
 
 
 @pytest.fixture
@@ -76,10 +35,6 @@ async def finished(kie: Kie, receiver: Receiver, order: Any = None, **end: Any) 
     kie.simulator.finish(task_id, **end)
     await settled(kie)
     return task_id
-
-
-async def settled(kie: Kie) -> None:
-    await until(lambda: kie.simulator.stats["callbacks"]["waiting"] == 0)
 
 
 async def test_a_jobs_callback_of_a_success_has_the_newest_shape(

@@ -21,9 +21,19 @@ import pytest
 
 from providers.kie.simulator import Simulator, SimulatorSettings
 from providers.kie.simulator.addresses import PORTS_MAX, base_urls_by_port
-from tests.process.test_process import served
-from tests.simulator.test_creates import IMAGEN4, JOBS, MIDJOURNEY, MJ, ORDERS, RECORDS, Kie
-from tests.simulator.test_uploads import PNG, form, upload
+from tests.support.kie_client import (
+    IMAGEN4,
+    JOBS,
+    MIDJOURNEY,
+    MJ,
+    ORDERS,
+    PNG,
+    RECORDS,
+    Kie,
+    form,
+    upload,
+)
+from tests.support.processes import served
 
 FAST = 1000
 

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -15,14 +14,9 @@ import pytest
 from providers.kie.simulator import Simulator, SimulatorSettings
 from providers.kie.simulator.__main__ import main
 from providers.kie.simulator.options import read_options
-from tests.simulator.test_creates import IMAGEN4, JOBS, STILL, VEO, VEO3, Kie, running, until
+from tests.support.kie_client import IMAGEN4, JOBS, STILL, VEO, VEO3, Kie, running
 from tests.support.paths import ROOT
-
-
-@pytest.fixture
-async def kie() -> AsyncIterator[Kie]:
-    async with running() as started:
-        yield started
+from tests.support.waiting import eventually
 
 
 async def control(kie: Kie, method: str, path: str, body: Any = None) -> tuple[int, Any]:
@@ -155,7 +149,7 @@ async def test_stopping_does_not_wait_for_hung_requests_or_callbacks() -> None:
             call = asyncio.create_task(
                 session.get(f"{simulator.url}/api/v1/chat/credit").__aenter__()
             )
-            await until(lambda: simulator.stats["faults_struck"] == {"hang": 1})
+            await eventually(lambda: simulator.stats["faults_struck"] == {"hang": 1})
         with pytest.raises(aiohttp.ClientError):
             await call
 
@@ -163,7 +157,7 @@ async def test_stopping_does_not_wait_for_hung_requests_or_callbacks() -> None:
 async def left_alone(kie: Kie) -> None:
     """A request whose client waits until a fault has struck, and leaves."""
     call = asyncio.create_task(kie.get("/api/v1/chat/credit"))
-    await until(lambda: bool(kie.simulator.stats["faults_struck"]))
+    await eventually(lambda: bool(kie.simulator.stats["faults_struck"]))
     call.cancel()
     await asyncio.wait([call])
 

@@ -3,94 +3,32 @@
 Tasks here run for a thousand seconds unless a test ends them, so that no test depends on time.
 """
 
-import asyncio
 import io
 import json
 import struct
 import zlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import pytest
 
-from providers.kie.simulator import Simulator, SimulatorSettings, media
+from providers.kie.simulator import Simulator, media
 from providers.kie.simulator.lettering import lit
-
-STILL = SimulatorSettings(
-    seconds=dict.fromkeys(("imagen4", "midjourney", "veo3", "sora2"), (1000.0, 1000.0)),
-    visible_after_seconds=0,
-    creates_per_window=0,
-    records_per_second=0,
-    direct_rate=0,
-    queuing_rate=0,
+from tests.support.kie_client import (
+    IMAGEN4,
+    JOBS,
+    MIDJOURNEY,
+    MJ,
+    RECORDS,
+    SORA2,
+    STILL,
+    VEO,
+    VEO3,
+    Kie,
+    running,
 )
-IMAGEN4 = {"model": "google/imagen4-fast", "input": {"prompt": "a cat"}}
-SORA2 = {"model": "sora-2-text-to-video", "input": {"prompt": "a cat"}}
-VEO3 = {"prompt": "a cat", "model": "veo3_fast"}
-MIDJOURNEY = {"prompt": "a cat", "taskType": "mj_txt2img"}
-JOBS, VEO, MJ = "/api/v1/jobs/createTask", "/api/v1/veo/generate", "/api/v1/mj/generate"
-RECORDS = {
-    JOBS: "/api/v1/jobs/recordInfo",
-    VEO: "/api/v1/veo/record-info",
-    MJ: "/api/v1/mj/record-info",
-}
-ORDERS = [(JOBS, IMAGEN4), (JOBS, SORA2), (VEO, VEO3), (MJ, MIDJOURNEY)]
+
 IMAGE = "https://example.com/cat.png"
-
-
-class Kie:
-    """A running simulator and a client of it."""
-
-    def __init__(self, simulator: Simulator, session: aiohttp.ClientSession) -> None:
-        self.simulator = simulator
-        self.session = session
-
-    async def post(self, path: str, body: Any) -> Any:
-        async with self.session.post(self.simulator.url + path, json=body) as answer:
-            assert answer.status == 200
-            return await answer.json()
-
-    async def get(self, path: str, **query: str) -> Any:
-        async with self.session.get(self.simulator.url + path, params=query) as answer:
-            assert answer.status == 200
-            return await answer.json()
-
-    async def create(self, path: str = JOBS, body: Any = None) -> str:
-        answer = await self.post(path, body or IMAGEN4)
-        assert answer["code"] == 200, answer
-        task_id = answer["data"]["taskId"]
-        assert isinstance(task_id, str)
-        return task_id
-
-    async def record(self, task_id: str, path: str = JOBS) -> Any:
-        answer = await self.get(RECORDS[path], taskId=task_id)
-        assert answer["code"] == 200, answer
-        return answer["data"]
-
-
-@asynccontextmanager
-async def running(settings: SimulatorSettings = STILL, **changes: Any) -> AsyncIterator[Kie]:
-    headers = {"Authorization": "Bearer any-key"}
-    async with (
-        Simulator(replace(settings, **changes)) as simulator,
-        aiohttp.ClientSession(headers=headers) as session,
-    ):
-        yield Kie(simulator, session)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110 - what is waited for happens behind a socket
-            await asyncio.sleep(0)
-
-
-@pytest.fixture
-async def kie() -> AsyncIterator[Kie]:
-    async with running() as started:
-        yield started
 
 
 async def test_a_jobs_create_answers_with_an_id_of_32_hex_digits_twice(kie: Kie) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -11,16 +10,22 @@ import pytest
 
 from providers.kie.simulator import FaultRule, parse_fault
 from providers.kie.simulator.exact import Exact, exact_from_json
-from tests.simulator.test_callbacks import Receiver, receiving, settled
-from tests.simulator.test_creates import IMAGEN4, JOBS, RECORDS, VEO, VEO3, Kie, running, until
-from tests.simulator.test_faults import bought, raw
-from tests.simulator.test_uploads import form, upload
-
-
-@pytest.fixture
-async def kie() -> AsyncIterator[Kie]:
-    async with running() as started:
-        yield started
+from tests.support.kie_client import (
+    IMAGEN4,
+    JOBS,
+    RECORDS,
+    VEO,
+    VEO3,
+    Kie,
+    bought,
+    form,
+    raw,
+    running,
+    settled,
+    upload,
+)
+from tests.support.receiver import Receiver, receiving
+from tests.support.waiting import eventually
 
 
 def order(kie: Kie, endpoint: str, kind: str = "exact", times: int = 1, **exact: Any) -> None:
@@ -70,7 +75,7 @@ async def test_a_paid_create_is_answered_after_its_callback_came() -> None:
         answer = '{"code":200,"msg":"success","data":{"taskId":"{taskId}"}}'
         order(kie, "create", "accept_then_exact", body=answer, delay_seconds=0.2)
         create = asyncio.create_task(kie.create(JOBS, {**IMAGEN4, "callBackUrl": receiver.url}))
-        await until(lambda: len(receiver.requests) == 1)
+        await eventually(lambda: len(receiver.requests) == 1)
         assert not create.done()
         assert receiver.bodies[0]["data"]["taskId"] == await create
 

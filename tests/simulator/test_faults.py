@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -11,7 +10,7 @@ import pytest
 
 from providers.kie.simulator import FaultRule, parse_fault
 from providers.kie.simulator.faults import KINDS, FaultBook
-from tests.simulator.test_creates import (
+from tests.support.kie_client import (
     IMAGEN4,
     JOBS,
     MIDJOURNEY,
@@ -21,27 +20,10 @@ from tests.simulator.test_creates import (
     VEO,
     VEO3,
     Kie,
-    running,
-    until,
+    bought,
+    raw,
 )
-
-
-@pytest.fixture
-async def kie() -> AsyncIterator[Kie]:
-    async with running() as started:
-        yield started
-
-
-def bought(kie: Kie) -> int:
-    total = kie.simulator.stats["purchases"]["total"]
-    assert isinstance(total, int)
-    return total
-
-
-async def raw(kie: Kie, path: str = JOBS, body: Any = None) -> tuple[int, bytes]:
-    url = kie.simulator.url + path
-    async with kie.session.post(url, json=body or IMAGEN4) as answer:
-        return answer.status, await answer.read()
+from tests.support.waiting import eventually
 
 
 async def is_reset(kie: Kie) -> bool:
@@ -55,7 +37,7 @@ async def is_reset(kie: Kie) -> bool:
 async def abandoned(kie: Kie) -> None:
     """A create whose client waits until the fault has struck, gets no answer, and leaves."""
     call = asyncio.create_task(raw(kie))
-    await until(lambda: bool(kie.simulator.stats["faults_struck"]))
+    await eventually(lambda: bool(kie.simulator.stats["faults_struck"]))
     assert not call.done()
     call.cancel()
     await asyncio.wait([call])
@@ -97,7 +79,7 @@ async def test_a_slow_fault_only_delays(kie: Kie) -> None:
 async def test_a_slow_create_is_bought_though_its_client_has_gone(kie: Kie) -> None:
     kie.simulator.add_fault("create:slow,seconds=0.02")
     await abandoned(kie)
-    await until(lambda: bought(kie) == 1)
+    await eventually(lambda: bought(kie) == 1)
 
 
 async def test_garbage_and_empty_answers_are_http_200_without_json(kie: Kie) -> None:

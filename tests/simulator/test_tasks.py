@@ -14,7 +14,7 @@ from providers.kie.simulator.orders import jobs_order
 from providers.kie.simulator.settings import FIXED_AT_START
 from providers.kie.simulator.tasks import Purchase, Task, draw_task
 from providers.kie.simulator.windows import SlidingWindow
-from tests.simulator.test_creates import IMAGEN4, JOBS, Kie, running
+from tests.support.kie_client import IMAGEN4, JOBS, Kie, running
 
 BORN_MS = 1_800_000_000_000
 

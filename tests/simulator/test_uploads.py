@@ -9,34 +9,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.simulator.test_creates import Kie, running, until
+from tests.support.kie_client import BASE64, PNG, STREAM, Kie, form, running, upload
+from tests.support.waiting import eventually
 
-STREAM, BASE64 = "/api/file-stream-upload", "/api/file-base64-upload"
 FETCH = "/api/file-url-upload"
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(1000)
 ENCODED = base64.b64encode(PNG).decode()
-
-
-@pytest.fixture
-async def kie() -> AsyncIterator[Kie]:
-    async with running() as started:
-        yield started
-
-
-def form(order: str = "file uploadPath fileName", **values: str) -> aiohttp.FormData:
-    data = aiohttp.FormData(default_to_multipart=True)
-    for name in order.split():
-        if name == "file":
-            data.add_field("file", PNG, filename="cat.png", content_type="image/png")
-        else:
-            data.add_field(name, values.get(name, {"uploadPath": "cats"}.get(name, "tom.png")))
-    return data
-
-
-async def upload(kie: Kie, data: Any) -> Any:
-    async with kie.session.post(kie.simulator.url + STREAM, data=data) as answer:
-        assert answer.status == 200
-        return await answer.json()
 
 
 async def content_of(kie: Kie, answer: Any) -> bytes:
@@ -142,9 +119,9 @@ async def test_an_upload_whose_client_goes_away_leaves_nothing_behind(kie: Kie) 
     _, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"{HEAD}Content-Length: 100000\r\n\r\n{PARTS}".encode())
     await writer.drain()
-    await until(lambda: kie.simulator.stats["requests"].get(STREAM) == 1)
+    await eventually(lambda: kie.simulator.stats["requests"].get(STREAM) == 1)
     writer.close()
-    await until(lambda: kie.simulator.stats["uploads"]["aborted"] == 1)
+    await eventually(lambda: kie.simulator.stats["uploads"]["aborted"] == 1)
     assert kie.simulator.stats["uploads"]["completed"] == 0
 
 
