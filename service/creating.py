@@ -11,10 +11,10 @@ from providers.base import Provider
 from service.admission import Admission
 from service.callers import current_caller
 from service.errors import REFUSALS, ServiceError
+from service.hub import Hub, Subscription
 from service.metrics import Metrics
 from service.poller import Poller
 from service.rules import check_create
-from service.watch import Hub, Subscription
 from storage.creation import Existing, LimitReached
 from storage.store import Store
 from storage.task import Stage, Task

@@ -9,8 +9,8 @@ import time
 
 import structlog
 
+from service.hub import Hub
 from service.outage_log import OutageLog
-from service.watch import Hub
 from storage.errors import StorageUnavailableError
 from storage.store import Store
 

@@ -16,12 +16,12 @@ from service.bounds import Bounds
 from service.callbacks import CallbackUrls, callback_urls
 from service.caller_limits import CallerLimits, Limits
 from service.callers import Callers
+from service.hub import Hub
 from service.loop_lag import measure_loop_lag
 from service.metrics import Metrics
 from service.open_calls import LimitedCalls, OpenCalls
 from service.outage_log import OutageLog
 from service.settings import Settings
-from service.watch import Hub
 from storage.sqlite import sqlite_path
 from storage.store import Store, open_store
 

@@ -38,12 +38,12 @@ from providers.base import (
 from service.callback_pace import CallbackPace
 from service.caller_limits import CallerLimits
 from service.holds import Holds
+from service.hub import Hub
 from service.limits import Turns
 from service.metrics import Metrics
 from service.outage_log import OutageLog
 from service.seen import Seen
 from service.verdicts import Verdicts, after_callback
-from service.watch import Hub
 from storage.errors import ClaimUnknownError, StorageUnavailableError
 from storage.store import Claim, Quota, RunningMax, Store, Waiting
 from storage.task import Failure, Lane, Stage, Task

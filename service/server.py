@@ -24,6 +24,7 @@ from service.creating import Creator
 from service.follow import Follower
 from service.health import Health
 from service.http import HttpServer
+from service.hub import Hub
 from service.interceptor import Boundary
 from service.listen import bind, channel_options, start_http
 from service.messages import Answers
@@ -39,7 +40,7 @@ from service.settings import Settings
 from service.uploads import Uploads
 from service.verdicts import Verdicts
 from service.warm_up import warm_answers
-from service.watch import Hub, Watcher
+from service.watch import Watcher
 from storage.store import Store
 
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name

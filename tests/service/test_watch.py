@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
-from service.watch import Hub
+from service.hub import Hub
 from storage.task import Task
 from tests.conftest import Serve
 from tests.support.harness import DEADLINE_SECONDS, Service, ended, refusal

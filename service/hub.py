@@ -1,0 +1,178 @@
+"""The hub: from the poller that saved a snapshot to the streams that watch its task."""
+
+import asyncio
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from storage.task import Task
+
+
+class Subscription:
+    """One slot that holds the newest snapshot of a task, however slow its reader is.
+
+    Attributes:
+        newest: What it holds.
+        put_time: When it was filled, by the monotonic clock.
+        to_the_end: Whether its reader stays until the task has ended, and so watches it.
+    """
+
+    __slots__ = (
+        "_deadline",
+        "_timer",
+        "_timer_time",
+        "_waiter",
+        "_wants",
+        "draining",
+        "newest",
+        "put_time",
+        "to_the_end",
+    )
+
+    def __init__(
+        self, *, to_the_end: bool = False, wants: Callable[[Task], bool] | None = None
+    ) -> None:
+        self.newest: Task | None = None
+        self._wants = wants
+        self.put_time = 0.0
+        self._waiter: asyncio.Future[None] | None = None
+        self._deadline = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_time = math.inf
+        self.draining = False
+        self.to_the_end = to_the_end
+
+    def put(self, task: Task) -> None:
+        """Replace what the slot holds, and wake the reader."""
+        if self.newest is None or task.revision > self.newest.revision:
+            self.newest = task
+            self.put_time = time.monotonic()
+            if self._wants is None or self._wants(task):
+                self._wake()
+
+    def drain(self) -> None:
+        """Tell the reader that nothing more will come."""
+        self.draining = True
+        self._wake()
+
+    async def newer(self, revision: int, timeout: float) -> Task | None:
+        """Wait for a snapshot above `revision` that the reader wants.
+
+        Whatever is the newest by then. None after `timeout` seconds without one, or when draining.
+        """
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.time() + timeout
+        while not self._is_news(revision):
+            if self.draining or loop.time() >= self._deadline:
+                return None
+            self._waiter = loop.create_future()
+            # News leaves an earlier timer alone: it is put off when it ends, as a new one costs a
+            # tenth of a push.
+            if self._timer is None or self._deadline < self._timer_time:
+                self._start_timer(loop)
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self.newest
+
+    def _is_news(self, revision: int) -> bool:
+        newest = self.newest
+        if newest is None or newest.revision <= revision:
+            return False
+        return self._wants is None or self._wants(newest)
+
+    def close(self) -> None:
+        """Leave nothing behind in the event loop."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _start_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.close()
+        self._timer_time = self._deadline
+        self._timer = loop.call_at(self._deadline, self._end_timer, loop)
+
+    def _end_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if loop.time() >= self._deadline:
+            self._wake()
+        elif self._waiter is not None:
+            self._start_timer(loop)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class _Topic:
+    """A task that is watched: the newest revision that was seen of it here, and by whom."""
+
+    __slots__ = ("revision", "subscriptions")
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self.subscriptions: set[Subscription] = set()
+
+
+class Hub:
+    """Passes snapshots to the subscriptions of their task."""
+
+    def __init__(self) -> None:
+        self._topics: defaultdict[str, _Topic] = defaultdict(_Topic)
+        self.draining = False
+
+    @contextmanager
+    def subscribe(
+        self,
+        task_id: str,
+        *,
+        to_the_end: bool = False,
+        wants: Callable[[Task], bool] | None = None,
+    ) -> Iterator[Subscription]:
+        """Receive what is published of a task from now on."""
+        subscription = Subscription(to_the_end=to_the_end, wants=wants)
+        subscription.draining = self.draining
+        self._topics[task_id].subscriptions.add(subscription)
+        try:
+            yield subscription
+        finally:
+            subscription.close()
+            topic = self._topics[task_id]
+            topic.subscriptions.discard(subscription)
+            if not topic.subscriptions:
+                del self._topics[task_id]
+
+    def is_watched(self, task_id: str) -> bool:
+        """Whether somebody in this process waits for the end of a task."""
+        topic = self._topics.get(task_id)
+        return topic is not None and any(s.to_the_end for s in topic.subscriptions)
+
+    def publish(self, task: Task) -> None:
+        """Hand a committed snapshot to everybody who waits for it; an older one changes nothing."""
+        topic = self._topics.get(task.id)
+        if topic is None or task.revision <= topic.revision:
+            return
+        topic.revision = task.revision
+        for subscription in topic.subscriptions:
+            subscription.put(task)
+
+    def watched(self) -> dict[str, int]:
+        """Return the tasks that somebody waits for, with the newest revision seen of each."""
+        return {task_id: topic.revision for task_id, topic in self._topics.items()}
+
+    def behind(self, revisions: Mapping[str, int]) -> dict[str, int]:
+        """Return the watched tasks that others took further, with the revision seen here."""
+        return {
+            task_id: topic.revision
+            for task_id, revision in revisions.items()
+            if (topic := self._topics.get(task_id)) and topic.revision < revision
+        }
+
+    def drain(self) -> None:
+        """End every wait: the process is going down."""
+        self.draining = True
+        for topic in self._topics.values():
+            for subscription in topic.subscriptions:
+                subscription.drain()
