@@ -48,10 +48,10 @@ class Follower:
         pause = SWEEP_SECONDS if self._store.hinted else SWEEP_WITHOUT_HINTS_SECONDS
         heard = await self._store.heard(max(self._swept + pause - time.monotonic(), 0))
         if heard:
-            await self._catch_up(self._hub.behind(heard))
+            await self._catch_up(self._hub.outdated(heard))
         if not heard or time.monotonic() - self._swept >= pause:
             self._swept = time.monotonic()
-            await self._catch_up(self._hub.watched())
+            await self._catch_up(self._hub.seen_revisions())
 
     async def _catch_up(self, revisions: dict[str, int]) -> None:
         tasks = list(revisions.items())

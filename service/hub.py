@@ -14,9 +14,11 @@ class Subscription:
     """One slot that holds the newest snapshot of a task, however slow its reader is.
 
     Attributes:
-        newest: What it holds.
-        put_time: When it was filled, by the monotonic clock.
-        to_the_end: Whether its reader stays until the task has ended, and so watches it.
+        newest: The snapshot in the slot.
+        put_time: When it was put there, by the monotonic clock.
+        to_the_end: Whether the reader stays until the task has ended, so that the task counts as
+            watched.
+        draining: Whether the process is shutting down.
     """
 
     __slots__ = (
@@ -45,7 +47,7 @@ class Subscription:
         self.to_the_end = to_the_end
 
     def put(self, task: Task) -> None:
-        """Replace what the slot holds, and wake the reader."""
+        """Replace the snapshot in the slot if this one is newer, and wake the reader."""
         if self.newest is None or task.revision > self.newest.revision:
             self.newest = task
             self.put_time = time.monotonic()
@@ -58,9 +60,9 @@ class Subscription:
         self._wake()
 
     async def newer(self, revision: int, timeout: float) -> Task | None:
-        """Wait for a snapshot above `revision` that the reader wants.
+        """Wait for a snapshot above `revision` that the reader wants, and return the newest one.
 
-        Whatever is the newest by then. None after `timeout` seconds without one, or when draining.
+        Return None after `timeout` seconds without one, or when draining.
         """
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + timeout
@@ -68,8 +70,8 @@ class Subscription:
             if self.draining or loop.time() >= self._deadline:
                 return None
             self._waiter = loop.create_future()
-            # News leaves an earlier timer alone: it is put off when it ends, as a new one costs a
-            # tenth of a push.
+            # A timer for an earlier deadline is kept, and started again when it fires: a new timer
+            # for every snapshot would cost a tenth of a push.
             if self._timer is None or self._deadline < self._timer_time:
                 self._start_timer(loop)
             try:
@@ -85,7 +87,7 @@ class Subscription:
         return self._wants is None or self._wants(newest)
 
     def close(self) -> None:
-        """Leave nothing behind in the event loop."""
+        """Cancel the timer, so that nothing stays behind in the event loop."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -107,7 +109,7 @@ class Subscription:
 
 
 class _Topic:
-    """A task that is watched: the newest revision that was seen of it here, and by whom."""
+    """A subscribed task: the newest revision seen in this process, and its subscriptions."""
 
     __slots__ = ("revision", "subscriptions")
 
@@ -131,7 +133,13 @@ class Hub:
         to_the_end: bool = False,
         wants: Callable[[Task], bool] | None = None,
     ) -> Iterator[Subscription]:
-        """Receive what is published of a task from now on."""
+        """Receive the snapshots of a task that are published from now on.
+
+        Args:
+            task_id: The task.
+            to_the_end: Whether the reader stays until the task has ended.
+            wants: Which snapshots wake the reader; all of them by default.
+        """
         subscription = Subscription(to_the_end=to_the_end, wants=wants)
         subscription.draining = self.draining
         self._topics[task_id].subscriptions.add(subscription)
@@ -145,12 +153,12 @@ class Hub:
                 del self._topics[task_id]
 
     def is_watched(self, task_id: str) -> bool:
-        """Whether somebody in this process waits for the end of a task."""
+        """Whether a reader in this process stays until the task has ended."""
         topic = self._topics.get(task_id)
         return topic is not None and any(s.to_the_end for s in topic.subscriptions)
 
     def publish(self, task: Task) -> None:
-        """Hand a committed snapshot to everybody who waits for it; an older one changes nothing."""
+        """Put a committed snapshot into every slot of its task; an older one changes nothing."""
         topic = self._topics.get(task.id)
         if topic is None or task.revision <= topic.revision:
             return
@@ -158,12 +166,19 @@ class Hub:
         for subscription in topic.subscriptions:
             subscription.put(task)
 
-    def watched(self) -> dict[str, int]:
-        """Return the tasks that somebody waits for, with the newest revision seen of each."""
+    def seen_revisions(self) -> dict[str, int]:
+        """Return the tasks with subscriptions, and the newest revision seen of each."""
         return {task_id: topic.revision for task_id, topic in self._topics.items()}
 
-    def behind(self, revisions: Mapping[str, int]) -> dict[str, int]:
-        """Return the watched tasks that others took further, with the revision seen here."""
+    def outdated(self, revisions: Mapping[str, int]) -> dict[str, int]:
+        """Return the tasks with subscriptions that are at a higher revision elsewhere.
+
+        Args:
+            revisions: The revisions that other processes have committed.
+
+        Returns:
+            The newest revision seen here of each such task.
+        """
         return {
             task_id: topic.revision
             for task_id, revision in revisions.items()
@@ -171,7 +186,7 @@ class Hub:
         }
 
     def drain(self) -> None:
-        """End every wait: the process is going down."""
+        """End every wait: the process is shutting down."""
         self.draining = True
         for topic in self._topics.values():
             for subscription in topic.subscriptions:

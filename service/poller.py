@@ -282,7 +282,7 @@ class Poller:
     def _has_room(self) -> bool:
         return not self._stopping and self._busy[Lane.POLL] < CONCURRENT_MAX[Lane.POLL]
 
-    async def watched(self, task: Task) -> None:
+    async def on_watched(self, task: Task) -> None:
         """Leave a task to its callback no longer, as somebody watches it."""
         if self._callback_url is None:
             return

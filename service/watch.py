@@ -17,25 +17,22 @@ from storage.task import Task
 JITTER = 0.1  # of a stream's maximum age, so that streams opened together do not end together
 
 
-class Attention(Protocol):
-    """Who polls tasks, and lets those rest that nobody watches."""
+class WatchListener(Protocol):
+    """Polls watched tasks more often than the others."""
 
-    async def watched(self, task: Task) -> None:
-        """Hear that somebody watches a task."""
+    async def on_watched(self, task: Task) -> None:
+        """Learn that a caller watches a task."""
 
 
 class Watcher:
-    """Streams of snapshots.
-
-    The present one, each newer one, heartbeats, and the terminal one last.
-    """
+    """Writes streams: the current snapshot, each newer one, heartbeats, and the final snapshot."""
 
     def __init__(
         self,
         store: Store,
         hub: Hub,
         metrics: Metrics,
-        attention: Attention,
+        listener: WatchListener,
         *,
         open_streams: OpenCalls,
         heartbeat_seconds: float,
@@ -44,7 +41,7 @@ class Watcher:
         self._store = store
         self._hub = hub
         self._metrics = metrics
-        self._attention = attention
+        self._listener = listener
         self._open_streams = open_streams
         self._heartbeat_seconds = heartbeat_seconds
         self._max_age_seconds = max_age_seconds
@@ -54,9 +51,9 @@ class Watcher:
         caller: str,
         task_id: str,
         after_revision: int,
-        show: Callable[[Task], Awaitable[None]],
+        write: Callable[[Task], Awaitable[None]],
     ) -> None:
-        """Show snapshots until the terminal one.
+        """Write snapshots until the final one.
 
         Raises:
             ServiceError: TASK_NOT_FOUND, INVALID_PARAMS, RATE_LIMITED; STREAM_EXPIRED or
@@ -66,30 +63,31 @@ class Watcher:
             self._open_streams.counted(caller),
             self._hub.subscribe(task_id, to_the_end=True) as subscription,
         ):
-            # Subscribed first: a change from here on is seen twice and dropped by its revision,
-            # never missed.
+            # Subscribe before reading: a change in between arrives twice and is dropped by its
+            # revision, but never missed.
             task = await self._first(caller, task_id, after_revision)
             age = self._max_age_seconds * random.uniform(1 - JITTER, 1)
             try:
-                # The writes are within it: one to a reader that has stopped may wait for ever.
+                # The timeout covers the writes: one to a reader that has stopped may never return.
                 async with asyncio.timeout(age) as life:
                     if task.ended or task.revision != after_revision:
-                        await show(task)
+                        await write(task)
                     if not task.ended:
-                        await self._attention.watched(task)
+                        await self._listener.on_watched(task)
                     while not task.ended:
                         newer = await subscription.newer(task.revision, self._heartbeat_seconds)
                         if newer is None and subscription.draining:
-                            words = "the server is going down: call again"
+                            words = "the server is shutting down; reconnect"
                             raise ServiceError("SHUTTING_DOWN", words)
-                        task = newer or await self._present(task)
-                        await show(task)
+                        task = newer or await self._current(task)
+                        await write(task)
                         if newer:
                             self._metrics.fan_out(time.monotonic() - subscription.put_time)
             except TimeoutError:
                 if not life.expired():
                     raise
-                raise ServiceError("STREAM_EXPIRED", "the stream is old: call again") from None
+                words = "the stream reached its maximum age; reconnect"
+                raise ServiceError("STREAM_EXPIRED", words) from None
 
     async def _first(self, caller: str, task_id: str, after_revision: int) -> Task:
         """Return the snapshot that a stream begins with.
@@ -102,13 +100,16 @@ class Watcher:
             raise not_found(task_id)
         self._hub.publish(task)
         if after_revision > task.revision:
-            raise invalid("after_revision", f"must be at most {task.revision}, the present one")
+            words = f"must be at most {task.revision}, the current revision"
+            raise invalid("after_revision", words)
         return task
 
-    async def _present(self, task: Task) -> Task:
-        """Return what a heartbeat repeats: others may have taken the task on, and their hint lost.
+    async def _current(self, task: Task) -> Task:
+        """Return the snapshot that a heartbeat repeats.
 
-        Another process that polled it knows no streams but its own, and left it to its callback.
+        Another process may have changed the task, and its hint may have been lost. That process
+        does not know the streams of this one, so it may have postponed the next poll until the
+        callback is overdue.
         """
         if not self._store.shared:
             return task
@@ -117,5 +118,5 @@ class Watcher:
         except StorageUnavailableError:
             return task
         self._hub.publish(task)
-        await self._attention.watched(task)
+        await self._listener.on_watched(task)
         return task

@@ -25,13 +25,13 @@ LONG_STUCK: dict[str, Any] = {"imagen4": {"prompt": "😀" * 4_900 + "[sim:stuck
 def beats(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
     """The heartbeats that were begun."""
     begun: list[Task] = []
-    present = Watcher._present
+    current = Watcher._current
 
     async def noted(watcher: Watcher, task: Task) -> Task:
         begun.append(task)
-        return await present(watcher, task)
+        return await current(watcher, task)
 
-    monkeypatch.setattr(Watcher, "_present", noted)
+    monkeypatch.setattr(Watcher, "_current", noted)
     return begun
 
 
