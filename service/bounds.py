@@ -4,9 +4,18 @@ from dataclasses import dataclass, field
 
 from providers.kie.http import Timeouts
 from service.admin import QUEUES_SECONDS
+from service.agenda import AgendaTimes
 from service.files import RECHECK_SECONDS
+from service.follow import FollowTimes
 from service.http import HttpLimits
+from service.jobs import JobTimes
+from service.leases import LeaseTimes
+from service.limits import LimitBounds
+from service.purge import PurgeBounds
+from service.schedule import Overdue
+from service.timeouts import TimeoutBounds
 from service.uploads import UploadPace
+from service.verdicts import VerdictBounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +34,19 @@ class Grace:
 
 
 @dataclass(frozen=True, slots=True)
+class PollerBounds:
+    """The limits of the poller, each in the module that keeps to it."""
+
+    agenda: AgendaTimes = field(default_factory=AgendaTimes)
+    leases: LeaseTimes = field(default_factory=LeaseTimes)
+    limits: LimitBounds = field(default_factory=LimitBounds)
+    jobs: JobTimes = field(default_factory=JobTimes)
+    verdicts: VerdictBounds = field(default_factory=VerdictBounds)
+    timeouts: TimeoutBounds = field(default_factory=TimeoutBounds)
+    overdue: Overdue = field(default_factory=Overdue)
+
+
+@dataclass(frozen=True, slots=True)
 class Bounds:
     """The limits; tests shorten them.
 
@@ -34,6 +56,9 @@ class Bounds:
         uploads: For the speed of callers.
         kie: For requests to the provider.
         grace: For a shutdown.
+        poller: For the poller.
+        follow: For following other processes.
+        purge: For deleting old tasks.
         recheck_seconds: The time between two checks of the files of tokens and limits.
         queues_seconds: How long the queues may take to read for /metrics.
     """
@@ -43,6 +68,9 @@ class Bounds:
     uploads: UploadPace = field(default_factory=UploadPace)
     kie: Timeouts = field(default_factory=Timeouts)
     grace: Grace = field(default_factory=Grace)
+    poller: PollerBounds = field(default_factory=PollerBounds)
+    follow: FollowTimes = field(default_factory=FollowTimes)
+    purge: PurgeBounds = field(default_factory=PurgeBounds)
     recheck_seconds: float = RECHECK_SECONDS
     queues_seconds: float = QUEUES_SECONDS
 

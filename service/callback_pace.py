@@ -1,14 +1,13 @@
-"""How often callbacks cause polls: at most once a second for each task, one poll at a time."""
+"""How often callbacks cause polls: at most once a second for each task."""
 
 CALLBACK_SECONDS = 1.0
 
 
 class CallbackPace:
-    """What the callbacks of the last second asked for: when, and by what content."""
+    """The polls that callbacks caused in the last second: when, and with what content."""
 
     def __init__(self) -> None:
         self._polls: dict[str, tuple[float, int | None]] = {}  # the oldest first
-        self._meanwhile: set[str] = set()
 
     def is_repeated(self, task_id: str, content: int | None, now: float) -> bool:
         """Whether a callback repeats the last one of its task within a second."""
@@ -21,21 +20,10 @@ class CallbackPace:
         last = self._polls.get(task_id)
         return now if last is None else max(now, last[0] + CALLBACK_SECONDS)
 
-    def note(self, task_id: str, due_time: float, content: int | None) -> None:
-        """Remember a callback's poll and content, unless a recent poll is remembered already."""
+    def remember(self, task_id: str, due_time: float, content: int | None) -> None:
+        """Remember the poll and the content of a callback, unless a recent one is remembered."""
         if task_id not in self._polls:
             self._polls[task_id] = due_time, content
-
-    def came_meanwhile(self, task_id: str) -> None:
-        """Remember that a callback arrived while its task was being polled."""
-        self._meanwhile.add(task_id)
-
-    def take_meanwhile(self, task_id: str) -> bool:
-        """Whether a callback arrived while its task was being polled; then forget it."""
-        if task_id not in self._meanwhile:
-            return False
-        self._meanwhile.discard(task_id)
-        return True
 
     def _forget(self, now: float) -> None:
         while self._polls:

@@ -20,9 +20,9 @@ import structlog
 from aiohttp import hdrs, web
 
 from providers.base import CallbackReader
+from service.callback_polls import CallbackPolls
 from service.http import read_body
 from service.metrics import Metrics
-from service.poller import Poller
 from service.settings import Settings
 from service.sparse import SparseLog
 from storage.errors import StorageUnavailableError
@@ -80,13 +80,13 @@ class Callbacks:
         self,
         urls: CallbackUrls,
         reader: CallbackReader,
-        poller: Poller,
+        polls: CallbackPolls,
         metrics: Metrics,
         now: Callable[[], float],
     ) -> None:
         self._urls = urls
         self._reader = reader
-        self._poller = poller
+        self._polls = polls
         self._metrics = metrics
         self._now = now
         self._log = SparseLog()
@@ -103,7 +103,7 @@ class Callbacks:
         text = await _text(request)
         callback = self._reader.read(request.headers, text, self._now())
         try:
-            known = await self._poller.called_back(
+            known = await self._polls.on_callback(
                 task_id,
                 callback.provider_task_id if callback.authentic else "",
                 callback.hosts,

@@ -11,9 +11,9 @@ from providers.base import Provider
 from service.admission import Admission
 from service.callers import current_caller
 from service.errors import REFUSALS, ServiceError
+from service.events import TaskEvents
 from service.hub import Hub, Subscription
 from service.metrics import Metrics
-from service.poller import Poller
 from service.rules import check_create
 from storage.creation import Existing, LimitReached
 from storage.store import Store
@@ -34,7 +34,7 @@ class Creator:
         *,
         store: Store,
         provider: Provider,
-        poller: Poller,
+        events: TaskEvents,
         hub: Hub,
         admission: Admission,
         metrics: Metrics,
@@ -42,7 +42,7 @@ class Creator:
     ) -> None:
         self._store = store
         self._provider = provider
-        self._poller = poller
+        self._events = events
         self._hub = hub
         self._admission = admission
         self._metrics = metrics
@@ -96,7 +96,7 @@ class Creator:
                 log.info(
                     "task created", task_id=task.id, model=task.model, prompt_id=task.prompt_id
                 )
-                self._poller.created(task)
+                self._events.on_created(task)
                 return None
 
     async def _earlier(self, task: Task) -> Task | None:

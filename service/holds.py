@@ -6,7 +6,8 @@ reached holds all. Once a hold is over, one task is sent as a probe before the o
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from providers.base import Postponed, Submission, Unknown
@@ -14,17 +15,24 @@ from storage.store import Waiting
 from storage.task import Task
 
 
+@dataclass(frozen=True, slots=True)
+class HoldTimes:
+    """How long a hold lasts.
+
+    Attributes:
+        first_seconds: The first one; each further one lasts twice as long.
+        max_seconds: The longest one.
+    """
+
+    first_seconds: float = 2.0
+    max_seconds: float = 30.0
+
+
 class Holds:
     """The holds of one process. Times are unix seconds."""
 
-    def __init__(self, first_seconds: float, most_seconds: float) -> None:
-        """Start without any hold.
-
-        Args:
-            first_seconds: How long the first hold lasts; each further one twice as long.
-            most_seconds: How long one lasts at the most.
-        """
-        new_hold = partial(_Hold, first_seconds, most_seconds)
+    def __init__(self, times: HoldTimes) -> None:
+        new_hold = partial(_Hold, times)
         self._provider = new_hold()
         self._models: defaultdict[str, _Hold] = defaultdict(new_hold)
 
@@ -65,15 +73,15 @@ class Holds:
         chosen = {task.task_id for task in probes.values()}
         return [t for t in waiting if t.model not in self._models or t.task_id in chosen]
 
-    def note_sent(self, tasks: Iterable[Task]) -> None:
-        """Record which tasks were claimed to be sent: some may be probes."""
-        sent = list(tasks)
-        self._provider.note_sent(bool(sent))
-        for task in sent:
+    def sent(self, tasks: Sequence[Task]) -> None:
+        """Record which tasks are being sent: some may be probes."""
+        if tasks:
+            self._provider.start_probe()
+        for task in tasks:
             if task.model in self._models:
-                self._models[task.model].note_sent(True)
+                self._models[task.model].start_probe()
 
-    def note_answer(self, model: str, outcome: Submission, now: float) -> float:
+    def learn(self, model: str, outcome: Submission, now: float) -> float:
         """Learn whether tasks are accepted; return when a postponed task may be sent again."""
         if isinstance(outcome, Unknown):
             return now
@@ -87,7 +95,7 @@ class Holds:
         hold.extend(now)
         return hold.until
 
-    def note_end(self, model: str) -> bool:
+    def ended(self, model: str) -> bool:
         """Record that a task is no longer being sent; return whether it was a probe."""
         holds = [self._provider, *([self._models[model]] if model in self._models else [])]
         was_probe = any(hold.probing for hold in holds)
@@ -99,16 +107,15 @@ class Holds:
 class _Hold:
     """Holds tasks for a while, then lets one of them go first as a probe."""
 
-    def __init__(self, first_seconds: float, most_seconds: float) -> None:
-        self._first_seconds = first_seconds
-        self._most_seconds = most_seconds
+    def __init__(self, times: HoldTimes) -> None:
+        self._times = times
         self.until = 0.0
         self.probing = False
-        self._times = 0
+        self._count = 0
 
     @property
     def half_open(self) -> bool:
-        return self._times > 0
+        return self._count > 0
 
     def room(self, now: float) -> float:
         if not self.half_open:
@@ -118,15 +125,16 @@ class _Hold:
     def opening_time(self) -> float:
         return math.inf if self.probing else self.until
 
-    def note_sent(self, sent: bool) -> None:
-        self.probing = sent and self.half_open
+    def start_probe(self) -> None:
+        self.probing = self.half_open
 
     def extend(self, now: float) -> None:
         if now < self.until:
             return  # the answer to a request that was sent before the hold
-        self.until = now + min(self._first_seconds * 2.0**self._times, self._most_seconds)
-        self._times += 1
+        seconds = self._times.first_seconds * 2.0**self._count
+        self.until = now + min(seconds, self._times.max_seconds)
+        self._count += 1
 
     def clear(self) -> None:
         self.until = 0.0
-        self._times = 0
+        self._count = 0

@@ -6,7 +6,8 @@ import structlog
 
 from storage.errors import StorageUnavailableError
 
-QUIET_SECONDS = 5.0  # longer than the time between two attempts
+RETRY_SECONDS = 1.0  # between two attempts to reach the database
+QUIET_SECONDS = 5.0  # longer than that
 
 log = structlog.get_logger()
 

@@ -30,7 +30,7 @@ class Reach:
         """Return how long no poll has been answered; 0 after a response."""
         return max(0.0, now - self._silent_since)
 
-    def note(self, outcome: Poll, setbacks: int, now: float) -> bool:
+    def learn(self, outcome: Poll, setbacks: int, now: float) -> bool:
         """Learn from a poll of a task that had `setbacks`; return whether an outage is over."""
         if isinstance(outcome, Inconclusive) and not isinstance(outcome, UnknownState):
             if isinstance(outcome, Unavailable):

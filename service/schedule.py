@@ -1,8 +1,7 @@
-"""When to ask for a task again.
+"""When to poll a task again.
 
-As long as little is known of a model, a task's age decides; then, within the same bounds, how long
-the model's last tasks took. That is kept in memory only: every process learns by itself, and a
-restart learns again.
+At first a task's age decides; later, within the same bounds, how long the model's last tasks took.
+That is kept in memory only: every process learns for itself, and learns again after a restart.
 """
 
 import math
@@ -10,44 +9,64 @@ import random
 from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
-# (up to this age in seconds, times the interval): the longest wait between two polls
+# Up to an age in seconds, the longest wait between two polls, as a multiple of the interval.
 FACTORS = ((30.0, 1.0), (120.0, 3.0))
-USUAL_FACTOR = 5.0  # later, while most tasks of the model are still under way
+TYPICAL_FACTOR = 5.0  # later, up to the age by which most tasks of the model have ended
 LONGEST_FACTOR = 8.0
 JITTER = 0.1
 
 DURATIONS_MIN = 8  # fewer say too little about a model
-DURATIONS_MAX = 256  # of its last tasks; older ones may be of another time
-USUAL_SHARE = 0.95
+DURATIONS_MAX = 256  # the last tasks only: a model may become faster or slower
+TYPICAL_SHARE = 0.95
 
-OVERDUE_FACTOR = 2.0  # times what most tasks take at the most
-OVERDUE_MIN_SECONDS = 60.0  # Kie retries a callback three times, each for up to 15 s
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """From which age on the callback of a task is overdue.
+
+    Attributes:
+        factor: As a multiple of the age by which most tasks have ended.
+        min_seconds: Not before: the provider may send a callback three times more, 15 s each.
+    """
+
+    factor: float = 2.0
+    min_seconds: float = 60.0
+
+
+OVERDUE = Overdue()
 
 
 class Schedule:
-    """Places the polls of tasks, by the durations that it is told of. Ages count from acceptance.
+    """Decides when to poll, from the durations of earlier tasks. Ages count from acceptance.
 
-    A wait may cost as much as an interval does where most tasks end, in time between done and
-    known: so polls are an interval apart there, further apart where few tasks end, and none is
-    spent before the earliest end known.
+    Every wait costs the same expected delay: polls are an interval apart where tasks usually
+    finish, and further apart elsewhere. None is made before the earliest known duration.
     """
 
-    def __init__(self, interval_seconds: float, usual_seconds: Callable[[str], float]) -> None:
+    def __init__(
+        self,
+        interval_seconds: float,
+        typical_max_seconds: Callable[[str], float],
+        overdue: Overdue = OVERDUE,
+    ) -> None:
         """Start with nothing learned.
 
         Args:
             interval_seconds: The shortest time between two polls of one task.
-            usual_seconds: The time within which most tasks of a model end, for a model of which
-                this process has not seen enough tasks yet.
+            typical_max_seconds: Within which time most tasks of a model end, as long as nothing
+                has been learned.
+            overdue: From which age on a callback is overdue.
         """
         self._interval_seconds = interval_seconds
-        self._usual_seconds = usual_seconds
+        self._typical_max_seconds = typical_max_seconds
+        self._overdue = overdue
         self._durations: defaultdict[str, _Durations] = defaultdict(_Durations)
 
     def learn(self, model: str, seconds: float) -> None:
-        """Take in that a task of the model ended `seconds` after its acceptance."""
+        """Learn that a task of the model ended `seconds` after its acceptance."""
         self._durations[model].add(seconds)
 
     def wait(
@@ -56,8 +75,8 @@ class Schedule:
         """Return the seconds until the next poll: 1 to 8 intervals, and a little jitter.
 
         Args:
-            model: The task's.
-            age_seconds: The task's.
+            model: The model of the task.
+            age_seconds: The age of the task.
             setbacks: How many polls of it failed in a row; each doubles the wait.
             silent_seconds: For how long the provider has answered no poll; waits grow with it.
         """
@@ -66,16 +85,16 @@ class Schedule:
         return max(nominal, min(silent_seconds, longest)) * random.uniform(1, 1 + JITTER)
 
     def nominal_wait(self, model: str, age_seconds: float, setbacks: int) -> float:
-        """Return the same without jitter, while the provider answers."""
+        """Return the same wait without jitter, while the provider answers."""
         factor = self._factor(model, age_seconds) * 2.0 ** min(setbacks, 8)
         return self._interval_seconds * min(factor, LONGEST_FACTOR)
 
     def overdue_age(self, model: str) -> float:
-        """Return the age at which a task's callback should have come long ago."""
-        return max(OVERDUE_FACTOR * self._usual(model), OVERDUE_MIN_SECONDS)
+        """Return the age from which on the callback of a task is overdue."""
+        return max(self._overdue.factor * self._typical(model), self._overdue.min_seconds)
 
     def _factor(self, model: str, age: float) -> float:
-        longest = _age_factor(age, self._usual(model))
+        longest = _age_factor(age, self._typical(model))
         durations = self._durations[model]
         if not durations.enough:
             return longest
@@ -84,14 +103,17 @@ class Schedule:
         wait = durations.poll_age(age, self._loss(durations)) - age
         return min(max(wait / self._interval_seconds, 1.0), longest)
 
-    def _usual(self, model: str) -> float:
+    def _typical(self, model: str) -> float:
+        """Return the age by which most tasks of a model have ended."""
         durations = self._durations[model]
-        return durations.quantile(USUAL_SHARE) if durations.enough else self._usual_seconds(model)
+        if durations.enough:
+            return durations.quantile(TYPICAL_SHARE)
+        return self._typical_max_seconds(model)
 
     def _loss(self, durations: "_Durations") -> float:
-        """Return what an interval costs a task, where the middle half of all tasks end.
+        """Return the expected delay of an interval, where the middle half of all tasks end.
 
-        Of those that end in it, half an interval on average.
+        A task that ends within the interval is noticed half an interval later on average.
         """
         middle = durations.quantile(0.75) - durations.quantile(0.25)
         ending = 0.5 * self._interval_seconds / max(middle, self._interval_seconds)
@@ -121,10 +143,10 @@ class _Durations:
         return self._ascending[int(share * (len(self._ascending) - 1))]
 
     def poll_age(self, age: float, loss: float) -> float:
-        """Return the age at which a poll finds ends that are `loss` seconds old on average.
+        """Return the age at which a poll notices ends `loss` seconds late on average.
 
-        The average is over the tasks that took longer than `age`, and an end after the poll counts
-        as 0. Between two known durations ends are taken to be spread evenly. Infinite if no task
+        The average is over the tasks that took longer than `age`; an end after the poll counts as
+        0. Between two known durations, ends are assumed to be spread evenly. Infinity if no task
         took longer.
         """
         ends = self._ascending
@@ -137,16 +159,16 @@ class _Durations:
             age, after, ended = ends[0], 1, 1.0
         for before, end in pairwise(ends[after - 1 :]):
             span = end - age
-            share = span / (end - before) if end > before else 1.0  # of the one that ends by `end`
+            share = span / (end - before) if end > before else 1.0  # of the task that ends by `end`
             cost = (ended + share / 2) * span
-            if cost > left:  # solved for the age within the span where it is all spent
+            if cost > left:  # the age is within this span: solve for it
                 return age + 2 * left / (ended + math.sqrt(ended**2 + 2 * left * share / span))
             age, ended, left = end, ended + share, left - cost
         return age + left / ended
 
 
-def _age_factor(age_seconds: float, usual_seconds: float) -> float:
+def _age_factor(age_seconds: float, typical_seconds: float) -> float:
     for up_to, factor in FACTORS:
         if age_seconds < up_to:
             return factor
-    return USUAL_FACTOR if age_seconds < usual_seconds else LONGEST_FACTOR
+    return TYPICAL_FACTOR if age_seconds < typical_seconds else LONGEST_FACTOR

@@ -14,14 +14,16 @@ from grpc_reflection.v1alpha import reflection
 from generated.generation.v1 import generation_pb2
 from generated.generation.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
 from providers.kie.callbacks import KieCallbacks
-from providers.kie.client import KieProvider
 from service.admin import Admin
 from service.admission import Admission
 from service.bounds import BOUNDS, Bounds, Grace
+from service.callback_polls import CallbackPolls
 from service.callbacks import BODY_MAX_BYTES, Callbacks
 from service.callers import Callers
 from service.creating import Creator
+from service.events import TaskEvents
 from service.follow import Follower
+from service.forever import forever
 from service.health import Health
 from service.http import HttpServer
 from service.hub import Hub
@@ -31,14 +33,12 @@ from service.messages import Answers
 from service.metrics import Queue
 from service.pages import Pages
 from service.parts import Parts, create_parts, start_background
-from service.poller import AccountLimits, Poller
+from service.poller import Poller
+from service.polling import Polling, make_polling
 from service.purge import Purger
-from service.reach import Reach
-from service.schedule import Schedule
 from service.servicer import Servicer
 from service.settings import Settings
 from service.uploads import Uploads
-from service.verdicts import Verdicts
 from service.warm_up import warm_answers
 from service.watch import Watcher
 from storage.store import Store
@@ -68,23 +68,20 @@ async def serving(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
     async with AsyncExitStack() as stack:
         callers = Callers(settings.auth_tokens_file, bounds.recheck_seconds)
         parts = await create_parts(settings, bounds, callers, stack)
-        poller = _poller(parts)
+        polling = make_polling(parts)
         kept_seconds = settings.task_retention_seconds or math.inf
         answers = Answers(parts.provider.result_seconds, kept_seconds)
         boundary = Boundary(callers, parts.limits, parts.calls.watches, parts.metrics)
         start_background(boundary.tend(), stack)
-        server, health = _grpc_server(parts, boundary, _servicer(parts, poller, answers))
+        server, health = _grpc_server(parts, boundary, _servicer(parts, polling.events, answers))
         addresses = Addresses(
             bind(server, settings),
             await _start_admin(parts, stack),
-            await _start_callbacks(parts, poller, stack),
+            await _start_callbacks(parts, polling.callbacks, stack),
         )
         # From here on it spends money: nothing above may still fail.
-        polling = asyncio.create_task(poller.run())
-        stack.push_async_callback(_stop_polling, poller, polling, bounds.grace)
-        if parts.store.shared:
-            start_background(Follower(parts.store, parts.hub, parts.outage_log).run(), stack)
-        start_background(Purger(parts.store, settings.task_retention_seconds).run(), stack)
+        _start_polling(parts, polling, stack)
+        _start_upkeep(parts, stack)
         await server.start()
         stack.push_async_callback(_drain, server, health, parts.hub, boundary, bounds.grace)
         log.info(
@@ -100,60 +97,43 @@ async def serving(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
 # --- polling ---
 
 
-def _poller(parts: Parts) -> Poller:
-    settings = parts.settings
-    return Poller(
-        store=parts.store,
-        provider=parts.provider,
-        hub=parts.hub,
-        verdicts=_verdicts(settings, parts.provider, parts.hub),
-        limits=_account_limits(settings),
-        caller_limits=parts.limits,
-        metrics=parts.metrics,
-        outage_log=parts.outage_log,
-        disabled_models=settings.disabled_models,
-        callback_url=parts.urls.url if parts.urls else None,
-    )
+def _start_polling(parts: Parts, polling: Polling, stack: AsyncExitStack) -> None:
+    renew_seconds = parts.bounds.poller.leases.renew_seconds
+    renewal = forever(polling.leases.renew_once, "lease renewal", renew_seconds, parts.outage_log)
+    start_background(renewal, stack)
+    loop = asyncio.create_task(polling.poller.run())
+    stack.push_async_callback(_stop_polling, polling.poller, loop, parts.bounds.grace)
 
 
-def _account_limits(settings: Settings) -> AccountLimits:
-    return AccountLimits(
-        creates_per_10_seconds=settings.kie_creates_per_10_seconds,
-        status_per_second=settings.kie_status_per_second,
-        running_max=settings.kie_running_max,
-        creates_in_flight_max=settings.kie_creates_in_flight_max,
-    )
-
-
-def _verdicts(settings: Settings, provider: KieProvider, hub: Hub) -> Verdicts:
-    callbacks = settings.public_url is not None
-    return Verdicts(
-        schedule=Schedule(settings.poll_interval_seconds, provider.typical_max_seconds),
-        reach=Reach(settings.poll_interval_seconds),
-        task_max_age_seconds=settings.task_max_age_seconds,
-        unknown_wait_seconds=settings.effective_unknown_wait_seconds,
-        left_to_callback=lambda task_id: callbacks and not hub.is_watched(task_id),
-    )
-
-
-async def _stop_polling(poller: Poller, polling: asyncio.Task[None], grace: Grace) -> None:
+async def _stop_polling(poller: Poller, loop: asyncio.Task[None], grace: Grace) -> None:
     poller.stop()
-    await polling
+    await loop
     await poller.finish(grace.polls_seconds)
+
+
+def _start_upkeep(parts: Parts, stack: AsyncExitStack) -> None:
+    """Start what follows other processes, and what deletes old tasks."""
+    bounds = parts.bounds
+    if parts.store.shared:
+        follower = Follower(parts.store, parts.hub, bounds.follow)
+        start_background(forever(follower.run_once, "follower", 0, parts.outage_log), stack)
+    purger = Purger(parts.store, parts.settings.task_retention_seconds, bounds.purge)
+    pause_seconds = bounds.purge.pause_seconds
+    start_background(forever(purger.run_once, "purge", pause_seconds, parts.outage_log), stack)
 
 
 # --- gRPC ---
 
 
-def _servicer(parts: Parts, poller: Poller, answers: Answers) -> Servicer:
+def _servicer(parts: Parts, events: TaskEvents, answers: Answers) -> Servicer:
     settings, store = parts.settings, parts.store
     return Servicer(
         store=store,
-        poller=poller,
+        events=events,
         creator=Creator(
             store=store,
             provider=parts.provider,
-            poller=poller,
+            events=events,
             hub=parts.hub,
             admission=Admission(
                 queue_max_tasks=settings.queue_max_tasks,
@@ -168,7 +148,7 @@ def _servicer(parts: Parts, poller: Poller, answers: Answers) -> Servicer:
             store,
             parts.hub,
             parts.metrics,
-            poller,
+            events,
             heartbeat_seconds=settings.watch_heartbeat_seconds,
             max_age_seconds=settings.watch_max_age_seconds,
             open_streams=parts.calls.watches,
@@ -242,12 +222,12 @@ async def _queues(store: Store) -> list[Queue]:
     return [Queue(lane, count, max(0.0, now - first)) for lane, (count, first) in waiting.items()]
 
 
-async def _start_callbacks(parts: Parts, poller: Poller, stack: AsyncExitStack) -> str:
+async def _start_callbacks(parts: Parts, polls: CallbackPolls, stack: AsyncExitStack) -> str:
     if parts.urls is None:
         return ""
     key = parts.settings.kie_webhook_key
     reader = KieCallbacks(key.get_secret_value().encode() if key else None)
-    callbacks = Callbacks(parts.urls, reader, poller, parts.metrics, parts.store.now)
+    callbacks = Callbacks(parts.urls, reader, polls, parts.metrics, parts.store.now)
     limits = replace(parts.bounds.http, body_bytes=BODY_MAX_BYTES)
     server = HttpServer(callbacks.answer, limits)
     return await start_http(server, "HTTP_ADDRESS", parts.settings.http_address, stack)

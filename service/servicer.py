@@ -10,10 +10,10 @@ from generated.generation.v1.generation_pb2_grpc import GenerationServiceService
 from service.callers import current_caller
 from service.creating import Creator
 from service.errors import ServiceError, invalid, not_found
+from service.events import TaskEvents
 from service.messages import Answers
 from service.open_calls import LimitedCalls
 from service.pages import Pages, list_filter, page_token, read_page_token
-from service.poller import Poller
 from service.rules import check_task_id
 from service.uploads import Uploads
 from service.watch import Watcher
@@ -34,7 +34,7 @@ class Servicer(GenerationServiceServicer):
         self,
         *,
         store: Store,
-        poller: Poller,
+        events: TaskEvents,
         creator: Creator,
         watcher: Watcher,
         uploads: Uploads,
@@ -43,7 +43,7 @@ class Servicer(GenerationServiceServicer):
         answers: Answers,
     ) -> None:
         self._store = store
-        self._poller = poller
+        self._events = events
         self._creator = creator
         self._watcher = watcher
         self._uploads = uploads
@@ -110,7 +110,7 @@ class Servicer(GenerationServiceServicer):
         del context
         task = await self._own(request.task_id)
         while task.stage is Stage.ACCEPTED:  # again if it was sent and postponed in between
-            await self._poller.cancel(task)
+            await self._events.cancel(task)
             task = await self._own(task.id)
         if not (task.failure and task.failure.reason == "CANCELLED"):
             raise ServiceError(

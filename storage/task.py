@@ -21,7 +21,6 @@ from enum import StrEnum
 from typing import NamedTuple
 
 DELIVERY_WINDOW_SECONDS = 14 * 86_400.0  # the longest time that Kie documents for a result
-LATE_POLL_SECONDS = 3_600.0
 
 
 class Status(StrEnum):
@@ -265,12 +264,12 @@ class Task(NamedTuple):
         *,
         credits_consumed: float | None = None,
         complete_time: float | None = None,
-        late_delivery: bool = False,
+        late_poll_time: float | None = None,
         result_json: str = "",
     ) -> "Task":
         """-> FAILED.
 
-        With `late_delivery` the provider is still asked, rarely, for a result that is paid for.
+        At `late_poll_time`, if any, the provider is polled for a result that may still come.
         `result_json` keeps what the provider said, where it was not understood.
         """
         assert not self.ended, self.status
@@ -281,7 +280,7 @@ class Task(NamedTuple):
             result_json=result_json,
             credits_consumed=self._cost(credits_consumed),
             complete_time=complete_time or now,
-            due_time=now + LATE_POLL_SECONDS if late_delivery else None,
+            due_time=late_poll_time,
         )
 
     def adopted_late(self, provider_task_id: str, now: float, due_time: float) -> "Task":

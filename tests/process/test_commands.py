@@ -11,10 +11,11 @@ import pytest
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from service.__main__ import main
+from service.leases import LeaseTimes
 from storage.schema import MIGRATIONS
 from storage.store import open_store
 from tests.support.databases import change, rows
-from tests.support.harness import serving
+from tests.support.harness import poller_bounds, serving
 from tests.support.paths import ROOT
 from tests.support.storing import new, stored
 
@@ -126,9 +127,9 @@ async def test_what_was_left_behind_ends_an_import_with_1_and_is_named(
 
 
 async def test_what_sqlite_had_under_way_ends_on_postgresql_and_nothing_is_bought_twice(
-    tmp_path: Path, kie: Simulator, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kie: Simulator, postgresql_url: str
 ) -> None:
-    monkeypatch.setattr("service.poller.LEASE_SECONDS", 0.5)
+    bounds = poller_bounds(leases=LeaseTimes(lease_seconds=0.5))
     file_url = f"sqlite:///{tmp_path}/generation.db"
     async with serving(tmp_path, kie, database_url=file_url, create_wait_seconds=1) as old:
         done = await old.end((await old.create(request_id="done")).id)
@@ -144,8 +145,8 @@ async def test_what_sqlite_had_under_way_ends_on_postgresql_and_nothing_is_bough
 
     kie.finish(working.provider_task_id)
     async with (
-        serving(tmp_path, kie, database_url=postgresql_url) as one,
-        serving(tmp_path, kie, database_url=postgresql_url) as two,
+        serving(tmp_path, kie, database_url=postgresql_url, bounds=bounds) as one,
+        serving(tmp_path, kie, database_url=postgresql_url, bounds=bounds) as two,
     ):
         assert await one.end(done.id) == done
         for service, task in ((one, working), (two, waiting)):

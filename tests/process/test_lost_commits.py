@@ -11,8 +11,11 @@ import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
+from service.holds import HoldTimes
+from service.leases import LeaseTimes
+from service.limits import LimitBounds
 from tests.support.databases import rows
-from tests.support.harness import Service, ended, eventually, refusal, serving
+from tests.support.harness import Service, ended, eventually, poller_bounds, refusal, serving
 from tests.support.killing import creates
 from tests.support.wire import Wire
 
@@ -36,8 +39,14 @@ def wire(postgresql_url: str) -> Iterator[Wire]:
 def replica(tmp_path: Path, kie: Simulator) -> Replica:
     """Start a replica that waits for no verdict."""
 
-    def start(database_url: str) -> AbstractAsyncContextManager[Service]:
-        return serving(tmp_path, kie, database_url=database_url, create_wait_seconds=0)
+    def start(database_url: str, **bounds: Any) -> AbstractAsyncContextManager[Service]:
+        return serving(
+            tmp_path,
+            kie,
+            database_url=database_url,
+            create_wait_seconds=0,
+            bounds=poller_bounds(**bounds),
+        )
 
     return start
 
@@ -105,16 +114,16 @@ async def test_a_claim_that_was_not_committed_is_left_to_who_claimed_the_task_me
 
 
 async def test_a_task_that_was_put_back_is_not_put_back_again_from_under_its_next_sender(
-    replica: Replica, wire: Wire, postgresql_url: str, kie: Simulator, monkeypatch: Any
+    replica: Replica, wire: Wire, postgresql_url: str, kie: Simulator
 ) -> None:
-    monkeypatch.setattr("service.poller.HOLD_SECONDS", 0.05)
+    short = LimitBounds(holds=HoldTimes(first_seconds=0.05))
     kie.add_fault("create:code,code=455")
-    async with replica(wire.url) as service:
+    async with replica(wire.url, limits=short) as service:
         struck = wire.cut_at_commit(PUT_BACK, committed=True)
         created = await service.create()
         await eventually(struck.is_set)
         kie.add_fault("create:slow,seconds=3")
-        async with replica(postgresql_url) as other:
+        async with replica(postgresql_url, limits=short) as other:
             await eventually(lambda: creates(kie) == 2)
             wire.mend()
             assert (await end(other, created.id)).status == pb.TASK_STATUS_SUCCESS
@@ -123,15 +132,15 @@ async def test_a_task_that_was_put_back_is_not_put_back_again_from_under_its_nex
 
 
 async def test_who_is_back_first_after_an_outage_lets_senders_save_their_answers_before_it_judges(
-    replica: Replica, wire: Wire, postgresql_url: str, kie: Simulator, monkeypatch: Any
+    replica: Replica, wire: Wire, postgresql_url: str, kie: Simulator
 ) -> None:
-    monkeypatch.setattr("service.poller.LEASE_SECONDS", 3.0)
+    short = LeaseTimes(lease_seconds=3.0)
     kie.add_fault("create:slow,seconds=0.5")
     with Wire(postgresql_url) as other_wire:
-        async with replica(wire.url) as sender:
+        async with replica(wire.url, leases=short) as sender:
             created = await sender.create()
             await eventually(lambda: kie.stats["faults_struck"].get("slow") == 1)
-            async with replica(other_wire.url) as other:
+            async with replica(other_wire.url, leases=short) as other:
                 wire.cut()
                 other_wire.cut()
                 lost = "SELECT 1 FROM tasks WHERE due_time < extract(epoch FROM now())"

@@ -16,13 +16,23 @@ import pytest
 from kie_generation import GenerationClient, Imagen4Params
 from kie_generation.generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
-from service import poller
+from service.jobs import Jobs
+from service.leases import LeaseTimes
+from service.limits import LimitBounds
 from storage.creation import Created
 from storage.schema import MIGRATIONS
 from storage.store import Store, open_store
 from storage.task import Task
 from tests.support.databases import change, rows
-from tests.support.harness import INSTANT, Service, ended, eventually, refusal, serving
+from tests.support.harness import (
+    INSTANT,
+    Service,
+    ended,
+    eventually,
+    poller_bounds,
+    refusal,
+    serving,
+)
 from tests.support.killing import Victim, creates, patient_client, replicas
 from tests.support.storing import NO_LIMIT, Gate, enqueued, new
 
@@ -179,10 +189,10 @@ async def test_a_watcher_that_resumes_anywhere_never_sees_an_older_snapshot(
 
 
 async def test_the_accounts_limits_hold_over_all_replicas_and_are_used(
-    fleet: Any, monkeypatch: pytest.MonkeyPatch
+    fleet: Any,
 ) -> None:
-    margin = poller.CREATES_WINDOW_SECONDS - 10.0
-    monkeypatch.setattr(poller, "CREATES_WINDOW_SECONDS", 1.0 + margin)
+    margin = LimitBounds().creates_window_seconds - 10.0
+    bounds = poller_bounds(limits=LimitBounds(creates_window_seconds=1.0 + margin))
     limits = replace(
         INSTANT,
         creates_per_window=20,
@@ -195,6 +205,7 @@ async def test_the_accounts_limits_hold_over_all_replicas_and_are_used(
         Simulator(limits) as kie,
         fleet(
             simulator=kie,
+            bounds=bounds,
             create_wait_seconds=0,
             kie_creates_per_10_seconds=20,
             kie_status_per_second=20,
@@ -422,21 +433,20 @@ async def test_a_paused_senders_task_comes_home_to_another_replica_by_its_callba
             assert await its_client.get(task_id) == end
 
 
-async def test_a_sender_that_finds_its_own_lease_run_out_takes_it_anew(
-    fleet: Any, kie: Simulator, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+async def test_a_sender_that_finds_its_own_lease_expired_renews_it(
+    fleet: Any, kie: Simulator, postgresql_url: str
 ) -> None:
     """As after an outage of the database, before the other replicas judge."""
-    monkeypatch.setattr(poller, "LEASE_SECONDS", 1.0)
-    monkeypatch.setattr(poller, "RENEW_SECONDS", 0.3)
+    bounds = poller_bounds(leases=LeaseTimes(lease_seconds=1.0, renew_seconds=0.3))
     kie.add_fault("create:slow,seconds=4")
-    async with fleet(1, create_wait_seconds=0) as (sender,):
+    async with fleet(1, create_wait_seconds=0, bounds=bounds) as (sender,):
         created = await sender.create()
         await eventually(lambda: kie.stats["faults_struck"].get("slow") == 1)
         change(postgresql_url, "UPDATE tasks SET due_time = 0")
         await sender.create()  # wakes it
         sql = "SELECT version FROM tasks WHERE stage = 'SUBMITTING' AND version > 2"
         await eventually(lambda: bool(rows(postgresql_url, sql)))
-        async with fleet(1) as (other,):
+        async with fleet(1, bounds=bounds) as (other,):
             assert (await other.end(created.id)).status == SUCCESS
     assert creates(kie) == 2
 
@@ -445,7 +455,7 @@ async def test_a_sender_that_finds_its_own_lease_run_out_takes_it_anew(
 async def test_a_sender_that_was_paused_before_its_request_sends_it_unless_others_have_judged(
     fleet: Any, kie: Simulator, postgresql_url: str, monkeypatch: pytest.MonkeyPatch, judged: bool
 ) -> None:
-    take_fresh_slot = poller.Poller._take_fresh_slot
+    take_fresh_slot = Jobs._take_fresh_slot
 
     async def paused(*args: Any) -> None:
         change(postgresql_url, "UPDATE tasks SET due_time = 0")
@@ -454,9 +464,9 @@ async def test_a_sender_that_was_paused_before_its_request_sends_it_unless_other
         await asyncio.sleep(0.2)  # longer than the lease: the pause itself
         await take_fresh_slot(*args)
 
-    monkeypatch.setattr(poller, "LEASE_SECONDS", 0.1)
-    monkeypatch.setattr(poller.Poller, "_take_fresh_slot", paused)
-    async with fleet(1, create_wait_seconds=0) as (sender,):
+    monkeypatch.setattr(Jobs, "_take_fresh_slot", paused)
+    bounds = poller_bounds(leases=LeaseTimes(lease_seconds=0.1))
+    async with fleet(1, create_wait_seconds=0, bounds=bounds) as (sender,):
         end = await sender.end((await sender.create()).id)
     unknown = end.failure.reason == pb.ERROR_REASON_SUBMISSION_UNKNOWN
     assert (unknown, creates(kie)) == ((True, 0) if judged else (False, 1))

@@ -5,6 +5,7 @@ import html
 import json
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -17,7 +18,9 @@ from structlog.testing import capture_logs
 
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.http import Timeouts
-from service.bounds import Bounds
+from service.holds import HoldTimes
+from service.limits import LimitBounds
+from service.verdicts import VerdictBounds
 from tests.support.answers import (
     CREATES,
     ECHOES,
@@ -30,9 +33,16 @@ from tests.support.answers import (
     Http,
     Row,
 )
-from tests.support.harness import eventually, refusal, serving, upload_messages
+from tests.support.harness import eventually, poller_bounds, refusal, serving, upload_messages
 from tests.support.kie_socket import Raw, Request, SocketKie, http
 
+IMPATIENT = replace(
+    poller_bounds(
+        limits=LimitBounds(holds=HoldTimes(first_seconds=0.02, max_seconds=0.02)),
+        verdicts=VerdictBounds(postpone_seconds=0.02),
+    ),
+    kie=Timeouts(rest_seconds=0.2),
+)
 QUOTE = "a poster that says credits insufficient and this model is not supported"
 MINIMAL: dict[str, dict[str, Any]] = {
     family: {"task_type": "TASK_TYPE_TXT2IMG"} if family == "midjourney" else {}
@@ -130,18 +140,10 @@ class Played:
 async def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
     played = Played()
     folder = tmp_path_factory.mktemp("answers")
-    with pytest.MonkeyPatch.context() as patch, capture_logs() as logs:
-        patch.setattr("service.poller.HOLD_SECONDS", 0.02)
-        patch.setattr("service.poller.HOLD_MAX_SECONDS", 0.02)
-        patch.setattr("service.verdicts.PUT_OFF_SECONDS", 0.02)
-        bounds = Bounds(kie=Timeouts(rest_seconds=0.2))
-        settings: dict[str, Any] = {
-            "bounds": bounds,
-            "create_wait_seconds": 0,
-            "admin_address": "127.0.0.1:0",
-        }
+    with capture_logs() as logs:
+        settings: dict[str, Any] = {"create_wait_seconds": 0, "admin_address": "127.0.0.1:0"}
         kie: Any = SocketKie(played.player)
-        async with kie, serving(folder, kie, **settings) as service:
+        async with kie, serving(folder, kie, bounds=IMPATIENT, **settings) as service:
 
             async def play(key: str, family: str) -> None:
                 name = f"{key}-{family}"

@@ -25,11 +25,20 @@ from providers.kie.simulator import Simulator
 from service.bounds import Bounds
 from service.callbacks import CallbackUrls
 from service.http import HttpLimits
+from service.schedule import Overdue
 from storage.postgres import is_postgres
 from storage.store import Store, open_store
 from tests.conftest import Serve
 from tests.support.databases import change, rows
-from tests.support.harness import API_KEY, INSTANT, Service, ended, eventually, serving
+from tests.support.harness import (
+    API_KEY,
+    INSTANT,
+    Service,
+    ended,
+    eventually,
+    poller_bounds,
+    serving,
+)
 
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 MODELS: dict[str, dict[str, Any]] = {
@@ -656,12 +665,9 @@ async def test_a_watch_hastens_a_task_that_another_process_left_to_its_callback(
         assert ended(await watching)
 
 
-async def test_a_lost_callback_is_noticed_once_it_is_overdue(
-    serve: Serve, port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.schedule.OVERDUE_FACTOR", 0.0)
-    monkeypatch.setattr("service.schedule.OVERDUE_MIN_SECONDS", 0.3)
-    async with serve(**with_callbacks(port, **OFTEN)) as service:
+async def test_a_lost_callback_is_noticed_once_it_is_overdue(serve: Serve, port: int) -> None:
+    bounds = poller_bounds(overdue=Overdue(factor=0.0, min_seconds=0.3))
+    async with serve(bounds=bounds, **with_callbacks(port, **OFTEN)) as service:
         service.kie.add_fault("callback:drop")
         created = await service.create()
         await until_ended(service, created.id)

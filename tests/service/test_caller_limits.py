@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from generated.generation.v1.generation_pb2 import Imagen4Params
 from kie_generation import GenerationClient
 from kie_generation.errors import RefusedError
 from providers.kie.simulator import Simulator
-from service import poller
+from service.agenda import AgendaTimes
 from service.bounds import Bounds
 from service.caller_limits import CallerLimitsError, read_limits
+from service.holds import HoldTimes
+from service.limits import LimitBounds
 from storage.pages import ListFilter
 from storage.store import Store
 from storage.task import Task
@@ -32,6 +34,7 @@ from tests.support.harness import (
     Refusal,
     Service,
     eventually,
+    poller_bounds,
     refusal,
     serving,
     upload_messages,
@@ -127,6 +130,19 @@ def files(tmp_path: Path) -> Files:
     return files
 
 
+def bounds(**limits: Any) -> Bounds:
+    """Return bounds with which the poller does nothing before it is woken."""
+    return replace(
+        poller_bounds(
+            agenda=AgendaTimes(idle_seconds=LATER_SECONDS),
+            limits=LimitBounds(
+                recheck_seconds=LATER_SECONDS, passed_over_seconds=LATER_SECONDS, **limits
+            ),
+        ),
+        recheck_seconds=0,  # both files are checked with every call
+    )
+
+
 Serving = Callable[..., AbstractAsyncContextManager[tuple[Caller, Caller]]]
 
 
@@ -136,14 +152,11 @@ def serve_both(
     kie: Simulator,
     database_url: str,
     files: Files,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Serving:
     """Serve alice and bob with the limits that are given.
 
     What is sent at all is sent because something woke the poller, however loaded the machine is.
     """
-    monkeypatch.setattr(poller, "IDLE_SECONDS", LATER_SECONDS)
-    monkeypatch.setattr(poller, "PASSED_OVER_SECONDS", LATER_SECONDS)
 
     @asynccontextmanager
     async def serve(limits: str = "", **settings: Any) -> AsyncIterator[tuple[Caller, Caller]]:
@@ -151,9 +164,8 @@ def serve_both(
         given: dict[str, Any] = {
             "auth_tokens_file": files.tokens,
             "caller_limits_file": files.limits,
-            "bounds": Bounds(recheck_seconds=0),  # both files are checked with every call
         }
-        given |= {"create_wait_seconds": 0, "database_url": database_url}
+        given |= {"create_wait_seconds": 0, "database_url": database_url, "bounds": bounds()}
         async with serving(tmp_path, kie, **given | settings) as service:
             yield Caller("alice", service), Caller("bob", service)
 
@@ -341,10 +353,10 @@ async def test_a_caller_that_has_to_wait_does_not_keep_the_poller_busy(
 
 
 async def test_a_hold_of_the_provider_and_a_caller_that_waits_do_not_keep_others_back(
-    serve_both: Serving, kie: Simulator, monkeypatch: pytest.MonkeyPatch
+    serve_both: Serving, kie: Simulator
 ) -> None:
-    monkeypatch.setattr(poller, "HOLD_SECONDS", 0.1)
-    async with serve_both(ONE_RUNS) as (alice, bob):
+    short = bounds(holds=HoldTimes(first_seconds=0.1))
+    async with serve_both(ONE_RUNS, bounds=short) as (alice, bob):
         await all_waiting(alice, 3)
         kie.add_fault("create:code,code=455,times=2")
         assert await bob.is_sent((await bob.create(STUCK)).id)

@@ -141,7 +141,7 @@ async def test_a_time_out_keeps_what_was_not_understood(tmp_path: Path) -> None:
     assert "us.example" not in end.result_json
     end, logs = await ended_as(tmp_path, envelope(500, None, "odd words x-2"))
     assert end.failure.message.endswith("odd words x-2")
-    [warning] = [log for log in logs if log["event"] == "a task timed out"]
+    [warning] = [log for log in logs if log["event"] == "task timed out"]
     assert "x-2" in warning["answer"]
 
 

@@ -4,6 +4,7 @@ docs/guarantees.md shows the same table to people.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,17 @@ import pytest
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.http import Timeouts
 from providers.kie.simulator.faults import KINDS
-from service.bounds import Bounds
+from service.holds import HoldTimes
+from service.limits import LimitBounds
 from tests.conftest import Serve
-from tests.support.harness import eventually, refusal, upload_messages
+from tests.support.harness import eventually, poller_bounds, refusal, upload_messages
 
+IMPATIENT = replace(
+    poller_bounds(limits=LimitBounds(holds=HoldTimes(first_seconds=0.05))),
+    kie=Timeouts(
+        create_seconds=0.5, second_look_seconds=0.01, poll_seconds=0.5, upload_stall_seconds=0.5
+    ),
+)
 # After a create: whether it was bought, and how the task ends without callbacks and with them.
 SENT_AGAIN = (1, "SUCCESS", "SUCCESS")
 REFUSED = (0, "PROVIDER_ERROR", "PROVIDER_ERROR")
@@ -90,19 +98,10 @@ UPLOADS = {
 CALLBACKS = ("drop", "duplicate", "wrong_signature", "delay,seconds=0.05")
 
 
-@pytest.fixture(autouse=True)
-def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send again soon what was not taken."""
-    monkeypatch.setattr("service.poller.HOLD_SECONDS", 0.05)
-
-
 @pytest.fixture
 def serve(serve: Serve) -> Serve:
-    """Start the service, which gives up soon on what hangs."""
-    timeouts = Timeouts(
-        create_seconds=0.5, second_look_seconds=0.01, poll_seconds=0.5, upload_stall_seconds=0.5
-    )
-    return partial(serve, bounds=Bounds(kie=timeouts))
+    """Start the service, which soon sends again what was not taken, and gives up what hangs."""
+    return partial(serve, bounds=IMPATIENT)
 
 
 def how_it_ended(task: pb.GenerationTask) -> str:

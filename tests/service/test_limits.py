@@ -15,11 +15,18 @@ import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
-from service import poller
-from service.limits import Turns
+from service.limits import LimitBounds, Turns
 from storage.store import Waiting
 from tests.conftest import Serve
-from tests.support.harness import INSTANT, Service, create_request, ended, eventually, serving
+from tests.support.harness import (
+    INSTANT,
+    Service,
+    create_request,
+    ended,
+    eventually,
+    poller_bounds,
+    serving,
+)
 
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 
@@ -53,12 +60,16 @@ WINDOW_SECONDS = 1.0
 LIMITED = replace(INSTANT, creates_per_window=20, create_window_seconds=WINDOW_SECONDS)
 
 
+# The margin stays as it is, since latency does not shrink with the window.
+MARGIN_SECONDS = LimitBounds().creates_window_seconds - 10.0
+TEN_TIMES_AS_FAST = poller_bounds(
+    limits=LimitBounds(creates_window_seconds=WINDOW_SECONDS + MARGIN_SECONDS)
+)
+
+
 @pytest.fixture
-async def limited(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Simulator]:
-    """A Kie that takes 20 creates in any second, and a service that knows it."""
-    # The margin stays as it is, since latency does not shrink with the window.
-    margin = poller.CREATES_WINDOW_SECONDS - 10.0
-    monkeypatch.setattr(poller, "CREATES_WINDOW_SECONDS", WINDOW_SECONDS + margin)
+async def limited() -> AsyncIterator[Simulator]:
+    """A Kie that takes 20 creates in any second."""
     async with Simulator(LIMITED) as kie:
         yield kie
 
@@ -79,7 +90,7 @@ async def test_a_burst_uses_the_accounts_rate_and_earns_no_refusal(
     tmp_path: Path, limited: Simulator, database_url: str
 ) -> None:
     settings: dict[str, Any] = {"kie_creates_per_10_seconds": 20, "create_wait_seconds": 0}
-    settings |= {"database_url": database_url}
+    settings |= {"database_url": database_url, "bounds": TEN_TIMES_AS_FAST}
     async with serving(tmp_path, limited, poll_interval_seconds=5, **settings) as service:
         seconds, queries = await burst(service, 120)
     assert limited.stats["creates_refused"] == {}
@@ -105,7 +116,7 @@ async def test_the_accounts_rate_survives_a_restart(
     tmp_path: Path, limited: Simulator, database_url: str
 ) -> None:
     settings: dict[str, Any] = {"kie_creates_per_10_seconds": 20, "create_wait_seconds": 0}
-    settings |= {"database_url": database_url}
+    settings |= {"database_url": database_url, "bounds": TEN_TIMES_AS_FAST}
     async with serving(tmp_path, limited, **settings) as service:
         await asyncio.gather(*(service.create(STUCK) for _ in range(40)))
     async with serving(tmp_path, limited, **settings) as service:
@@ -122,7 +133,7 @@ async def test_no_more_tasks_run_than_the_account_may_run(serve: Serve, kie: Sim
     assert kie.stats["creates_refused"] == {}
 
 
-async def test_callers_go_round_and_each_is_served_in_its_order(
+async def test_callers_are_served_round_robin_and_each_in_its_order(
     tmp_path: Path, limited: Simulator, database_url: str
 ) -> None:
     tokens = tmp_path / "tokens"
@@ -131,6 +142,7 @@ async def test_callers_go_round_and_each_is_served_in_its_order(
     settings: dict[str, Any] = {"kie_creates_per_10_seconds": 20, "create_wait_seconds": 0}
     # One at a time: several that are sent at once may arrive in any order.
     settings |= {"database_url": database_url, "kie_creates_in_flight_max": 1}
+    settings |= {"bounds": TEN_TIMES_AS_FAST}
     async with serving(tmp_path, limited, auth_tokens_file=tokens, **settings) as service:
 
         async def order(name: str, count: int) -> None:
@@ -155,7 +167,7 @@ async def test_a_cancelled_task_in_the_queue_is_never_sent_however_close_its_tur
     tmp_path: Path, limited: Simulator, database_url: str
 ) -> None:
     settings: dict[str, Any] = {"kie_creates_per_10_seconds": 20, "create_wait_seconds": 0}
-    settings |= {"database_url": database_url}
+    settings |= {"database_url": database_url, "bounds": TEN_TIMES_AS_FAST}
     async with serving(tmp_path, limited, **settings) as service:
         created = await asyncio.gather(*(service.create(STUCK) for _ in range(60)))
 
@@ -176,7 +188,7 @@ async def test_a_cancelled_task_in_the_queue_is_never_sent_however_close_its_tur
 # --- pure parts ---
 
 
-def test_turns_go_round_the_callers_and_remember_who_was_served() -> None:
+def test_turns_are_round_robin_and_remember_who_was_served() -> None:
     turns = Turns()
     waiting = [Waiting(f"{who}{n}", who, n, 0) for who in "abc" for n in (1, 2, 3)]
     assert turns.pick(waiting, 4) == ["a1", "b1", "c1", "a2"]
@@ -184,6 +196,6 @@ def test_turns_go_round_the_callers_and_remember_who_was_served() -> None:
     assert turns.pick(waiting, 1) == ["a1"]
 
 
-def test_a_probe_is_the_task_that_was_put_back_least_often() -> None:
+def test_a_probe_is_the_task_that_was_postponed_least_often() -> None:
     waiting = [Waiting("a1", "a", 1, 2), Waiting("a2", "a", 2, 0), Waiting("b1", "b", 1, 1)]
     assert Turns().pick_probe(waiting) == ["a2"]

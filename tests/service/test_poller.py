@@ -16,11 +16,19 @@ from providers.base import Accepted
 from providers.kie.client import KieProvider
 from providers.kie.http import Timeouts
 from providers.kie.simulator import Simulator
+from service.holds import HoldTimes
+from service.leases import LeaseTimes
+from service.limits import LimitBounds
+from service.verdicts import VerdictBounds
 from tests.conftest import Serve
 from tests.support.databases import change
-from tests.support.harness import INSTANT, Service, create_request, ended, eventually
+from tests.support.harness import INSTANT, Service, create_request, ended, eventually, poller_bounds
 
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
+SHORT_HOLDS = poller_bounds(
+    limits=LimitBounds(holds=HoldTimes(first_seconds=0.05)),
+    verdicts=VerdictBounds(postpone_seconds=0.05),
+)
 
 
 async def test_a_task_created_before_a_restart_is_ended_after_it(serve: Serve) -> None:
@@ -44,16 +52,16 @@ async def test_a_task_that_was_not_sent_before_a_restart_is_sent_after_it(serve:
 
 
 async def test_a_task_found_submitting_at_start_is_unknown_and_not_sent_again(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    serve: Serve,
 ) -> None:
-    monkeypatch.setattr("service.poller.LEASE_SECONDS", 0.5)
-    async with serve() as service:
+    bounds = poller_bounds(leases=LeaseTimes(lease_seconds=0.5))
+    async with serve(bounds=bounds) as service:
         created = await service.create(STUCK)
     change(
         service.database_url,
         "UPDATE tasks SET stage = 'SUBMITTING', provider_task_id = '', lane = 'poll', due_time = 0",
     )
-    async with serve() as service:
+    async with serve(bounds=bounds) as service:
         end = await service.end(created.id)
     assert end.failure.reason == pb.ERROR_REASON_SUBMISSION_UNKNOWN
     assert "imagen4" in end.failure.message
@@ -72,12 +80,12 @@ async def test_a_damaged_task_does_not_stop_the_others(serve: Serve) -> None:
 
 
 async def test_a_task_whose_provider_cannot_be_reached_waits_and_is_then_sent(
-    serve: Serve, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, stack: AsyncExitStack
 ) -> None:
-    monkeypatch.setattr("service.poller.HOLD_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
-    async with serve(create_wait_seconds=0, kie_api_url=f"http://127.0.0.1:{port}") as service:
+    settings: dict[str, Any] = {"create_wait_seconds": 0, "bounds": SHORT_HOLDS}
+    async with serve(kie_api_url=f"http://127.0.0.1:{port}", **settings) as service:
         created = await service.create()
         await service.until_put_back(created.id)
         kie = Simulator(INSTANT)
@@ -87,7 +95,7 @@ async def test_a_task_whose_provider_cannot_be_reached_waits_and_is_then_sent(
     assert len(kie.tasks) == 1
 
 
-WEATHER = [
+INCONCLUSIVE = [
     "record:code,code=401,times=3",
     "record:code,code=402,times=3",
     "record:code,code=429,times=3",
@@ -107,19 +115,19 @@ WEATHER = [
 
 
 @pytest.mark.parametrize("model", ["imagen4", "veo3"])
-@pytest.mark.parametrize("fault", WEATHER)
-async def test_a_poll_survives_weather(service: Service, fault: str, model: str) -> None:
+@pytest.mark.parametrize("fault", INCONCLUSIVE)
+async def test_a_task_survives_inconclusive_polls(service: Service, fault: str, model: str) -> None:
     service.kie.add_fault(fault)
     end = await service.end((await service.create({model: {"prompt": "a cat"}})).id)
     assert end.status == pb.TASK_STATUS_SUCCESS
 
 
 async def test_a_late_delivery_is_added_to_the_failed_task(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    serve: Serve,
 ) -> None:
-    monkeypatch.setattr("storage.task.LATE_POLL_SECONDS", 0.05)
-    monkeypatch.setattr("service.verdicts.LATE_POLL_SECONDS", 0.05)
-    async with serve(task_max_age_seconds=0.05, watch_heartbeat_seconds=0.01) as service:
+    settings: dict[str, Any] = {"task_max_age_seconds": 0.05, "watch_heartbeat_seconds": 0.01}
+    bounds = poller_bounds(verdicts=VerdictBounds(late_poll_seconds=0.05))
+    async with serve(bounds=bounds, **settings) as service:
         created = await service.create(STUCK)
         timed_out = await service.end(created.id)
         assert timed_out.failure.reason == pb.ERROR_REASON_TASK_TIMEOUT
@@ -246,11 +254,9 @@ async def test_once_an_outage_is_over_what_was_put_off_is_asked_for_at_once(
 
 @pytest.mark.parametrize("code", [429, 455])
 async def test_a_model_that_the_provider_does_not_take_does_not_hold_up_the_others(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, code: int
+    serve: Serve, code: int
 ) -> None:
-    monkeypatch.setattr("service.poller.HOLD_SECONDS", 0.05)
-    monkeypatch.setattr("service.verdicts.PUT_OFF_SECONDS", 0.05)
-    async with serve(create_wait_seconds=0) as service:
+    async with serve(create_wait_seconds=0, bounds=SHORT_HOLDS) as service:
         service.kie.add_fault(f"create:code,code={code},times=0,family=sora2")
         closed = await service.create({"sora2": {"prompt": "a cat"}})
         await service.until_put_back(closed.id)

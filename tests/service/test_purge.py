@@ -1,13 +1,18 @@
 """Purging by age: what ended long ago goes, in small batches, and nobody else notices."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
-from service import purge
+from service.bounds import BOUNDS
+from service.forever import forever
+from service.outage_log import OutageLog
+from service.purge import BOUNDS as PURGE
+from service.purge import PurgeBounds, Purger
 from storage.errors import StorageUnavailableError
 from storage.store import Store, open_store
 from tests.conftest import Serve
@@ -15,6 +20,7 @@ from tests.support.databases import change, fill, rows
 from tests.support.harness import Service, eventually, refusal
 
 HOUR = 3_600.0
+OFTEN = replace(BOUNDS, purge=PurgeBounds(pause_seconds=0.01))
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 AGE = """
     UPDATE tasks SET complete_time = complete_time - ?, update_time = update_time - ? WHERE id = ?
@@ -23,17 +29,16 @@ AGE = """
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tasks each purge of the store deleted; a purge is due all the time."""
+    """How many tasks each purge of the store deleted."""
     deleted: list[int] = []
     purge_once = Store.purge
 
     async def noted(store: Store, ended_before: float, limit: int) -> int:
-        assert limit == purge.BATCH_TASKS
+        assert limit == PURGE.batch_tasks
         deleted.append(await purge_once(store, ended_before, limit))
         return deleted[-1]
 
     monkeypatch.setattr(Store, "purge", noted)
-    monkeypatch.setattr(purge, "PURGE_SECONDS", 0.01)
     return deleted
 
 
@@ -53,7 +58,7 @@ async def test_a_task_that_ended_long_ago_goes_and_its_request_id_is_new_again(
         young = await service.end((await service.create(request_id="young")).id)
     change(service.database_url, AGE, HOUR + 60, HOUR + 60, old.id)
     change(service.database_url, AGE, HOUR - 60, HOUR - 60, young.id)
-    async with serve(task_retention_seconds=HOUR) as service:
+    async with serve(task_retention_seconds=HOUR, bounds=OFTEN) as service:
         await eventually(lambda: sum(batches) > 0)
         async with asyncio.timeout(10):
             while not await gone(service, old.id):
@@ -71,7 +76,7 @@ async def test_a_task_that_ended_long_ago_goes_and_its_request_id_is_new_again(
 async def test_what_has_not_ended_or_may_be_delivered_late_is_kept_however_old(
     serve: Serve, batches: list[int]
 ) -> None:
-    async with serve(task_retention_seconds=HOUR) as service:
+    async with serve(task_retention_seconds=HOUR, bounds=OFTEN) as service:
         stuck = await service.create(STUCK)
         service.kie.add_fault("record:no_urls,times=0")
         late = await service.end((await service.create({"veo3": {"prompt": "late"}})).id)
@@ -92,12 +97,12 @@ async def test_what_has_not_ended_or_may_be_delivered_late_is_kept_however_old(
 async def test_watchers_of_other_tasks_see_nothing_of_a_purge_in_small_batches(
     serve: Serve, batches: list[int]
 ) -> None:
-    async with serve(task_retention_seconds=HOUR) as service:
+    async with serve(task_retention_seconds=HOUR, bounds=OFTEN) as service:
         watched = await service.create(STUCK)
         watching = asyncio.ensure_future(service.end(watched.id))
         fill(service.database_url, 1_300, 1_000_000_000.0)
         await eventually(lambda: sum(batches) == 1_300)
-        assert max(batches) == purge.BATCH_TASKS
+        assert max(batches) == PURGE.batch_tasks
         created = await service.create()
         assert (await service.end(created.id)).status == pb.TASK_STATUS_SUCCESS
         service.kie.finish(watched.provider_task_id)
@@ -109,7 +114,7 @@ async def test_by_default_nothing_is_ever_purged(serve: Serve, batches: list[int
         old = await service.end((await service.create()).id)
         change(service.database_url, AGE, 1_000_000_000, 1_000_000_000, old.id)
         young = await service.end((await service.create()).id)
-    async with serve() as service:
+    async with serve(bounds=OFTEN) as service:
         listed = await service.stub.ListTasks(pb.ListTasksRequest())
         assert [task.id for task in listed.tasks] == [young.id, old.id]
     assert batches == []
@@ -120,7 +125,7 @@ async def test_replicas_that_purge_at_once_delete_each_task_once(
 ) -> None:
     stores = [open_store(postgresql_url) for _ in range(3)]
     fill(postgresql_url, 2_000, 1_000_000_000.0)
-    await asyncio.gather(*(purge.Purger(store, HOUR).run_once() for store in stores))
+    await asyncio.gather(*(Purger(store, HOUR).run_once() for store in stores))
     for store in stores:
         await store.close()
     assert sum(batches) == 2_000
@@ -140,7 +145,7 @@ async def test_a_purge_goes_on_once_the_database_is_back(
         return await counting(*args)
 
     monkeypatch.setattr(Store, "purge", sometimes)
-    purging = asyncio.create_task(purge.Purger(store, HOUR).run())
+    purging = asyncio.create_task(forever(Purger(store, HOUR).run_once, "purge", 0.01, OutageLog()))
     await eventually(lambda: sum(batches) == 3)
     purging.cancel()
     await asyncio.gather(purging, return_exceptions=True)
@@ -165,10 +170,10 @@ def cancel(database_url: str, caller: str, count: int, before: float) -> None:
     change(database_url, CANCELLED, count, *[caller] * 3, b"\x0a\x00", *[before] * 3)
 
 
-async def purged(database_url: str, retention: float = 0) -> list[tuple[str, int]]:
+async def purged(database_url: str, bounds: PurgeBounds = PURGE) -> list[tuple[str, int]]:
     """Purge once; return how many tasks each caller has left."""
     store = open_store(database_url)
-    await purge.Purger(store, retention).run_once()
+    await Purger(store, 0, bounds).run_once()
     await store.close()
     return rows(database_url, "SELECT caller, count(*) FROM tasks GROUP BY caller ORDER BY caller")
 
@@ -186,36 +191,32 @@ async def test_a_cancelled_task_is_kept_for_a_day_though_ended_tasks_are_kept_fo
 
 
 async def test_only_the_newest_cancelled_tasks_of_a_caller_are_kept(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str,
 ) -> None:
-    monkeypatch.setattr(purge, "CANCELLED_KEPT_MAX", 600)
     store = open_store(database_url)
     now = store.now()
     await store.close()
     cancel(database_url, "alice", 1_800, now)
     cancel(database_url, "bob", 600, now)
-    assert await purged(database_url) == [("alice", 600), ("bob", 600)]
+    bounds = PurgeBounds(cancelled_kept_max=600)
+    assert await purged(database_url, bounds) == [("alice", 600), ("bob", 600)]
     newest = rows(database_url, "SELECT min(complete_time) FROM tasks WHERE caller = 'alice'")
     assert newest[0][0] == pytest.approx(now - 600)
 
 
-async def test_a_task_cancelled_within_the_last_minute_is_kept(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(purge, "CANCELLED_KEPT_MAX", 10)
+async def test_a_task_cancelled_within_the_last_minute_is_kept(database_url: str) -> None:
     store = open_store(database_url)
     now = store.now()
     await store.close()
     cancel(database_url, "alice", 80, now)
-    [(caller, left)] = await purged(database_url)
+    [(caller, left)] = await purged(database_url, PurgeBounds(cancelled_kept_max=10))
     assert (caller, 50 <= left <= 60) == ("alice", True)
 
 
 async def test_a_service_forgets_old_cancelled_tasks_and_their_request_ids(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    serve: Serve,
 ) -> None:
-    monkeypatch.setattr(purge, "PURGE_SECONDS", 0.01)
-    async with serve(create_wait_seconds=0, kie_running_max=1) as service:
+    async with serve(create_wait_seconds=0, kie_running_max=1, bounds=OFTEN) as service:
         running = await service.create(STUCK)
         await eventually(lambda: service.kie.stats["purchases"]["total"] == 1)
         task = await service.create(STUCK, request_id="r")

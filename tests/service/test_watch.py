@@ -88,7 +88,7 @@ async def test_every_watcher_of_a_task_sees_its_end(service: Service) -> None:
 
 
 async def test_an_old_stream_expires_and_another_goes_on_from_its_revision(serve: Serve) -> None:
-    async with serve(watch_max_age_seconds=0.1) as service:
+    async with serve(watch_max_age_seconds=0.5) as service:
         created = await service.create(STUCK)
         seen: list[int] = []
         with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,10 @@ import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
+from service.bounds import BOUNDS
+from service.follow import FollowTimes
+from service.forever import forever
+from service.outage_log import OutageLog
 from service.purge import Purger
 from storage.errors import StorageConfigError, StorageUnavailableError
 from storage.postgres import PostgresDatabase, _lock_key, connection_params, migrate
@@ -208,7 +213,6 @@ async def test_setting_the_machines_clock_moves_no_lease(
 async def test_a_purge_that_meets_a_bug_goes_on(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.purge.PURGE_SECONDS", 0.01)
     store = open_store(postgresql_url)
     await stored(store, new("t", status=Status.SUCCESS, stage=None, due_time=None, complete_time=1))
     change(postgresql_url, "UPDATE tasks SET update_time = 1")
@@ -221,7 +225,8 @@ async def test_a_purge_that_meets_a_bug_goes_on(
         return await purge(ended_before, limit)
 
     monkeypatch.setattr(store, "purge", broken_once)
-    purging = asyncio.create_task(Purger(store, 3_600).run())
+    purger = Purger(store, 3_600)
+    purging = asyncio.create_task(forever(purger.run_once, "purge", 0.01, OutageLog()))
     async with asyncio.timeout(10):
         while await store.get("t"):
             pass
@@ -230,12 +235,11 @@ async def test_a_purge_that_meets_a_bug_goes_on(
 
 
 async def test_a_heartbeat_repeats_what_others_have_committed_though_their_hint_is_lost(
-    tmp_path: Path, kie: Simulator, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kie: Simulator, postgresql_url: str
 ) -> None:
-    monkeypatch.setattr("service.follow.SWEEP_SECONDS", 3_600)
-    async with serving(
-        tmp_path, kie, database_url=postgresql_url, watch_heartbeat_seconds=0.05
-    ) as service:
+    bounds = replace(BOUNDS, follow=FollowTimes(sweep_seconds=3_600))
+    settings: dict[str, Any] = {"database_url": postgresql_url, "watch_heartbeat_seconds": 0.05}
+    async with serving(tmp_path, kie, bounds=bounds, **settings) as service:
         created = await service.create(STUCK)
         seen = None
         async for task in service.watch(created.id):

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from providers.kie.simulator import Simulator, SimulatorSettings
 from service import server
-from service.bounds import BOUNDS, Bounds
+from service.bounds import BOUNDS, Bounds, PollerBounds
 from service.settings import Settings
 
 if TYPE_CHECKING:  # it exists for type checkers only
@@ -116,6 +116,11 @@ def create_request(
         {"prompt_id": prompt_id, "request_id": request_id, "provider_params": {"kie": kie}},
         pb.CreateTaskRequest(),
     )
+
+
+def poller_bounds(**changes: Any) -> Bounds:
+    """Return the usual bounds, with changes to those of the poller."""
+    return replace(BOUNDS, poller=PollerBounds(**changes))
 
 
 @asynccontextmanager

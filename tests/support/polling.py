@@ -23,6 +23,7 @@ from itertools import chain, repeat
 from providers.base import Accepted, Progress, Succeeded
 from service.reach import Reach
 from service.schedule import Schedule
+from service.timeouts import Timeouts
 from service.verdicts import Verdicts, after_callback
 from storage.task import Task
 
@@ -109,9 +110,11 @@ def polled(kind: str, durations: Iterable[float], interval_seconds: float) -> Sp
 def unwatched(kind: str, *, callbacks_come: bool, tasks: int = TASKS, seed: int = SEED) -> Spent:
     """Return what tasks cost that nobody watches, with callbacks on."""
     random.seed(seed)
+    schedule, reach = Schedule(INTERVAL_SECONDS, _usual_seconds), Reach(INTERVAL_SECONDS)
     verdicts = Verdicts(
-        schedule=Schedule(INTERVAL_SECONDS, _usual_seconds),
-        reach=Reach(INTERVAL_SECONDS),
+        schedule=schedule,
+        reach=reach,
+        timeouts=Timeouts(schedule, reach, TASK_MAX_AGE_SECONDS),
         task_max_age_seconds=TASK_MAX_AGE_SECONDS,
         unknown_wait_seconds=0,
         left_to_callback=lambda _: True,

@@ -26,7 +26,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "artifacts": ((Artifact("https://x.example/1.png", "image/png"),),),
     "result_json": ("{}",),
     "failure": (Failure("GENERATION_FAILED", "no", "501"),),
-    "late_delivery": (False,),
+    "late_poll_time": (None,),
     "setbacks": (1,),
 }
 Edge = tuple[str, str, str]

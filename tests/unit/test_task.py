@@ -7,7 +7,6 @@ import pytest
 
 from storage.task import (
     DELIVERY_WINDOW_SECONDS,
-    LATE_POLL_SECONDS,
     Artifact,
     Failure,
     Lane,
@@ -37,7 +36,7 @@ QUEUED = SUBMITTING.queued("k", 1_002.0, 1_004.0)
 GENERATING = QUEUED.progressed(True, 40, 1_005.0)
 SUCCESS = GENERATING.succeeded(ARTIFACTS, "{}", 3.5, 1_006.0, 1_005.5)
 FAILED = GENERATING.failed(NO, 1_006.0)
-TIMED_OUT = GENERATING.failed(NO, 1_006.0, late_delivery=True)
+TIMED_OUT = GENERATING.failed(NO, 1_006.0, late_poll_time=4_606.0)
 DELIVERED = TIMED_OUT.delivered_late(ARTIFACTS, "{}", 3.5, 1_007.0)
 HINTED = UNKNOWN.hinted("k", 1_003.0)
 LOST = UNKNOWN.failed(NO, 1_006.0)
@@ -285,9 +284,9 @@ def test_a_failure_whose_time_nobody_told_completed_now() -> None:
 
 
 @pytest.mark.parametrize("task", sorted(PENDING))
-def test_a_failed_task_that_may_be_delivered_late_is_asked_for_in_an_hour(task: str) -> None:
-    after = TASKS[task].failed(NO, NOW, late_delivery=True)
-    assert (after.due_time, after.lane) == (NOW + LATE_POLL_SECONDS, Lane.LATE)
+def test_a_failed_task_that_may_be_delivered_late_is_polled_for_it(task: str) -> None:
+    after = TASKS[task].failed(NO, NOW, late_poll_time=NOW + 60)
+    assert (after.due_time, after.lane) == (NOW + 60, Lane.LATE)
 
 
 # --- progress ---

@@ -18,6 +18,7 @@ from providers.base import (
 )
 from service.reach import Reach
 from service.schedule import Schedule
+from service.timeouts import Timeouts
 from service.verdicts import Verdicts, after_callback
 from storage.task import Failure, Stage, Status, Task
 
@@ -25,9 +26,11 @@ NOW = 10_000.0
 
 
 def verdicts(*, left_to_callback: bool = False) -> Verdicts:
+    schedule, reach = Schedule(2.0, lambda _: 100.0), Reach(2.0)
     return Verdicts(
-        schedule=Schedule(2.0, lambda _: 100.0),
-        reach=Reach(2.0),
+        schedule=schedule,
+        reach=reach,
+        timeouts=Timeouts(schedule, reach, 3_600.0),
         task_max_age_seconds=3_600.0,
         unknown_wait_seconds=900.0,
         left_to_callback=lambda _: left_to_callback,
@@ -117,8 +120,8 @@ FAILING = QUEUED.scheduled(NOW, 2)  # two polls in a row have failed
 
 def reached(answered_time: float) -> Verdicts:
     """Verdicts of a service for which another task was answered at a time."""
-    known = replace(VERDICTS, reach=Reach(2.0))
-    known.reach.note(UNDER_WAY, 0, answered_time)
+    known = verdicts()
+    known.reach.learn(UNDER_WAY, 0, answered_time)
     return known
 
 

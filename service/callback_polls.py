@@ -1,0 +1,122 @@
+"""Polls that callbacks cause: at once if possible, at most one a second of each task."""
+
+from functools import partial
+
+from service.agenda import Agenda
+from service.callback_pace import CallbackPace
+from service.jobs import Jobs
+from service.leases import Leases
+from service.limits import Limits
+from service.outage_log import OutageLog
+from service.seen import Seen
+from service.verdicts import after_callback
+from service.writer import Writer
+from storage.errors import StorageUnavailableError
+from storage.store import Store
+from storage.task import Lane, Task
+
+
+class CallbackPolls:
+    """Polls tasks of which the provider has called back."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        agenda: Agenda,
+        leases: Leases,
+        limits: Limits,
+        jobs: Jobs,
+        writer: Writer,
+        seen: Seen,
+        outage_log: OutageLog,
+    ) -> None:
+        self._store = store
+        self._agenda = agenda
+        self._leases = leases
+        self._limits = limits
+        self._jobs = jobs
+        self._writer = writer
+        self._seen = seen
+        self._outage_log = outage_log
+        self._pace = CallbackPace()
+
+    async def on_callback(
+        self,
+        task_id: str,
+        provider_task_id: str,
+        hosts: frozenset[str] = frozenset(),
+        content: int | None = None,
+    ) -> bool:
+        """Poll a task now, as the provider has called back for it.
+
+        A callback during a poll causes another poll after it: the provider may have answered the
+        first one before the callback was due.
+
+        Args:
+            task_id: Our id of the task.
+            provider_task_id: The provider's id in the callback, or "".
+            hosts: The hosts of the URLs in the callback. They are logged if the task ends without a
+                result.
+            content: The hash of the callback, if known: one that repeats another one of the last
+                second changes nothing.
+
+        Returns:
+            False if there is no such task.
+
+        Raises:
+            StorageUnavailableError: The database is unavailable.
+        """
+        self._seen.called_back(task_id, hosts)
+        if self._is_covered(task_id, content):
+            return True
+        if (task := await self._store.get(task_id)) is None:
+            return False
+        await self._poll(task, provider_task_id, content)
+        return True
+
+    def _is_covered(self, task_id: str, content: int | None) -> bool:
+        """Whether nothing has to be done: a callback is a repetition, or a poll is in progress."""
+        if self._pace.is_repeated(task_id, content, self._store.now()):
+            return True
+        if self._leases.is_polling(task_id):
+            self._jobs.follow_up(task_id, partial(self._poll_again, task_id))
+            return True
+        return False
+
+    async def _poll(self, task: Task, provider_task_id: str, content: int | None) -> None:
+        due_time, at_once = 0.0, False
+
+        def make_due(current: Task, now: float) -> Task | None:
+            nonlocal due_time, at_once
+            if self._is_covered(current.id, content):
+                return None
+            due_time = self._pace.next_time(current.id, now)
+            after = after_callback(current, provider_task_id, due_time)
+            if after is None or after == current:
+                return None
+            at_once = due_time <= now and self._can_poll(after, now)
+            if not at_once:
+                return after
+            # Before everything that is due, and without a claim: saving it takes the lease.
+            return after.scheduled(self._leases.end_time(now), after.setbacks)
+
+        if saved := await self._writer.write(task, make_due):
+            if saved.provider_task_id:
+                self._pace.remember(saved.id, due_time, content)
+            if at_once and not self._leases.is_held(saved.id):
+                self._jobs.start(Lane.POLL, saved)
+
+    def _can_poll(self, task: Task, now: float) -> bool:
+        return (
+            task.lane is Lane.POLL
+            and bool(task.provider_task_id)
+            and not self._agenda.is_stopped()
+            and self._limits.room(Lane.POLL, now) > 0
+        )
+
+    async def _poll_again(self, task_id: str) -> None:
+        try:
+            await self.on_callback(task_id, "")
+        except StorageUnavailableError as error:
+            self._outage_log.failed("storage unavailable, a callback is lost", error)

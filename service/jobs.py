@@ -1,0 +1,124 @@
+"""The jobs in progress: one asyncio task for each task that is being worked on."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from service.hub import Hub
+from service.leases import Leases
+from service.limits import Limits
+from service.outage_log import RETRY_SECONDS
+from storage.errors import StorageUnavailableError
+from storage.store import Quota, Store
+from storage.task import Lane, Task
+
+log = structlog.get_logger()
+
+Work = Callable[[Task], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class JobTimes:
+    """How jobs keep to the account's rate.
+
+    Attributes:
+        slot_seconds: How long a slot is valid: a request that starts later takes another one.
+    """
+
+    slot_seconds: float = 0.15
+
+
+class Jobs:
+    """Starts jobs, and lets none of them harm another."""
+
+    def __init__(
+        self,
+        *,
+        works: Mapping[Lane, Work],
+        store: Store,
+        hub: Hub,
+        leases: Leases,
+        limits: Limits,
+        times: JobTimes,
+    ) -> None:
+        self._works = works
+        self._store = store
+        self._hub = hub
+        self._leases = leases
+        self._limits = limits
+        self._times = times
+        self._running: set[asyncio.Task[None]] = set()
+        self._follow_ups: dict[str, Callable[[], Awaitable[None]]] = {}
+
+    def start(self, lane: Lane, task: Task, slot_time: float = 0.0) -> None:
+        """Start the work of a lane on a task whose lease was taken just now.
+
+        Args:
+            lane: Where the task was claimed from.
+            task: The claimed task.
+            slot_time: When a slot was taken for its request; 0 if none was.
+        """
+        self._hub.publish(task)
+        self._limits.job_started(lane)
+        self._leases.hold(lane, task)
+        job = asyncio.create_task(self._run(lane, task, slot_time))
+        self._running.add(job)
+        job.add_done_callback(self._running.discard)
+
+    def follow_up(self, task_id: str, call: Callable[[], Awaitable[None]]) -> None:
+        """Make a call when the job on a task has ended; several for one task are one."""
+        self._follow_ups[task_id] = call
+
+    async def finish(self, grace_seconds: float) -> None:
+        """Wait for the jobs, then cancel those that take longer. Start none from now on."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=grace_seconds)
+        remaining = [*self._running]
+        for job in remaining:
+            job.cancel()
+        await asyncio.gather(*remaining, return_exceptions=True)
+
+    async def _run(self, lane: Lane, task: Task, slot_time: float) -> None:
+        """Isolate failures: an exception in one job must not stop the loop.
+
+        The task is retried when its lease expires.
+        """
+        # A job is an asyncio task, so it has its own context variables.
+        structlog.contextvars.bind_contextvars(**log_fields(task))
+        try:
+            await self._take_fresh_slot(self._limits.quota(lane), slot_time)
+            await self._works[lane](task)
+        except Exception:
+            log.exception("task job failed")
+        finally:
+            self._leases.drop(lane, task)
+            self._limits.job_ended(lane, task.model)
+        if follow_up := self._follow_ups.pop(task.id, None):
+            await follow_up()
+
+    async def _take_fresh_slot(self, quota: Quota, slot_time: float) -> None:
+        """Take another rate slot if the one that was taken is not valid any longer.
+
+        A rate slot is valid only briefly, and the request could not start in time.
+        """
+        while quota.limit and (now := self._store.now()) - slot_time > self._times.slot_seconds:
+            try:
+                free_time = await self._store.take_slot(quota, now)
+            except StorageUnavailableError:
+                free_time = now + RETRY_SECONDS
+            if free_time:
+                await asyncio.sleep(free_time - now)
+            else:
+                slot_time = now
+
+
+def log_fields(task: Task) -> dict[str, str]:
+    """Return the fields of every log line about a task."""
+    return {
+        "task_id": task.id,
+        "model": task.model,
+        "caller": task.caller,
+        "prompt_id": task.prompt_id,
+    }

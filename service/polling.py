@@ -1,0 +1,162 @@
+"""Puts the poller together from its parts."""
+
+from dataclasses import dataclass
+
+from service.agenda import Agenda
+from service.callback_polls import CallbackPolls
+from service.events import TaskEvents
+from service.jobs import Jobs
+from service.leases import Leases
+from service.limits import AccountLimits, Limits
+from service.parts import Parts
+from service.poller import Poller
+from service.reach import Reach
+from service.schedule import Schedule
+from service.seen import Seen
+from service.settings import Settings
+from service.timeouts import Timeouts
+from service.verdicts import Verdicts
+from service.work import SubmitOptions, Work
+from service.writer import Writer
+from storage.task import Lane
+
+
+@dataclass(frozen=True, slots=True)
+class Polling:
+    """The poller, and how the rest of the service reaches it.
+
+    Attributes:
+        poller: The loop.
+        leases: Have to be renewed for as long as the poller works.
+        events: What callers do to tasks.
+        callbacks: The polls that callbacks cause.
+    """
+
+    poller: Poller
+    leases: Leases
+    events: TaskEvents
+    callbacks: CallbackPolls
+
+
+@dataclass(frozen=True, slots=True)
+class _Core:
+    """What the work, the jobs and the events share."""
+
+    agenda: Agenda
+    leases: Leases
+    limits: Limits
+    verdicts: Verdicts
+    writer: Writer
+    seen: Seen
+
+
+def make_polling(parts: Parts) -> Polling:
+    """Put the poller together; nothing is started."""
+    core = _core(parts)
+    jobs = _jobs(parts, core)
+    return Polling(
+        poller=Poller(
+            store=parts.store,
+            agenda=core.agenda,
+            leases=core.leases,
+            limits=core.limits,
+            jobs=jobs,
+            metrics=parts.metrics,
+            outage_log=parts.outage_log,
+        ),
+        leases=core.leases,
+        events=TaskEvents(
+            store=parts.store,
+            agenda=core.agenda,
+            limits=core.limits,
+            verdicts=core.verdicts,
+            writer=core.writer,
+            outage_log=parts.outage_log,
+            has_callbacks=parts.urls is not None,
+        ),
+        callbacks=CallbackPolls(
+            store=parts.store,
+            agenda=core.agenda,
+            leases=core.leases,
+            limits=core.limits,
+            jobs=jobs,
+            writer=core.writer,
+            seen=core.seen,
+            outage_log=parts.outage_log,
+        ),
+    )
+
+
+def _core(parts: Parts) -> _Core:
+    bounds = parts.bounds.poller
+    agenda = Agenda(bounds.agenda)
+    account = _account(parts.settings)
+    limits = Limits(account, bounds.limits, parts.limits, agenda, parts.metrics)
+    verdicts = _verdicts(parts)
+    return _Core(
+        agenda=agenda,
+        leases=Leases(parts.store, bounds.leases),
+        limits=limits,
+        verdicts=verdicts,
+        writer=Writer(
+            store=parts.store,
+            hub=parts.hub,
+            agenda=agenda,
+            limits=limits,
+            verdicts=verdicts,
+            metrics=parts.metrics,
+            outage_log=parts.outage_log,
+        ),
+        seen=Seen(),
+    )
+
+
+def _account(settings: Settings) -> AccountLimits:
+    return AccountLimits(
+        creates_per_10_seconds=settings.kie_creates_per_10_seconds,
+        status_per_second=settings.kie_status_per_second,
+        running_max=settings.kie_running_max,
+        creates_in_flight_max=settings.kie_creates_in_flight_max,
+    )
+
+
+def _verdicts(parts: Parts) -> Verdicts:
+    settings, bounds, hub = parts.settings, parts.bounds.poller, parts.hub
+    callbacks = parts.urls is not None
+    interval_seconds = settings.poll_interval_seconds
+    schedule = Schedule(interval_seconds, parts.provider.typical_max_seconds, bounds.overdue)
+    reach = Reach(interval_seconds)
+    max_age_seconds = settings.task_max_age_seconds
+    return Verdicts(
+        schedule=schedule,
+        reach=reach,
+        timeouts=Timeouts(schedule, reach, max_age_seconds, bounds.timeouts),
+        task_max_age_seconds=max_age_seconds,
+        unknown_wait_seconds=settings.effective_unknown_wait_seconds,
+        left_to_callback=lambda task_id: callbacks and not hub.is_watched(task_id),
+        bounds=bounds.verdicts,
+    )
+
+
+def _jobs(parts: Parts, core: _Core) -> Jobs:
+    callback_url = parts.urls.url if parts.urls else None
+    work = Work(
+        store=parts.store,
+        provider=parts.provider,
+        options=SubmitOptions(parts.settings.disabled_models, callback_url),
+        verdicts=core.verdicts,
+        writer=core.writer,
+        leases=core.leases,
+        limits=core.limits,
+        agenda=core.agenda,
+        metrics=parts.metrics,
+        seen=core.seen,
+    )
+    return Jobs(
+        works={Lane.SUBMIT: work.submit, Lane.POLL: work.poll, Lane.LATE: work.poll_late},
+        store=parts.store,
+        hub=parts.hub,
+        leases=core.leases,
+        limits=core.limits,
+        times=parts.bounds.poller.jobs,
+    )

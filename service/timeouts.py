@@ -1,0 +1,93 @@
+"""Failed polls: which of them count against their task, and when the task times out."""
+
+from dataclasses import dataclass
+
+import structlog
+
+from providers.base import Poll, Progress, Unavailable, UnknownState, Unreadable
+from service.reach import Reach
+from service.schedule import Schedule
+from storage.task import Failure, Task
+
+log = structlog.get_logger()
+
+Unfinished = Progress | UnknownState | Unreadable | Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class TimeoutBounds:
+    """How many failed polls it takes, where no setting says so.
+
+    Attributes:
+        failing_setbacks: How many polls in a row must fail before a task may time out.
+        given_up_setbacks: Likewise if the last one says that the provider gave the task up.
+        outage_max_seconds: While the provider answers no poll, no task times out before this age.
+    """
+
+    failing_setbacks: int = 3
+    given_up_setbacks: int = 5
+    outage_max_seconds: float = 86_400.0
+
+
+BOUNDS = TimeoutBounds()
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Decides when a task has timed out. Times are unix seconds.
+
+    Attributes:
+        schedule: When polls are made.
+        reach: Whether the provider answers any request.
+        task_max_age_seconds: From a task's acceptance by the provider to its timeout.
+        bounds: How many failed polls it takes.
+    """
+
+    schedule: Schedule
+    reach: Reach
+    task_max_age_seconds: float
+    bounds: TimeoutBounds = BOUNDS
+
+    def setbacks(self, task: Task, outcome: Poll, now: float) -> int:
+        """Count a failed poll, but not if polls of other tasks are not answered either."""
+        match outcome:
+            case Progress():
+                return 0
+            case Unavailable() if not self._others_answered(task, now):
+                return max(task.setbacks, 1)
+            case _:
+                return task.setbacks + 1
+
+    def _others_answered(self, task: Task, now: float) -> bool:
+        """Whether the provider has answered for other tasks since the last poll of this one."""
+        since = self.schedule.nominal_wait(task.model, age_of(task, now), task.setbacks)
+        return self.reach.answered_time > now - since
+
+    def is_timed_out(self, task: Task, outcome: Unfinished, setbacks: int, now: float) -> bool:
+        """Whether a task has timed out, after a poll that made its setbacks `setbacks`."""
+        age = age_of(task, now)
+        given_up = isinstance(outcome, Unreadable) and outcome.given_up
+        if given_up and setbacks >= self.bounds.given_up_setbacks:
+            return True
+        if age < self.task_max_age_seconds:
+            return False
+        if isinstance(outcome, Progress | UnknownState) or age >= self.bounds.outage_max_seconds:
+            return True
+        return setbacks > task.setbacks and setbacks >= self.bounds.failing_setbacks
+
+    def failure(self, outcome: Unfinished) -> Failure:
+        """Return the failure of a task that has timed out, with what the last poll said."""
+        words = f"not finished within {self.task_max_age_seconds:g} s of its acceptance"
+        if isinstance(outcome, Unreadable | Unavailable):
+            words = f"{words}; the last poll: {outcome.detail}"
+        if not isinstance(outcome, Unreadable):
+            return Failure("TASK_TIMEOUT", words)
+        log.warning("task timed out", detail=outcome.detail, answer=outcome.answer)
+        if outcome.given_up:
+            words = f"the provider has given it up: {outcome.detail}"
+        return Failure("TASK_TIMEOUT", words, outcome.provider_code)
+
+
+def age_of(task: Task, now: float) -> float:
+    """Return the seconds since the provider accepted a task."""
+    return now - (now if task.accept_time is None else task.accept_time)

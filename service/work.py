@@ -1,0 +1,241 @@
+"""The work on a claimed task, from asking the provider to the verdict.
+
+    submit       send the paid request
+    poll         ask for a task in progress, or find out whether a paid request was accepted
+    poll_late    ask for a result that is paid for, of a task that has ended without it
+
+A task that was submitted without a known response is an orphan until its record is found.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import structlog
+
+from generated.generation.v1.generation_pb2 import ProviderParams
+from providers.base import (
+    Accepted,
+    Poll,
+    Postponed,
+    Provider,
+    Recognition,
+    Refused,
+    Submission,
+    Succeeded,
+    Unavailable,
+    Unknown,
+    UnknownState,
+    Unreadable,
+)
+from service.agenda import Agenda
+from service.leases import Leases
+from service.limits import Limits
+from service.metrics import Metrics
+from service.seen import Seen
+from service.verdicts import Verdicts
+from service.writer import Decide, Writer
+from storage.errors import StorageUnavailableError
+from storage.store import Store
+from storage.task import Lane, Stage, Task
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitOptions:
+    """How tasks are submitted.
+
+    Attributes:
+        disabled_models: Models of which nothing is sent.
+        callback_url: Makes the URL for the callbacks of a task; None if there are no callbacks.
+    """
+
+    disabled_models: frozenset[str]
+    callback_url: Callable[[str], str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is done with a claimed task, by the lane it was claimed from.
+
+    Attributes:
+        store: Where tasks are kept.
+        provider: Who is asked.
+        options: How tasks are submitted.
+        verdicts: Decides what becomes of a task.
+        writer: Saves it.
+        leases: Which tasks are held by this process.
+        limits: Learns whether the provider accepts tasks.
+        agenda: Wakes the poller after an outage of the provider.
+        metrics: Counts polls without a verdict.
+        seen: Logs anomalies.
+    """
+
+    store: Store
+    provider: Provider
+    options: SubmitOptions
+    verdicts: Verdicts
+    writer: Writer
+    leases: Leases
+    limits: Limits
+    agenda: Agenda
+    metrics: Metrics
+    seen: Seen
+
+    # --- submit ---
+
+    async def submit(self, task: Task) -> None:
+        """Send the paid request. The task is SUBMITTING by now, also in the database."""
+        if not await self.leases.keep(task):
+            log.error("paid request not sent: another process has taken over the task")
+            return
+        outcome = await self._send(task)
+        if not isinstance(outcome, Accepted):
+            outcome = await self._look_for_purchase(task, outcome)
+        self._log_submission(task, outcome)
+        hold_until = self.limits.learn_availability(task.model, outcome, self.store.now())
+        await self._settle(
+            task,
+            lambda current, now: self.verdicts.after_submission(current, outcome, now, hold_until),
+        )
+
+    async def _send(self, task: Task) -> Submission:
+        if task.model in self.options.disabled_models:
+            return Refused("MODEL_UNAVAILABLE", f"{task.model} is disabled here", "")
+        make_url = self.options.callback_url
+        callback_url = make_url(task.id) if make_url else None
+        return await self.provider.submit(ProviderParams.FromString(task.params), callback_url)
+
+    async def _look_for_purchase(self, task: Task, outcome: Submission) -> Submission:
+        """Look up the record that a callback, or a response other than an acceptance, names."""
+        assert not isinstance(outcome, Accepted)
+        candidate = outcome.provider_task_id
+        try:
+            if not candidate and (current := await self.store.get(task.id)):
+                candidate = current.hinted_id
+        except StorageUnavailableError:
+            return outcome  # the verdict waits for the database, and sees the candidate, too
+        if not candidate:
+            return outcome
+        found = await self._recognise(task, candidate)
+        log.warning(
+            "a request that was not accepted names a task",
+            provider_task_id=candidate,
+            recognition=found.value,
+        )
+        if found in {Recognition.AGREES, Recognition.SILENT}:
+            return Accepted(candidate)
+        return replace(outcome, provider_task_id="") if found is Recognition.DIFFERS else outcome
+
+    def _log_submission(self, task: Task, outcome: Submission) -> None:
+        match outcome:
+            case Postponed(detail):
+                log.warning("the provider takes no tasks now", detail=detail)
+            case Unknown(detail, answer):
+                log.error("submission outcome unknown", detail=detail, answer=answer)
+            case Refused(reason, message, code):
+                log.warning("task refused", reason=reason, message=message, provider_code=code)
+            case Accepted(provider_task_id):
+                log.info("task accepted", provider_task_id=provider_task_id)
+                self.seen.accepted(task, provider_task_id)
+
+    # --- poll ---
+
+    async def poll(self, task: Task) -> None:
+        """Ask for a task in progress."""
+        if task.stage is Stage.SUBMITTING:
+            await self._look_for_orphan(task)
+            return
+        outcome = await self._ask(task)
+        await self._settle(
+            task, lambda current, now: self.verdicts.after_poll(current, outcome, now)
+        )
+        await self._learn_reach(task, outcome)
+
+    async def poll_late(self, task: Task) -> None:
+        """Ask for a result that is paid for, of a task that has ended without it."""
+        if not task.provider_task_id:
+            await self._look_for_orphan(task)
+            return
+        outcome = await self._ask(task)
+        await self._settle(
+            task, lambda current, now: self.verdicts.after_late_poll(current, outcome, now)
+        )
+
+    async def _ask(self, task: Task) -> Poll:
+        params = ProviderParams.FromString(task.params)
+        outcome = await self.provider.poll(task.model, task.provider_task_id, params)
+        match outcome:
+            case Unavailable(detail):
+                self.metrics.poll_inconclusive(task.model, "unavailable")
+                log.info("inconclusive poll", detail=detail, setbacks=task.setbacks)
+            case Unreadable(detail):
+                self.metrics.poll_inconclusive(task.model, "unreadable")
+                log.info("inconclusive poll", detail=detail, setbacks=task.setbacks)
+            case UnknownState(state):
+                self.metrics.poll_inconclusive(task.model, "unknown_state")
+                self.seen.state(state)
+            case Succeeded(differs=True):
+                log.warning("a record repeats another request than ours")
+            case _:
+                pass
+        return outcome
+
+    async def _learn_reach(self, task: Task, outcome: Poll) -> None:
+        """Learn whether the provider answers; after an outage, poll what it has postponed."""
+        reach = self.verdicts.reach
+        if reach.learn(outcome, task.setbacks, self.store.now()):
+            log.info("the provider answers again")
+            await self.store.hasten(self.store.now())
+            self.agenda.wake(Lane.POLL)
+        self.metrics.provider_silent(reach.silent_seconds(self.store.now()))
+
+    # --- an orphan ---
+
+    async def _look_for_orphan(self, task: Task) -> None:
+        """Find out what became of a paid request whose response is not known.
+
+        Either its sender has died, or it waits for a callback, or a callback has named a record.
+        """
+        if self.leases.is_sending(task.id):
+            return  # its sender, in this process, was only paused; the claim has postponed the task
+        if not task.hinted_id:
+            await self._settle(task, self._without_answer)
+            return
+        found = await self._recognise(task, task.hinted_id)
+        log.info(
+            "a callback named a task", provider_task_id=task.hinted_id, recognition=found.value
+        )
+        await self._settle(
+            task, lambda current, now: self.verdicts.after_recognition(current, found, now)
+        )
+
+    async def _recognise(self, task: Task, candidate: str) -> Recognition:
+        return await self.provider.recognise(ProviderParams.FromString(task.params), candidate)
+
+    def _without_answer(self, task: Task, now: float) -> Task | None:
+        """Decide on a paid request without a response, once its sender could renew its lease."""
+        judgement_time = self.leases.judgement_time()
+        if self.store.shared and now < judgement_time < math.inf and task.unknown_time is None:
+            return task.scheduled(judgement_time, task.setbacks) if not task.ended else None
+        log.error("submission outcome unknown: no response to the paid request")
+        return self.verdicts.without_answer(task, now)
+
+    # --- the verdict ---
+
+    async def _settle(self, task: Task, decide: Decide) -> None:
+        """Save the verdict.
+
+        It is decided again if the task has changed in the meantime, but not once the task has been
+        resubmitted. While the database is unavailable it waits: what was paid for must not be lost.
+        """
+
+        def decide_on_this_submission(current: Task, now: float) -> Task | None:
+            return decide(current, now) if current.submit_time == task.submit_time else None
+
+        saved = await self.writer.write(task, decide_on_this_submission, patient=True)
+        if saved is None:
+            log.info("task already settled elsewhere")
+        elif saved.ended:
+            self.seen.ended(saved)
