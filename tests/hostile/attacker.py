@@ -1,7 +1,7 @@
 """`python -m tests.hostile.attacker MODULE:FUNCTION TARGET`: one attack, as a process.
 
-It attacks once a line comes in on stdin, prints the outcome as a line of JSON, and keeps what it
-holds open until stdin ends: so the server can be stopped while the attack is in place.
+It attacks when a line arrives on stdin, prints the outcome as a line of JSON, and keeps its
+connections open until stdin ends, so that the server can be stopped during the attack.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ HOLD_SECONDS_MAX = 60.0
 
 
 async def run(attack: Attack, target: Target) -> None:
-    """Attack when told to, say what came of it, and hold still until stdin ends."""
+    """Attack on request, report the outcome, and keep everything open until stdin ends."""
     loop = asyncio.get_running_loop()
     stdin = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
@@ -30,7 +30,7 @@ async def run(attack: Attack, target: Target) -> None:
     try:
         async with asyncio.timeout(ATTACK_SECONDS_MAX):
             outcome = await attack(target)
-    except Exception as error:  # noqa: BLE001 - the drill is told
+    except Exception as error:  # noqa: BLE001 - the drill reports it
         outcome = {f"{type(error).__name__}: {error}": 1}
     print(json.dumps(outcome), flush=True)  # noqa: T201
     async with asyncio.timeout(HOLD_SECONDS_MAX):

@@ -1,4 +1,4 @@
-"""The caller who works while another attacks, and what he notices of it."""
+"""The caller who works while another attacks, and what he observes."""
 
 import asyncio
 import time
@@ -31,7 +31,7 @@ WARM_UP_CALLS = 20
 
 @dataclass
 class Noticed:
-    """What Bob notices.
+    """What Bob observes.
 
     His latencies are those of his client, in the process of the tests, from a call's start to its
     answer. Calls start by the clock, whether earlier ones were answered or not: a server that
@@ -42,7 +42,7 @@ class Noticed:
     errors: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
     healthz_seconds: float = 0
-    task_seconds: float = 0  # from a create to the end of its watch, at the most
+    task_seconds: float = 0  # the longest, from a create to the end of its watch
 
 
 class Bob:
@@ -67,7 +67,7 @@ class Bob:
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        """Work for as long as the context lasts, and see what is under way to its end."""
+        """Work for as long as the context lasts, and finish the calls in progress."""
         duties: list[tuple[float, Callable[[], Awaitable[Any]]]] = [
             (QUERY_SECONDS, self._query),
             (LIST_SECONDS, self._list),
@@ -124,7 +124,7 @@ class Bob:
             self.noticed.latencies.append(time.monotonic() - begun)
 
     async def _ask_healthz(self) -> None:
-        """Ask over a connection of its own, as orchestrators do."""
+        """Ask over a new connection, as orchestrators do."""
         begun = time.monotonic()
         connector = aiohttp.TCPConnector(force_close=True)
         limit = aiohttp.ClientTimeout(CALL_SECONDS)
@@ -140,7 +140,7 @@ class Bob:
         self.noticed.healthz_seconds = max(self.noticed.healthz_seconds, seconds)
 
     def _note(self, error: grpc.aio.AioRpcError, method: str) -> None:
-        """Count an error; a refusal that names a limit of Bob's own is none."""
+        """Count an error, unless it is a refusal by one of Bob's own limits."""
         status = rpc_status.from_call(error)
         info = error_details_pb2.ErrorInfo()
         found = status is not None and any(detail.Unpack(info) for detail in status.details)

@@ -7,7 +7,7 @@ import pytest
 
 @dataclass(frozen=True)
 class Scale:
-    """The form of an attack: how long it goes on, and how much more than in the short form.
+    """The form of an attack: how long it lasts, and how much larger than the short form it is.
 
     Attributes:
         p99_seconds_max: How long the other caller may wait. A short attack leaves it some 200

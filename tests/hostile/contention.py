@@ -1,8 +1,8 @@
-"""How much of the machine the processes of a drill had to leave to others.
+"""How much of the machine other processes used during a drill.
 
-Tests share their machine: with each other, and with whatever else runs. A drill would then measure
-them and not the service. What others used of the processors is taken out of what it measures; what
-the service and its attacker take from each other, and from Bob, is not.
+Tests share the machine with each other and with everything else that runs, and a drill would
+measure that too. So the processor time of other processes is subtracted from its results. What the
+service and its attacker take from each other, and from Bob, is not.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.measure import cpu_seconds
 
-LEAST_SHARE = 0.05  # of the processors: with less, a drill measures nothing
+LEAST_SHARE = 0.05  # of the processors: with less, a drill cannot measure anything
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class _Used:
 
 
 class Contention:
-    """Compares what the processes of a drill could have used with all that there is."""
+    """Compares the processor time that a drill could have used with all of it."""
 
     def __init__(self, pids: Iterable[int]) -> None:
         self._pids = (os.getpid(), *pids)
         self._before = self._used()
 
     def factor(self) -> float:
-        """Return how many times as much there would have been without others."""
+        """Return how many times as much there would have been without other processes."""
         now, before = self._used(), self._before
         total = now.total - before.total
         others = (now.busy - before.busy) - (now.ours - before.ours)

@@ -1,4 +1,4 @@
-"""An attack from start to end: the service, the other caller, and what must hold meanwhile."""
+"""An attack from start to end: the service, the other caller, and what must be true during it."""
 
 import asyncio
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ PEAK_MIB_MAX = {"": 400, "alice": 700}
 LOG_BYTES_MAX = 1_000_000
 DATABASE_MIB_MAX = 100
 CALLS_MIN = 30
-SECONDS_MIN = 1.0  # of an attack that is over sooner, so that the percentile is one
+SECONDS_MIN = 1.0  # of an attack that ends sooner, so that there are enough calls for a percentile
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Drill:
 
     @property
     def name(self) -> str:
-        """How the attack is called in the table."""
+        """The name of the attack in the table."""
         return f"{self.attack.__name__} {self.caller or 'without a token'}"
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What was seen of an attack, from its start to the end of the service."""
+    """What was observed from the start of an attack to the end of the service."""
 
     noticed: Noticed
     peak_mib: float
@@ -58,17 +58,17 @@ class Observed:
 
     @property
     def p99_seconds(self) -> float:
-        """Bob's 99th percentile, without what others of the machine add to it."""
+        """Bob's 99th percentile, without the effect of other processes on the machine."""
         return percentile(self.noticed.latencies, 0.99) / self.contention
 
     @property
     def healthz_seconds(self) -> float:
-        """The slowest answer of /healthz, likewise."""
+        """The slowest response of /healthz, corrected in the same way."""
         return self.noticed.healthz_seconds / self.contention
 
     @property
     def task_seconds(self) -> float:
-        """The slowest task of Bob's, likewise."""
+        """Bob's slowest task, corrected in the same way."""
         return self.noticed.task_seconds / self.contention
 
 
@@ -85,7 +85,7 @@ async def observe(drill: Drill, folder: Path) -> Observed:
                 outcome, _ = await asyncio.gather(hostile.attack(), asyncio.sleep(SECONDS_MIN))
             factor = contention.factor()
             peak_mib, database_mib = defender.peak_mib(), defender.database_mib
-        stop_seconds = await defender.stop()  # while the attacker still holds what it has
+        stop_seconds = await defender.stop()  # while the attacker keeps everything open
         log_bytes = defender.log_bytes - logged
     return Observed(
         caller.noticed, peak_mib, log_bytes, database_mib, stop_seconds, outcome, factor
@@ -95,7 +95,7 @@ async def observe(drill: Drill, folder: Path) -> Observed:
 async def withstands(drill: Drill, folder: Path, p99_seconds_max: float = P99_SECONDS_MAX) -> None:
     """Fail unless the service withstands an attack.
 
-    What depends on time may fail once: other processes may have had the machine meanwhile.
+    Timing may fail once: other processes may have used the machine.
 
     Args:
         drill: The attack.

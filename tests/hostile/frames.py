@@ -25,7 +25,7 @@ from benchmarks.h2 import (
 from tests.hostile.target import Target
 from tests.support.harness import eventually
 
-DATA_FRAME_BYTES = 16_384  # what each peer takes without being asked
+DATA_FRAME_BYTES = 16_384  # what each peer accepts initially
 SETTING_BYTES = 6
 CANCEL = struct.pack(">I", 8)
 
@@ -36,13 +36,13 @@ def headers(target: Target, path: str) -> bytes:
 
 
 def half_open(block: bytes, message: bytes) -> Callable[[int], bytes]:
-    """Return what makes the frames of a call whose requests never end."""
+    """Return a function that makes the frames of a call whose request never ends."""
     body = b"\0" + struct.pack(">I", len(message)) + message
     return lambda stream: frame(HEADERS, END_HEADERS, stream, block) + frame(DATA, 0, stream, body)
 
 
 def reset_call(block: bytes) -> Callable[[int], bytes]:
-    """Return what makes the frames of a call that is reset as soon as it has begun."""
+    """Return a function that makes the frames of a call that is reset at once."""
     begin = struct.pack(">I", len(block))[1:] + bytes([HEADERS, END_HEADERS])
     reset = struct.pack(">I", len(CANCEL))[1:] + bytes([RST_STREAM, 0])
 
@@ -54,7 +54,7 @@ def reset_call(block: bytes) -> Callable[[int], bytes]:
 
 
 class Stream:
-    """What became of one call."""
+    """The state of one call."""
 
     def __init__(self) -> None:
         self.messages = 0
@@ -70,7 +70,7 @@ class Stream:
 
     @property
     def is_served(self) -> bool:
-        """Whether the server answered, and keeps the stream open."""
+        """Whether the server has answered and keeps the stream open."""
         return self.is_open and self.messages > 0
 
 
@@ -100,18 +100,18 @@ class Sender(Connection):
         return self._transport.is_closing()
 
     async def send(self, data: bytes) -> None:
-        """Send bytes as they are, once the server has taken the ones before."""
+        """Send bytes unchanged, once the server has read the previous ones."""
         await self._writable.wait()
         self._transport.write(data)
 
     def next_stream(self) -> int:
-        """Take the number of a stream."""
+        """Return the number of the next stream."""
         stream = self._next_stream
         self._next_stream += 2
         return stream
 
     def begin_message(self, block: bytes, part: bytes) -> None:
-        """Begin a call, and send a part of its message as far as the server lets it in."""
+        """Start a call, and send as much of its message as the server accepts."""
         stream = self.next_stream()
         self._windows[stream] = self._first_window
         self._unsent[stream] = memoryview(part)
@@ -120,7 +120,7 @@ class Sender(Connection):
 
     @property
     def unsent_bytes(self) -> int:
-        """How much of the begun messages the server has not let in yet."""
+        """How many bytes of the started messages the server has not accepted yet."""
         return sum(map(len, self._unsent.values()))
 
     # --- asyncio's side ---
@@ -130,17 +130,17 @@ class Sender(Connection):
         self._writable.clear()
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Resume sending."""
         self._writable.set()
         self._fill()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let nobody wait for it any more."""
+        """Wake everything that waits for the server."""
         self._writable.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take the frames, and send what they allow."""
+        """Handle the frames, and send what they allow."""
         super().data_received(data)
         self._fill()
 
@@ -198,7 +198,7 @@ async def until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 class Deaf(Sender):
-    """A connection that hears nothing of what the server says, and answers nothing."""
+    """A connection that ignores everything that the server sends."""
 
     def data_received(self, data: bytes) -> None:
-        """Take it, and forget it."""
+        """Ignore the data."""

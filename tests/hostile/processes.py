@@ -32,7 +32,7 @@ SIMULATOR_OPTIONS = (
 
 @dataclass(frozen=True)
 class Descriptors:
-    """How many files the service may open: at first, and at the most."""
+    """How many files the service may open: its soft and its hard limit."""
 
     soft: int
     hard: int
@@ -63,7 +63,7 @@ class Defender:
         self._simulator: Process
 
     def target(self, *, token: str, count: int, seconds: float) -> Target:
-        """Return what an attacker is told."""
+        """Return what an attacker gets to know."""
         return Target(
             self.address,
             self.admin_address,
@@ -77,7 +77,7 @@ class Defender:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run both; kill what is left of them at the end."""
+        """Run both, and kill them at the end."""
         lines = (f"{name} {sha256(t.encode()).hexdigest()}\n" for name, t in TOKENS.items())
         self._tokens_file.write_text("".join(lines))
         self._limits_file.write_text(self._setup.caller_limits)
@@ -188,7 +188,7 @@ def _limited(descriptors: Descriptors) -> list[str]:
 
 
 class Attacker:
-    """The attacker's process, which waits for a word to begin."""
+    """The attacker's process, which waits for a line on stdin."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -199,7 +199,7 @@ class Attacker:
         return self._process.pid
 
     async def attack(self) -> Outcome:
-        """Attack, and return what came of it; what the attacker holds stays open."""
+        """Attack, and return the outcome; connections of the attacker stay open."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(b"go\n")

@@ -1,4 +1,4 @@
-"""What an attacker knows of the service that it attacks, and the gRPC calls that it makes."""
+"""What an attacker knows about the service, and the gRPC calls that it makes."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ class Target:
     Attributes:
         token: of the caller; "" to call without one.
         count: how much of what the attack is made of: its docstring names the unit.
-        seconds: how long an attack goes on that does not end by its count.
+        seconds: how long an attack lasts if it does not end by its count.
     """
 
     address: str
@@ -86,7 +86,7 @@ class Calls:
 @asynccontextmanager
 async def calling(target: Target, connections: int = 1) -> AsyncIterator[Calls]:
     """Connect to the service."""
-    # Channels of equal options share a connection unless each has a pool of its own.
+    # Channels with equal options share a connection unless each has its own pool.
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
     channels = [
         grpc.aio.insecure_channel(target.address, options=options) for _ in range(connections)

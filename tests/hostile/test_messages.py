@@ -1,4 +1,4 @@
-"""What is in a message, and how large it is, costs only its sender."""
+"""The content and the size of a message cost only its sender."""
 
 from pathlib import Path
 

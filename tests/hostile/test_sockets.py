@@ -1,4 +1,4 @@
-"""Connections that say nothing, little, or nonsense are let go."""
+"""Connections that send nothing, little, or nonsense are closed."""
 
 from pathlib import Path
 

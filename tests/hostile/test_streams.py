@@ -1,4 +1,4 @@
-"""How many calls there are, and whether they are read, matters only to who makes them."""
+"""Many calls, and calls that are not read, affect only the caller that makes them."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ WATCHES_MAX = 400
 CONNECTIONS = 4
 RESETTING_CONNECTIONS = 2
 POLITE_RESETS_P99_SECONDS_MAX = 1.0
-# Up to MAX_PENDING_CALLS that arrive at once are accepted before the next call of anybody else.
+# Up to MAX_PENDING_CALLS that arrive at once are accepted before the next call of any other caller.
 PENDING_P99_SECONDS_MAX = 0.4
 
 
@@ -35,7 +35,7 @@ async def test_calls_that_are_reset_at_once_delay_no_other_caller(
 async def test_resets_of_a_client_that_answers_pings_delay_others_only_briefly(
     scale: Scale, tmp_path: Path
 ) -> None:
-    """Up to a thousand such calls of a connection wait before the next one of anybody else."""
+    """Up to a thousand such calls of a connection wait before the next one of any other caller."""
     drill = Drill(
         streams.polite_resets,
         "",

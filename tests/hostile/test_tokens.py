@@ -1,4 +1,4 @@
-"""A token is good until it is revoked, and a broken file of tokens breaks nobody else's."""
+"""A token is valid until it is revoked, and a broken line affects no other token."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Attacks by one caller who takes as much of everything as he is given."""
+"""Attacks by one caller who takes as much of everything as he can get."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -50,7 +50,7 @@ async def created_and_cancelled(target: Target) -> Outcome:
 
 
 async def dear_creates(target: Target) -> Outcome:
-    """Create `count` tasks of a model that the caller is not allowed."""
+    """Create `count` tasks of a model that the caller may not use."""
     message = create_request(pb.KieParams(veo3=pb.Veo3Params(prompt=STUCK)))
     async with calling(target) as calls:
         jobs = (calls.create(message) for _ in range(target.count))
@@ -116,7 +116,7 @@ async def dripping_uploads(target: Target) -> Outcome:
 
 
 async def _upload(target: Target, content: Any) -> Outcome:
-    """Keep uploads up for a while; return how many are under way at the end."""
+    """Keep uploads open for a while; return how many are open at the end."""
     first = pb.UploadFileRequest(metadata=pb.UploadMetadata(file_name="x.png")).SerializeToString()
 
     async def messages() -> AsyncIterator[bytes]:

@@ -1,4 +1,4 @@
-"""Attacks by what is in a message, or by how much of it there is."""
+"""Attacks by the content or the size of messages."""
 
 import asyncio
 import struct
@@ -22,7 +22,7 @@ from tests.hostile.target import (
 MESSAGE_BYTES = 4 << 20  # the most that gRPC takes
 PART_BYTES = MESSAGE_BYTES * 3 // 4
 UNARY_BYTES = 1 << 20
-ROOM_BYTES = 1_000  # for what goes around a large value
+ROOM_BYTES = 1_000  # for the fields around a large value
 AT_ONCE = 4
 UNKNOWN_FIELD = 1_000
 LENGTH_DELIMITED = 2
@@ -82,7 +82,7 @@ async def refused_messages(target: Target) -> Outcome:
 
 
 async def refused_uploads(target: Target) -> Outcome:
-    """Send `count` uploads with a chunk of 4 MiB whose declared size is another."""
+    """Send `count` uploads with a chunk of 4 MiB whose declared size is wrong."""
     first = pb.UploadFileRequest(
         metadata=pb.UploadMetadata(file_name="x.png", size_bytes=1)
     ).SerializeToString()
@@ -104,7 +104,7 @@ async def refused_uploads(target: Target) -> Outcome:
 
 
 async def unfinished_messages(target: Target) -> Outcome:
-    """Send three quarters of `count` messages of 4 MiB, over one connection, and stop there."""
+    """Send three quarters of `count` messages of 4 MiB, over one connection, and stop."""
     connection = await Sender.connect(target)
     block = headers(target, SERVICE + "CreateTask")
     part = b"\0" + struct.pack(">I", MESSAGE_BYTES - ROOM_BYTES) + bytes(PART_BYTES)

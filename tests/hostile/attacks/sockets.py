@@ -1,4 +1,4 @@
-"""Attacks by connections that say nothing, little, or what nobody asked for."""
+"""Attacks by connections that send nothing, little, or nonsense."""
 
 import asyncio
 import itertools
@@ -26,7 +26,7 @@ KINDS = (
 
 
 class Held:
-    """A connection that is never closed from here; it drips a byte at a time if it is to."""
+    """A connection that this side never closes. It can send a byte at a time."""
 
     def __init__(self, address: str, begin: bytes) -> None:
         self._address = address
@@ -91,7 +91,7 @@ async def _hold(connections: list[Held], seconds: float) -> Outcome:
     return outcome
 
 
-_kept: list["asyncio.Task[None]"] = []  # the attacker's process keeps what it holds
+_kept: list["asyncio.Task[None]"] = []  # the attacker's process keeps them open
 
 
 # --- callbacks ---
@@ -110,7 +110,7 @@ async def forged_callbacks(target: Target) -> Outcome:
 
 
 async def repeated_callbacks(target: Target) -> Outcome:
-    """Repeat the callback of a task for `seconds`; return the provider's requests meanwhile."""
+    """Repeat a callback for `seconds`; return how many requests reached the provider."""
     async with calling(target) as calls, aiohttp.ClientSession() as session:
         assert await calls.create(imagen4(STUCK))
         url = await _callback_url(session, target)
@@ -127,14 +127,14 @@ async def repeated_callbacks(target: Target) -> Outcome:
 
 
 async def _callback_url(session: aiohttp.ClientSession, target: Target) -> str:
-    """Return where the provider is to send the callback of the task that is stuck."""
+    """Return the callback URL of the task that is stuck."""
     while not (tasks := await _stuck_tasks(session, target)):  # noqa: ASYNC110 - another process's
         await asyncio.sleep(LOOK_SECONDS)
     return str(tasks[0]["callBackUrl"])
 
 
 async def _status_requests(session: aiohttp.ClientSession, target: Target) -> int:
-    """Count what was asked of the provider about tasks that nobody else creates."""
+    """Count the requests to the provider about tasks that only this attack creates."""
     return sum(task["polls"]["count"] for task in await _stuck_tasks(session, target))
 
 

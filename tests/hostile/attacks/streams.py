@@ -1,4 +1,4 @@
-"""Attacks by how many calls there are, and by calls that nobody reads."""
+"""Attacks by the number of calls, and by calls that are not read."""
 
 import asyncio
 import itertools
@@ -27,12 +27,12 @@ Frames = Callable[[int], bytes]
 
 
 async def reset_calls(target: Target) -> Outcome:
-    """Begin calls and reset them at once, for `seconds`, over `count` connections."""
+    """Start calls and reset them at once, for `seconds`, over `count` connections."""
     return await _reset(target, Deaf)
 
 
 async def polite_resets(target: Target) -> Outcome:
-    """Do the same, and acknowledge every ping: each delays the server's own limits."""
+    """Do the same, and acknowledge every ping, which delays the server's own limits."""
     return await _reset(target, Sender)
 
 
@@ -69,7 +69,7 @@ async def refused_calls(target: Target) -> Outcome:
     made = 0
 
     class Again(Stream):
-        """A call that is followed by the next one."""
+        """A call that starts the next one when it ends."""
 
         def __init__(self, connection: Sender) -> None:
             super().__init__()

@@ -8,12 +8,12 @@ from generated.generation.v1 import generation_pb2 as pb
 from tests.hostile.frames import Sender, Stream, headers, until
 from tests.hostile.target import SERVICE, Outcome, Target, calling, imagen4
 
-REREAD_SECONDS = 2.5  # the service looks at the file each second
+REREAD_SECONDS = 2.5  # the service checks the file every second
 LONGEST_SECONDS = 5.0
 
 
 async def revoked_token(target: Target) -> Outcome:
-    """Watch `count` times; go on once the token is revoked and another line is mistyped."""
+    """Watch `count` times, also after the token is revoked and another line is mistyped."""
     async with calling(target) as calls:
         task_id = await calls.create(imagen4("a cat [sim:stuck]"))
         assert task_id
@@ -28,7 +28,7 @@ async def revoked_token(target: Target) -> Outcome:
 
 
 async def emptied_file(target: Target) -> Outcome:
-    """Empty the tokens file for `seconds`, as somebody does who writes it in place."""
+    """Empty the tokens file for `seconds`, as an editor that writes in place does."""
     text = _overwrite(Path(target.tokens_file), "")
     await asyncio.sleep(target.seconds)
     _overwrite(Path(target.tokens_file), text)
@@ -45,7 +45,7 @@ def _revoke(file: Path) -> None:
 
 
 def _overwrite(file: Path, text: str) -> str:
-    """Write a file in place; return what it held."""
+    """Write a file in place; return its previous content."""
     before = file.read_text()
     file.write_text(text)
     return before
