@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-# Read when grpc is imported. Its handlers of a fork now and then crash the child while another
-# thread uses it; and a server of the tests that is to run as another user is forked.
+# Read when grpc is imported. Its fork handlers sometimes crash the child while another thread uses
+# grpc, and the tests fork to run a server as another user.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 from providers.kie.simulator import Simulator
@@ -26,7 +26,7 @@ NO_POSTGRESQL = "TEST_DATABASE_MISSING"  # why there is none
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start one PostgreSQL for the run, of which the workers learn by the environment."""
+    """Start one PostgreSQL for the run; the workers find it through the environment."""
     if hasattr(config, "workerinput") or os.environ.get(POSTGRESQL_URL):
         return
     stack = ExitStack()
@@ -46,7 +46,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 async def kie() -> AsyncIterator[Simulator]:
-    """A Kie look-alike without limits, whose results come at once."""
+    """A simulator of Kie without limits, whose results are available at once."""
     async with Simulator(INSTANT) as simulator:
         yield simulator
 
@@ -73,14 +73,14 @@ def serve(tmp_path: Path, kie: Simulator, database_url: str) -> Serve:
 
 @pytest.fixture
 async def stack() -> AsyncIterator[AsyncExitStack]:
-    """What a test opens in passing, closed in reverse."""
+    """Contexts that a test opens, closed in reverse order."""
     async with AsyncExitStack() as exits:
         yield exits
 
 
 @pytest.fixture
 def unused_tcp_port_factory() -> Callable[[], int]:
-    """Ports for servers: pytest-asyncio's own may be taken by an outgoing connection meanwhile."""
+    """Ports for servers: an outgoing connection could take those of pytest-asyncio."""
     return free_port
 
 
@@ -101,7 +101,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def postgresql_url() -> Iterator[str]:
-    """An empty schema of the run's PostgreSQL; only the schema is the test's own."""
+    """An empty schema in the run's PostgreSQL, which all tests share."""
     if (server_url := os.environ.get(POSTGRESQL_URL)) is None:
         _without_postgresql(os.environ[NO_POSTGRESQL])
     with new_schema(server_url) as url:
@@ -110,7 +110,7 @@ def postgresql_url() -> Iterator[str]:
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A running PostgreSQL of the test's own, to be stopped and killed."""
+    """A running PostgreSQL for one test, which may stop and kill it."""
     with ExitStack() as stack:
         try:
             server = stack.enter_context(Cluster())

@@ -18,17 +18,17 @@ from tests.support.killing import Victim, create, patient_client, verdict
 SUCCESS = pb.TASK_STATUS_SUCCESS
 UNKNOWN = pb.ERROR_REASON_SUBMISSION_UNKNOWN
 
-# Where it dies, and how the task ends: what was bought comes home by its callback.
+# Where the process dies, and how the task ends: a bought task is recovered by its callback.
 POINTS = [
     ("Store.create:before", SUCCESS),
     ("Store.create:after", SUCCESS),
     ("Store.claim_in_turns:before", SUCCESS),
-    ("Store.claim_in_turns:after", UNKNOWN),  # SUBMITTING on the disk, and nothing sent
+    ("Store.claim_in_turns:after", UNKNOWN),  # SUBMITTING is committed, nothing is sent
     ("KieProvider.submit:before", UNKNOWN),
-    ("KieProvider._read_envelope:before", SUCCESS),  # sent and bought, the answer not read
+    ("KieProvider._read_envelope:before", SUCCESS),  # sent and bought, the response is not read
     ("KieProvider._read_envelope:after", SUCCESS),
     ("KieProvider.submit:after", SUCCESS),
-    ("Store.save:before", SUCCESS),  # bought and answered, and not stored
+    ("Store.save:before", SUCCESS),  # bought and answered, but not stored
     ("Store.save:after", SUCCESS),
     ("Store.claim:before", SUCCESS),
     ("Store.claim:after", SUCCESS),
@@ -39,7 +39,7 @@ POINTS = [
 
 @pytest.fixture
 async def kie() -> AsyncIterator[Simulator]:
-    """A look-alike whose callbacks are tried again until a killed service is back."""
+    """A simulator whose callbacks are retried until a killed service is back."""
     settings = replace(
         INSTANT,
         seconds={"imagen4": (0.05, 0.3)},
@@ -72,7 +72,7 @@ async def test_a_process_killed_at_any_await_loses_nothing_and_pays_for_nothing_
 
 
 async def _create_and_wait(client: GenerationClient) -> pb.GenerationTask:
-    """Watch the task, or its polls would be left to its callback."""
+    """Watch the task: otherwise it would be left to its callback and not polled."""
     task = await create(client, "r-1")
     return await client.wait(task.id, timeout=60)
 
@@ -117,7 +117,7 @@ async def _kill_at_random(folder: Path, kie: Simulator, ports: list[int], *, kil
         finally:
             await victim.stop()
     assert len(ends) > kills
-    print(verdict(kie, ends))  # noqa: T201 - for whoever runs the torture
+    print(verdict(kie, ends))  # noqa: T201 - for the person who runs it
 
 
 def _ports(factory: object) -> list[int]:

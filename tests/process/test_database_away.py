@@ -1,4 +1,4 @@
-"""The database goes away, in all the ways it does, and everything resumes by itself."""
+"""The database becomes unavailable in every way it can, and everything resumes by itself."""
 
 import asyncio
 import time
@@ -58,7 +58,7 @@ def read_only(url: str, value: str) -> None:
 
 
 async def calls(service: Service, task_id: str) -> Sequence[grpc.aio.AioRpcError | None]:
-    """Make a call of each kind that needs the database, and return what came of them."""
+    """Make a call of each kind that needs the database, and return the results."""
 
     async def outcome(call: Awaitable[Any]) -> grpc.aio.AioRpcError | None:
         try:
@@ -82,13 +82,13 @@ async def calls(service: Service, task_id: str) -> Sequence[grpc.aio.AioRpcError
 
 
 async def create_until_refused(service: Service) -> None:
-    """The server's processes hear of a setting one by one."""
+    """Wait until all processes of the server use a setting; they read it one by one."""
     while True:
         await service.create(STUCK)
 
 
 def assert_told(error: grpc.aio.AioRpcError | None) -> None:
-    """The caller is told that the database is away, and when to come again."""
+    """Expect an error that says that the database is unavailable, and when to retry."""
     assert error is not None
     told = refusal(error)
     assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE")
@@ -96,7 +96,7 @@ def assert_told(error: grpc.aio.AioRpcError | None) -> None:
 
 
 class Watched:
-    """Tasks under way, with a stream open for each, that have to survive."""
+    """Tasks in progress, each with an open stream, which have to survive."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -104,7 +104,7 @@ class Watched:
         self.task_ids: list[str] = []
 
     async def open(self, count: int) -> None:
-        """Create tasks and watch them; each stream has brought its first snapshot."""
+        """Create tasks and watch them, until each stream has its first snapshot."""
         for _ in range(count):
             task_id = (await self._service.create(STUCK)).id
             snapshots = self._service.watch(task_id, timeout=STREAM_SECONDS)
@@ -113,7 +113,7 @@ class Watched:
             self.task_ids.append(task_id)
 
     async def end(self) -> float:
-        """Let the provider end them; return the seconds until each stream has shown its end."""
+        """Let the provider end them; return the seconds until every stream has ended."""
         kie = self._service.kie
         started = time.monotonic()
         for task in kie.tasks:
@@ -139,7 +139,7 @@ Watching = Callable[..., Any]
 
 @pytest.fixture
 def watching(tmp_path: Path, kie: Simulator) -> Watching:
-    """Start a service with tasks under way, each of them watched."""
+    """Start a service with tasks in progress, each of them watched."""
 
     @asynccontextmanager
     async def start(database_url: str, **settings: Any) -> AsyncIterator[tuple[Service, Watched]]:
@@ -243,7 +243,7 @@ async def test_calls_fail_when_the_connection_dies_silently(
             wire.freeze()
             started = time.monotonic()
             asked = []
-            for _ in range(3):  # some wait for the database, and others behind them
+            for _ in range(3):  # some wait for the database, others wait behind them
                 asked.append(asyncio.ensure_future(calls(service, watched.task_ids[0])))
                 await asyncio.sleep(0.2)
             for errors in await asyncio.gather(*asked):

@@ -1,4 +1,4 @@
-"""What must not grow: the memory of the real process over many streams and large files."""
+"""The memory of the real process must not grow with streams and large files."""
 
 import asyncio
 import re

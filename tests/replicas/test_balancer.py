@@ -1,4 +1,4 @@
-"""The load balancer of compose.yaml, run for real in front of two replicas, if nginx is here."""
+"""The load balancer of compose.yaml in front of two real replicas, if nginx is installed."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ from tests.support.paths import ROOT
 
 CONFIGURATION = ROOT / "deploy" / "nginx.conf"
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-ELSEWHERE = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")  # files of nginx that it makes
+ELSEWHERE = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")  # files that nginx creates
 WATCHES = 300
 SUCCESS = pb.TASK_STATUS_SUCCESS
 STUCK = "a cat [sim:stuck]"
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(
 
 @dataclass(frozen=True)
 class Site:
-    """Two replicas behind the balancer."""
+    """Two replicas behind the load balancer."""
 
     address: str
     replicas: list[Victim]
@@ -59,7 +59,7 @@ class Site:
 def configured(folder: Path, listen: Sequence[int], replicas: Sequence[Sequence[int]]) -> str:
     """The shipped configuration, with these ports in place of compose.yaml's names and ports.
 
-    What nginx 1.22 cannot read yet is said in its words.
+    Directives that nginx 1.22 does not know yet are replaced by older ones.
     """
     text = CONFIGURATION.read_text()
     for which, (name, port) in enumerate((("50051", listen[0]), ("8080", listen[1]))):
@@ -83,7 +83,7 @@ async def site(
     unused_tcp_port_factory: Any,
     stack: AsyncExitStack,
 ) -> AsyncIterator[Site]:
-    """The balancer and two replicas, as processes; the balancer's word that both serve."""
+    """Run the load balancer and two replicas as processes, until it reaches both."""
     listen = [unused_tcp_port_factory() for _ in range(2)]
     ports = [[unused_tcp_port_factory() for _ in range(2)] for _ in range(2)]
     address = f"127.0.0.1:{listen[0]}"
@@ -119,13 +119,13 @@ async def site(
 
 
 async def end(replica: Victim) -> None:
-    """Kill a replica, unless the test did."""
+    """Kill a replica, unless the test has."""
     with suppress(ProcessLookupError):
         await replica.kill()
 
 
 async def open_watches(site: Site, task_id: str, count: int) -> list[Any]:
-    """Open watches over one connection; each has seen the present snapshot."""
+    """Open watches over one connection, until each has its first snapshot."""
     watches = [site.stub.WatchTask(pb.WatchTaskRequest(task_id=task_id)) for _ in range(count)]
     async with asyncio.timeout(DEADLINE_SECONDS):
         await asyncio.gather(*(watch.read() for watch in watches))

@@ -28,7 +28,7 @@ Trouble = Callable[[list[Victim]], Awaitable[int]]  # how many times it struck
 
 @dataclass(frozen=True)
 class Load:
-    """How much is asked: tasks, and how many of them the account takes in 10 seconds."""
+    """The load: tasks, and how many of them the account allows in 10 seconds."""
 
     tasks: int
     creates_per_window: int
@@ -36,7 +36,7 @@ class Load:
 
 @asynccontextmanager
 async def limited_kie(load: Load) -> AsyncIterator[Simulator]:
-    """A Kie that enforces the account's limits, and calls back until somebody is there."""
+    """A Kie that enforces the account's limits, and retries callbacks until one is received."""
     settings = replace(
         INSTANT,
         creates_per_window=load.creates_per_window,
@@ -52,7 +52,7 @@ async def limited_kie(load: Load) -> AsyncIterator[Simulator]:
 async def survive(
     folder: Path, ports: Any, database_url: str, load: Load, trouble: Trouble, **settings: str
 ) -> dict[str, Any]:
-    """Create and watch all tasks on three replicas in trouble; say what became of them."""
+    """Create and watch all tasks on three failing replicas; return the results."""
     limits = {
         "DATABASE_URL": database_url,
         "KIE_CREATES_PER_10_SECONDS": str(load.creates_per_window),
@@ -81,7 +81,7 @@ async def survive(
 
 @asynccontextmanager
 async def clients_of(victims: list[Victim]) -> AsyncIterator[list[GenerationClient]]:
-    """Three callers: each prefers another replica, and turns to the others when that is away."""
+    """Three callers: each prefers one replica, and uses the others when that is unavailable."""
     async with AsyncExitStack() as stack:
         orders = [victims[n:] + victims[:n] for n in range(len(victims))]
         clients = [patient_client(*order) for order in orders]
@@ -122,7 +122,7 @@ def kills(seconds: float) -> Trouble:
 
 
 def restarts(cluster: Cluster, count: int) -> Trouble:
-    """Restart PostgreSQL at random moments, in order and not in order by turns."""
+    """Restart PostgreSQL at random moments, alternately gracefully and by a crash."""
     rng = random.Random(count)
 
     async def trouble(_: list[Victim]) -> int:

@@ -1,6 +1,6 @@
-"""The flow of plain HTTP clients that know nothing of the simulator, at its default settings.
+"""Plain HTTP clients that know nothing about the simulator, at its default settings.
 
-They create, poll at once, take whatever they are told as final, and download; and they keep links.
+They create, poll at once, accept every answer as final, and download; and they keep links.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ def ask(url: str, body: Any = None) -> Any:
 
 
 def followed(base_url: str, path: str, body: Any) -> list[Any]:
-    """Every record that a client sees which polls at once, and takes any code but 200 as an end."""
+    """Every record that a client sees that polls at once and treats any code but 200 as the end."""
     created = ask(base_url + path, body)
     assert created["code"] == 200
     records: list[Any] = []
@@ -117,7 +117,7 @@ async def test_late_visibility_can_be_set_for_a_share_of_polls(tmp_path: Path) -
 
 @asynccontextmanager
 async def bundled(folder: Path, **changes: Any) -> AsyncIterator[Kie]:
-    """The simulator as the service without a key runs it: with a state file, on port 0."""
+    """The simulator as a service without a key starts it: with a state file, on port 0."""
     values: dict[str, Any] = {"speed": FAST, "state_file": folder / "generation.db.simulator"}
     headers = {"Authorization": "Bearer any"}
     async with (

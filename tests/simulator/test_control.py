@@ -1,4 +1,4 @@
-"""The simulator steered from outside: over HTTP and from its command line."""
+"""The simulator controlled from outside: over HTTP and from its command line."""
 
 import asyncio
 import json
@@ -155,7 +155,7 @@ async def test_stopping_does_not_wait_for_hung_requests_or_callbacks() -> None:
 
 
 async def left_alone(kie: Kie) -> None:
-    """A request whose client waits until a fault has struck, and leaves."""
+    """A request whose client waits until a fault has struck, and disconnects."""
     call = asyncio.create_task(kie.get("/api/v1/chat/credit"))
     await eventually(lambda: bool(kie.simulator.stats["faults_struck"]))
     call.cancel()

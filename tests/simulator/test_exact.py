@@ -1,4 +1,4 @@
-"""Messages of any shape: what is ordered is what is sent, byte for byte."""
+"""Messages of any form: exactly the requested bytes are sent."""
 
 import asyncio
 import base64
@@ -34,7 +34,7 @@ def order(kie: Kie, endpoint: str, kind: str = "exact", times: int = 1, **exact:
 
 
 async def on_the_wire(kie: Kie, path: str) -> bytes:
-    """What the socket says to a GET until it is closed."""
+    """Everything that the socket answers to a GET until it is closed."""
     host, port = kie.simulator.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer k\r\n\r\n".encode())

@@ -1,4 +1,4 @@
-"""What goes wrong on order, and whether anything was bought when it did."""
+"""What goes wrong on request, and whether anything was bought when it did."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ async def is_reset(kie: Kie) -> bool:
 
 
 async def abandoned(kie: Kie) -> None:
-    """A create whose client waits until the fault has struck, gets no answer, and leaves."""
+    """A create whose client waits until the fault has struck, and disconnects without an answer."""
     call = asyncio.create_task(raw(kie))
     await eventually(lambda: bool(kie.simulator.stats["faults_struck"]))
     assert not call.done()

@@ -1,4 +1,4 @@
-"""A task's course as a pure function of time, the book of tasks, and the sliding windows."""
+"""A task's states as a pure function of time, the book of tasks, and the sliding windows."""
 
 import random
 from dataclasses import replace

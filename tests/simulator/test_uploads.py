@@ -1,4 +1,4 @@
-"""Uploads in every form, whole and broken off."""
+"""Uploads in every form, complete and aborted."""
 
 import asyncio
 import base64

@@ -1,8 +1,8 @@
 """`python -m tests.support.crashing POINT [NTH]`: the service, which kills itself at a point.
 
 A point is `Class.method:before` or `Class.method:after`: just before the await of that method
-starts, or just after it came back; of its NTH call (1). Each await of the create and the poll flow
-is one.
+starts, or just after it has returned, in its NTH call (default 1). Each await of the create and the
+poll flow is one.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""A Kie on a bare socket: it answers exactly the bytes that a test gives it, headers and all."""
+"""A Kie on a bare socket: it answers exactly the bytes that a test gives it, with headers."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 @dataclass(frozen=True)
 class Request:
-    """What came: `task_id` of a poll, `body` of a create; an upload's body is passed over."""
+    """A received request: `task_id` of a poll, `body` of a create; an upload's body is skipped."""
 
     method: str
     path: str
@@ -26,7 +26,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Raw:
-    """An answer to the byte. With `stays_open` the end that it announces never comes."""
+    """The exact bytes of an answer. With `stays_open` the announced end never arrives."""
 
     data: bytes
     stays_open: bool = False
@@ -39,7 +39,7 @@ def http(
     announced: int | None = None,
     stays_open: bool = False,
 ) -> Raw:
-    """Return an answer; `announced` is another Content-Length than the body has."""
+    """Return an answer; `announced` is a Content-Length that differs from the body's length."""
     data = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
     length = len(data) if announced is None else announced
     lines = [f"HTTP/1.1 {status} X", f"Content-Length: {length}", "Connection: close"]
@@ -55,7 +55,7 @@ Answer = Callable[[Request], Raw]
 
 
 class SocketKie:
-    """Give it an `answer`; it remembers the `requests`."""
+    """Set its `answer`; it records the `requests`."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer

@@ -1,4 +1,4 @@
-"""Service processes that tests kill, pause and start again, and the ledger of what was bought."""
+"""Service processes that tests kill, pause and restart, and the ledger of what was bought."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ PATIENT = Retry(attempts=200, first_delay_seconds=0.05, max_delay_seconds=0.3)
 
 
 class Victim:
-    """One service on fixed addresses and one database, whatever process runs it.
+    """One service on fixed addresses and one database, across the processes that run it.
 
     Its database is a file in the folder, unless its settings name another.
     """
@@ -53,12 +53,12 @@ class Victim:
 
     @property
     def pid(self) -> int:
-        """The number of its process."""
+        """The id of its process."""
         assert self._process is not None
         return self._process.pid
 
     async def start(self, *crashing: str) -> None:
-        """Start it; to crash at a point of tests/support/crashing.py if one is given."""
+        """Start it; if a point of tests/support/crashing.py is given, it will crash there."""
         module = ["tests.support.crashing", *crashing] if crashing else ["service"]
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", *module, env=self._env, cwd=ROOT
@@ -79,15 +79,15 @@ class Victim:
             await self._process.wait()
 
     def pause(self) -> None:
-        """Let nothing in it move, as when a machine is suspended."""
+        """Suspend it, as when a machine is suspended."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on, as if no time had passed."""
+        """Resume it, as if no time had passed."""
         os.kill(self.pid, signal.SIGCONT)
 
     async def stop(self) -> None:
-        """Stop it in order, if it runs."""
+        """Stop it gracefully, if it runs."""
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
             assert await asyncio.wait_for(self._process.wait(), START_SECONDS) == 0
@@ -97,7 +97,7 @@ class Victim:
 async def replicas(
     count: int, folder: Path, kie: Simulator, ports: Callable[[], int], **settings: str
 ) -> AsyncIterator[list[Victim]]:
-    """Run several on one PostgreSQL; at the end each is stopped in order, and must do so."""
+    """Run several on one PostgreSQL; at the end each must stop gracefully."""
     victims = [Victim(folder, kie, (ports(), ports()), **settings) for _ in range(count)]
     try:
         await asyncio.gather(*(victim.start() for victim in victims))
@@ -122,18 +122,18 @@ async def create(client: GenerationClient, request_id: str) -> pb.GenerationTask
 
 
 def creates(kie: Simulator) -> int:
-    """Count the paid requests that came in."""
+    """Count the paid requests that arrived."""
     requests: dict[str, int] = kie.stats["requests"]
     return requests.get("/api/v1/jobs/createTask", 0)
 
 
 def purchases(kie: Simulator) -> Counter[str]:
-    """Count what was bought, by our task: its id stands in the callback URL."""
+    """Count what was bought, by our task, whose id is in the callback URL."""
     return Counter(task["callBackUrl"].split("/")[-2] for task in kie.tasks)
 
 
 def verdict(kie: Simulator, ends: Sequence[pb.GenerationTask]) -> dict[str, Any]:
-    """Check what must hold after any crash; return what happened, for a person."""
+    """Check what must be true after any crash; return a summary for people."""
     bought = purchases(kie)
     assert max(bought.values(), default=0) <= 1, "nothing is bought twice"
     unknown = [t for t in ends if t.failure.reason == pb.ERROR_REASON_SUBMISSION_UNKNOWN]

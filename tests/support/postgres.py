@@ -29,28 +29,28 @@ FOLDERS = (  # where packages put servers: Debian, Red Hat, Homebrew on either p
 )
 START_SECONDS = 60
 LOCK_TIMEOUT_MS = 10_000
-# Below what Linux and macOS give to outgoing connections, one of which might hold the port of a
-# server that is to come back.
+# Below the ports that Linux and macOS use for outgoing connections: one of those could take the
+# port of a server that is to be restarted.
 PORTS = range(15_000, 32_000)
-# Ends the server, and its files, when the other end of stdin is closed: the kernel does that
-# however a run ends, SIGKILL too.
+# Stops the server and removes its files when the other end of stdin is closed. The kernel closes it
+# however a run ends, even by SIGKILL.
 GUARD = 'read -r _; kill -QUIT "$0"; rm -rf "$1"'
 
 
 class PostgresUnavailableError(Exception):
-    """There is no server here, or it does not start; the message says why."""
+    """There is no server on this machine, or it does not start; the message says why."""
 
 
 class Cluster:
     """One server of its own on 127.0.0.1, with its files in a temporary folder until `close`.
 
-    `fsync` is for benchmarks: without it a killed server still comes back with all that it
-    committed, as only a power cut loses what the kernel holds.
+    `fsync` is for benchmarks. Without it, a killed server still has everything that it committed
+    after a restart: only a power cut loses what the kernel has buffered.
     """
 
     def __init__(self, *, fsync: bool = False, binaries: Path | None = None) -> None:
-        # PostgreSQL does not run as root, so root runs it as somebody else, in the one folder that
-        # everybody reaches. Everybody else runs it as themselves, which needs no rights.
+        # PostgreSQL refuses to run as root, so root runs it as another user, in the one folder that
+        # every user can reach. Other users run it as themselves.
         account = _account() if os.geteuid() == 0 else None
         place = "/tmp" if account is not None else None  # noqa: S108 - the folder's name is random
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-", dir=place))
@@ -72,7 +72,7 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        """The database's URL; it stays the same over restarts."""
+        """The database's URL; it stays the same across restarts."""
         return f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
 
     def __enter__(self) -> Self:
@@ -87,12 +87,12 @@ class Cluster:
         self.close()
 
     def start(self) -> None:
-        """Start, and return when it takes connections, after a crash thus when it has recovered."""
+        """Start, and return when it accepts connections; after a crash, it recovers first."""
         assert self._server is None
         options = ("-D", self._data, "-h", "127.0.0.1", "-p", str(self._port), "-k", "")
         settings = ("-c", f"fsync={self._fsync}", "-c", "max_connections=300")
         with self._log.open("ab") as log:
-            # In a session of its own, a Ctrl-C at the terminal does not stop it under the tests.
+            # In a new session, so that Ctrl-C at the terminal does not stop it while tests run.
             self._server = subprocess.Popen(
                 [self._binaries / "postgres", *options, *settings],
                 **self._run_as,
@@ -115,15 +115,15 @@ class Cluster:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """Stop in order, if it runs. Whoever is connected loses the connection."""
+        """Stop gracefully, if it runs. Its clients lose their connections."""
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
-        """Stop at once as in a crash: nothing is written, and the next start has to recover."""
+        """Stop at once as in a crash: nothing is flushed, and the next start has to recover."""
         self._end(signal.SIGQUIT)
 
     def restart(self) -> None:
-        """Stop in order, and start."""
+        """Stop gracefully, and start."""
         self.stop()
         self.start()
 
@@ -171,9 +171,9 @@ class Cluster:
         return " / ".join(self._log.read_text().splitlines()[-5:])
 
     def _within_reach(self, binaries: Path) -> Path:
-        """Copy the wheel's server out of a folder that is closed to others, as root's own is.
+        """Copy the wheel's server out of a folder that other users cannot read, such as root's.
 
-        Its programs find their libraries by the relative path from one folder to the other.
+        Its programs find their libraries by relative paths.
         """
         server, package = binaries.parents[:2]
         is_open = all(folder.stat().st_mode & S_IXOTH for folder in binaries.parents)
@@ -188,21 +188,21 @@ class Cluster:
 
 @contextmanager
 def new_schema(url: str) -> Iterator[str]:
-    """Yield the URL of a schema that exists for this long, in which unqualified names are found.
+    """Yield the URL of a temporary schema, in which unqualified names are found.
 
-    A schema keeps tables apart. NOTIFY and advisory locks reach the whole database.
+    A schema separates tables, but not NOTIFY and advisory locks, which apply to the whole database.
     """
     name = f"test_{uuid4().hex}"
     _execute(url, f"CREATE SCHEMA {name}")
     try:
         yield f"{url}{'&' if '?' in url else '?'}options=-csearch_path%3D{name}"
     finally:
-        # A transaction that a test left open is named by an error instead of waited for.
+        # A transaction that a test left open causes an error, and not an endless wait.
         _execute(url, f"SET lock_timeout = {LOCK_TIMEOUT_MS}; DROP SCHEMA {name} CASCADE")
 
 
 def installed() -> Path | None:
-    """Return the folder of the server that the machine has: on the PATH, or the newest."""
+    """Return the folder of the installed server: the one on the PATH, or else the newest."""
     initdb = shutil.which("initdb")
     found = [Path(initdb).resolve().parent] if initdb is not None else []
     for pattern in FOLDERS:
@@ -212,7 +212,7 @@ def installed() -> Path | None:
 
 def bundled() -> Path:
     """Return the folder of the newest server in the wheel."""
-    # Not imported: all that we need of it is where it is.
+    # Not imported: only its location is needed.
     spec = importlib.util.find_spec(WHEEL)
     packages = spec.submodule_search_locations if spec is not None else None
     found = [folder for package in packages or () for folder in Path(package).glob("*/bin")]
@@ -223,12 +223,12 @@ def bundled() -> Path:
 
 
 def _complete(binaries: Path) -> bool:
-    """Tell a server from a client's package."""
+    """Return whether a folder has a server, and not only a client."""
     return all((binaries / name).is_file() for name in ("initdb", "postgres"))
 
 
 def _version(binaries: Path) -> int:
-    """Return the number that ends the name of a version's folder: 16, postgresql@16."""
+    """Return the version number at the end of a folder's name: 16, postgresql@16."""
     number = re.search(r"\d+$", binaries.parent.name)
     return int(number[0]) if number is not None else 0
 
@@ -242,14 +242,14 @@ def _account() -> pwd.struct_passwd:
 
 
 def _environment() -> dict[str, str]:
-    """Return this environment without what points at other servers, or at a language."""
+    """Return this environment without variables about other servers or languages."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     return inherited | {"LC_ALL": "C"}
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, and that no outgoing connection takes by itself."""
-    # By the system's randomness: the tests' own is seeded alike in every worker.
+    """Return a free port that outgoing connections do not use."""
+    # From the system's randomness: the tests' own has the same seed in every worker.
     for port in secrets.SystemRandom().sample(PORTS, 100):
         with closing(socket.socket()) as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""A line to PostgreSQL that tests cut, as networks do: cleanly, silently, or just at a commit."""
+"""A connection to PostgreSQL that tests cut as networks do: cleanly, silently, or at a commit."""
 
 import re
 import socket
@@ -16,7 +16,7 @@ ANSWER_SECONDS = 10
 
 @dataclass(frozen=True)
 class Fate:
-    """What waits for the commit of a transaction that says something."""
+    """A cut that waits for the commit of a transaction with a certain statement."""
 
     said: re.Pattern[bytes]
     committed: bool
@@ -24,9 +24,9 @@ class Fate:
 
 
 class Wire:
-    """Passes bytes between clients and a server until it is told otherwise.
+    """Passes bytes between clients and a server until a test cuts it.
 
-    In threads of its own, as a service opens its database before its event loop goes on.
+    It has its own threads, because a service opens its database before its event loop continues.
     """
 
     def __init__(self, database_url: str) -> None:
@@ -49,7 +49,7 @@ class Wire:
 
     @property
     def url(self) -> str:
-        """The database's URL by way of the line."""
+        """The database's URL through this proxy."""
         port = self._listener.getsockname()[1]
         user, _, _ = self._server_url.netloc.rpartition("@")
         query = "&".join(filter(None, (self._server_url.query, "sslmode=disable")))
@@ -63,21 +63,21 @@ class Wire:
             line.close()
 
     def mend(self) -> None:
-        """Take connections again."""
+        """Accept connections again."""
         self._is_cut = False
 
     def freeze(self) -> None:
-        """Pass nothing on, and say nothing of it, until `thaw` or `cut`."""
+        """Silently pass nothing on until `thaw` or `cut`."""
         self.flowing.clear()
 
     def thaw(self) -> None:
-        """Go on with all that waits."""
+        """Pass on everything that waits."""
         self.flowing.set()
 
     def cut_at_commit(self, said: bytes, *, committed: bool) -> threading.Event:
-        """Cut all at the next commit of a transaction that says this, before or after it is done.
+        """Cut everything at the next commit of a transaction with this statement.
 
-        Nobody gets its answer. The event tells that it happened.
+        The commit is or is not done, and its response is lost. The event is set when it happened.
         """
         self.fate = Fate(re.compile(said, re.DOTALL), committed)
         return self.fate.struck
@@ -101,7 +101,7 @@ class Wire:
 
 
 class _Line:
-    """One connection, carried by two threads."""
+    """One connection, with a thread for each direction."""
 
     def __init__(self, wire: Wire, client: socket.socket, server: socket.socket) -> None:
         self._wire = wire
@@ -112,13 +112,13 @@ class _Line:
         self._answered = threading.Event()
 
     def carry(self) -> None:
-        """Carry bytes both ways until one end is closed."""
+        """Pass bytes in both directions until one end is closed."""
         down = _run(self._pass, self._server, self._pass_down)
         self._pass(self._client, self._pass_up)
         down.join()
 
     def close(self) -> None:
-        """Close both ends; whoever reads from them learns of it."""
+        """Close both ends, which ends reads from them."""
         for end in (self._client, self._server):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
