@@ -169,7 +169,7 @@ def peak_bytes() -> int:
 def growth() -> Callable[[], int]:
     """How far the memory of this process has grown since the start of the test, at its peak."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = peak_bytes()
     return lambda: peak_bytes() - before
 

@@ -519,7 +519,7 @@ async def test_one_poll_is_under_way_however_many_callbacks_come(
             while time.monotonic() - started < 1.4:
                 assert await post(url) == 200
         assert kie.stats["requests"].get("/api/v1/jobs/recordInfo", 0) == 1
-        kie.finish(created.provider_task_id)  # it is a callback, too: while the poll is under way
+        kie.finish(created.provider_task_id)  # it is a callback, too: while the poll is in progress
         await until_ended(service, created.id)
 
 

@@ -469,7 +469,7 @@ async def test_uploads_at_a_time_are_limited_until_one_ends(
 
         error = Refusal(grpc.StatusCode.OK, "", "", {}, [], None)
         async with asyncio.timeout(10):
-            while not error.reason:  # until the first is under way
+            while not error.reason:  # until the first is in progress
                 with suppress(pytest.fail.Exception):
                     error = await refused(second())
         assert (error.code, error.reason) == (EXHAUSTED, "RATE_LIMITED")

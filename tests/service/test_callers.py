@@ -103,7 +103,7 @@ UNKNOWN: dict[str, Metadata] = {
     "a name": bearer("alice"),
     "two tokens": bearer(f"{ALICE}, Bearer {BOB}"),
     "the token quoted": bearer(f'"{ALICE}"'),
-    "a binary key beside": [("authorization-bin", f"Bearer {ALICE}".encode())],
+    "only a binary key": [("authorization-bin", f"Bearer {ALICE}".encode())],
     "binary content": [("authorization-bin", bytes(range(256)))],
     "another key": [("x-authorization", f"Bearer {ALICE}")],
     "a large token": bearer("x" * 6_000),
@@ -391,7 +391,7 @@ def rich_status(error: grpc.aio.AioRpcError) -> bytes:
     return status
 
 
-@pytest.mark.parametrize("ended", [False, True], ids=["under way", "ended"])
+@pytest.mark.parametrize("ended", [False, True], ids=["in progress", "ended"])
 @pytest.mark.parametrize("ask", [query, cancel, watch, watch_from])
 async def test_another_callers_task_gets_the_same_error_as_a_missing_one(
     guarded: Guarded, ask: Callable[[Service, str, Metadata], Any], ended: bool

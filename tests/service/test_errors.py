@@ -347,7 +347,7 @@ async def test_a_message_over_the_limit_is_refused_and_the_service_goes_on(
     assert (await service.create()).id
 
 
-# --- the database is away ---
+# --- the database is unavailable ---
 
 
 async def test_a_database_that_is_away_is_unavailable_and_says_when_to_retry(
@@ -382,7 +382,7 @@ async def test_a_bug_is_internal_under_an_id_that_the_log_has_too(
 
 
 @pytest.mark.parametrize("model", ["imagen4", "veo3"])
-async def test_a_key_that_the_provider_quotes_is_hidden_wherever_it_stands(
+async def test_a_key_that_the_provider_quotes_is_hidden_everywhere(
     service: Service, model: str
 ) -> None:
     created = await service.create(

@@ -30,7 +30,7 @@ NOBODY: Any = None
 
 @dataclass
 class Sender:
-    """The other end of a call: sends its messages when it is told to."""
+    """The other end of a call: sends its messages on demand."""
 
     sent: "asyncio.Queue[Any]" = field(default_factory=asyncio.Queue)
     began: asyncio.Event = field(default_factory=asyncio.Event)

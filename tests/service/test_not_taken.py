@@ -23,7 +23,7 @@ PARAMS = create_request().provider_params
 
 @asynccontextmanager
 async def listening(context: ssl.SSLContext | None) -> AsyncIterator[int]:
-    """Greet whoever connects, which is no TLS handshake unless there is a context."""
+    """Greet every client, without a TLS handshake unless there is a context."""
 
     async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 ready\r\n")

@@ -183,7 +183,7 @@ CLOSINGS = ["close", "abort", "half", "stay"]
 
 
 @pytest.mark.parametrize("closing", CLOSINGS)
-@pytest.mark.parametrize("size_bytes", [None, 40 * MIB], ids=["size not told", "size told"])
+@pytest.mark.parametrize("size_bytes", [None, 40 * MIB], ids=["unknown size", "declared size"])
 @pytest.mark.parametrize(("reply", "reason"), EARLY.values(), ids=EARLY.keys())
 async def test_an_early_answer_counts_however_the_provider_closes(
     serve_sqlite: Serve,

@@ -93,7 +93,7 @@ async def test_a_callback_comes_by_itself_when_a_task_ends(
     async with running(speed=1e6) as kie:
         task_id = await kie.create(path, {**body, "callBackUrl": receiver.url})
         await settled(kie)
-        assert [told["data"]["taskId"] for told in receiver.bodies] == [task_id]
+        assert [body["data"]["taskId"] for body in receiver.bodies] == [task_id]
         assert (await kie.record(task_id, path))["taskId"] == task_id
 
 

@@ -173,7 +173,7 @@ def test_a_revision_is_serialised_once(task: Task) -> None:
     assert answers.of(task._replace(version=50)) is first
 
 
-def test_the_next_revision_is_serialised_anew() -> None:
+def test_the_next_revision_is_serialized_again() -> None:
     answers = Answers(DAY)
     task = new("t")
     assert answers.of(send(task)) != answers.of(task)

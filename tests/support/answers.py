@@ -1,8 +1,8 @@
-"""Answers of the provider, and what becomes of a task by each: the table of test_answers.py.
+"""Answers of the provider, and how a task ends with each of them: the table of test_answers.py.
 
-A row is (kind, answer, outcome). `@ID` in an answer stands for the task's id at the provider and
-`@PROMPT` for its prompt, as JSON. Kinds are what went wrong, or how the answer is shaped; each has
-as many rows as there are shapes worth telling apart.
+A row is (kind, answer, outcome). In an answer, `@ID` is replaced by the provider's id of the task,
+and `@PROMPT` by its prompt, as JSON. A kind is what went wrong, or the shape of the answer; it has
+a row for each shape that may be read differently.
 """
 
 import json
@@ -33,9 +33,9 @@ class Becomes:
 
     Attributes:
         reason: "" for a success.
-        words: They stand in the failure's message.
-        kept: It stands in result_json.
-        logged: It stands in the log.
+        words: They are in the failure's message.
+        kept: It is in result_json.
+        logged: It is in the log.
         creates: How often the paid request was sent.
     """
 
@@ -182,7 +182,7 @@ CREATES: list[Row] = [
         )
     ),
     *(
-        Row("create: an id beside a code that says nothing", Http(text, status), accepts())
+        Row("create: an id next to a code without a meaning", Http(text, status), accepts())
         for text, status in (
             ('{"msg":"success","data":{"taskId":"@ID"}}', 200),
             ('{"code":null,"data":{"taskId":"@ID"}}', 200),
@@ -390,7 +390,7 @@ RECORDS: list[Row] = [
         for f in shapes(URLS)
     ),
     *(
-        Row("record: of Midjourney, likewise", flag(1, **f), FOUND, ("midjourney",))
+        Row("record: of Midjourney, the same", flag(1, **f), FOUND, ("midjourney",))
         for f in shapes(URLS)[::3]
     ),
     Row(
@@ -405,7 +405,7 @@ RECORDS: list[Row] = [
     ),
     *(
         Row(
-            "record: a URL as it stands",
+            "record: a URL on its own",
             job("success", response={"resultUrls": [given]}),
             Becomes(urls=(kept,)),
         )

@@ -94,7 +94,7 @@ def goldens(direction: str) -> list[Any]:
     ]
 
 
-# --- a provider that answers what it is told to ---
+# --- a provider with given answers ---
 
 
 @dataclass
@@ -243,7 +243,7 @@ def test_every_variant_of_a_model_has_a_golden_request(
     assert tested - {None} == set(variants)
 
 
-# --- what stands in no single file ---
+# --- what no single file contains ---
 
 
 @pytest.mark.parametrize("model", MODELS)
