@@ -11,22 +11,22 @@ not refer to a message: errors lose their tracebacks, and calls fail outside the
 messages.
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-import structlog
 
 from service.caller_limits import CallerLimits
 from service.callers import Callers, current_caller
 from service.calls import Call, CallsInProgress, current_call, one_value
 from service.endings import OPEN_METHODS, Endings, Method
 from service.errors import ServiceError
+from service.forever import forever
 from service.inbox import Inbox
 from service.metrics import Metrics
 from service.open_calls import OpenCalls
+from service.outage_log import OutageLog
 from service.outbox import Outbox
 from service.streams import (
     Handler,
@@ -41,8 +41,6 @@ from service.streams import (
 HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 UPLOAD_METHOD = "/generation.v1.GenerationService/UploadFile"
 AUTHORIZATION = "authorization"
-
-log = structlog.get_logger()
 
 Work = Callable[[Call, Any, Any], Awaitable[Any]]
 
@@ -93,16 +91,14 @@ class Boundary(grpc.aio.ServerInterceptor):
         """Wait until no call is in progress: a server stops before its handlers have returned."""
         await self._calls.idle()
 
-    async def tend(self) -> None:
+    async def tend(self, outage_log: OutageLog) -> None:
         """End calls whose request does not arrive or whose token was revoked, until cancelled."""
-        while True:
-            await asyncio.sleep(self._inbox.check_seconds)
-            try:
-                self._inbox.check()
-                self._checks.run_once()
-                self._endings.flush()
-            except Exception:
-                log.exception("checking calls failed; trying again")
+        await forever(self._check, "check of calls", self._inbox.check_seconds, outage_log)
+
+    async def _check(self) -> None:
+        self._inbox.check()
+        self._checks.run_once()
+        self._endings.flush()
 
     # --- the methods ---
 

@@ -72,7 +72,7 @@ async def serving(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
         kept_seconds = settings.task_retention_seconds or math.inf
         answers = Answers(parts.provider.result_seconds, kept_seconds)
         boundary = Boundary(callers, parts.limits, parts.calls.watches, parts.metrics)
-        start_background(boundary.tend(), stack)
+        start_background(boundary.tend(parts.outage_log), stack)
         server, health = _grpc_server(parts, boundary, _servicer(parts, polling.events, answers))
         addresses = Addresses(
             bind(server, settings),
