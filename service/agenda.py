@@ -57,7 +57,7 @@ class Agenda:
         return max(due_time, self._held_back_until) if lane is Lane.SUBMIT else due_time
 
     def is_outdated(self, now: float) -> bool:
-        """Whether it is time to read the due times again: other processes store tasks, too."""
+        """Return whether to read the due times again: other processes store tasks, too."""
         return now >= self._read_time + self._times.idle_seconds
 
     def set_due_times(self, due_times: Mapping[Lane, float], now: float) -> None:
@@ -107,5 +107,5 @@ class Agenda:
         self.wake()
 
     def is_stopped(self) -> bool:
-        """Whether the poller has to end."""
+        """Return whether the poller has to end."""
         return self._stopped

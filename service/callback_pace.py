@@ -10,7 +10,7 @@ class CallbackPace:
         self._polls: dict[str, tuple[float, int | None]] = {}  # the oldest first
 
     def is_repeated(self, task_id: str, content: int | None, now: float) -> bool:
-        """Whether a callback repeats the last one of its task within a second."""
+        """Return whether a callback repeats the last one of its task within a second."""
         self._forget(now)
         last = self._polls.get(task_id)
         return last is not None and content is not None and last[1] == content

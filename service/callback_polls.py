@@ -76,7 +76,7 @@ class CallbackPolls:
         return True
 
     def _is_covered(self, task_id: str, content: int | None) -> bool:
-        """Whether nothing has to be done: a callback is a repetition, or a poll is in progress."""
+        """Return whether a callback needs no poll: it is a repetition, or a poll is in progress."""
         if self._pace.is_repeated(task_id, content, self._store.now()):
             return True
         if self._leases.is_polling(task_id):

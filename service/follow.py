@@ -17,7 +17,7 @@ class FollowTimes:
 
     Attributes:
         sweep_seconds: Between two comparisons.
-        sweep_without_hints_seconds: Likewise while no hints can be received.
+        sweep_without_hints_seconds: The same while no hints can be received.
         sweep_max_tasks: How many tasks are compared in one query.
     """
 

@@ -153,7 +153,7 @@ class Hub:
                 del self._topics[task_id]
 
     def is_watched(self, task_id: str) -> bool:
-        """Whether a reader in this process stays until the task has ended."""
+        """Return whether a reader in this process stays until the task has ended."""
         topic = self._topics.get(task_id)
         return topic is not None and any(s.to_the_end for s in topic.subscriptions)
 

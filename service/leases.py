@@ -48,7 +48,7 @@ class Leases:
             self._sending.add(task.id)
 
     def drop(self, lane: Lane, task: Task) -> None:
-        """Let go of a lease: the work has ended.
+        """Release a lease: the work has ended.
 
         A task that is still being sent may have been claimed a second time, from another lane; then
         the lease is its sender's.
@@ -59,15 +59,15 @@ class Leases:
             self._held.pop(task.id, None)
 
     def is_held(self, task_id: str) -> bool:
-        """Whether this process works on a task."""
+        """Return whether this process works on a task."""
         return task_id in self._held
 
     def is_sending(self, task_id: str) -> bool:
-        """Whether this process is sending a task."""
+        """Return whether this process is sending a task."""
         return task_id in self._sending
 
     def is_polling(self, task_id: str) -> bool:
-        """Whether this process is polling a task that the provider has."""
+        """Return whether this process is polling a task that the provider has."""
         task = self._held.get(task_id)
         return task is not None and bool(task.provider_task_id)
 

@@ -1,8 +1,8 @@
 """The limits on work in progress: may this lane start something now, and which task?
 
 The account at the provider limits how many requests may be sent in a time, and how many tasks may
-run. Those that it has no room for wait, and their callers are served round-robin. So do those that
-the provider would not accept just now: see service/holds.py.
+run. Tasks beyond these limits wait, and their callers are served round-robin. Tasks that the
+provider does not accept right now wait, too: see service/holds.py.
 """
 
 import itertools
@@ -37,13 +37,13 @@ class LimitBounds:
 
     Attributes:
         creates_window_seconds: The account's 10 s, and how much the latency of requests may vary.
-        status_window_seconds: Likewise of 1 s.
+        status_window_seconds: The same for the account's limit in 1 s.
         submit_jobs_max: How many tasks are sent at a time.
         poll_jobs_max: How many tasks are polled at a time.
         late_jobs_max: How many late deliveries are asked for at a time.
         polls_claimed_max: How many polls start together, so that callbacks get through a burst.
         recheck_seconds: When a limit is looked at again: other processes may have made room.
-        passed_over_seconds: Likewise the limits of callers.
+        passed_over_seconds: The same for the limits of callers.
         passed_over_pause_seconds: How long a new task waits if its caller is at its limit.
         holds: How long tasks are held that the provider would not accept.
     """

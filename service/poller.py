@@ -1,8 +1,8 @@
 """The poller: one loop that sends tasks and polls them, and that is the recovery code as well.
 
 The database is the queue. The loop claims what is due, starts a job for each task, and waits for
-the first of: a wake-up, the next due time, the end. It keeps nothing of a task in memory, so after
-a restart, or in another process on the same database, the very same loop continues.
+the first of: a wake-up, the next due time, the end. It keeps nothing about a task in memory, so
+after a restart, or in another process on the same database, the same loop continues.
 
     agenda (when to look) -> limits (may it start?) -> claim -> jobs -> work -> writer
 

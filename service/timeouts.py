@@ -20,7 +20,7 @@ class TimeoutBounds:
 
     Attributes:
         failing_setbacks: How many polls in a row must fail before a task may time out.
-        given_up_setbacks: Likewise if the last one says that the provider gave the task up.
+        given_up_setbacks: The same if the last one says that the provider gave the task up.
         outage_max_seconds: While the provider answers no poll, no task times out before this age.
     """
 
@@ -59,12 +59,12 @@ class Timeouts:
                 return task.setbacks + 1
 
     def _others_answered(self, task: Task, now: float) -> bool:
-        """Whether the provider has answered for other tasks since the last poll of this one."""
+        """Return whether polls of other tasks were answered since the last poll of this one."""
         since = self.schedule.nominal_wait(task.model, age_of(task, now), task.setbacks)
         return self.reach.answered_time > now - since
 
     def is_timed_out(self, task: Task, outcome: Unfinished, setbacks: int, now: float) -> bool:
-        """Whether a task has timed out, after a poll that made its setbacks `setbacks`."""
+        """Return whether a task has timed out, after a poll that made its setbacks `setbacks`."""
         age = age_of(task, now)
         given_up = isinstance(outcome, Unreadable) and outcome.given_up
         if given_up and setbacks >= self.bounds.given_up_setbacks:
