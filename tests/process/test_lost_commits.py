@@ -69,7 +69,7 @@ async def end(service: Service, task_id: str) -> pb.GenerationTask:
 
 @pytest.mark.parametrize("committed", [True, False])
 @pytest.mark.parametrize("what", [CLAIMED, QUEUED, ENDED])
-async def test_a_task_is_bought_once_whichever_commit_on_its_way_has_no_answer(
+async def test_a_task_is_bought_once_whichever_of_its_commits_has_no_response(
     replica: Replica, wire: Wire, what: bytes, committed: bool
 ) -> None:
     async with replica(wire.url) as service:
@@ -82,7 +82,7 @@ async def test_a_task_is_bought_once_whichever_commit_on_its_way_has_no_answer(
 
 
 @pytest.mark.parametrize("committed", [True, False])
-async def test_a_create_whose_commit_has_no_answer_is_asked_again_by_its_request_id(
+async def test_a_create_whose_commit_has_no_response_can_be_retried_by_its_request_id(
     replica: Replica, wire: Wire, committed: bool
 ) -> None:
     async with replica(wire.url) as service:
@@ -96,7 +96,7 @@ async def test_a_create_whose_commit_has_no_answer_is_asked_again_by_its_request
         assert len(service.kie.tasks) == 1
 
 
-async def test_a_claim_that_was_not_committed_is_left_to_who_claimed_the_task_meanwhile(
+async def test_an_uncommitted_claim_is_left_to_the_process_that_claimed_the_task(
     replica: Replica, wire: Wire, postgresql_url: str, kie: Simulator
 ) -> None:
     kie.add_fault("create:slow,seconds=3")
@@ -113,7 +113,7 @@ async def test_a_claim_that_was_not_committed_is_left_to_who_claimed_the_task_me
     assert len(kie.tasks) == creates(kie) == 2
 
 
-async def test_a_task_that_was_put_back_is_not_put_back_again_from_under_its_next_sender(
+async def test_a_late_postponement_does_not_affect_the_next_sender(
     replica: Replica, wire: Wire, postgresql_url: str, kie: Simulator
 ) -> None:
     short = LimitBounds(holds=HoldTimes(first_seconds=0.05))
@@ -131,7 +131,7 @@ async def test_a_task_that_was_put_back_is_not_put_back_again_from_under_its_nex
     assert creates(kie) == 2
 
 
-async def test_who_is_back_first_after_an_outage_lets_senders_save_their_answers_before_it_judges(
+async def test_after_an_outage_senders_can_save_their_responses_before_others_decide(
     replica: Replica, wire: Wire, postgresql_url: str, kie: Simulator
 ) -> None:
     short = LeaseTimes(lease_seconds=3.0)

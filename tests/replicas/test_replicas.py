@@ -95,7 +95,7 @@ async def test_a_task_of_one_replica_is_cancelled_on_another_and_never_sent(
     assert len(kie.tasks) == asked + 1
 
 
-async def test_a_page_of_one_replica_goes_on_at_another(fleet: Any) -> None:
+async def test_a_list_continues_on_another_replica(fleet: Any) -> None:
     async with fleet(create_wait_seconds=0) as services:
         created = [await service.create(STUCK) for service in services * 3]
         request, found = pb.ListTasksRequest(page_size=2), []
@@ -188,7 +188,7 @@ async def test_a_watcher_that_resumes_anywhere_never_sees_an_older_snapshot(
 # --- the account's limits ---
 
 
-async def test_the_accounts_limits_hold_over_all_replicas_and_are_used(
+async def test_the_accounts_limits_apply_across_replicas_and_are_used(
     fleet: Any,
 ) -> None:
     margin = LimitBounds().creates_window_seconds - 10.0
@@ -228,7 +228,7 @@ async def test_the_accounts_limits_hold_over_all_replicas_and_are_used(
     assert best / seconds > 0.7, f"{best / seconds:.0%} of the rate"
 
 
-async def test_replicas_that_race_for_few_tasks_waste_no_slot_of_the_rate(
+async def test_replicas_that_race_for_few_tasks_waste_no_slot(
     fleet: Any, postgresql_url: str
 ) -> None:
     async with fleet(create_wait_seconds=0, kie_creates_per_10_seconds=200) as services:
@@ -342,7 +342,7 @@ def version(database_url: str, task_id: str) -> int:
     return int(number)
 
 
-async def test_a_poll_of_a_paused_replica_passes_on_and_what_it_saves_late_changes_nothing(
+async def test_a_paused_replicas_poll_is_taken_over_and_its_late_save_changes_nothing(
     processes: Any, kie: Simulator, postgresql_url: str
 ) -> None:
     async with processes(PUBLIC_URL="") as (first, second):
@@ -388,7 +388,7 @@ async def paused_sender(
             assert creates(kie) == 1, "never sent twice"
 
 
-async def test_a_paused_senders_task_is_unknown_elsewhere_and_its_late_answer_adopted(
+async def test_a_paused_senders_task_becomes_unknown_and_its_late_response_is_adopted(
     processes: Any, kie: Simulator
 ) -> None:
     settings = {"PUBLIC_URL": "", "UNKNOWN_WAIT_SECONDS": "0"}
@@ -405,7 +405,7 @@ async def test_a_paused_senders_task_is_unknown_elsewhere_and_its_late_answer_ad
         assert late.provider_task_id == kie.tasks[0]["id"]
 
 
-async def test_a_paused_senders_task_waits_for_its_callback_and_its_late_answer_is_adopted(
+async def test_a_paused_senders_task_waits_for_its_callback_and_its_late_response_is_adopted(
     processes: Any, kie: Simulator, postgresql_url: str
 ) -> None:
     settings = {"UNKNOWN_WAIT_SECONDS": "60"}
@@ -421,7 +421,7 @@ async def test_a_paused_senders_task_waits_for_its_callback_and_its_late_answer_
         assert task.status == SUCCESS
 
 
-async def test_a_paused_senders_task_comes_home_to_another_replica_by_its_callback(
+async def test_a_paused_senders_task_is_recovered_by_another_replica_through_its_callback(
     processes: Any, kie: Simulator
 ) -> None:
     async with paused_sender(processes, kie, "a cat") as (sender, client, task_id):
@@ -452,7 +452,7 @@ async def test_a_sender_that_finds_its_own_lease_expired_renews_it(
 
 
 @pytest.mark.parametrize("judged", [True, False])
-async def test_a_sender_that_was_paused_before_its_request_sends_it_unless_others_have_judged(
+async def test_a_sender_paused_before_its_request_sends_it_unless_another_process_decided(
     fleet: Any, kie: Simulator, postgresql_url: str, monkeypatch: pytest.MonkeyPatch, judged: bool
 ) -> None:
     take_fresh_slot = Jobs._take_fresh_slot

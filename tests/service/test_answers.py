@@ -172,7 +172,7 @@ def test_the_table_has_at_least_250_answers_of_at_least_40_kinds() -> None:
 @pytest.mark.parametrize(
     ("key", "family", "row"), ROWS, ids=[f"{key}-{family}-{row.kind}" for key, family, row in ROWS]
 )
-async def test_what_becomes_of_a_task_by_an_answer(
+async def test_each_answer_has_its_effect_on_a_task(
     played: Played, key: str, family: str, row: Row
 ) -> None:
     name = f"{key}-{family}"
@@ -206,7 +206,7 @@ async def test_polls_without_a_verdict_are_counted_by_their_cause(played: Played
         assert played.counted(cause) == expected
 
 
-async def test_an_unknown_state_is_warned_of_once(played: Played) -> None:
+async def test_an_unknown_state_is_logged_once(played: Played) -> None:
     words = "a record has a state that this version does not know"
     warnings = [log["state"] for log in played.logs if log["event"] == words]
     assert len(warnings) == len(set(warnings)) == 4
@@ -227,7 +227,7 @@ REPEATED = {
 
 
 @pytest.mark.parametrize(("how", "echo"), ECHOES, ids=[how for how, _ in ECHOES])
-async def test_an_orphan_comes_home_by_a_record_that_repeats_its_prompt(
+async def test_an_orphan_is_recovered_by_a_record_that_repeats_its_prompt(
     tmp_path: Path, unused_tcp_port: int, how: str, echo: str
 ) -> None:
     urls: list[str] = []
@@ -264,7 +264,7 @@ async def test_an_orphan_comes_home_by_a_record_that_repeats_its_prompt(
 
 
 @pytest.mark.parametrize(("kind", "given", "reason"), UPLOADS)
-async def test_what_becomes_of_an_upload_by_an_answer(
+async def test_each_answer_has_its_effect_on_an_upload(
     tmp_path: Path, kind: str, given: Http, reason: str
 ) -> None:
     kie: Any = SocketKie(lambda _: filled(given, ""))

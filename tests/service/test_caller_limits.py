@@ -228,7 +228,7 @@ async def test_a_known_request_id_is_answered_whatever_the_limits_say(
         )
 
 
-async def test_the_whole_queue_is_limited_as_well(serve_both: Serving) -> None:
+async def test_the_whole_queue_is_limited_too(serve_both: Serving) -> None:
     async with serve_both("[default]\nrunning = 1\nqueue = 9\n", queue_max_tasks=2) as (alice, bob):
         await all_waiting(alice, 2)
         error = await bob.create_refused()
@@ -352,7 +352,7 @@ async def test_a_caller_that_has_to_wait_does_not_keep_the_poller_busy(
         assert await bob.is_sent((await bob.create(STUCK)).id)
 
 
-async def test_a_hold_of_the_provider_and_a_caller_that_waits_do_not_keep_others_back(
+async def test_a_hold_and_a_waiting_caller_do_not_delay_others(
     serve_both: Serving, kie: Simulator
 ) -> None:
     short = bounds(holds=HoldTimes(first_seconds=0.1))
@@ -374,7 +374,7 @@ async def test_half_of_what_may_run_is_left_to_others_when_there_are_several_cal
     files.name("alice")
 
 
-async def test_a_caller_that_is_alone_may_use_all(serve_both: Serving, files: Files) -> None:
+async def test_a_single_caller_may_use_all(serve_both: Serving, files: Files) -> None:
     files.name("alice")
     async with serve_both(kie_running_max=4, watch_max_streams=3) as (alice, _):
         tasks = [await alice.create(STUCK) for _ in range(4)]
@@ -439,7 +439,7 @@ async def test_open_streams_of_one_caller_are_limited_until_one_ends(serve_both:
                     break
 
 
-async def test_all_open_streams_are_limited_as_well(serve_both: Serving) -> None:
+async def test_all_open_streams_are_limited_too(serve_both: Serving) -> None:
     async with serve_both("[default]\nwatches = 9\n", watch_max_streams=1) as (alice, bob):
         task, other = await alice.create(STUCK), await bob.create(STUCK)
         await (watch := alice.watch(task.id)).read()

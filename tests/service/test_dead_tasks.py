@@ -91,7 +91,7 @@ async def crowd_of(folder: Path, dead: int) -> tuple[Crowd, list[pb.GenerationTa
     return crowd, ends
 
 
-async def test_60_dead_tasks_leave_5_living_ones_polled_as_if_alone_and_all_end(
+async def test_60_unreadable_tasks_do_not_delay_5_readable_ones_and_all_end(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "alone").mkdir()
@@ -121,7 +121,7 @@ async def ended_as(
 
 
 @pytest.mark.parametrize("number", [2, 3, 4, 6, 7, 8, 9, 10])
-async def test_a_task_that_alone_cannot_be_read_ends_by_its_age(
+async def test_an_unreadable_task_ends_by_its_age_while_others_are_answered(
     tmp_path: Path, number: int
 ) -> None:
     end, _ = await ended_as(tmp_path, DEAD_ANSWERS[number])
@@ -134,7 +134,7 @@ async def test_code_408_ends_a_task_after_a_few_in_a_row(tmp_path: Path) -> None
     assert end.failure.provider_code == "408"
 
 
-async def test_a_time_out_keeps_what_was_not_understood(tmp_path: Path) -> None:
+async def test_a_timed_out_task_keeps_what_was_not_understood(tmp_path: Path) -> None:
     record = {"state": "archived", "param": '{"callBackUrl":"https://us.example/s"}', "odd": "x-1"}
     end, _ = await ended_as(tmp_path, envelope(200, record))
     assert json.loads(end.result_json)["record"]["odd"] == "x-1"
@@ -145,7 +145,7 @@ async def test_a_time_out_keeps_what_was_not_understood(tmp_path: Path) -> None:
     assert "x-2" in warning["answer"]
 
 
-async def test_while_nobody_is_answered_no_task_ends(tmp_path: Path) -> None:
+async def test_no_task_ends_during_an_outage(tmp_path: Path) -> None:
     kie: Any = SocketKie(
         lambda request: (
             envelope(200, {"taskId": "k"})
@@ -249,7 +249,7 @@ async def test_a_callback_keeps_its_task_from_being_sent_a_second_time(
     assert kie.count("create") == 1
 
 
-async def test_a_record_that_said_fail_and_then_success_adds_its_artifacts(
+async def test_a_record_that_changes_from_fail_to_success_adds_its_artifacts(
     tmp_path: Path, unused_tcp_port: int
 ) -> None:
     bought = Bought(envelope(200, {"taskId": "k-1"}))
@@ -271,7 +271,7 @@ async def test_a_record_that_said_fail_and_then_success_adds_its_artifacts(
     assert late.failure == failed.failure
 
 
-async def test_where_a_callback_says_results_are_is_logged_once_if_its_task_ends_without_any(
+async def test_the_hosts_in_a_callback_are_logged_if_its_task_ends_without_a_result(
     tmp_path: Path, unused_tcp_port: int
 ) -> None:
     bought = Bought(envelope(200, {"taskId": "k-1"}))
@@ -321,7 +321,7 @@ async def test_twenty_tasks_of_a_model_under_maintenance_do_not_hold_back_anothe
 
 
 @pytest.mark.parametrize("most", [3, 0])
-async def test_no_more_creates_are_in_flight_than_may_be(tmp_path: Path, most: int) -> None:
+async def test_no_more_creates_are_in_flight_than_allowed(tmp_path: Path, most: int) -> None:
     peak = in_flight = 0
 
     class CountingKie(SocketKie):
@@ -350,7 +350,7 @@ async def test_no_more_creates_are_in_flight_than_may_be(tmp_path: Path, most: i
 # --- two tasks, one record ---
 
 
-async def test_two_tasks_with_one_id_and_a_record_of_another_request_are_warned_of(
+async def test_a_duplicate_provider_id_and_a_foreign_record_are_logged(
     tmp_path: Path,
 ) -> None:
     param = json.dumps({"input": {"prompt": "something else altogether"}})

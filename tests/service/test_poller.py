@@ -172,7 +172,7 @@ async def test_once_durations_are_known_no_poll_is_spent_before_a_task_can_have_
     assert learned <= unlearned / 2
 
 
-async def test_polls_never_pass_the_accounts_rate(serve: Serve) -> None:
+async def test_polls_never_exceed_the_accounts_rate(serve: Serve) -> None:
     async with serve(kie_status_per_second=10, poll_interval_seconds=0.01) as service:
         service.kie.update(records_per_second=10)
         created = await asyncio.gather(*(service.create(STUCK) for _ in range(20)))
@@ -185,7 +185,7 @@ async def test_polls_never_pass_the_accounts_rate(serve: Serve) -> None:
 # --- pure parts ---
 
 
-async def test_an_answer_after_the_task_was_given_up_is_adopted_and_its_result_kept(
+async def test_a_response_after_the_task_was_given_up_is_adopted_and_its_result_kept(
     serve: Serve,
 ) -> None:
     async with serve(create_wait_seconds=0) as service:
@@ -233,7 +233,7 @@ async def test_an_answer_that_came_while_the_process_was_paused_is_read() -> Non
         other._transport.close()  # type: ignore[attr-defined]
 
 
-async def test_once_an_outage_is_over_what_was_put_off_is_asked_for_at_once(
+async def test_after_an_outage_postponed_tasks_are_polled_at_once(
     serve: Serve,
 ) -> None:
     async with serve(poll_interval_seconds=0.5) as service:
@@ -253,7 +253,7 @@ async def test_once_an_outage_is_over_what_was_put_off_is_asked_for_at_once(
 
 
 @pytest.mark.parametrize("code", [429, 455])
-async def test_a_model_that_the_provider_does_not_take_does_not_hold_up_the_others(
+async def test_a_model_that_the_provider_does_not_accept_does_not_delay_the_others(
     serve: Serve, code: int
 ) -> None:
     async with serve(create_wait_seconds=0, bounds=SHORT_HOLDS) as service:
@@ -267,7 +267,7 @@ async def test_a_model_that_the_provider_does_not_take_does_not_hold_up_the_othe
         assert (await service.end(closed.id)).status == pb.TASK_STATUS_SUCCESS
 
 
-async def test_what_is_claimed_while_the_service_stops_is_still_sent(serve: Serve) -> None:
+async def test_a_task_claimed_during_shutdown_is_still_sent(serve: Serve) -> None:
     for number in range(10):
         async with serve(create_wait_seconds=0) as service:
             created = [await service.create(request_id=f"{number}-{i}") for i in range(5)]

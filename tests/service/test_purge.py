@@ -50,7 +50,7 @@ async def gone(service: Service, task_id: str) -> bool:
     return False
 
 
-async def test_a_task_that_ended_long_ago_goes_and_its_request_id_is_new_again(
+async def test_a_task_that_ended_long_ago_is_purged_with_its_request_id(
     serve: Serve, batches: list[int]
 ) -> None:
     async with serve() as service:
@@ -73,7 +73,7 @@ async def test_a_task_that_ended_long_ago_goes_and_its_request_id_is_new_again(
     assert sum(batches) == 1
 
 
-async def test_what_has_not_ended_or_may_be_delivered_late_is_kept_however_old(
+async def test_tasks_in_progress_or_with_a_possible_late_delivery_are_never_purged(
     serve: Serve, batches: list[int]
 ) -> None:
     async with serve(task_retention_seconds=HOUR, bounds=OFTEN) as service:
@@ -94,7 +94,7 @@ async def test_what_has_not_ended_or_may_be_delivered_late_is_kept_however_old(
     assert sum(batches) == 0
 
 
-async def test_watchers_of_other_tasks_see_nothing_of_a_purge_in_small_batches(
+async def test_a_purge_in_small_batches_does_not_disturb_watches(
     serve: Serve, batches: list[int]
 ) -> None:
     async with serve(task_retention_seconds=HOUR, bounds=OFTEN) as service:
@@ -132,7 +132,7 @@ async def test_replicas_that_purge_at_once_delete_each_task_once(
     assert rows(postgresql_url, "SELECT count(*) FROM tasks") == [(0,)]
 
 
-async def test_a_purge_goes_on_once_the_database_is_back(
+async def test_a_purge_continues_once_the_database_is_available_again(
     database_url: str, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(database_url)
@@ -178,7 +178,7 @@ async def purged(database_url: str, bounds: PurgeBounds = PURGE) -> list[tuple[s
     return rows(database_url, "SELECT caller, count(*) FROM tasks GROUP BY caller ORDER BY caller")
 
 
-async def test_a_cancelled_task_is_kept_for_a_day_though_ended_tasks_are_kept_for_ever(
+async def test_a_cancelled_task_is_kept_for_a_day_even_if_ended_tasks_are_kept_forever(
     database_url: str,
 ) -> None:
     store = open_store(database_url)

@@ -55,7 +55,7 @@ def none_open(page: Page) -> bool:
     return page.value("generation_watches_open") == 0
 
 
-async def test_a_reader_that_stalls_and_leaves_is_a_cancelled_call_and_no_bug(
+async def test_a_client_that_stalls_and_disconnects_is_a_cancelled_call(
     serve: Serve, beats: list[Task]
 ) -> None:
     async with serve(**ADMIN, watch_heartbeat_seconds=BEAT_SECONDS) as service:
@@ -67,7 +67,7 @@ async def test_a_reader_that_stalls_and_leaves_is_a_cancelled_call_and_no_bug(
         assert page.calls("WatchTask", "INTERNAL") == 0
 
 
-async def test_the_stream_of_a_reader_that_stalls_expires_and_frees_its_place(
+async def test_the_stream_of_a_stalled_client_expires_and_frees_its_place(
     serve: Serve, beats: list[Task]
 ) -> None:
     settings = {"watch_heartbeat_seconds": BEAT_SECONDS, "watch_max_age_seconds": LIFE_SECONDS}

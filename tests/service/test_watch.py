@@ -48,14 +48,14 @@ async def noting(
         yield task
 
 
-async def test_a_watch_shows_the_present_snapshot_first(service: Service) -> None:
+async def test_a_watch_shows_the_current_snapshot_first(service: Service) -> None:
     created = await service.create(STUCK)
     async for task in service.watch(created.id):
         assert task == await service.query(created.id)
         break
 
 
-async def test_a_watch_after_the_present_revision_waits_for_a_newer_one(service: Service) -> None:
+async def test_a_watch_after_the_current_revision_waits_for_a_newer_one(service: Service) -> None:
     created = await service.create({"imagen4": {"prompt": "x [sim:seconds=0.3]"}})
     async for task in service.watch(created.id, after_revision=created.revision):
         assert task.revision > created.revision
@@ -69,7 +69,7 @@ async def test_a_watch_of_an_ended_task_shows_its_end_even_if_it_was_seen(
     assert [t async for t in service.watch(end.id, after_revision=end.revision)] == [end]
 
 
-async def test_a_quiet_stream_repeats_the_present_snapshot(serve: Serve) -> None:
+async def test_a_quiet_stream_repeats_the_current_snapshot(serve: Serve) -> None:
     async with serve(watch_heartbeat_seconds=0.02, poll_interval_seconds=5) as service:
         created = await service.create(STUCK)
         seen = []
@@ -87,7 +87,7 @@ async def test_every_watcher_of_a_task_sees_its_end(service: Service) -> None:
     assert len({end.revision for end in ends}) == 1
 
 
-async def test_an_old_stream_expires_and_another_goes_on_from_its_revision(serve: Serve) -> None:
+async def test_an_old_stream_expires_and_another_resumes_from_its_revision(serve: Serve) -> None:
     async with serve(watch_max_age_seconds=0.5) as service:
         created = await service.create(STUCK)
         seen: list[int] = []
@@ -172,9 +172,7 @@ async def test_a_slot_holds_only_the_newest_snapshot() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(0.05, 0.2), (60, 0.05)])
-async def test_a_wait_after_news_lasts_as_long_as_it_should_and_not_as_the_one_before(
-    first: float, second: float
-) -> None:
+async def test_each_wait_has_its_own_timeout(first: float, second: float) -> None:
     hub = Hub()
     loop = asyncio.get_running_loop()
     with hub.subscribe("t") as subscription:
@@ -202,7 +200,7 @@ async def test_a_subscription_made_after_draining_began_does_not_wait() -> None:
         assert await subscription.newer(0, timeout=60) is None
 
 
-async def test_a_hub_forgets_what_nobody_watches() -> None:
+async def test_a_hub_forgets_tasks_that_nobody_watches() -> None:
     hub = Hub()
     with hub.subscribe("t"), hub.subscribe("t"):
         pass

@@ -116,9 +116,7 @@ def test_a_move_from_a_stage_that_does_not_allow_it_is_a_bug(move: str, task: st
 
 
 @pytest.mark.parametrize(("move", "task"), ALLOWED)
-def test_a_visible_move_makes_the_next_revision_and_an_invisible_one_none(
-    move: str, task: str
-) -> None:
+def test_only_a_visible_move_increases_the_revision(move: str, task: str) -> None:
     before = TASKS[task]
     after = MOVES[move][0](before)
     if move in INVISIBLE:
@@ -186,7 +184,7 @@ def test_a_postponed_task_is_accepted_again_with_one_more_setback_and_was_never_
     }
 
 
-def test_a_task_that_was_held_for_unknown_and_was_not_sent_after_all_is_unknown_no_more() -> None:
+def test_a_postponed_task_is_no_longer_unknown() -> None:
     assert UNKNOWN.postponed(NOW, DUE).unknown_time is None
 
 
@@ -208,21 +206,21 @@ def test_a_queued_task_has_the_providers_id_and_its_age_begins() -> None:
     }
 
 
-def test_a_task_of_which_a_sign_came_is_not_unknown_any_more_and_waits_for_no_other() -> None:
+def test_a_task_that_was_called_back_is_due_and_not_unknown() -> None:
     queued = HINTED.queued("k", NOW, DUE)
     assert (queued.provider_task_id, queued.unknown_time, queued.hinted_id) == ("k", None, "k")
     assert changes(QUEUED, QUEUED.called_back(NOW)) == {"hinted_id": "k", "due_time": NOW}
 
 
 @pytest.mark.parametrize("task", ["SUBMITTING", "UNKNOWN", "LOST"])
-def test_a_hint_is_looked_into_and_a_wrong_one_leaves_no_trace(task: str) -> None:
+def test_a_candidate_is_due_for_a_check_and_a_wrong_one_leaves_no_trace(task: str) -> None:
     before = TASKS[task]
     hinted = before.hinted("k", DUE)
     assert changes(before, hinted) == {"hinted_id": "k", "due_time": DUE}
     assert hinted.unhinted(before.due_time) == before
 
 
-def test_a_lost_task_that_is_found_again_is_waited_for_in_the_late_lane() -> None:
+def test_an_adopted_task_waits_in_the_late_lane() -> None:
     after = LOST.hinted("k", NOW).adopted_late("k", NOW, DUE)
     assert changes(LOST, after) == {
         "provider_task_id": "k",
@@ -234,7 +232,7 @@ def test_a_lost_task_that_is_found_again_is_waited_for_in_the_late_lane() -> Non
     assert after.lane is Lane.LATE
 
 
-def test_an_unknown_task_stays_submitting_and_waits_for_a_sign() -> None:
+def test_an_unknown_task_stays_submitting_and_waits_for_its_callback() -> None:
     assert changes(SUBMITTING, SUBMITTING.unknown(NOW, DUE)) == {
         "unknown_time": NOW,
         "due_time": DUE,
@@ -279,7 +277,7 @@ def test_a_failure_has_its_reason_and_waits_for_nothing() -> None:
     }
 
 
-def test_a_failure_whose_time_nobody_told_completed_now() -> None:
+def test_a_failure_without_a_reported_time_completed_now() -> None:
     assert GENERATING.failed(NO, NOW).complete_time == NOW
 
 
@@ -348,7 +346,7 @@ def test_a_late_delivery_adds_artifacts_to_the_failure() -> None:
     }
 
 
-def test_a_task_is_delivered_late_once_at_most() -> None:
+def test_a_task_is_delivered_late_at_most_once() -> None:
     with pytest.raises(AssertionError):
         DELIVERED.delivered_late(ARTIFACTS, "{}", None, NOW)
 
@@ -356,7 +354,7 @@ def test_a_task_is_delivered_late_once_at_most() -> None:
 @pytest.mark.parametrize(
     ("task", "since"), [(TIMED_OUT, 1_002.0), (TIMED_OUT._replace(accept_time=None), CREATED)]
 )
-def test_a_task_is_asked_for_only_while_the_provider_keeps_results(
+def test_a_failed_task_is_polled_only_while_the_provider_keeps_results(
     task: Task, since: float
 ) -> None:
     last = since + DELIVERY_WINDOW_SECONDS
@@ -369,7 +367,7 @@ def test_a_task_is_asked_for_only_while_the_provider_keeps_results(
         assert given_up.lane is None
 
 
-def test_a_task_that_is_undeliverable_is_never_asked_for_again() -> None:
+def test_an_undeliverable_task_is_never_polled_again() -> None:
     assert changes(TIMED_OUT, TIMED_OUT.undeliverable()) == {"due_time": None}
 
 

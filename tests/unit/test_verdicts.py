@@ -70,25 +70,25 @@ def test_a_lost_answer_waits_for_its_callback_and_is_then_given_up() -> None:
     assert "1970-01-01 02:46:35 UTC" in ended.failure.message, "when to look for it by hand"
 
 
-def test_a_sign_that_came_before_the_answer_was_lost_is_looked_into_at_once() -> None:
+def test_a_callback_before_the_response_is_lost_is_checked_at_once() -> None:
     told = SUBMITTING.hinted("k", SUBMITTING.due_time)
     waiting = VERDICTS.after_submission(told, Unknown("reset"), NOW, 0)
     assert waiting is not None
     assert (waiting.due_time, waiting.hinted_id) == (NOW, "k")
 
 
-def test_a_sign_that_came_just_before_the_wait_was_over_is_not_given_up() -> None:
+def test_a_callback_at_the_end_of_the_wait_is_still_checked() -> None:
     assert VERDICTS.without_answer(HINTED, NOW + 900) is None
 
 
-def test_a_sign_before_the_answer_makes_the_first_poll_due_at_once() -> None:
+def test_a_callback_before_the_response_makes_the_first_poll_due_at_once() -> None:
     told = SUBMITTING.hinted("k", SUBMITTING.due_time)
     queued = VERDICTS.after_submission(told, Accepted("k"), NOW, 0)
     assert queued is not None
     assert queued.due_time == NOW
 
 
-def test_an_orphan_whose_record_agrees_is_polled_and_one_that_does_not_waits_on() -> None:
+def test_an_orphan_whose_record_agrees_is_polled_and_any_other_keeps_waiting() -> None:
     home = VERDICTS.after_recognition(HINTED, Recognition.AGREES, NOW + 5)
     assert home is not None
     assert (home.stage, home.provider_task_id, home.due_time) == (Stage.QUEUED, "k", NOW + 5)
@@ -97,7 +97,7 @@ def test_an_orphan_whose_record_agrees_is_polled_and_one_that_does_not_waits_on(
     assert (strange.hinted_id, strange.due_time) == ("", NOW + 900)
 
 
-def test_a_record_that_never_tells_is_not_waited_for_beyond_a_tasks_age() -> None:
+def test_an_unreadable_record_is_not_waited_for_beyond_a_tasks_age() -> None:
     again = VERDICTS.after_recognition(HINTED, Recognition.UNREADABLE, NOW + 3_599)
     assert again is not None
     assert again.hinted_id == "k"
@@ -149,7 +149,7 @@ def test_a_poll_that_fails_counts_against_its_task_only_while_others_are_answere
     assert not ends_by_its_age(VERDICTS, Unavailable("502"))
 
 
-def test_while_nobody_is_answered_no_task_ends_before_a_day() -> None:
+def test_during_an_outage_no_task_ends_before_a_day() -> None:
     still = VERDICTS.after_poll(FAILING, Unavailable("502"), NOW + 86_399)
     assert still is not None
     assert not still.ended
@@ -186,7 +186,7 @@ def test_a_task_that_its_provider_has_given_up_ends_after_a_few_such_answers_in_
     assert task.due_time is not None, "it is still asked for"
 
 
-def test_what_the_provider_said_last_is_kept_by_a_time_out() -> None:
+def test_a_timed_out_task_keeps_the_providers_last_response() -> None:
     for outcome in (
         Progress(generating=True, record='{"a":1}'),
         UnknownState("archived", '{"a":1}'),
@@ -197,7 +197,7 @@ def test_what_the_provider_said_last_is_kept_by_a_time_out() -> None:
         assert ended.result_json == '{"a":1}'
 
 
-def test_a_failing_task_is_polled_in_time_for_its_end_and_otherwise_rarely() -> None:
+def test_a_failing_task_is_polled_rarely_but_at_its_maximum_age() -> None:
     near_its_end = VERDICTS.after_poll(FAILING, Unreadable("code 500"), NOW + 3_595)
     assert near_its_end is not None
     assert near_its_end.due_time == NOW + 3_600
@@ -222,7 +222,7 @@ def test_credits_that_are_known_while_generating_are_shown_at_once_and_stay() ->
 # --- signs that it was bought, though no answer said so ---
 
 
-def test_what_a_callback_named_before_a_refusal_is_looked_up_before_it_is_sent_again() -> None:
+def test_the_id_of_a_callback_before_a_refusal_is_checked_before_sending_again() -> None:
     told = SUBMITTING.hinted("k", SUBMITTING.due_time)
     looked_up = VERDICTS.after_submission(told, Postponed("429"), NOW, NOW)
     assert looked_up is not None
@@ -257,7 +257,7 @@ def test_a_callback_that_names_no_task_keeps_its_task_from_being_sent_again_too(
     assert (held.stage, held.due_time) == (Stage.SUBMITTING, NOW + 900)
 
 
-def test_a_refusal_does_not_keep_a_later_proof_from_being_looked_up() -> None:
+def test_an_id_that_arrives_after_a_refusal_is_checked() -> None:
     refused = VERDICTS.after_submission(SUBMITTING, Refused("PROVIDER_ERROR", "no", "500"), NOW, 0)
     assert refused is not None
     assert (refused.status, refused.due_time) == (Status.FAILED, None)
@@ -294,14 +294,14 @@ def test_a_failure_is_looked_up_once_more_and_by_its_callback() -> None:
     assert (late.status, len(late.artifacts)) == (Status.FAILED, 1)
 
 
-def test_a_time_of_the_provider_that_cannot_be_is_replaced_by_ours() -> None:
+def test_an_impossible_time_of_the_provider_is_replaced_by_ours() -> None:
     for told, taken in ((NOW + 1, NOW + 1), (NOW + 99, NOW + 2), (1.0, NOW + 2), (None, NOW + 2)):
         after = VERDICTS.after_poll(QUEUED, replace(SUCCESS, complete_time=told), NOW + 2)
         assert after is not None
         assert after.complete_time == taken
 
 
-def test_a_poll_that_ran_beside_the_one_that_ended_a_task_changes_nothing() -> None:
+def test_a_poll_concurrent_with_the_one_that_ended_a_task_changes_nothing() -> None:
     ended = VERDICTS.after_poll(QUEUED, SUCCESS, NOW + 2)
     assert ended is not None
     assert VERDICTS.after_poll(ended, Failed("no", "500"), NOW + 3) is None
@@ -348,14 +348,14 @@ def due_after(seconds: float, outcome: Poll, task: Task = QUEUED) -> float:
     return after.due_time - NOW - seconds
 
 
-def test_a_task_that_nobody_watches_is_asked_for_once_its_callback_is_overdue() -> None:
+def test_a_task_that_nobody_watches_is_polled_once_its_callback_is_overdue() -> None:
     queued = UNWATCHED.after_submission(SUBMITTING, Accepted("k"), NOW, 0)
     assert queued is not None
     assert queued.due_time == NOW + 200
     assert due_after(10, UNDER_WAY) == 190, "after a watcher has left"
 
 
-def test_and_then_not_before_its_time_out() -> None:
+def test_after_the_overdue_poll_the_next_one_is_at_the_timeout() -> None:
     assert due_after(200, UNDER_WAY) == 3_400
     slower = verdicts(left_to_callback=True)
     for _ in range(100):
@@ -381,7 +381,7 @@ def test_once_its_callback_has_come_a_task_is_polled_until_its_record_says_so() 
     )
 
 
-def test_a_watch_brings_the_next_poll_nearer_and_never_puts_one_off() -> None:
+def test_a_watch_makes_the_next_poll_earlier_and_never_later() -> None:
     left = QUEUED.scheduled(NOW + 200, 0)
     watched = VERDICTS.after_watch(left, NOW + 40)
     assert watched is not None
@@ -409,11 +409,11 @@ def learned_from(complete_time: float | None, now: float) -> list[tuple[str, flo
     return told
 
 
-def test_a_duration_is_learned_only_where_the_provider_told_it() -> None:
+def test_a_duration_is_learned_only_if_the_provider_reported_it() -> None:
     assert learned_from(NOW + 30, now=NOW + 35) == [("imagen4", 30.0)]
     assert learned_from(None, now=NOW + 35) == []
     assert learned_from(NOW + 99, now=NOW + 35) == [], "a time that cannot be"
 
 
-def test_an_orphan_that_came_home_after_its_end_teaches_nothing() -> None:
+def test_the_duration_of_an_adopted_orphan_is_not_learned() -> None:
     assert learned_from(NOW - 1, now=NOW + 35) == []
