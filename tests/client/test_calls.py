@@ -1,3 +1,5 @@
+"""Calls of the client, and their retries."""
+
 import asyncio
 import hashlib
 import os
@@ -33,7 +35,7 @@ from kie_generation.generated.generation.v1.generation_pb2 import (
     Veo3Params,
 )
 from kie_generation.upload import CHUNK_BYTES
-from tests.client.test_server import (
+from tests.support.scripted_server import (
     FAST,
     UNAVAILABLE,
     Failure,

@@ -1,12 +1,10 @@
-import asyncio
+"""The command line: what its commands do, print and return."""
+
 import io
 import json
 import os
 import signal
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -26,8 +24,9 @@ from kie_generation.generated.generation.v1.generation_pb2 import (
     Veo3Params,
 )
 from kie_generation.states import state
-from tests.client.test_download import PNG, serving_results
-from tests.client.test_server import (
+from tests.support.command import NOWHERE, command, finish, start
+from tests.support.results_server import PNG, serving_results
+from tests.support.scripted_server import (
     NOT_FOUND,
     UNAVAILABLE,
     Failure,
@@ -39,53 +38,6 @@ from tests.client.test_server import (
     success,
     uploaded,
 )
-from tests.support.paths import ROOT
-
-NOWHERE = "127.0.0.1:1"
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a finished command left behind."""
-
-    code: int | None
-    out: str
-    err: str
-
-    def objects(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-    def error(self) -> dict[str, Any]:
-        error = json.loads(self.err.splitlines()[-1])["error"]
-        assert isinstance(error, dict)
-        return error
-
-
-async def start(
-    address: str, *arguments: str, stdout: int = asyncio.subprocess.PIPE, **env: str
-) -> asyncio.subprocess.Process:
-    inherited = {name: value for name, value in os.environ.items() if "GENERATION_" not in name}
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "client",
-        *arguments,
-        cwd=ROOT,
-        env={**inherited, "GENERATION_ADDRESS": address, "GRPC_VERBOSITY": "NONE", **env},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=stdout,
-        stderr=asyncio.subprocess.PIPE,
-    )
-
-
-async def finish(process: asyncio.subprocess.Process, stdin: bytes = b"") -> Ran:
-    out, err = await asyncio.wait_for(process.communicate(stdin), 30)
-    assert b"Traceback" not in err
-    return Ran(process.returncode, (out or b"").decode(), err.decode())
-
-
-async def command(address: str, *arguments: str, stdin: bytes = b"", **how: Any) -> Ran:
-    return await finish(await start(address, *arguments, **how), stdin)
 
 
 async def test_create_watch_and_save_shows_progress_and_the_result(tmp_path: Path) -> None:

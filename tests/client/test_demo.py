@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import signal
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
@@ -10,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.test_download import PNG, serving_results
-from tests.client.test_server import ScriptedService, failed, pending, serving, success
-from tests.client.test_tls import DEAD_PROXY
+from tests.support.command import DEAD_PROXY
+from tests.support.examples import example_in
 from tests.support.paths import ROOT
+from tests.support.results_server import PNG, serving_results
+from tests.support.scripted_server import ScriptedService, failed, pending, serving, success
 
 
 async def start_python(*arguments: str, cwd: Path, **env: str) -> Process:
@@ -61,14 +61,6 @@ async def test_an_interrupted_demo_ends_without_a_traceback(
     shown = await output_of(demo)
     assert demo.returncode == 130
     assert shown.splitlines()[-1] == "Interrupted."
-
-
-def example_in(page: str, first_line: str = "import asyncio") -> str:
-    """Return the first Python program of a page that begins with a line."""
-    program = rf"```python\n({re.escape(first_line)}.*?)```"
-    found = re.search(program, (ROOT / page).read_text(), re.DOTALL)
-    assert found is not None
-    return found[1]
 
 
 @pytest.mark.parametrize("page", ["README.md", "client/README.md", "docs/client.md"])

@@ -1,86 +1,20 @@
+"""Downloads of results: what is saved, and what is refused."""
+
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 from aiohttp.resolver import DefaultResolver
-from aiohttp.test_utils import TestServer
 
 from kie_generation import DownloadError, MinimumRate, save_artifacts
 from kie_generation.addresses import is_public
 from kie_generation.generated.generation.v1.generation_pb2 import Artifact
-from tests.client.test_server import success
+from tests.support.results_server import PNG, serving_results
+from tests.support.scripted_server import success
 
-PNG = b"\x89PNG\r\n\x1a\n picture"
 MP4 = b"\x00\x00\x00\x20ftypisom video"
-
-
-@dataclass
-class Results:
-    """A server of results: `files` by path, and redirects by path. It keeps what it was asked."""
-
-    base: str = ""
-    files: dict[str, tuple[str, bytes]] = field(default_factory=dict)
-    redirects: dict[str, str] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-
-    def add(self, path: str, content: bytes, content_type: str = "image/png") -> Artifact:
-        self.files[path.partition("?")[0]] = (content_type, content)
-        return Artifact(url=self.base + path, mime_type="image/png")
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(request.raw_path)
-        if location := self.redirects.get(request.path):
-            return web.Response(status=302, headers={"Location": location})
-        if request.path not in self.files:
-            return web.Response(status=404)
-        content_type, content = self.files[request.path]
-        return web.Response(body=content, headers={"Content-Type": content_type})
-
-
-@asynccontextmanager
-async def serving_results() -> AsyncIterator[Results]:
-    results = Results()
-    app = web.Application()
-    app.router.add_get("/broken", _break_off)
-    app.router.add_get("/drip", _drip)
-    app.router.add_get("/drip-headers", _drip_headers)
-    app.router.add_get("/{path:.*}", results.answer)
-    async with TestServer(app) as server:
-        results.base = str(server.make_url("")).rstrip("/")
-        results.add("/picture.png", PNG)
-        yield results
-
-
-async def _break_off(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Length": "100"})
-    await response.prepare(request)
-    await response.write(b"half")
-    assert request.transport is not None
-    request.transport.close()
-    return response
-
-
-async def _drip(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse()
-    await response.prepare(request)
-    while True:
-        await response.write(b"x")
-        await asyncio.sleep(0.01)
-
-
-async def _drip_headers(request: web.Request) -> web.StreamResponse:
-    assert request.transport is not None
-    request.transport.write(b"HTTP/1.1 200 OK\r\n")
-    while not request.transport.is_closing():
-        request.transport.write(b"x: y\r\n")
-        await asyncio.sleep(0.01)
-    return web.Response()
 
 
 def saved_in(folder: Path) -> list[str]:

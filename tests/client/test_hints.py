@@ -25,9 +25,10 @@ from kie_generation.generated.generation.v1.generation_pb2 import (
     ProviderParams,
 )
 from kie_generation.states import percent
-from tests.client.test_cli import NOWHERE, command, finish
-from tests.client.test_download import PNG, serving_results
-from tests.client.test_server import (
+from tests.support.command import NOWHERE, command, finish
+from tests.support.paths import ROOT
+from tests.support.results_server import PNG, serving_results
+from tests.support.scripted_server import (
     NOT_FOUND,
     UNAVAILABLE,
     Failure,
@@ -37,7 +38,6 @@ from tests.client.test_server import (
     serving,
     success,
 )
-from tests.support.paths import ROOT
 
 COMMANDS = [
     "",

@@ -28,8 +28,8 @@ from kie_generation.generated.generation.v1.generation_pb2 import (
     WatchTaskRequest,
     WatchTaskResponse,
 )
-from providers.kie.simulator import Simulator
-from tests.client.test_server import (
+from tests.support.paths import ROOT
+from tests.support.scripted_server import (
     FAST,
     UNAVAILABLE,
     Context,
@@ -40,8 +40,6 @@ from tests.client.test_server import (
     success,
     uploaded,
 )
-from tests.support.harness import serving as serving_service
-from tests.support.paths import ROOT
 
 PARAMS = Imagen4Params(prompt="a lighthouse")
 SECONDS = 30.0
@@ -50,14 +48,6 @@ METHODS = ["create", "get", "list", "cancel", "watch", "wait", "upload"]
 
 async def in_thread(work: Callable[..., Any], *arguments: Any) -> Any:
     return await asyncio.wait_for(asyncio.to_thread(work, *arguments), SECONDS)
-
-
-@pytest.fixture
-async def address(tmp_path: Path, kie: Simulator) -> AsyncIterator[str]:
-    """The address of the real service."""
-    url = f"sqlite:///{tmp_path}/generation.db"
-    async with serving_service(tmp_path, kie, database_url=url) as service:
-        yield service.address
 
 
 # --- against the real service ---

@@ -15,29 +15,20 @@ from kie_generation.addresses import is_local
 from kie_generation.generated.generation.v1.generation_pb2_grpc import (
     add_GenerationServiceServicer_to_server,
 )
-from tests.client.test_cli import command
-from tests.client.test_server import FAST, ScriptedService, pending, serving, success
-from tests.service.test_tls import Authority
+from tests.support.certificates import Authority
+from tests.support.command import DEAD_PROXY, command
 from tests.support.paths import ROOT
-
-DEAD_PROXY = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), "http://127.0.0.1:9")
+from tests.support.scripted_server import FAST, ScriptedService, pending, serving, success
 
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return _authority(tmp_path_factory, "ours")
+    return Authority.make(tmp_path_factory.mktemp("tls") / "ours", "server", "client")
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return _authority(tmp_path_factory, "theirs")
-
-
-def _authority(factory: pytest.TempPathFactory, name: str) -> Authority:
-    authority = Authority.make(factory.mktemp("tls") / name)
-    for each in ("server", "client"):
-        authority.sign(each)
-    return authority
+    return Authority.make(tmp_path_factory.mktemp("tls") / "theirs", "server", "client")
 
 
 @asynccontextmanager

@@ -1,3 +1,5 @@
+"""Watches of the client: they resume, and end with the task."""
+
 import asyncio
 import socket
 import time
@@ -15,7 +17,7 @@ from kie_generation import (
     TaskNotFoundError,
     UnavailableError,
 )
-from tests.client.test_server import (
+from tests.support.scripted_server import (
     FAST,
     NOT_FOUND,
     UNAVAILABLE,

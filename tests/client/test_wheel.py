@@ -6,16 +6,13 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from kie_generation import __version__
-from providers.kie.simulator import Simulator
-from tests.client.test_demo import example_in
-from tests.support.harness import serving
+from tests.support.examples import example_in
 from tests.support.paths import ROOT
 
 SECONDS = 180
@@ -84,14 +81,6 @@ async def project(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Proj
     (folder / "client" / "__init__.py").write_text("OWNER = 'the project'\n")
     await succeed(sys.executable, *PROTOC, "--python_out=.", "--grpc_python_out=.", cwd=folder)
     return Project(folder, scripts)
-
-
-@pytest.fixture
-async def address(tmp_path: Path, kie: Simulator) -> AsyncIterator[str]:
-    """The address of the real service."""
-    url = f"sqlite:///{tmp_path}/generation.db"
-    async with serving(tmp_path, kie, database_url=url) as service:
-        yield service.address
 
 
 # --- the wheel ---

@@ -15,7 +15,7 @@ from generated.generation.v1 import generation_pb2 as pb
 from providers.base import Postponed
 from providers.kie.client import KieProvider
 from providers.kie.simulator import Simulator
-from tests.service.test_tls import Authority
+from tests.support.certificates import Authority
 from tests.support.harness import API_KEY, create_request, serving
 
 PARAMS = create_request().provider_params
@@ -58,8 +58,7 @@ async def test_the_log_names_a_refused_connection(unused_tcp_port: int) -> None:
 async def test_the_log_names_a_rejected_certificate(
     tmp_path: Path,
 ) -> None:
-    authority = Authority.make(tmp_path / "ca")
-    authority.sign("server")
+    authority = Authority.make(tmp_path / "ca", "server")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority.cert("server"), authority.key("server"))
     async with listening(context) as port:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -12,72 +11,19 @@ from pydantic import ValidationError
 
 from service.settings import Settings
 from tests.conftest import Serve
+from tests.support.certificates import Authority, openssl
 from tests.support.harness import Service
 from tests.support.paths import ROOT
-
-NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-
-
-def openssl(*arguments: str | Path) -> None:
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=30)
-
-
-@dataclass(frozen=True)
-class Authority:
-    """A certificate authority in a folder, and what it has signed."""
-
-    folder: Path
-
-    @classmethod
-    def make(cls, folder: Path) -> "Authority":
-        folder.mkdir()
-        made = cls(folder)
-        files = ("-keyout", made.key("ca"), "-out", made.cert("ca"))
-        openssl("req", "-x509", *NEW_KEY, "-subj", "/CN=the tests", "-days", "2", *files)
-        return made
-
-    def sign(self, name: str) -> None:
-        """Make a key and a certificate for this machine's loopback."""
-        request, extensions = self.folder / f"{name}.csr", self.folder / f"{name}.ext"
-        extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-        files = ("-keyout", self.key(name), "-out", request)
-        openssl("req", "-new", *NEW_KEY, "-subj", f"/CN={name}", *files)
-        by = ("-CA", self.cert("ca"), "-CAkey", self.key("ca"), "-CAcreateserial", "-days", "2")
-        openssl(
-            "x509", "-req", "-in", request, *by, "-extfile", extensions, "-out", self.cert(name)
-        )
-
-    def cert(self, name: str) -> Path:
-        return self.folder / f"{name}.pem"
-
-    def key(self, name: str) -> Path:
-        return self.folder / f"{name}.key"
-
-    def credentials(self, client: "tuple[Authority, str] | None") -> grpc.ChannelCredentials:
-        """Return what a client needs that trusts this authority."""
-        root = self.cert("ca").read_bytes()
-        if client is None:
-            return grpc.ssl_channel_credentials(root)
-        signer, name = client
-        key, cert = signer.key(name).read_bytes(), signer.cert(name).read_bytes()
-        return grpc.ssl_channel_credentials(root, key, cert)
 
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    authority = Authority.make(tmp_path_factory.mktemp("tls") / "ours")
-    for name in ("server", "client"):
-        authority.sign(name)
-    return authority
+    return Authority.make(tmp_path_factory.mktemp("tls") / "ours", "server", "client")
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Somebody else's."""
-    authority = Authority.make(tmp_path_factory.mktemp("tls") / "theirs")
-    for name in ("server", "client"):
-        authority.sign(name)
-    return authority
+    return Authority.make(tmp_path_factory.mktemp("tls") / "theirs", "server", "client")
 
 
 async def check(channel: grpc.aio.Channel) -> bool:

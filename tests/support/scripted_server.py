@@ -1,4 +1,4 @@
-"""A server that plays a script, for the client's tests, and what proves that it plays it."""
+"""A server that plays a script, for the tests of the client."""
 
 # ruff: noqa: N802 - gRPC names the methods of a servicer
 import asyncio
@@ -207,11 +207,3 @@ def failed(revision: int) -> GenerationTask:
 
 def uploaded() -> UploadedFile:
     return UploadedFile(download_url="https://files.example/u-photo.png", size_bytes=3)
-
-
-async def test_the_script_is_played_in_its_order() -> None:
-    service = ScriptedService()
-    service.answers.extend([pending(1), pending(2)])
-    async with connected(service) as client:
-        assert [(await client.get("t-1")).revision for _ in range(2)] == [1, 2]
-    assert [request.task_id for request in service.requests] == ["t-1", "t-1"]
