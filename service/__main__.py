@@ -36,10 +36,10 @@ from service.logs import configure_logs
 from service.server import serving
 from service.settings import Settings, SettingsError, load_settings
 from storage.errors import StorageConfigError, StorageError
-from storage.postgres import is_postgres
+from storage.postgresql.connection import is_postgres
 from storage.sqlite import sqlite_path
 from storage.store import migrate
-from storage.transfer import TransferError, carry_over
+from storage.transfer import TransferError, import_sqlite
 
 EXIT_FAILED = 1
 EXIT_BAD_SETTINGS = 2
@@ -121,12 +121,12 @@ def import_tasks(settings: Settings, source: str) -> None:
     path = sqlite_path(source)
     if path is None:
         raise StorageConfigError("what is imported must look like sqlite:///generation.db")
-    carried = carry_over(path, settings.database_url.get_secret_value())
-    _print(f"tasks carried over: {carried.tasks}; there already: {carried.present}")
-    for left in carried.left:
-        log.error("a task is left behind", task_id=left.task_id, why=left.why)
-    if carried.left:
-        raise TransferError(f"tasks left behind: {len(carried.left)}")
+    result = import_sqlite(path, settings.database_url.get_secret_value())
+    _print(f"tasks imported: {result.imported}; imported before: {result.known}")
+    for skipped in result.skipped:
+        log.error("a task was not imported", task_id=skipped.task_id, reason=skipped.reason)
+    if result.skipped:
+        raise TransferError(f"tasks not imported: {len(result.skipped)}")
 
 
 def _print(*lines: str) -> None:

@@ -12,7 +12,6 @@ from service.metrics import Metrics, ReadQueues
 from storage.errors import StorageUnavailableError
 from storage.store import Store
 
-QUEUES_SECONDS = 2.0  # less than a scraper waits: without the queues it still gets the rest
 INDEX = """<!DOCTYPE html>
 <title>generation service</title>
 <ul>
@@ -32,7 +31,7 @@ class Admin:
         metrics: Metrics,
         read_queues: ReadQueues,
         draining: Callable[[], bool],
-        queues_seconds: float = QUEUES_SECONDS,
+        queues_seconds: float,
     ) -> None:
         """Answer from these parts.
 
@@ -41,7 +40,8 @@ class Admin:
             metrics: /metrics shows them.
             read_queues: Reads the queues for /metrics.
             draining: Returns whether the server is shutting down.
-            queues_seconds: How long the queues may take to read.
+            queues_seconds: How long the queues may take to read; without them, /metrics still has
+                the rest.
         """
         self._store = store
         self._metrics = metrics

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 from providers.kie.http import Timeouts
-from service.admin import QUEUES_SECONDS
 from service.agenda import AgendaTimes
 from service.files import RECHECK_SECONDS
 from service.follow import FollowTimes
@@ -16,6 +15,7 @@ from service.schedule import Overdue
 from service.timeouts import TimeoutBounds
 from service.uploads import UploadPace
 from service.verdicts import VerdictBounds
+from storage.engine import DatabaseTimeouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +55,24 @@ class Bounds:
         http: For the clients of the HTTP ports.
         uploads: For the speed of callers.
         kie: For requests to the provider.
+        database: For a database that is busy or does not answer.
         grace: For a shutdown.
         poller: For the poller.
         follow: For following other processes.
         purge: For deleting old tasks.
         recheck_seconds: The time between two checks of the files of tokens and limits.
-        queues_seconds: How long the queues may take to read for /metrics.
     """
 
     handshake_seconds: float = 10.0
     http: HttpLimits = field(default_factory=HttpLimits)
     uploads: UploadPace = field(default_factory=UploadPace)
     kie: Timeouts = field(default_factory=Timeouts)
+    database: DatabaseTimeouts = field(default_factory=DatabaseTimeouts)
     grace: Grace = field(default_factory=Grace)
     poller: PollerBounds = field(default_factory=PollerBounds)
     follow: FollowTimes = field(default_factory=FollowTimes)
     purge: PurgeBounds = field(default_factory=PurgeBounds)
     recheck_seconds: float = RECHECK_SECONDS
-    queues_seconds: float = QUEUES_SECONDS
 
 
 BOUNDS = Bounds()

@@ -69,6 +69,7 @@ async def create_parts(
         settings.database_url.get_secret_value(),
         hints=settings.database_hints,
         observe=metrics.database,
+        timeouts=bounds.database,
     )
     stack.push_async_callback(store.close)
     provider = await _provider(settings, bounds.kie, metrics, stack)

@@ -209,7 +209,7 @@ async def _start_admin(parts: Parts, stack: AsyncExitStack) -> str:
         parts.metrics,
         lambda: _queues(parts.store),
         lambda: parts.hub.draining,
-        parts.bounds.queues_seconds,
+        parts.bounds.database.queues_seconds,
     )
     return await start_http(
         HttpServer(admin.answer, parts.bounds.http), "ADMIN_ADDRESS", address, stack

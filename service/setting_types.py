@@ -17,7 +17,7 @@ from providers.urls import split_http_url
 from service.caller_limits import read_limits
 from service.callers import read_tokens
 from storage.errors import StorageConfigError
-from storage.postgres import connection_params, is_postgres
+from storage.postgresql.connection import connection_params, is_postgres
 from storage.sqlite import SQLITE_PREFIX, sqlite_path
 
 PORT_MAX = 65_535

@@ -1,7 +1,7 @@
-"""Which new tasks are stored: first a caller's known request_id counts, then the limits.
+"""Which new tasks are stored: a known request_id is looked up first, then the limits apply.
 
-The limits hold for all processes together. Each batch of a process is decided by what is committed
-at that moment, so several processes may exceed a limit by one batch each.
+The limits apply to all processes together. A process decides each batch by what is committed at
+that moment, so several processes may exceed a limit by one batch each.
 """
 
 import math
@@ -14,9 +14,9 @@ from storage.engine import Engine
 from storage.rows import row_of, task_of
 from storage.task import Lane, Task
 
-COUNTS_SECONDS = 0.1  # what other processes store and send is seen this late
+COUNTS_SECONDS = 0.1  # after which what other processes store and send is counted again
 MINUTE_SECONDS = 60.0
-CALLER, REQUEST_ID = 1, 2  # where they stand in a row
+CALLER, REQUEST_ID = 1, 2  # their positions in a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,14 @@ class CreateLimits:
 
 @dataclass(frozen=True, slots=True)
 class Creation:
-    """A task to be stored, if it fits into the limits."""
+    """A task to be stored if the limits allow it."""
 
     task: Task
     limits: CreateLimits
 
     @property
     def request(self) -> tuple[str, str]:
-        """The caller and its request_id, which may be empty."""
+        """The caller and the request_id, which may be empty."""
         return self.task.caller, self.task.request_id
 
 
@@ -61,20 +61,20 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class Existing:
-    """The caller's request_id was there already, with this task."""
+    """The caller's request_id was known already, with this task."""
 
     task: Task
 
 
 @dataclass(frozen=True, slots=True)
 class LimitReached:
-    """A limit left no room for the task; nothing was stored.
+    """A limit is reached; nothing was stored.
 
     Attributes:
         limit: `queue` or `creates_per_minute`.
-        max: What the limit allows.
+        max: How many tasks the limit allows.
         scope: Whose limit it is: `caller` or `service`.
-        retry_seconds: After how long the next task fits, if that is known.
+        retry_seconds: After how long the next task fits, if known.
     """
 
     limit: str
@@ -87,7 +87,7 @@ Answer = Created | Existing | LimitReached
 
 
 class Creations:
-    """Stores new tasks: in the writer's thread, inside its transaction."""
+    """Stores new tasks, in the writer's thread, inside its transaction."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -95,7 +95,7 @@ class Creations:
         self._last_minute = _LastMinute(engine)
 
     def store_each(self, creations: Sequence[Creation]) -> list[Answer]:
-        """Store the tasks that fit, in their order; answer each."""
+        """Store the tasks that the limits allow, in their order; return an answer for each."""
         refusals = self._refusals(creations)
         admitted = [c for c, refusal in zip(creations, refusals, strict=True) if refusal is None]
         stored = self._engine.insert([row_of(c.task) for c in admitted]) if admitted else []
@@ -113,12 +113,12 @@ class Creations:
         return [refusal or answer(c) for c, refusal in zip(creations, refusals, strict=True)]
 
     def moved(self, before: Task, after: Task) -> None:
-        """Count a task that left the queue or came back into it."""
+        """Count a task that left the queue or returned to it."""
         if before.stage is not after.stage:
             self._waiting.moved(before, after)
 
     def _refusals(self, creations: Sequence[Creation]) -> list[LimitReached | None]:
-        """Return for each creation the limit that leaves no room for it, if there is one."""
+        """Return for each creation the limit that it would exceed, or None."""
         total = self._waiting.count()
         room = min(c.limits.queue_room for c in creations) - len(creations)
         created = self._last_minute.counts(creations)
@@ -127,12 +127,12 @@ class Creations:
         waiting = self._waiting.count_callers() if total > room else {}
         refusals = _refusals(creations, _Taken(total, waiting, created))
         if any(refusals) and (known := self._earlier(creations)):
-            # A known request_id needs no room: it is neither refused, nor are others because of it.
+            # A known request_id needs no room: neither it nor others are refused because of it.
             refusals = _refusals(creations, _Taken(total, waiting, created), known)
         return refusals
 
     def _earlier(self, creations: Iterable[Creation]) -> dict[tuple[str, str], Task]:
-        """Return the tasks that the request_ids of creations made before."""
+        """Return the tasks that were created before with the request_ids of creations."""
         requests = {c.request for c in creations if c.task.request_id}
         rows = self._engine.find_requests(sorted(requests)) if requests else []
         return {(row[CALLER], row[REQUEST_ID]): task_of(row) for row in rows}
@@ -141,8 +141,8 @@ class Creations:
 class _Waiting:
     """How many tasks wait to be sent.
 
-    Those of each caller are counted only while a caller's limit is near, and at most ten times a
-    second; in between, what this process stores and sends is added up.
+    Those of each caller are counted only while a limit is near, and at most ten times a second. In
+    between, this process adds what it stores and sends itself.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -171,16 +171,16 @@ class _Waiting:
 
 @dataclass(frozen=True, slots=True)
 class _Minute:
-    """How many tasks a caller created within the last minute, and when the oldest leaves it."""
+    """How many tasks a caller created within the last minute, and when the next one is allowed."""
 
     tasks: int
     free_time: float
 
 
 class _LastMinute:
-    """How many tasks callers created within the last minute, where that is limited.
+    """How many tasks callers with such a limit created within the last minute.
 
-    While a caller is known to be at its limit, nothing is counted.
+    While a caller is known to be at its limit, its tasks are not counted again.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -194,25 +194,25 @@ class _LastMinute:
             if c.limits.creates_per_minute is not None
         }
 
-    def _count(self, caller: str, most: int, task: Task) -> _Minute:
+    def _count(self, caller: str, limit: int, task: Task) -> _Minute:
         now = task.create_time
         full = self._full.get(caller)
-        if full and full.tasks >= most and now < full.free_time:
+        if full and full.tasks >= limit and now < full.free_time:
             return full
         execute, sql = self._engine.execute, self._engine.sql
         ((tasks,),) = execute(sql.created_since, caller, now - MINUTE_SECONDS).fetchall()
         if not tasks:
             return _Minute(0, now + MINUTE_SECONDS)
-        # The oldest of the last `most`: once it is a minute old, one more fits.
-        ((oldest,),) = execute(sql.nth_newest, caller, min(tasks, most) - 1).fetchall()
+        # The oldest of the last `limit` tasks: once it is a minute old, one more is allowed.
+        ((oldest,),) = execute(sql.nth_newest, caller, min(tasks, limit) - 1).fetchall()
         minute = _Minute(tasks, oldest + MINUTE_SECONDS)
-        if tasks >= most:
+        if tasks >= limit:
             self._full[caller] = minute
         return minute
 
 
 class _Taken:
-    """How much of the limits is used while a batch is decided."""
+    """How much of the limits is used, while a batch is decided."""
 
     def __init__(
         self, total: int, waiting: Mapping[str, int], created: Mapping[str, _Minute]
@@ -223,18 +223,18 @@ class _Taken:
         self._admitted: Counter[str] = Counter()
 
     def admit(self, creation: Creation) -> LimitReached | None:
-        """Reserve room for a task, or return the limit that is reached."""
+        """Reserve room for a task, or return the limit that it would exceed."""
         caller, limits = creation.task.caller, creation.limits
         admitted = self._admitted[caller]
         if self._waiting.get(caller, 0) + admitted >= limits.caller_queue_max_tasks:
             return LimitReached("queue", int(limits.caller_queue_max_tasks), "caller")
         if self._total + self._admitted.total() >= limits.queue_max_tasks:
             return LimitReached("queue", limits.queue_max_tasks, "service")
-        if (most := limits.creates_per_minute) is not None:
+        if (per_minute := limits.creates_per_minute) is not None:
             minute = self._created[caller]
-            if minute.tasks + admitted >= most:
+            if minute.tasks + admitted >= per_minute:
                 wait = minute.free_time - creation.task.create_time
-                return LimitReached("creates_per_minute", most, "caller", wait)
+                return LimitReached("creates_per_minute", per_minute, "caller", wait)
         self._admitted[caller] += 1
         return None
 
@@ -249,7 +249,7 @@ def _refusals(
             return None
         reached = taken.admit(creation)
         if reached is None and creation.task.request_id:
-            found.add(creation.request)  # the same again in this batch needs no room either
+            found.add(creation.request)  # a repetition in this batch needs no room either
         return reached
 
     return [refusal(creation) for creation in creations]

@@ -1,45 +1,71 @@
 """What the store asks of a database: all that SQLite and PostgreSQL do differently, and no more."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from peewee import Database
 
 from storage.statements import Statements
 from storage.task import Task
+from storage.worker import Worker
 
-Argument = TypeVar("Argument")
-Result = TypeVar("Result")
 Row = Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseTimeouts:
+    """How long to wait for a database that is busy or does not answer.
+
+    Attributes:
+        sqlite_busy_seconds: For a file that another process has locked.
+        lock_milliseconds: For a lock on PostgreSQL.
+        statement_milliseconds: For a statement on PostgreSQL.
+        silence_seconds: Until a connection to PostgreSQL is cut; a little longer than the server
+            may take.
+        ping_seconds: For a ping.
+        queues_seconds: For reading the queues for /metrics; less than a scraper waits.
+    """
+
+    sqlite_busy_seconds: float = 5.0
+    lock_milliseconds: int = 2_000
+    statement_milliseconds: int = 5_000
+    silence_seconds: float = 8.0
+    ping_seconds: float = 1.0
+    queues_seconds: float = 2.0
+
+
+TIMEOUTS = DatabaseTimeouts()
 
 
 class Engine(Protocol):
     """One database.
 
-    Reads are awaited in the event loop. A write is a function that the writer's thread calls
+    Reads are awaited in the event loop. A write is a function that `writer` calls in its thread,
     inside a transaction; there it may use the methods of the second part.
     """
 
     sql: Statements
-    touch: str  # the statement that shows that the database can be written to
+    touch: str  # a statement that changes nothing, but fails if the database cannot be written to
+    writer: Worker
+
+    @property
+    def db(self) -> Database:
+        """The writer's connection, which also prints statements."""
 
     @property
     def shared(self) -> bool:
         """Whether other processes may work on the database."""
 
     @property
-    def hinted(self) -> bool:
-        """Whether their hints are heard at this moment."""
-
-    @property
-    def db(self) -> Database:
-        """What prints statements."""
+    def is_listening(self) -> bool:
+        """Whether hints of other processes arrive at this moment."""
 
     def now(self) -> float:
         """Return the time by the clock that due times are kept by, in unix seconds."""
 
     async def get(self, task_id: str) -> Row | None:
-        """Return the row of a task, committed after the call at the latest."""
+        """Return the newest committed row of a task."""
 
     async def one(self, sql: str, *params: object) -> Row | None:
         """Return the first row of a statement that reads few."""
@@ -48,22 +74,13 @@ class Engine(Protocol):
         """Return the rows of a statement that may read many."""
 
     async def newer(self, ids: Sequence[str], revisions: Sequence[int]) -> list[Row]:
-        """Return the rows of those tasks whose revision is above the one beside their id."""
+        """Return the rows of those tasks that other processes took past the revision given."""
 
-    async def heard(self, timeout: float) -> dict[str, int]:
+    async def wait_for_hints(self, timeout: float) -> dict[str, int]:
         """Wait for hints of other processes, at most `timeout` seconds: {task id: revision}."""
 
-    async def write(
-        self,
-        kind: Callable[[Sequence[Argument]], Sequence[Result]],
-        argument: Argument,
-        note: Callable[[Result | Exception], None],
-    ) -> Result:
-        """Have `kind` called in the writer's thread, inside a transaction.
-
-        It gets the arguments of all the writes of its kind that wait, and returns a result of each.
-        `note` is told of the result or the error in the event loop, before anybody else is.
-        """
+    def hint(self, tasks: Sequence[Task]) -> None:
+        """Send other processes hints of committed snapshots, soon or never."""
 
     async def close(self) -> None:
         """Finish the writes that wait, and close every connection."""
@@ -74,22 +91,28 @@ class Engine(Protocol):
         """Run a statement; return its cursor."""
 
     def insert(self, rows: Sequence[Row]) -> list[bool]:
-        """Store new rows; say of each whether its request_id was new."""
+        """Store new rows; return for each whether its request_id was new."""
 
     def find_requests(self, requests: Sequence[tuple[str, str]]) -> list[Row]:
-        """Return the rows of those (caller, request_id) that are there."""
+        """Return the rows of those (caller, request_id) that exist."""
 
     def save(self, changes: Sequence[Row]) -> list[bool]:
-        """Store changed columns, each with id and version to find it by; say which were found."""
+        """Store changed columns, each followed by the id and version that they replace.
+
+        Return for each change whether that version was found.
+        """
 
     def lock(self, task_ids: Sequence[str], lane: str, now: float) -> list[Row]:
-        """Return the rows of those tasks, in their order, that are due in the lane and nobody's.
+        """Lock those tasks that are due in the lane, and return their rows in the order given.
 
-        What somebody else moves at this moment is left out.
+        Tasks that another process has locked are left out.
+        """
+
+    def first_waiting(self, queues: Sequence[tuple[str, str]], now: float, depth: int) -> list[Row]:
+        """Return (id, caller, create_time, setbacks, model) of tasks that are due to be sent.
+
+        Only the `depth` oldest of each queue, which is a (caller, model).
         """
 
     def try_lock(self) -> bool:
-        """Whether the transaction may decide by a count, as nobody else does until its end."""
-
-    def hint(self, tasks: Sequence[Task]) -> None:
-        """Tell other processes of snapshots that were committed, as fast as it goes, or never."""
+        """Try to lock all decisions that depend on a count, until the end of the transaction."""

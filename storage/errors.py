@@ -1,13 +1,14 @@
-"""What goes wrong with the store, and the one place where the drivers' errors are translated.
+"""Errors of the store, and the one place where those of the database drivers are translated.
 
 StorageError                 (base)
-  StorageUnavailableError    the database is away; nothing is acknowledged, try again later
-    ClaimUnknownError        the same, and a claim may or may not have been committed
+  StorageUnavailableError    the database is unavailable; nothing is acknowledged, try again later
+    CommitUnknownError       the same, and the write may or may not have been committed
   StorageConfigError         the database cannot be opened as it is configured
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from peewee import (
     DatabaseError,
@@ -21,25 +22,38 @@ from psycopg2.errors import InsufficientPrivilege, InvalidSchemaName
 
 from storage.task import Task
 
-# What a driver raises for our own mistakes, and not because the database is away.
+# What a driver raises for mistakes of ours, and not because the database is unavailable.
 _BUGS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
-# Though of the same kind, these are for who runs the database to mend.
+# Drivers count these as such mistakes, but only whoever runs the database can fix them.
 _OPERATORS = (InsufficientPrivilege, InvalidSchemaName)
 
 
 class StorageError(Exception):
-    """Base of what goes wrong with the store."""
+    """Base of all errors of the store."""
 
 
 class StorageUnavailableError(StorageError):
-    """The database is away, full or locked. Nothing was acknowledged."""
+    """The database is unavailable, full or locked. Nothing was acknowledged."""
+
+
+class CommitUnknownError(StorageUnavailableError):
+    """The database failed while it committed a write.
+
+    Attributes:
+        result: What the write returns if it was committed.
+    """
+
+    def __init__(self, error: Exception, result: Any) -> None:
+        super().__init__(_words(error))
+        self.__cause__ = error
+        self.result = result
 
 
 class ClaimUnknownError(StorageUnavailableError):
-    """The database went away while a claim was committed.
+    """The database failed while it committed a claim.
 
     Attributes:
-        tasks: What was claimed, if it was: then `Store.get` returns the very same.
+        tasks: What was claimed if it was committed.
     """
 
     def __init__(self, message: str, tasks: Sequence[Task]) -> None:
@@ -52,26 +66,27 @@ class StorageConfigError(StorageError):
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether a driver's error says that the database is away, or does not let us."""
+    """Whether a driver's error means that the database is unavailable, or refuses us."""
     if not isinstance(error, (DatabaseError, InterfaceError)):
         return False
     return not isinstance(error, _BUGS) or isinstance(getattr(error, "orig", None), _OPERATORS)
 
 
 def translated(error: BaseException) -> StorageUnavailableError | None:
-    """Return a driver's error in our words, if it says that the database is away."""
-    if not is_unavailable(error):
-        return None
-    words = " ".join(str(error).split())
-    return StorageUnavailableError(f"{type(error).__name__}: {words}")
+    """Return our error for a driver's error, if it means that the database is unavailable."""
+    return StorageUnavailableError(_words(error)) if is_unavailable(error) else None
 
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Translate the drivers' errors."""
+    """Translate the errors of drivers."""
     try:
         yield
     except (DatabaseError, InterfaceError) as error:
         if unavailable := translated(error):
             raise unavailable from error
         raise
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

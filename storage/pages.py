@@ -1,24 +1,24 @@
 """The pages of a list, read within a budget of bytes.
 
-The keys come first, with the size of each task: neither database reads long columns to tell their
-size. Then only the tasks that fit are read. So many lists of long prompts at a time stay small.
+The keys come first, with the size of each task: neither database reads long columns to find out
+their size. Then only the tasks that fit are read, so many lists of long prompts need little memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 from peewee import Database, Expression, Tuple, fn
 
-from storage.rows import COLUMNS
+from storage.engine import Row
+from storage.rows import COLUMNS, readable
 from storage.schema import TaskRow
 from storage.statements import octet_length
-from storage.task import Status
+from storage.task import Status, Task
 
-PAGE_LEAST = (
-    2  # tasks that are read, however large: the second shows that the first is not the last
-)
+# Tasks that are read however large they are: the second shows that the first is not the last.
+PAGE_MIN_TASKS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,51 @@ class ListFilter:
 
 
 class Key(NamedTuple):
-    """The place of a task in a list, and the bytes of its parameters and result."""
+    """The position of a task in a list, and the bytes of its parameters and result."""
 
     create_time: float
     task_id: str
     size: int
 
 
-def keys_query(
+async def read_page(
+    select: Callable[[Any], Awaitable[list[Row]]],
+    db: Database,
+    which: ListFilter,
+    before: tuple[float, str] | None,
+    limit: int,
+    *,
+    max_bytes: float,
+) -> list[Task]:
+    """Return a page as `Store.page` describes it.
+
+    Args:
+        select: Runs a query and returns its rows.
+        db: The database that the queries are for.
+        which: The tasks to list.
+        before: The (create_time, id) of the last task of the previous page.
+        limit: How many tasks to return at most.
+        max_bytes: Of parameters and results.
+    """
+    tasks: list[Task] = []
+    size = 0
+    while (room := limit - len(tasks)) > 0 and (len(tasks) < PAGE_MIN_TASKS or size <= max_bytes):
+        found = [Key(*row) for row in await select(_keys_query(db, which, before, room))]
+        keys = _reaching(found, max_bytes - size, PAGE_MIN_TASKS - len(tasks))
+        if not keys:
+            break
+        rows = await select(_tasks_query(which, keys))
+        sizes = {key.task_id: key.size for key in keys}
+        read = [task for task in map(readable, rows) if task and task.id in sizes]
+        tasks += read
+        size += sum(sizes[task.id] for task in read)
+        if len(keys) == len(found) < room:
+            break
+        before = keys[-1][:2]
+    return tasks
+
+
+def _keys_query(
     db: Database, which: ListFilter, before: tuple[float, str] | None, limit: int
 ) -> Any:
     """Select the keys of the newest tasks, only those older than `before`."""
@@ -48,18 +85,18 @@ def keys_query(
     return _newest_first(keys, which, older).limit(limit)
 
 
-def tasks_query(which: ListFilter, keys: Sequence[Key]) -> Any:
+def _tasks_query(which: ListFilter, keys: Sequence[Key]) -> Any:
     """Select the tasks of successive keys."""
     between = [_key() <= keys[0][:2], _key() >= keys[-1][:2]]
     # With a limit PostgreSQL walks along the index; without one it may sort what it finds.
     return _newest_first(TaskRow.select(*COLUMNS), which, between).limit(len(keys))
 
 
-def reaching(keys: Sequence[Key], size: float, least: int) -> Sequence[Key]:
-    """Return the first keys, up to the one that exceeds a size, but not fewer than the least."""
+def _reaching(keys: Sequence[Key], size: float, at_least: int) -> Sequence[Key]:
+    """Return the first keys, up to the one that exceeds a size, but at least so many."""
     totals = accumulate(key.size for key in keys)
     within = sum(total <= size for total in totals)
-    return keys[: max(within + 1, least)]
+    return keys[: max(within + 1, at_least)]
 
 
 def _key() -> Any:

@@ -9,7 +9,7 @@ from storage.schema import TaskRow
 from storage.task import Artifact, Failure, Stage, Status, Task
 
 COLUMNS = tuple(TaskRow._meta.sorted_fields)  # noqa: SLF001 - Peewee's documented way
-FIXED_COLUMNS = 7  # the first ones, up to create_time, never change
+FIXED_COLUMNS = 7  # the first columns, up to create_time, never change
 
 logger = logging.getLogger(__name__)
 

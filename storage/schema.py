@@ -1,4 +1,4 @@
-"""The tables as Peewee knows them. The migrations make them; a test compares the two."""
+"""The tables as Peewee knows them. The migrations create them; a test compares the two."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -16,10 +16,7 @@ from peewee import (
 
 
 class TaskRow(Model):
-    """A task as it is stored; storage/task.py says what the columns mean.
-
-    Times are unix seconds.
-    """
+    """A task as it is stored; storage/task.py explains the columns. Times are unix seconds."""
 
     id = TextField(primary_key=True)
     caller = TextField()
@@ -61,15 +58,22 @@ class TaskRow(Model):
         )
 
 
-# Only what waits stands in this index, however many tasks have ended.
+# Indexes only waiting tasks, so it stays small however many tasks have ended.
 TaskRow.add_index(
     TaskRow.lane, TaskRow.due_time, where=cast("Any", SQL("lane IS NOT NULL")), name="tasks_due"
 )
-# And only what may be purged in this one.
+# Finds the tasks that wait to be sent by their callers and models: a claim passes over those that
+# may not be sent. With the due time, a task that is not due need not be read.
+TaskRow.add_index(
+    *(TaskRow.caller, TaskRow.model, TaskRow.create_time, TaskRow.id, TaskRow.due_time),
+    where=cast("Any", SQL("lane = 'submit'")),
+    name="tasks_waiting",
+)
+# Indexes only tasks that may be purged.
 TaskRow.add_index(
     TaskRow.complete_time, where=cast("Any", SQL("lane IS NULL")), name="tasks_purgeable"
 )
-# And in this one only what was never sent: it is kept for a day.
+# Indexes only cancelled tasks, which are purged early.
 TaskRow.add_index(
     TaskRow.caller,
     TaskRow.complete_time,
@@ -79,10 +83,10 @@ TaskRow.add_index(
 
 
 class SlotRow(Model):
-    """One of the requests that the account allows in a window of time.
+    """One of the requests that the provider allows the account in a window of time.
 
-    A quota of n requests has the slots 0 to n - 1. Whoever sends a request takes a slot first, and
-    it is free again once the window has passed.
+    A quota of n requests has the slots 0 to n - 1. A process takes a slot before it sends a
+    request; the slot is free again once the window has passed.
     """
 
     quota = TextField()
@@ -96,7 +100,7 @@ class SlotRow(Model):
 
 
 class SecretRow(Model):
-    """A secret that all replicas share; storage/statements.py names them."""
+    """A secret that all replicas share; storage/statements.py has their names."""
 
     name = TextField(primary_key=True)
     value = BlobField()

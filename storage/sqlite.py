@@ -1,6 +1,6 @@
 """SQLite: one process, one file, one thread that writes.
 
-A read of one row is done on the event loop, where it costs a tenth of a thread hop; reads of many
+A single row is read on the event loop, where that costs a tenth of a thread switch. Reads of many
 rows have a thread of their own.
 """
 
@@ -8,15 +8,16 @@ import asyncio
 import fcntl
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from peewee import SqliteDatabase
 from playhouse.migrations import Runner
 
+from storage.engine import TIMEOUTS, DatabaseTimeouts, Row
 from storage.errors import StorageConfigError, StorageUnavailableError, storage_errors
 from storage.schema import MIGRATIONS
 from storage.statements import Statements
@@ -25,18 +26,13 @@ from storage.worker import LISTS_MAX_JOBS, Worker
 
 SQLITE_PREFIX = "sqlite:///"
 SQLITE_MAGIC = b"SQLite format 3\0"
-BUSY_TIMEOUT_SECONDS = 5
-TOUCH = "PRAGMA user_version = 1"  # the least that needs room on the disk
+TOUCH = "PRAGMA user_version = 1"  # the smallest write that needs room on the disk
 RETIRED_VERSION = 2  # the tasks of the file go on in another database
-CARRIED_VERSION = 3  # and all of them are there
-
-Argument = TypeVar("Argument")
-Result = TypeVar("Result")
-Row = Sequence[Any]
+IMPORTED_VERSION = 3  # and all of them have been imported there
 
 
 def sqlite_path(database_url: str) -> Path | None:
-    """Return the file that a URL names; None if it names none."""
+    """Return the file that a URL names, or None."""
     path = database_url.removeprefix(SQLITE_PREFIX)
     return None if path in {database_url, "", ":memory:"} else Path(path)
 
@@ -45,34 +41,34 @@ def migrate(path: Path, migrations: Path = MIGRATIONS) -> list[str]:
     """Bring the tables up to date; return the names of the migrations that were applied.
 
     Raises:
-        StorageConfigError: A service has the file.
+        StorageConfigError: A service uses the file.
         StorageUnavailableError: The file cannot be opened or written.
     """
-    with storage_errors(), alone(path) as db:
+    with storage_errors(), exclusive_database(path) as db:
         applied: list[str] = Runner(db, str(migrations)).up()
         return applied
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[SqliteDatabase]:
-    """Have a database to oneself, without a service on it."""
+def exclusive_database(path: Path) -> Iterator[SqliteDatabase]:
+    """Open a database that no service uses, and keep services off it."""
     with _lock_file(path):
-        db = _database(path)
+        db = _database(path, TIMEOUTS)
         with db.connection_context():
             yield db
 
 
 class SqliteEngine:
-    """The database of the only process that has the file. See storage/engine.py."""
+    """The database of the only process on a file; an `Engine`."""
 
     shared = False
-    hinted = False
+    is_listening = False
     touch = TOUCH
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, timeouts: DatabaseTimeouts) -> None:
         self._lock = _lock_file(path)
-        self.db = _database(path)
-        self._reads = _database(path, query_only=1)
+        self.db = _database(path, timeouts)
+        self._reads = _database(path, timeouts, query_only=1)
         try:
             self._prepare()
         except BaseException:
@@ -80,29 +76,28 @@ class SqliteEngine:
             raise
         self.sql = Statements(self.db)
         transaction = partial(self.db.atomic, "IMMEDIATE")
-        self._writer = Worker("store-writer", self.db, transaction, one_commit=True)
+        self.writer = Worker("store-writer", self.db, transaction, one_commit=True)
         self._lister = Worker(
             "store-lister", self._reads, nullcontext, batch_max_jobs=LISTS_MAX_JOBS
         )
 
     def _prepare(self) -> None:
         with storage_errors():
-            if self.db.pragma("user_version") in {RETIRED_VERSION, CARRIED_VERSION}:
+            if self.db.pragma("user_version") in {RETIRED_VERSION, IMPORTED_VERSION}:
                 raise StorageConfigError(
-                    f"{self.db.database} was carried over to PostgreSQL, and its tasks go on there"
+                    f"{self.db.database} was imported into PostgreSQL, where its tasks go on"
                 )
             Runner(self.db, str(MIGRATIONS)).up()
             self.db.close()
             self._reads.connect()
 
     async def close(self) -> None:
-        """Finish the writes that wait, and close every connection."""
-        await self._writer.close()
+        await self.writer.close()
         await self._lister.close()
         self._close_files()
 
     def _close_files(self) -> None:
-        """Close this thread's connections, then let other processes in."""
+        """Close this thread's connections, then let other processes use the file."""
         self.db.close()
         self._reads.close()
         self._lock.close()
@@ -110,90 +105,74 @@ class SqliteEngine:
     # --- reads ---
 
     def now(self) -> float:
-        """Return the time by the clock that due times are kept by, in unix seconds."""
         return time.time()
 
     async def get(self, task_id: str) -> Row | None:
-        """Return the row of a task."""
         return await self.one(self.sql.get, task_id)
 
     async def one(self, sql: str, *params: object) -> Row | None:
-        """Return the first row of a statement that reads few."""
         row: Row | None = self._reads.execute_sql(sql, params).fetchone()
         return row
 
     async def all(self, sql: str, *params: object) -> list[Row]:
-        """Return the rows of a statement that may read many."""
         return await self._lister.run(self._fetch_each, (sql, params))
-
-    async def newer(self, ids: Sequence[str], revisions: Sequence[int]) -> list[Row]:
-        """Return what other processes changed: there are none."""
-        del ids, revisions
-        return []
-
-    async def heard(self, timeout: float) -> dict[str, int]:
-        """Wait for hints of other processes: there are none."""
-        await asyncio.sleep(timeout)
-        return {}
 
     def _fetch_each(self, reads: Sequence[tuple[str, Sequence[object]]]) -> list[list[Row]]:
         return [self._reads.execute_sql(sql, params).fetchall() for sql, params in reads]
 
-    # --- writes ---
+    async def newer(self, ids: Sequence[str], revisions: Sequence[int]) -> list[Row]:
+        del ids, revisions
+        return []  # there are no other processes
 
-    async def write(
-        self,
-        kind: Callable[[Sequence[Argument]], Sequence[Result]],
-        argument: Argument,
-        note: Callable[[Result | Exception], None],
-    ) -> Result:
-        """Have `kind` called in the writer's thread, inside a transaction."""
-        return await self._writer.run(kind, argument, note)
+    async def wait_for_hints(self, timeout: float) -> dict[str, int]:
+        await asyncio.sleep(timeout)
+        return {}
+
+    def hint(self, tasks: Sequence[Task]) -> None:
+        """Do nothing: there are no other processes."""
+
+    # --- in the writer's thread, inside its transaction ---
 
     def execute(self, sql: str, *params: object) -> Any:
-        """Run a statement of the transaction; return its cursor."""
         return self.db.execute_sql(sql, params)
 
     def insert(self, rows: Sequence[Row]) -> list[bool]:
-        """Store new rows; say of each whether its request_id was new."""
-        return [bool(self.execute(self.sql.insert, *row).rowcount) for row in rows]
+        return [bool(self.db.execute_sql(self.sql.insert, row).rowcount) for row in rows]
 
     def find_requests(self, requests: Sequence[tuple[str, str]]) -> list[Row]:
-        """Return the rows of those (caller, request_id) that are there."""
         found = (self.execute(self.sql.find_request, *request).fetchone() for request in requests)
         return [row for row in found if row is not None]
 
     def save(self, changes: Sequence[Row]) -> list[bool]:
-        """Store changed columns, each with id and version to find it by; say which were found."""
-        return [bool(self.execute(self.sql.save, *change).rowcount) for change in changes]
+        return [bool(self.db.execute_sql(self.sql.save, change).rowcount) for change in changes]
 
     def lock(self, task_ids: Sequence[str], lane: str, now: float) -> list[Row]:
-        """Return the rows of those tasks, in their order, that are due in the lane."""
         found = (self.execute(self.sql.lock, task_id, lane, now).fetchone() for task_id in task_ids)
         return [row for row in found if row is not None]
 
-    def try_lock(self) -> bool:
-        """Whether the transaction may decide by a count: here always, as nobody else writes."""
-        return True
+    def first_waiting(self, queues: Sequence[tuple[str, str]], now: float, depth: int) -> list[Row]:
+        sql = self.sql.first_waiting
+        found = (self.execute(sql, caller, model, now, depth) for caller, model in queues)
+        return [row for rows in found for row in rows]
 
-    def hint(self, tasks: Sequence[Task]) -> None:
-        """Tell other processes of new snapshots: there are none."""
+    def try_lock(self) -> bool:
+        return True  # nobody else writes
 
 
 class _Sqlite(SqliteDatabase):
     def rollback(self) -> None:
-        """Roll back, unless SQLite did so by itself, as it does when the disk is full.
+        """Roll back, unless SQLite has done so itself, as it does when the disk is full.
 
-        The complaint about the second time would hide the error.
+        The error of a second rollback would hide the first one.
         """
         if self.connection().in_transaction:  # type: ignore[no-untyped-call] # peewee's stub
             super().rollback()
 
 
-def _database(path: Path, **pragmas: int) -> SqliteDatabase:
+def _database(path: Path, timeouts: DatabaseTimeouts, **pragmas: int) -> SqliteDatabase:
     return _Sqlite(
         str(path),
-        timeout=BUSY_TIMEOUT_SECONDS,
+        timeout=timeouts.sqlite_busy_seconds,
         pragmas={
             "journal_mode": "wal",
             "synchronous": "full",  # an acknowledged write survives a power cut
@@ -208,15 +187,15 @@ def _is_sqlite(path: Path) -> bool:
 
 
 def _lock_file(path: Path) -> ExitStack:
-    """Keep other processes off the database, and other users: it holds prompts.
+    """Keep other processes off the database, and other users: it contains prompts.
 
-    Two pollers on one file would each assume to be alone. A lock file next to the database covers
-    symbolic links. Hard links need a lock on the database itself, which only Linux keeps separate
-    from SQLite's own locks.
+    Two pollers on one file would each assume to be the only one. A lock file next to the database
+    covers symbolic links. Hard links need a lock on the database itself, which only Linux keeps
+    separate from SQLite's own locks.
 
     Returns:
-        What releases the locks. Close it after SQLite's connections: closing any descriptor of a
-        file drops SQLite's locks on it.
+        The locks. Close them after SQLite's connections: closing any descriptor of a file drops
+        SQLite's locks on it.
     """
     with ExitStack() as locks:
         try:
@@ -227,7 +206,7 @@ def _lock_file(path: Path) -> ExitStack:
             real.touch(mode=0o600)
             if sys.platform == "linux":
                 _lock(path, locks.enter_context(real.open("rb")))
-        except (OSError, RuntimeError) as error:  # the latter for links in a circle
+        except (OSError, RuntimeError) as error:  # the latter for links that form a loop
             words = getattr(error, "strerror", None) or str(error)
             raise StorageUnavailableError(f"cannot open {path}: {words}") from None
         return locks.pop_all()

@@ -1,6 +1,5 @@
-"""The hot statements as text, printed by Peewee once: building one costs more than running it."""
+"""The frequent statements as text, printed by Peewee once: that costs more than running them."""
 
-from functools import cache
 from typing import Any
 
 from peewee import SQL, Database, Select, fn
@@ -12,14 +11,38 @@ from storage.task import Lane, Stage
 # Peewee prints INSERT OR IGNORE for SQLite, which would ignore more than this.
 KNOWN_REQUEST = ' ON CONFLICT ("caller", "request_id") DO NOTHING'
 
+# The callers that have tasks to send, with the models of these. It steps from one to the next by an
+# index, so the number of their tasks does not matter. SQLite is told which: it has no statistics.
+WAITING_QUEUES = """
+    WITH RECURSIVE queue (caller, model) AS (
+        SELECT * FROM (
+            SELECT caller, model FROM {} WHERE lane = 'submit' ORDER BY caller, model LIMIT 1
+        ) AS head
+        UNION ALL
+        SELECT following.caller, following.model
+        FROM queue JOIN tasks AS following ON following.id = COALESCE(
+            (
+                SELECT id FROM {}
+                WHERE lane = 'submit' AND caller = queue.caller AND model > queue.model
+                ORDER BY model LIMIT 1
+            ),
+            (
+                SELECT id FROM {} WHERE lane = 'submit' AND caller > queue.caller
+                ORDER BY caller, model LIMIT 1
+            )
+        )
+    )
+    SELECT caller, model FROM queue
+"""
+
 CALLBACKS = "callbacks"  # the name of the secret that makes callback URLs
-IMPORTED_CALLBACKS = "callbacks of an imported file"  # one that only verifies them
+IMPORTED_CALLBACKS = "callbacks of an imported file"  # of one that only verifies them
 
 
 class Statements:
     """The statements for one kind of database.
 
-    Where it can, a claim locks the rows that it takes, and passes over those that another has
+    On PostgreSQL a claim locks the rows that it takes, and passes over those that others have
     locked.
     """
 
@@ -31,6 +54,7 @@ class Statements:
         self._make_counts()
         self._make_writes()
         self._make_claims()
+        self._make_waiting()
         self._make_purges()
         self._make_slots()
         self._make_secrets()
@@ -89,45 +113,46 @@ class Statements:
         self.set_aside = text(row.update({row.lane: SQL("NULL")}).where(row.id == arg))
         self.renew = text(row.update({row.due_time: arg}).where(current))
 
-        hurry = {row.due_time: arg, row.version: row.version + SQL("1")}
+        due = {row.due_time: arg, row.version: row.version + SQL("1")}
         waits = row.lane.in_([_literal(Lane.SUBMIT), _literal(Lane.POLL)])
         later = (row.due_time > arg) & row.unknown_time.is_null()
-        # A task that is being sent is its sender's alone.
+        # Only its sender may change a task that is being sent.
         polled = (row.lane == _literal(Lane.POLL)) & (row.stage != _literal(Stage.SUBMITTING))
-        self.release = text(row.update(hurry).where(waits, later))
-        self.hasten = text(row.update(hurry).where(polled, row.setbacks == SQL("1"), later))
+        self.make_abandoned_due = text(row.update(due).where(waits, later))
+        self.make_polls_due = text(row.update(due).where(polled, row.setbacks == SQL("1"), later))
 
     def _make_claims(self) -> None:
         arg, row, due = self._arg, TaskRow, self._due
         select = row.select(*COLUMNS)
+        self.due = self._claimed(select.where(due).order_by(row.due_time).limit(arg))
         first = (row.setbacks == SQL("0")) | (row.due_time <= arg)
-        last = (row.setbacks > SQL("0")) & (row.due_time > arg)
         self.due_first = self._claimed(select.where(due, first).order_by(row.due_time).limit(arg))
-        self.due_last = self._claimed(select.where(due, last).order_by(row.due_time).limit(arg))
         self.lock = self._claimed(select.where(row.id == arg, due))
 
-        def without(models: int) -> Any:
-            return due & row.model.not_in([arg] * models) if models else due
-
-        # By how many models are left out.
-        self.due_without = cache(
-            lambda models: self._claimed(
-                select.where(without(models)).order_by(row.due_time).limit(arg)
-            )
-        )
-        self.waiting_without = cache(lambda models: self._text(_waiting(without(models), arg)))
+    def _make_waiting(self) -> None:
+        arg, row = self._arg, TaskRow
+        tasks = '"tasks" AS "t1"'
+        tasks_waiting = tasks if self._db.for_update else f'{tasks} INDEXED BY "tasks_waiting"'
+        self.waiting_queues = WAITING_QUEUES.format(*[tasks_waiting] * 3)
+        self.first_waiting = self._text(
+            row.select(row.id, row.caller, row.create_time, row.setbacks, row.model)
+            .where(row.lane == _literal(Lane.SUBMIT), row.caller == arg, row.model == arg)
+            .where(row.due_time <= arg)
+            .order_by(row.create_time, row.id)
+            .limit(arg)
+        ).replace(tasks, tasks_waiting)
 
     def _make_purges(self) -> None:
         arg, row = self._arg, TaskRow
 
         def purged(*which: Any) -> str:
-            """Delete the first of those that ended, a limited number."""
+            """Delete a limited number of ended tasks, the oldest first."""
             batch = row.select(row.id).where(*which).order_by(row.complete_time).limit(arg)
             if self._db.for_update:
                 batch = batch.for_update(skip_locked=True)
             return self._text(row.delete().where(row.id.in_(batch)))
 
-        # By both times: what the provider ended long ago may have been learned of just now.
+        # By both times: the service may learn only now that the provider ended a task long ago.
         ended_before = row.complete_time < arg
         self.purge = purged(row.lane.is_null(), ended_before, row.update_time < arg)
         cancelled = (row.failure_reason == SQL("'CANCELLED'")) & row.lane.is_null()
@@ -165,7 +190,7 @@ class Statements:
 
 
 def octet_length(db: Database, column: Any) -> Any:
-    """Return the expression for the bytes of a text column; SQLite 3.43 and later has it, too."""
+    """Return the expression for the bytes of a text column; only SQLite 3.43 and later has it."""
     return fn.OCTET_LENGTH(column) if db.for_update else fn.LENGTH(column.cast("BLOB"))
 
 
@@ -175,15 +200,3 @@ def _literal(value: str) -> SQL:
 
 def _first_due_time(lane: Lane) -> Any:
     return TaskRow.select(fn.MIN(TaskRow.due_time)).where(TaskRow.lane == _literal(lane))
-
-
-def _waiting(due: Any, arg: SQL) -> Any:
-    row = TaskRow
-    turn = fn.ROW_NUMBER().over(partition_by=[row.caller], order_by=[row.create_time, row.id])
-    ranked = row.select(row.id, row.caller, turn.alias("turn"), row.setbacks, row.model).where(due)
-    waiting = ranked.alias("waiting")
-    each = (
-        *(waiting.c.id, waiting.c.caller, waiting.c.turn, waiting.c.setbacks),
-        waiting.c.model,
-    )
-    return Select([waiting], each).where(waiting.c.turn <= arg)

@@ -1,7 +1,7 @@
 """A task and its moves: pure values, no I/O, no clock.
 
-A task has no setter. It changes by named moves, each of which returns the next snapshot, and the
-store saves that one only if the version it came from is still the present one (compare-and-set):
+A task has no setters. It changes by named moves, each of which returns the next snapshot; the store
+saves that snapshot only if the one it was made from is still current (compare-and-set):
 
     ACCEPTED --submitting--> SUBMITTING --queued--> QUEUED --progressed--> GENERATING
         ^                       |  |                   |                       |
@@ -12,8 +12,8 @@ store saves that one only if the version it came from is still the present one (
       FAILED                  FAILED                    SUCCESS / FAILED --delivered_late--> FAILED
       with artifacts
 
-Times are unix seconds and come in as `now`. `due_time` says when somebody must look at the task
-next; None is never.
+Times are unix seconds and come in as `now`. `due_time` is when a poller must look at the task next;
+None is never.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ DELIVERY_WINDOW_SECONDS = 14 * 86_400.0  # the longest time that Kie documents f
 
 
 class Status(StrEnum):
-    """How a task stands. The names are the proto's, without their prefix."""
+    """The status of a task. The names are the proto's, without their prefix."""
 
     PENDING = "PENDING"
     SUCCESS = "SUCCESS"
@@ -32,9 +32,9 @@ class Status(StrEnum):
 
 
 class Lane(StrEnum):
-    """The line in which a task waits for its due time.
+    """The queue in which a task waits for its due time.
 
-    An ended task without a late delivery waits in none.
+    An ended task waits in none, unless a late delivery is possible.
     """
 
     SUBMIT = "submit"
@@ -61,10 +61,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a task failed.
-
-    The name of an ErrorReason, words for people, and the provider's code or "".
-    """
+    """Why a task failed: the name of an ErrorReason, a message, and the provider's code or ""."""
 
     reason: str
     message: str
@@ -74,19 +71,19 @@ class Failure:
 class Task(NamedTuple):
     """A snapshot of a task.
 
-    A tuple, as making the next one of a dataclass takes five times as long.
+    A NamedTuple, because `_replace` is five times faster than `dataclasses.replace`.
 
     Attributes:
         params: The serialised ProviderParams message, as the caller sent it.
         revision: Grows by one with every visible change, from 1.
         accept_time: When the provider accepted it; its age counts from here.
-        unknown_time: When the answer to its paid request was found to be lost.
-        hinted_id: The provider's id that a callback brought while that answer was missing; believed
-            once its record agrees. Later the sign that its callback has come.
-        due_time: When it must be looked at next, or None. A claim puts it off, so that a task whose
-            worker is gone comes back.
-        setbacks: How many times in a row the provider would not take it, or a poll of it failed.
-            Polls that fail while the provider answers nobody count as one together.
+        unknown_time: When the response to its paid request was found to be lost.
+        hinted_id: The provider's id that a callback named while that response was missing; adopted
+            once the provider's record agrees. Later it shows that the callback has arrived.
+        due_time: When it must be looked at next, or None. A claim postpones it, so that the task is
+            due again if its worker dies.
+        setbacks: How many times in a row the provider did not accept it, or a poll of it failed.
+            All polls that fail while the provider does not answer at all count as one.
         version: Grows by one with every save, visible or not: what compare-and-set compares.
     """
 
@@ -123,25 +120,25 @@ class Task(NamedTuple):
 
     @property
     def lane(self) -> Lane | None:
-        """Where it waits to be looked at."""
+        """The queue in which it waits."""
         if self.due_time is None:
             return None
         if self.ended:
             return Lane.LATE
         return Lane.SUBMIT if self.stage is Stage.ACCEPTED else Lane.POLL
 
-    # --- the way to the provider ---
+    # --- submission ---
 
     def submitting(self, now: float, due_time: float) -> "Task":
         """ACCEPTED -> SUBMITTING: committed before the paid request is sent.
 
-        Whoever finds it at `due_time` finds it without an answer: its sender is gone.
+        If it is still SUBMITTING at `due_time`, its sender is gone and the outcome is unknown.
         """
         assert self.stage is Stage.ACCEPTED, self.stage
         return self._move(now, stage=Stage.SUBMITTING, submit_time=now, due_time=due_time)
 
     def postponed(self, now: float, due_time: float) -> "Task":
-        """SUBMITTING -> ACCEPTED: nothing was bought, and it is sent again at `due_time`."""
+        """SUBMITTING -> ACCEPTED: nothing was bought; it is sent again at `due_time`."""
         assert self.stage is Stage.SUBMITTING, self.stage
         return self._move(
             now,
@@ -167,7 +164,7 @@ class Task(NamedTuple):
         )
 
     def unknown(self, now: float, due_time: float) -> "Task":
-        """SUBMITTING, and the answer is lost: it waits for a sign until `due_time`.
+        """Still SUBMITTING; the response was lost. Waits for a callback until `due_time`.
 
         Not visible to callers.
         """
@@ -175,10 +172,10 @@ class Task(NamedTuple):
         return self._replace(unknown_time=now, due_time=due_time)
 
     def suspended(self, provider_task_id: str, now: float) -> "Task":
-        """ACCEPTED or SUBMITTING -> SUBMITTING: not bought as answered, but bought by other signs.
+        """ACCEPTED or SUBMITTING -> SUBMITTING: refused, but something suggests that it was bought.
 
-        It is not sent again before the record of `provider_task_id` was looked at. Without a
-        submit_time, as no request is under way.
+        It is not sent again before the record of `provider_task_id` has been read. It has no
+        submit_time, as no request is in progress.
         """
         assert self.stage in {Stage.ACCEPTED, Stage.SUBMITTING}, self.stage
         changes = {"hinted_id": provider_task_id, "due_time": now, "submit_time": None}
@@ -187,7 +184,7 @@ class Task(NamedTuple):
         return self._move(now, stage=Stage.SUBMITTING, **changes)
 
     def hinted(self, provider_task_id: str, due_time: float | None) -> "Task":
-        """SUBMITTING or FAILED without a provider's id, and a callback named one: look into it.
+        """SUBMITTING or FAILED without a provider's id: a callback named a candidate to check.
 
         Not visible to callers.
         """
@@ -196,19 +193,19 @@ class Task(NamedTuple):
         return self._replace(hinted_id=provider_task_id, due_time=due_time)
 
     def unhinted(self, due_time: float | None) -> "Task":
-        """The hint was of another task. Not visible to callers."""
+        """The candidate belongs to another task. Not visible to callers."""
         return self._replace(hinted_id="", due_time=due_time)
 
     def called_back(self, now: float) -> "Task":
-        """Its callback has come: look at it now, and wait for no other one.
+        """Its callback has arrived: poll it now, and expect no other callback.
 
-        That holds for a FAILED task, too: its result may have come after all. Not visible to
+        This applies to a FAILED task, too: its result may have arrived after all. Not visible to
         callers.
         """
         assert self.provider_task_id, self
         return self._replace(hinted_id=self.provider_task_id, due_time=now)
 
-    # --- the work ---
+    # --- progress ---
 
     def progressed(
         self,
@@ -217,9 +214,9 @@ class Task(NamedTuple):
         now: float,
         credits_consumed: float | None = None,
     ) -> "Task":
-        """QUEUED or GENERATING, further than before, or at a cost that is known now.
+        """QUEUED or GENERATING: it has progressed, or its cost is known now.
 
-        The same snapshot when nothing visible changed.
+        Returns the same snapshot if nothing visible changed.
         """
         assert self.stage in {Stage.QUEUED, Stage.GENERATING}, self.stage
         stage = Stage.GENERATING if generating else self.stage
@@ -232,10 +229,10 @@ class Task(NamedTuple):
         return self._move(now, stage=stage, progress_percent=percent, credits_consumed=cost)
 
     def scheduled(self, due_time: float, setbacks: int) -> "Task":
-        """Look at it next at `due_time`. Not visible to callers."""
+        """Postpone it to `due_time`. Not visible to callers."""
         return self._replace(due_time=due_time, setbacks=setbacks)
 
-    # --- the ends ---
+    # --- the end ---
 
     def succeeded(
         self,
@@ -269,8 +266,8 @@ class Task(NamedTuple):
     ) -> "Task":
         """-> FAILED.
 
-        At `late_poll_time`, if any, the provider is polled for a result that may still come.
-        `result_json` keeps what the provider said, where it was not understood.
+        At `late_poll_time`, if any, it is polled for a result that may still arrive.
+        `result_json` keeps a record of the provider that was not understood.
         """
         assert not self.ended, self.status
         return self._end(
@@ -284,7 +281,7 @@ class Task(NamedTuple):
         )
 
     def adopted_late(self, provider_task_id: str, now: float, due_time: float) -> "Task":
-        """FAILED without a provider's id -> FAILED with it: what was bought may yet come."""
+        """FAILED without a provider's id -> FAILED with it: its result may still arrive."""
         assert self.status is Status.FAILED, self.status
         assert not self.provider_task_id, self.provider_task_id
         return self._move(
@@ -314,24 +311,24 @@ class Task(NamedTuple):
         )
 
     def still_undelivered(self, due_time: float) -> "Task":
-        """FAILED, and the provider has nothing yet: ask again, for as long as it keeps results."""
+        """FAILED, and no result yet: poll again, for as long as the provider keeps results."""
         assert self.status is Status.FAILED, self.status
         last = (self.accept_time or self.create_time) + DELIVERY_WINDOW_SECONDS
         return self._replace(due_time=due_time if due_time < last else None)
 
     def undeliverable(self) -> "Task":
-        """FAILED, and the provider failed as well: nothing will come."""
+        """FAILED, and the provider failed as well: no result will arrive."""
         assert self.status is Status.FAILED, self.status
         return self._replace(due_time=None)
 
     def _cost(self, credits_consumed: float | None) -> float | None:
-        """Return what it costs as far as anybody knows: the newest word, or the last one."""
+        """Return the cost that was reported last."""
         return self.credits_consumed if credits_consumed is None else credits_consumed
 
     def _end(self, now: float, **changes: object) -> "Task":
         return self._move(now, **{"stage": None, "due_time": None, "setbacks": 0} | changes)
 
     def _move(self, now: float, **changes: object) -> "Task":
-        """Return the next revision. Time never runs backwards in it, whatever the clock did."""
+        """Return the next revision. Its update_time never decreases, even if the clock was set."""
         changes |= {"revision": self.revision + 1, "update_time": max(now, self.update_time)}
         return self._replace(**changes)  # type: ignore[arg-type]

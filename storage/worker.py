@@ -1,13 +1,13 @@
-"""A thread that talks to the database.
+"""A thread that talks to the database, and does together what waits for it.
 
-What waits for it is done together: a flush to the disk, or a round trip, costs more than the rest.
+A flush to the disk, or a round trip, costs more than everything else, so jobs share it.
 """
 
 import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from peewee import Database
 
-from storage.errors import StorageUnavailableError, is_unavailable
+from storage.errors import CommitUnknownError, StorageUnavailableError, is_unavailable
 
 BATCH_MAX_JOBS = 256
 LISTS_MAX_JOBS = 4  # for reads of many rows
@@ -23,26 +23,39 @@ WAITING_MAX_JOBS = 50_000
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
+Batch = Callable[[Sequence[Argument]], Sequence[Result]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    kind: Callable[[Sequence[Any]], Sequence[Any]]
+    batch: Batch[Any, Any]
     argument: Any
     done: "asyncio.Future[Any]"
-    note: Callable[[Any], None]
+    on_result: Callable[[Any], None]
+    on_failure: Callable[[], None]
     since: float = field(default_factory=time.monotonic)
 
 
 Answers = list[tuple[_Job, Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Outage:
+    """The last connection failure, and when it happened."""
+
+    error: Exception
+    time: float
+
+
 class Worker:
     """Runs jobs against a database in its own thread, with a connection of its own.
 
-    Jobs of one kind that wait together are done by one call of their kind, with all of their
-    arguments. A job is acknowledged after the commit that holds it. A job that raises fails alone;
-    its neighbours are run again without it.
+    Jobs that wait together and have the same batch function are done by one call of it, with all of
+    their arguments. A job is acknowledged after the commit that holds it. A job that raises fails
+    alone; the others of its batch are run again without it.
+
+    Attributes:
+        busy_since: Since when it works, by the monotonic clock; infinity while it waits for jobs.
     """
 
     def __init__(
@@ -55,26 +68,25 @@ class Worker:
         batch_max_jobs: int = BATCH_MAX_JOBS,
         recover: Callable[[], None] = lambda: None,
     ) -> None:
-        """Start the thread.
+        """Start the thread, inside the event loop that waits for it.
 
         Args:
             name: The thread's.
             db: Connected in the thread when a job comes.
-            transaction: What is done runs inside of it.
-            one_commit: Whether all that waits shares a transaction, or each kind has its own.
-            batch_max_jobs: How many jobs are done together at the most: all of their results are
-                in memory at once.
-            recover: Called in the thread once the database was away.
+            transaction: Surrounds all that is done together.
+            one_commit: Whether all waiting jobs share a transaction, or each batch has its own.
+            batch_max_jobs: How many jobs are done together at most: all of their results are in
+                memory at once.
+            recover: Called in the thread after a failure of the database.
         """
         self._db = db
         self._transaction = transaction
         self._one_commit = one_commit
         self._batch_max_jobs = batch_max_jobs
         self._recover = recover
-        self.busy_since = math.inf  # by the monotonic clock; infinity while nothing is done
-        # Why nobody could connect, and until when: who waited for that need not wait once more.
-        self._away: Exception | None = None
-        self._away_time = 0.0
+        # Jobs that waited during it fail at once, instead of each waiting for its own timeout.
+        self._outage: _Outage | None = None
+        self.busy_since = math.inf
         self._loop = asyncio.get_running_loop()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
@@ -82,85 +94,107 @@ class Worker:
 
     async def run(
         self,
-        kind: Callable[[Sequence[Argument]], Sequence[Result]],
+        batch: Batch[Argument, Result],
         argument: Argument,
-        note: Callable[[Result | Exception], None] = lambda _: None,
+        on_result: Callable[[Result], None] = lambda _: None,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> Result:
         """Have a job done, and return its result once it is committed.
 
-        `note` is told of the result or the error first, even if nobody waits for it any more.
+        Args:
+            batch: Called in the thread with the arguments of all waiting jobs that share it;
+                returns a result for each.
+            argument: The job's.
+            on_result: Called in the event loop with the committed result, even if the caller of
+                `run` is gone, and before any caller learns of a result of the same commit.
+            on_failure: Likewise, if there is no result.
+
+        Raises:
+            CommitUnknownError: The database failed while it committed the result.
         """
         if self._jobs.qsize() >= WAITING_MAX_JOBS:
-            raise StorageUnavailableError("too much waits for the database")
+            raise StorageUnavailableError("too many database operations are queued")
         done: asyncio.Future[Result] = self._loop.create_future()
-        self._jobs.put(_Job(kind, argument, done, note))
+        self._jobs.put(_Job(batch, argument, done, on_result, on_failure))
         return await done
 
     async def close(self) -> None:
-        """Finish what waits, and end the thread."""
+        """Finish the waiting jobs, and end the thread."""
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
 
+    # --- in the thread ---
+
     def _serve(self) -> None:
-        while batch := self._next_batch():
-            for unit in [batch] if self._one_commit else _by_kind(batch):
+        while jobs := self._next_jobs():
+            for unit in [jobs] if self._one_commit else _by_batch(jobs):
                 self._loop.call_soon_threadsafe(_deliver, self._perform(unit))
         self._db.close()
 
-    def _next_batch(self) -> list[_Job]:
-        """Wait for a job and take those behind it. An empty batch is the end."""
-        batch: list[_Job] = []
+    def _next_jobs(self) -> list[_Job]:
+        """Wait for a job, and take those behind it; return no job at the end."""
+        jobs: list[_Job] = []
         job = self._jobs.get()
         while job is not None:
-            batch.append(job)
-            if len(batch) == self._batch_max_jobs:
-                return batch
+            jobs.append(job)
+            if len(jobs) == self._batch_max_jobs:
+                return jobs
             try:
                 job = self._jobs.get_nowait()
             except Empty:
-                return batch
-        if batch:
-            self._jobs.put(None)  # the end comes after this batch
-        return batch
+                return jobs
+        if jobs:
+            self._jobs.put(None)  # the end comes after these jobs
+        return jobs
 
     def _perform(self, unit: list[_Job]) -> Answers:
-        if self._away and unit[0].since < self._away_time:
-            return [(job, self._away) for job in unit]
+        """Do jobs in one transaction; return the result or the error of each."""
+        if self._outage and unit[0].since < self._outage.time:
+            return [(job, self._outage.error) for job in unit]
+        answers: Answers = []
         self.busy_since = time.monotonic()
         try:
             self._db.connect(reuse_if_open=True)
             with self._transaction():
-                return [answer for jobs in _by_kind(unit) for answer in _done(jobs)]
+                answers = [
+                    answer
+                    for jobs in _by_batch(unit)
+                    for answer in zip(jobs, jobs[0].batch([j.argument for j in jobs]), strict=True)
+                ]
         except Exception as error:  # noqa: BLE001 - it is the caller's, and goes there
             if is_unavailable(error):
                 if self._db.is_closed():
-                    self._away, self._away_time = error, time.monotonic()
+                    self._outage = _Outage(error, time.monotonic())
                 self._recover()
+                if answers:  # all jobs were done, so it was their commit that failed
+                    return [(job, CommitUnknownError(error, result)) for job, result in answers]
                 return [(job, error) for job in unit]
             if len(unit) == 1:
                 return [(unit[0], error)]
             return [answer for job in unit for answer in self._perform([job])]
+        else:
+            return answers
         finally:
             self.busy_since = math.inf
 
 
-def _by_kind(jobs: list[_Job]) -> Iterator[list[_Job]]:
-    kinds: dict[object, list[_Job]] = {}
+def _by_batch(jobs: list[_Job]) -> Iterable[list[_Job]]:
+    batches: dict[Batch[Any, Any], list[_Job]] = {}
     for job in jobs:
-        kinds.setdefault(job.kind, []).append(job)
-    yield from kinds.values()
-
-
-def _done(jobs: list[_Job]) -> Iterator[tuple[_Job, Any]]:
-    return zip(jobs, jobs[0].kind([job.argument for job in jobs]), strict=True)
+        batches.setdefault(job.batch, []).append(job)
+    return batches.values()
 
 
 def _deliver(answers: Answers) -> None:
     for job, answer in answers:
-        job.note(answer)
-        if job.done.done():  # nobody waits any more
+        failed = isinstance(answer, Exception)
+        if failed:
+            job.on_failure()
+        else:
+            job.on_result(answer)
+        if job.done.done():  # the caller is gone
             continue
-        if isinstance(answer, Exception):
+        if failed:
             job.done.set_exception(answer)
         else:
             job.done.set_result(answer)

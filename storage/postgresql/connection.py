@@ -1,19 +1,77 @@
-"""A second hold on a connection, by which another thread can cut it."""
+"""Connections to PostgreSQL: what they are opened with, and how another thread cuts one."""
 
+import asyncio
+import logging
 import math
 import os
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import psycopg2
+from peewee import Database, PostgresqlDatabase
+from psycopg2.extensions import parse_dsn
+
+from storage.engine import Row
+from storage.errors import StorageConfigError, is_unavailable, storage_errors
+
+POSTGRES_PREFIXES = ("postgresql://", "postgres://")
+# A dead connection is detected within about ten seconds, whether the network or the server failed.
+CONNECTION = {
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+    "application_name": "generation",
+    "target_session_attrs": "read-write",  # not a standby, which may lag
+}
+ENCODING = {"client_encoding": "utf8"}  # overrides PGCLIENTENCODING
+SILENCE_CHECK_SECONDS = 0.5
+
+logger = logging.getLogger(__name__)
 
 
-class Line:
-    """The socket of a connection to PostgreSQL.
+def is_postgres(database_url: str) -> bool:
+    """Whether a URL names a PostgreSQL database."""
+    return database_url.startswith(POSTGRES_PREFIXES)
 
-    The server bounds the time of its statements, and the kernel that of a line which is dead. What
-    is left is a server, or something in front of it, that lives and says nothing: the thread that
-    waits for it would wait for ever.
+
+def connection_params(database_url: str, **session: int) -> dict[str, Any]:
+    """Return the arguments of `psycopg2.connect`.
+
+    Args:
+        database_url: As libpq takes it.
+        session: Settings of each session, such as `statement_timeout`, in milliseconds.
+
+    Raises:
+        StorageConfigError: It is not a PostgreSQL URL.
+    """
+    try:
+        given: dict[str, Any] = parse_dsn(database_url)
+    except psycopg2.ProgrammingError:
+        raise StorageConfigError("DATABASE_URL is not a PostgreSQL URL") from None
+    if "@" in given.get("host", "") + given.get("dbname", "") or not _is_port(given):
+        # These parts may contain a piece of the password, which errors would reveal.
+        raise StorageConfigError("DATABASE_URL: write @, / and : in the password as %40, %2F, %3A")
+    options = [given.pop("options", ""), *(f"-c {name}={value}" for name, value in session.items())]
+    joined = " ".join(filter(None, options))
+    return CONNECTION | {"dbname": ""} | given | ENCODING | ({"options": joined} if joined else {})
+
+
+def _is_port(given: dict[str, Any]) -> bool:
+    return all(port.isdecimal() for port in given.get("port", "0").split(","))
+
+
+class ConnectionSocket:
+    """A second handle on the socket of a connection, by which another thread can cut it.
+
+    Statement timeouts and TCP keepalives catch most failures. What is left is a live peer that
+    never answers: the thread that waits for it would wait indefinitely.
 
     Attributes:
         opened: When, by the monotonic clock; infinity once it was cut.
@@ -24,11 +82,91 @@ class Line:
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
 
     def cut(self) -> None:
-        """Have whoever waits for the server find the connection closed."""
+        """Shut the connection down, so that the thread that waits for the server gets an error."""
         self.opened = math.inf
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Let go; before the connection is closed, or the server would not see it closed."""
+        """Close the handle.
+
+        Call it before the connection is closed, or the server would not see that one closed.
+        """
         self._socket.close()
+
+
+class PostgresDatabase(PostgresqlDatabase):
+    """A connection that one thread opens explicitly, and that other threads may cut."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        others = {name: value for name, value in params.items() if name != "dbname"}
+        super().__init__(params["dbname"], autoconnect=False, **others)
+        self.socket: ConnectionSocket | None = None
+
+    def _connect(self) -> Any:
+        connection = super()._connect()  # type: ignore[misc] # peewee's stub
+        self.socket = ConnectionSocket(connection)
+        return connection
+
+    def _close(self, conn: Any) -> None:
+        if self.socket:
+            self.socket.close()
+            self.socket = None
+        super()._close(conn)  # type: ignore[misc] # peewee's stub
+
+
+def drop_connection(db: Database) -> None:
+    """Close a connection that may be dead: the next use opens a new one."""
+    with storage_errors():
+        db.close()
+
+
+def fetch(db: Database, sql: str, *params: object) -> list[Row]:
+    """Run a read; if the connection has died meanwhile, run it again on a new one."""
+    try:
+        rows: list[Row] = db.execute_sql(sql, params).fetchall()
+    except Exception as error:
+        if not is_unavailable(error) or db.is_connection_usable():
+            raise
+        drop_connection(db)
+        db.connect()
+        rows = db.execute_sql(sql, params).fetchall()
+    return rows
+
+
+class _Busy(Protocol):
+    """A thread that waits for a server.
+
+    Attributes:
+        busy_since: Since when, by the monotonic clock; infinity while it waits for nothing.
+    """
+
+    busy_since: float
+
+
+class _Connected(Protocol):
+    socket: ConnectionSocket | None
+
+
+async def cut_silent(users: Sequence[tuple[_Busy, _Connected]], silence_seconds: float) -> None:
+    """Keep cutting connections on which an answer is overdue, so that nobody waits indefinitely."""
+    while True:
+        await asyncio.sleep(SILENCE_CHECK_SECONDS)
+        long_ago = time.monotonic() - silence_seconds
+        for thread, connection in users:
+            handle = connection.socket
+            if handle and max(thread.busy_since, handle.opened) < long_ago:
+                logger.warning("the database does not answer; cutting the connection")
+                handle.cut()
+
+
+def current_schema(db: Database) -> str:
+    """Return the schema in which a connection creates its tables."""
+    name: str = db.execute_sql("SELECT current_schema()").fetchone()[0]
+    return name
+
+
+def lock_key(db: Database, what: str) -> int:
+    """Return the number of an advisory lock; each schema of a database has its own."""
+    name = f"generation.v1 {current_schema(db)} {what}"
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True)

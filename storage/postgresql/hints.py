@@ -1,8 +1,8 @@
 """Hints between processes: which tasks have new snapshots, by LISTEN and NOTIFY.
 
-A thread and a connection of their own. What is to be said is gathered for some milliseconds and
-sent after the commit, never in the transaction of a write: PostgreSQL lets only one transaction
-with a NOTIFY commit at a time. A hint may be lost; nothing may depend on it.
+They have a thread and a connection of their own. Hints are gathered for some milliseconds and sent
+after the commit, never in the transaction of a write: PostgreSQL lets only one transaction with a
+NOTIFY commit at a time. A hint may be lost; nothing may depend on it.
 """
 
 import asyncio
@@ -14,164 +14,208 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
+from hashlib import blake2b
 from typing import Any
 
 import psycopg2
 
-from storage.line import Line
+from storage.postgresql.connection import ConnectionSocket
 
 GATHER_SECONDS = 0.005
 PAYLOAD_MAX_BYTES = 7_900  # PostgreSQL takes 7,999
 RECONNECT_SECONDS = 1.0
 UNSENT_MAX = 10_000
+CHANNEL_SCHEMA_MAX_BYTES = 50
 
 logger = logging.getLogger(__name__)
 
 
+def channel_of(schema: str) -> str:
+    """Return the channel of the replicas on one schema; an identifier has at most 63 bytes."""
+    if len(schema.encode()) > CHANNEL_SCHEMA_MAX_BYTES:
+        schema = blake2b(schema.encode(), digest_size=16).hexdigest()
+    return f"generation_{schema}"
+
+
+class _Received:
+    """The newest revisions in hints that arrived and were not read yet."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._revisions: dict[str, int] = {}
+        self._arrived = asyncio.Event()
+
+    def put(self, revisions: dict[str, int]) -> None:
+        """Pass on hints, from any thread."""
+        self._loop.call_soon_threadsafe(self._put, revisions)
+
+    def _put(self, revisions: dict[str, int]) -> None:
+        self._revisions.update(revisions)
+        self._arrived.set()
+
+    async def take(self, timeout: float) -> dict[str, int]:
+        try:
+            async with asyncio.timeout(timeout):
+                await self._arrived.wait()
+        except TimeoutError:
+            return {}
+        self._arrived.clear()
+        revisions, self._revisions = self._revisions, {}
+        return revisions
+
+
+class _Unsent:
+    """The revisions that are to be sent, and a pipe that wakes the thread which sends them."""
+
+    def __init__(self) -> None:
+        self._revisions: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._wake_out, self._wake_in = os.pipe()
+        os.set_blocking(self._wake_in, False)
+
+    def put(self, revisions: Iterable[tuple[str, int]]) -> None:
+        with self._lock:
+            is_first = not self._revisions
+            if len(self._revisions) < UNSENT_MAX:
+                self._revisions.update(revisions)
+        if is_first:
+            self.wake()
+
+    def take(self) -> dict[str, int]:
+        with self._lock:
+            revisions, self._revisions = self._revisions, {}
+        return revisions
+
+    def wake(self) -> None:
+        with suppress(BlockingIOError):  # the pipe is full, so the thread is being woken
+            os.write(self._wake_in, b".")
+
+    def wait(self, *connections: Any, timeout: float | None = None) -> bool:
+        """Wait until a connection has data, or until woken; return whether it was the latter."""
+        ready, _, _ = select.select([*connections, self._wake_out], [], [], timeout)
+        return self._wake_out in ready
+
+    def drain_wakes(self) -> None:
+        while self.wait(timeout=0):
+            os.read(self._wake_out, 65_536)
+
+    def close(self) -> None:
+        os.close(self._wake_in)
+        os.close(self._wake_out)
+
+
 class Hints:
-    """The newest revisions that other processes committed, as far as they were heard of."""
+    """Sends the revisions that this process commits, and receives those of other processes.
+
+    Attributes:
+        connected: Whether the hints of other processes arrive at this moment.
+        busy_since: Since when a statement runs, by the monotonic clock; infinity while none does.
+        socket: Of the connection, if there is one.
+    """
 
     def __init__(self, connect: Callable[[], Any], channel: str) -> None:
-        """Start the thread, inside the event loop that hears.
+        """Start the thread, inside the event loop that receives.
 
         Args:
             connect: Opens a connection of psycopg2.
-            channel: An identifier; what is said there is heard there.
+            channel: An identifier; what one process sends there, the others receive.
         """
         self._connect = connect
         self._channel = channel
-        self._loop = asyncio.get_running_loop()
-        self._heard: dict[str, int] = {}
-        self._news = asyncio.Event()
-        self._unsent: dict[str, int] = {}
-        self._unsent_lock = threading.Lock()
-        self._wake_out, self._wake_in = os.pipe()
-        os.set_blocking(self._wake_in, False)
+        self._received = _Received()
+        self._unsent = _Unsent()
         self._closing = False
-        self.connected = False
         self._outage_logged = False
-        self.busy_since = math.inf  # by the monotonic clock; infinity while nothing is said
-        self.line: Line | None = None
+        self.connected = False
+        self.busy_since = math.inf
+        self.socket: ConnectionSocket | None = None
         self._thread = threading.Thread(target=self._serve, name="store-hints", daemon=True)
         self._thread.start()
 
-    # --- in any thread ---
+    def send(self, revisions: Iterable[tuple[str, int]]) -> None:
+        """Send the ids of tasks and their committed revisions; from any thread."""
+        self._unsent.put(revisions)
 
-    def say(self, revisions: Iterable[tuple[str, int]]) -> None:
-        """Tell others of committed snapshots, by the ids of their tasks and their revisions."""
-        with self._unsent_lock:
-            is_first = not self._unsent
-            if len(self._unsent) < UNSENT_MAX:
-                self._unsent.update(revisions)
-        if is_first:
-            self._wake()
-
-    # --- in the event loop ---
-
-    async def heard(self, timeout: float) -> dict[str, int]:
+    async def receive(self, timeout: float) -> dict[str, int]:
         """Wait for hints, at most `timeout` seconds; return the revision of each task, or {}.
 
-        It returns early, with nothing, once hints may have been lost.
+        It returns early, with nothing, if hints may have been lost.
         """
-        try:
-            async with asyncio.timeout(timeout):
-                await self._news.wait()
-        except TimeoutError:
-            return {}
-        self._news.clear()
-        heard, self._heard = self._heard, {}
-        return heard
+        return await self._received.take(timeout)
 
     async def close(self) -> None:
         """End the thread."""
         self._closing = True
-        self._wake()
+        self._unsent.wake()
         await asyncio.to_thread(self._thread.join)
-        os.close(self._wake_in)
-        os.close(self._wake_out)
-
-    def _hear(self, revisions: dict[str, int]) -> None:
-        self._heard.update(revisions)
-        self._news.set()
+        self._unsent.close()
 
     # --- in the thread ---
-
-    def _wake(self) -> None:
-        with suppress(BlockingIOError):  # it is awake already
-            os.write(self._wake_in, b".")
 
     def _serve(self) -> None:
         while not self._closing:
             try:
                 with (
                     closing(self._connect()) as connection,
-                    closing(Line(connection)) as self.line,
+                    closing(ConnectionSocket(connection)) as self.socket,
                 ):
                     self._listen(connection)
             except psycopg2.Error as error:
                 self._log_outage(error)
             self.connected = False
             if not self._closing:
-                select.select([self._wake_out], [], [], RECONNECT_SECONDS)
-                self._drain_wakes()
+                self._unsent.wait(timeout=RECONNECT_SECONDS)
+                self._unsent.drain_wakes()
 
     def _listen(self, connection: Any) -> None:
         connection.autocommit = True
         with connection.cursor() as cursor:
-            self._say(cursor, f'LISTEN "{self._channel}"')
+            self._execute(cursor, f'LISTEN "{self._channel}"')
             self.connected = True
             if self._outage_logged:
-                logger.info("hints between replicas are back")
+                logger.info("hints between replicas are available again")
                 self._outage_logged = False
-            self._loop.call_soon_threadsafe(self._hear, {})  # what was said before is lost
-            self._send(cursor)  # what was to be said meanwhile
+            self._received.put({})  # hints that were sent before are lost
+            self._send_unsent(cursor)
             while not self._closing:
-                ready, _, _ = select.select([connection, self._wake_out], [], [])
-                if self._wake_out in ready:
+                if self._unsent.wait(connection):
                     time.sleep(GATHER_SECONDS)
-                    self._drain_wakes()
-                    self._send(cursor)
-                self._receive(connection)
+                    self._unsent.drain_wakes()
+                    self._send_unsent(cursor)
+                self._receive_arrived(connection)
 
     def _log_outage(self, error: psycopg2.Error) -> None:
-        """Log only the first failure of an outage: attempts go on every second."""
+        """Log only the first failure of an outage, as an attempt follows every second."""
         if not self._outage_logged:
             logger.warning("no hints between replicas: %s", " ".join(str(error).split()))
         self._outage_logged = True
 
-    def _drain_wakes(self) -> None:
-        while select.select([self._wake_out], [], [], 0)[0]:
-            os.read(self._wake_out, 65_536)
-
-    def _send(self, cursor: Any) -> None:
-        with self._unsent_lock:
-            unsent, self._unsent = self._unsent, {}
-        if unsent:
-            payloads = list(_packed(unsent))
-            self._say(
+    def _send_unsent(self, cursor: Any) -> None:
+        if unsent := self._unsent.take():
+            self._execute(
                 cursor,
                 "SELECT pg_notify(%s, payload) FROM unnest(%s) AS payload",
                 self._channel,
-                payloads,
+                list(_packed(unsent)),
             )
 
-    def _say(self, cursor: Any, sql: str, *params: object) -> None:
+    def _execute(self, cursor: Any, sql: str, *params: object) -> None:
         self.busy_since = time.monotonic()
         try:
             cursor.execute(sql, params or None)
         finally:
             self.busy_since = math.inf
 
-    def _receive(self, connection: Any) -> None:
+    def _receive_arrived(self, connection: Any) -> None:
         connection.poll()
         own = connection.info.backend_pid
-        heard: dict[str, int] = {}
+        arrived: dict[str, int] = {}
         for notice in connection.notifies:
             if notice.pid != own:
-                heard.update(_unpacked(notice.payload))
+                arrived.update(_unpacked(notice.payload))
         connection.notifies.clear()
-        if heard:
-            self._loop.call_soon_threadsafe(self._hear, heard)
+        if arrived:
+            self._received.put(arrived)
 
 
 def _packed(revisions: dict[str, int]) -> Iterator[str]:

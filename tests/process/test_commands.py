@@ -112,7 +112,7 @@ async def test_a_bad_setting_ends_a_command_with_2_and_is_named(tmp_path: Path) 
 # --- import ---
 
 
-async def test_what_was_left_behind_ends_an_import_with_1_and_is_named(
+async def test_tasks_that_were_not_imported_end_an_import_with_1_and_are_named(
     tmp_path: Path, postgresql_url: str
 ) -> None:
     file_url = f"sqlite:///{tmp_path}/generation.db"
@@ -121,9 +121,9 @@ async def test_what_was_left_behind_ends_an_import_with_1_and_is_named(
     await store.close()
     change(file_url, "UPDATE tasks SET params = 'text' WHERE id = 'damaged'")
     code, printed, log = await run(tmp_path, "import", file_url, database_url=postgresql_url)
-    assert (code, printed) == (1, "tasks carried over: 1; there already: 0\n")
-    assert re.search(r"a task is left behind .*task_id=damaged", log)
-    assert "tasks left behind: 1" in log
+    assert (code, printed) == (1, "tasks imported: 1; imported before: 0\n")
+    assert re.search(r"a task was not imported .*task_id=damaged", log)
+    assert "tasks not imported: 1" in log
 
 
 async def test_what_sqlite_had_under_way_ends_on_postgresql_and_nothing_is_bought_twice(
@@ -141,7 +141,7 @@ async def test_what_sqlite_had_under_way_ends_on_postgresql_and_nothing_is_bough
     change(file_url, SUBMITTING, killed.id)
 
     code, printed, _ = await run(tmp_path, "import", file_url, database_url=postgresql_url)
-    assert (code, printed) == (0, "tasks carried over: 4; there already: 0\n")
+    assert (code, printed) == (0, "tasks imported: 4; imported before: 0\n")
 
     kie.finish(working.provider_task_id)
     async with (
@@ -172,7 +172,7 @@ async def test_after_an_import_no_service_starts_on_the_file_and_it_says_why(
     code, _, log = await run(tmp_path)
     assert code == 2
     assert "cannot start" in log
-    assert "generation.db was carried over to PostgreSQL" in log
+    assert "generation.db was imported into PostgreSQL" in log
 
 
 @pytest.mark.parametrize("arguments", [["frob"], ["frob", "x"], ["--frob"], ["migrate", "x"]])

@@ -26,7 +26,7 @@ from service.bounds import Bounds
 from service.callbacks import CallbackUrls
 from service.http import HttpLimits
 from service.schedule import Overdue
-from storage.postgres import is_postgres
+from storage.postgresql.connection import is_postgres
 from storage.store import Store, open_store
 from tests.conftest import Serve
 from tests.support.databases import change, rows

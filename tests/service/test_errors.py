@@ -7,6 +7,8 @@ import pytest
 import structlog
 
 from generated.generation.v1 import generation_pb2 as pb
+from service.bounds import Bounds
+from storage.engine import DatabaseTimeouts
 from tests.conftest import Serve
 from tests.support.databases import locked
 from tests.support.harness import (
@@ -350,12 +352,9 @@ async def test_a_message_over_the_limit_is_refused_and_the_service_goes_on(
 # --- the database is unavailable ---
 
 
-async def test_a_database_that_is_away_is_unavailable_and_says_when_to_retry(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("storage.sqlite.BUSY_TIMEOUT_SECONDS", 0.05)
-    monkeypatch.setattr("storage.postgres.LOCK_MILLISECONDS", 50)
-    async with serve() as service:
+async def test_a_database_that_is_away_is_unavailable_and_says_when_to_retry(serve: Serve) -> None:
+    timeouts = DatabaseTimeouts(sqlite_busy_seconds=0.05, lock_milliseconds=50)
+    async with serve(bounds=Bounds(database=timeouts)) as service:
         with locked(service.database_url):
             error = await refused(service.create())
         assert (error.code, error.reason) == (

@@ -104,7 +104,7 @@ async def test_a_page_reads_up_to_the_task_that_exceeds_its_bytes_and_two_at_lea
         read.append(row[0])
         return readable(row)
 
-    monkeypatch.setattr("storage.store.readable", noted)
+    monkeypatch.setattr("storage.pages.readable", noted)
     tasks = await store.page(ALL, None, 201, max_bytes)
     assert numbers(tasks) == list(range(199, 199 - count, -1))
     assert len(read) == count

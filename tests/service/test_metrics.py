@@ -24,6 +24,7 @@ from providers.kie.simulator import Simulator
 from service.bounds import Bounds
 from service.callbacks import CallbackUrls
 from service.metrics import GENERATION_SERVICE, SERIES_MAX, Metrics, Queue
+from storage.engine import DatabaseTimeouts
 from storage.errors import StorageUnavailableError
 from tests.conftest import Serve
 from tests.support.harness import API_KEY, SERVICE, Service, eventually, serving, upload_messages
@@ -357,7 +358,8 @@ async def test_a_database_that_does_not_respond_delays_no_scrape(
         await asyncio.Event().wait()
 
     monkeypatch.setattr("service.server._queues", hanging)
-    async with serve(bounds=Bounds(queues_seconds=0.01), **ADMIN) as service:
+    bounds = Bounds(database=DatabaseTimeouts(queues_seconds=0.01))
+    async with serve(bounds=bounds, **ADMIN) as service:
         page = await scrape(service)
     assert page.series("generation_queue_tasks") == []
     assert page.value("generation_watches_open") == 0

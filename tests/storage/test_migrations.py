@@ -11,10 +11,12 @@ from typing import Any
 import psycopg2
 import pytest
 
-from storage import postgres, sqlite
+from storage import sqlite
+from storage.engine import DatabaseTimeouts
 from storage.errors import StorageUnavailableError
 from storage.pages import ListFilter
-from storage.postgres import migrate
+from storage.postgresql.connection import PostgresDatabase, connection_params, lock_key
+from storage.postgresql.migrate import MigrationWaits, migrate, migration_lock
 from storage.schema import MIGRATIONS
 from storage.store import Store, open_store
 from storage.task import Lane
@@ -42,7 +44,7 @@ def up(migrator, db):
 """
 MIGRATE = """
 import pathlib, sys
-from storage.postgres import migrate
+from storage.postgresql.migrate import migrate
 print(*migrate(sys.argv[1], pathlib.Path(sys.argv[2])))
 """
 BROKEN = """
@@ -120,12 +122,12 @@ def test_many_that_start_at_once_wait_for_an_index_that_is_made_beside_the_traff
 
 
 async def test_whoever_waits_for_another_that_migrates_gives_up_in_the_end(
-    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+    postgresql_url: str,
 ) -> None:
-    monkeypatch.setattr(postgres, "MIGRATION_SECONDS", 0.3)
-    with postgres._alone(postgres.PostgresDatabase(postgres.connection_params(postgresql_url))):
-        migrating = asyncio.to_thread(migrate, postgresql_url)
-        with pytest.raises(StorageUnavailableError, match="another process migrates"):
+    with migration_lock(PostgresDatabase(connection_params(postgresql_url))):
+        waits = MigrationWaits(max_seconds=0.3)
+        migrating = asyncio.to_thread(migrate, postgresql_url, waits=waits)
+        with pytest.raises(StorageUnavailableError, match="waiting for another process"):
             await asyncio.wait_for(migrating, 10)
     assert migrate(postgresql_url) == OURS
 
@@ -187,7 +189,7 @@ async def test_a_migration_that_waits_for_a_table_does_not_hold_up_the_traffic(
         migrating = asyncio.create_task(asyncio.to_thread(migrate, postgresql_url, newer))
         await eventually(lambda: waiting_for_tasks(postgresql_url))
         for number in range(20):
-            async with asyncio.timeout(postgres.LOCK_MILLISECONDS / 1_000):
+            async with asyncio.timeout(DatabaseTimeouts().lock_milliseconds / 1_000):
                 await work(store, number)
         assert not migrating.done()
     assert await migrating == ["0900_more"]
@@ -201,18 +203,18 @@ def waiting_for_tasks(postgresql_url: str) -> bool:
 
 
 async def test_a_migration_that_never_gets_its_table_says_so_and_leaves_nothing(
-    postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    postgresql_url: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(postgres, "MIGRATION_ATTEMPTS", 2)
-    monkeypatch.setattr(postgres, "MIGRATION_LOCK_MILLISECONDS", 50)
-    monkeypatch.setattr(postgres, "MIGRATION_PAUSE_SECONDS", 0.01)
+    waits = MigrationWaits(lock_milliseconds=50, attempts=2, pause_seconds=0.01)
     migrate(postgresql_url)
     newer = version(tmp_path, _0900_more=ADDITIVE)
     with (
         reading(postgresql_url),
-        pytest.raises(StorageUnavailableError, match="0900_more: others keep its tables locked"),
+        pytest.raises(
+            StorageUnavailableError, match="0900_more: other sessions keep its tables locked"
+        ),
     ):
-        await asyncio.to_thread(migrate, postgresql_url, newer)
+        await asyncio.to_thread(migrate, postgresql_url, newer, waits)
     assert migrate(postgresql_url, newer) == ["0900_more"]
 
 
@@ -230,7 +232,7 @@ async def test_without_hints_no_connection_asks_for_what_a_pooler_does_not_know(
     store = open_store(postgresql_url, hints=False)
     await work(store, 0)
     await store.close()
-    of_the_url = postgres.connection_params(postgresql_url)["options"]
+    of_the_url = connection_params(postgresql_url)["options"]
     assert len(asked) >= 4, "those of the migrations as well"
     assert set(asked) == {of_the_url}
 
@@ -260,9 +262,9 @@ def test_a_migration_that_breaks_leaves_nothing_and_those_before_it(
 
 def test_a_process_that_dies_while_it_migrates_leaves_the_lock_to_others(cluster: Any) -> None:
     holder = psycopg2.connect(cluster.url)
-    database = postgres.PostgresDatabase(postgres.connection_params(cluster.url))
+    database = PostgresDatabase(connection_params(cluster.url))
     with database.connection_context():
-        key = postgres._lock_key(database, "migrations")
+        key = lock_key(database, "migrations")
     holder.cursor().execute("SELECT pg_advisory_xact_lock(%s)", (key,))
     thread = threading.Thread(target=migrate, args=[cluster.url])
     thread.start()

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from storage.pages import ListFilter
-from storage.postgres import PostgresEngine, is_postgres
+from storage.postgresql.connection import is_postgres
+from storage.postgresql.engine import PostgresEngine
 from storage.sqlite import SqliteEngine
 from storage.store import Store, open_store
 from storage.task import Lane, Stage, Status
-from tests.support.databases import connect, fill
+from tests.support.databases import analyse, change, connect, fill
 from tests.support.storing import NOW, claim, claim_in_turns, new, off, read, stored
 
 FEW, MANY = 1_000, 1_000_000
@@ -24,9 +25,8 @@ FEW, MANY = 1_000, 1_000_000
 STATEMENTS: dict[str, tuple[object, ...]] = {
     "get": ("ended-7",),
     "find_request": ("c", "request-7"),
+    "due": (Lane.POLL, NOW, 10),
     "due_first": (Lane.POLL, NOW, NOW - 60, 10),
-    "due_last": (Lane.POLL, NOW, NOW - 60, 10),
-    "due_without": (Lane.SUBMIT, NOW, "sora2", "veo3", 10),
     "lock": ("ended-7", Lane.SUBMIT, NOW),
     "next_due": (),
     "count": (Lane.POLL,),
@@ -37,10 +37,11 @@ STATEMENTS: dict[str, tuple[object, ...]] = {
     "cancelled": (),
     "purge_cancelled": ("c", NOW, 10),
     "count_sending": (),
-    "waiting_without": (Lane.SUBMIT, NOW, "sora2", "veo3", 10),
+    "waiting_queues": (),
+    "first_waiting": ("c", "imagen4", NOW, 10),
     "renew": (NOW, "ended-7", 5),
-    "release": (NOW, NOW),
-    "hasten": (NOW, NOW),
+    "make_abandoned_due": (NOW, NOW),
+    "make_polls_due": (NOW, NOW),
     "purge": (NOW - 19_000, NOW - 19_000, 10),
 }
 FILTERS = [
@@ -82,9 +83,8 @@ def reads_all(plan: str) -> bool:
 
 @pytest.mark.parametrize("name", STATEMENTS)
 async def test_a_hot_statement_never_goes_through_the_ended_tasks(plans: Plans, name: str) -> None:
-    sql = getattr(plans.engine.sql, name)
-    plan = plans.of(sql(2) if callable(sql) else sql, STATEMENTS[name])
-    if name in {"waiting_without", "count_callers"}:  # what waits is sorted by its callers
+    plan = plans.of(getattr(plans.engine.sql, name), STATEMENTS[name])
+    if name == "count_callers":  # what waits is sorted by its callers
         plan = re.sub(r"\bSort\b|USE TEMP B-TREE FOR .*", "", plan)
     assert not reads_all(plan), plan
 
@@ -93,6 +93,34 @@ async def test_requests_are_found_by_their_index(plans: Plans) -> None:
     engine = plans.engine
     if isinstance(engine, PostgresEngine):
         plan = plans.of(engine._bulk.find_requests, (["c"] * 9, [f"request-{i}" for i in range(9)]))
+        assert not reads_all(plan), plan
+
+
+WAITING = """
+WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 4999)
+INSERT INTO tasks (id, caller, prompt_id, model, params, create_time, update_time, lane, due_time,
+    status, stage, revision, artifacts, result_json, provider_task_id, hinted_id, setbacks, version)
+SELECT 'waiting-' || i, 'limited', 'p', 'imagen4', ?, ? - i, ? - i, 'submit', ? - i,
+    'PENDING', 'ACCEPTED', 1, '[]', '', '', '', 0, 1
+FROM n
+"""
+
+
+async def test_a_claim_steps_over_the_waiting_tasks_of_a_caller_at_its_limit(
+    plans: Plans, database_url: str
+) -> None:
+    change(database_url, WAITING, b"\x0a\x00", NOW, NOW, NOW)
+    analyse(database_url)
+    engine = plans.engine
+    asked: list[tuple[str, Sequence[object]]] = [
+        (engine.sql.waiting_queues, ()),
+        (engine.sql.first_waiting, ("limited", "imagen4", NOW, 10)),
+    ]
+    if isinstance(engine, PostgresEngine):
+        asked.append((engine._bulk.first_waiting, (["limited"], ["imagen4"], NOW, 10)))
+    for sql, params in asked:
+        plan = plans.of(sql, params)
+        assert "tasks_waiting" in plan, plan
         assert not reads_all(plan), plan
 
 

@@ -26,7 +26,8 @@ from service.forever import forever
 from service.outage_log import OutageLog
 from service.purge import Purger
 from storage.errors import StorageConfigError, StorageUnavailableError
-from storage.postgres import PostgresDatabase, _lock_key, connection_params, migrate
+from storage.postgresql.connection import PostgresDatabase, connection_params, lock_key
+from storage.postgresql.migrate import migrate
 from storage.store import open_store
 from storage.task import Stage, Status
 from tests.support.databases import change, rows
@@ -51,9 +52,7 @@ async def test_a_database_that_cannot_hold_every_script_is_refused(
     cluster: Cluster, encoding: str
 ) -> None:
     run(cluster.url, f"CREATE DATABASE narrow ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")
-    with pytest.raises(
-        StorageConfigError, match=f"must have the encoding UTF8, and has {encoding}"
-    ):
+    with pytest.raises(StorageConfigError, match=f"must have the encoding UTF8, not {encoding}"):
         open_store(f"{cluster.url.rpartition('/')[0]}/narrow")
 
 
@@ -111,7 +110,7 @@ def test_a_pooler_that_ignores_the_schema_of_the_url_is_refused_before_anything_
     with (
         pooler_without_options(postgresql_url) as url,
         pytest.raises(
-            StorageConfigError, match=r"asks for the search_path \w+, and .*schema public"
+            StorageConfigError, match=r"asks for the search_path \w+, but .*schema public"
         ),
     ):
         migrate(url)
@@ -163,7 +162,7 @@ async def test_a_role_that_may_only_read_is_told_as_a_database_that_is_away(
         store.ping,
     ]
     for write in writes:  # after each the connection is made anew
-        await store._write_alone("test", lambda: store._engine.execute(f"SET ROLE {role}"))
+        await store._execute("test", f"SET ROLE {role}")
         with pytest.raises(StorageUnavailableError, match="permission denied"):
             await write()
     assert await store.get("t") == new("t")
@@ -264,7 +263,7 @@ async def test_a_process_that_waits_for_anothers_migration_ends_when_it_is_told_
     key = "SELECT pg_advisory_lock(%s)"
     database: Any = PostgresDatabase(connection_params(cluster.url))
     with database.connection_context():
-        database.execute_sql(key, (_lock_key(database, "migrations"),))
+        database.execute_sql(key, (lock_key(database, "migrations"),))
         starting = asyncio.ensure_future(victim.start())
         async with asyncio.timeout(20):
             while True:

@@ -8,6 +8,7 @@ import pytest
 from service.messages import Answers
 from service.warm_up import warm_answers
 from storage.creation import CreateLimits
+from storage.engine import DatabaseTimeouts
 from storage.errors import StorageUnavailableError
 from storage.pages import ListFilter
 from storage.recent import MAX_BYTES, RecentTasks
@@ -90,11 +91,11 @@ async def test_a_write_whose_caller_has_left_is_remembered_all_the_same(store: S
 
 
 async def test_after_a_write_that_failed_nothing_is_taken_for_known(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str,
 ) -> None:
-    monkeypatch.setattr("storage.sqlite.BUSY_TIMEOUT_SECONDS", 0.02)
-    monkeypatch.setattr("storage.postgres.LOCK_MILLISECONDS", 20)
-    store = open_store(database_url)
+    store = open_store(
+        database_url, timeouts=DatabaseTimeouts(sqlite_busy_seconds=0.02, lock_milliseconds=20)
+    )
     await stored(store, SUCCESS, new("u"))
     with locked(database_url), pytest.raises(StorageUnavailableError):
         await store.save(new("u"), send(new("u")))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from storage.creation import Created
+from storage.engine import DatabaseTimeouts
 from storage.errors import StorageConfigError, StorageUnavailableError
 from storage.pages import ListFilter
 from storage.sqlite import SqliteEngine
@@ -54,10 +55,10 @@ async def test_a_write_is_on_the_disk_before_it_is_acknowledged(store: Store) ->
     def pragma(name: str) -> Any:
         return store._engine.execute(f"PRAGMA {name}").fetchone()[0]
 
-    settings = await store._write_alone(
-        "test", lambda: [pragma("journal_mode"), pragma("synchronous")]
+    settings = await store._write(
+        "test", lambda _: [(pragma("journal_mode"), pragma("synchronous"))]
     )
-    assert settings == ["wal", 2], "2 is FULL: every commit is flushed"
+    assert settings == ("wal", 2), "2 is FULL: every commit is flushed"
 
 
 async def test_params_that_are_text_damage_a_row_and_the_others_are_claimed(
@@ -85,7 +86,7 @@ async def test_writes_that_wait_together_are_committed_together(
     gate = Gate(store)
     await gate.reached()
     jobs = await enqueued(*(store.create(new(f"t{i}"), NO_LIMIT) for i in range(20)))
-    seen = await enqueued(store._write_alone("test", lambda: committed(tmp_path)))
+    seen = await enqueued(store._write("test", lambda _: [committed(tmp_path)]))
     await gate.open()
     await asyncio.gather(*jobs)
     assert await asyncio.gather(*seen) == [0], "the one behind them saw none committed"
@@ -95,11 +96,8 @@ async def test_writes_that_wait_together_are_committed_together(
 # --- a database that is away ---
 
 
-async def test_a_locked_database_is_unavailable_and_works_again_after(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("storage.sqlite.BUSY_TIMEOUT_SECONDS", 0.02)
-    store = open_store(url(tmp_path))
+async def test_a_locked_database_is_unavailable_and_works_again_after(tmp_path: Path) -> None:
+    store = open_store(url(tmp_path), timeouts=DatabaseTimeouts(sqlite_busy_seconds=0.02))
     await stored(store, new("t"))
     with closing(sqlite3.connect(tmp_path / "generation.db")) as holder:
         holder.execute("BEGIN EXCLUSIVE")
@@ -124,17 +122,15 @@ async def test_a_locked_database_is_unavailable_and_works_again_after(
     await store.close()
 
 
-async def test_a_ping_does_not_wait_long_for_a_busy_database(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("storage.store.PING_SECONDS", 0.05)
+async def test_a_ping_does_not_wait_long_for_a_busy_database(tmp_path: Path) -> None:
+    store = open_store(url(tmp_path), timeouts=DatabaseTimeouts(ping_seconds=0.2))
     gate = Gate(store)
     await gate.reached()
     with pytest.raises(StorageUnavailableError, match="busy"):
         await store.ping()
     await gate.open()
-    monkeypatch.undo()
     await store.ping()
+    await store.close()
 
 
 async def test_a_full_disk_is_unavailable_and_leaves_nothing_half_written(
@@ -145,7 +141,7 @@ async def test_a_full_disk_is_unavailable_and_leaves_nothing_half_written(
             return store._engine.execute("PRAGMA page_count").fetchone()[0]
         return store._engine.execute(f"PRAGMA max_page_count = {most}").fetchone()
 
-    await store._write_alone("test", lambda: pages(pages(None) + 40))
+    await store._write("test", lambda _: [pages(pages(None) + 40)])
     large = [new(f"t{i}", params=bytes(20_000)) for i in range(50)]
     created: list[Task] = []
 
@@ -167,7 +163,7 @@ async def test_a_full_disk_is_unavailable_and_leaves_nothing_half_written(
     assert len(await store.page(ListFilter("c"), None, 100)) == len(created)
     assert rows(url(tmp_path), "PRAGMA integrity_check") == [("ok",)]
 
-    await store._write_alone("test", lambda: pages(100_000))
+    await store._write("test", lambda _: [pages(100_000)])
     await stored(store, *large[len(created) :])
     assert await store.count(Lane.SUBMIT) == 50
 
@@ -291,7 +287,7 @@ async def test_closing_leaves_no_thread_and_no_file_of_its_own(tmp_path: Path) -
     await stored(store, new("t"))
     await store.page(ListFilter("c"), None, 1)
     assert isinstance(store._engine, SqliteEngine)
-    threads = [store._engine._writer._thread, store._engine._lister._thread]
+    threads = [store._engine.writer._thread, store._engine._lister._thread]
     await store.close()
     assert not any(thread.is_alive() for thread in threads)
     assert set(os.listdir(tmp_path)) == {"generation.db", "generation.db.lock"}  # noqa: PTH208

@@ -8,10 +8,11 @@ from math import inf
 from typing import Any
 
 import pytest
-from peewee import IntegrityError, PostgresqlDatabase, SqliteDatabase
+from peewee import IntegrityError, OperationalError, PostgresqlDatabase, SqliteDatabase
 from playhouse.migrations import Runner
 from playhouse.schema_diff import diff_models
 
+from storage.claims import Claim, Quota, RunningMax, Sending, Waiting
 from storage.creation import (
     Created,
     CreateLimits,
@@ -19,18 +20,12 @@ from storage.creation import (
     Existing,
     LimitReached,
 )
+from storage.errors import CommitUnknownError, StorageUnavailableError
 from storage.pages import ListFilter
-from storage.postgres import is_postgres
+from storage.postgresql.connection import is_postgres
 from storage.schema import MIGRATIONS, TABLES, TaskRow
 from storage.sqlite import sqlite_path
-from storage.store import (
-    Claim,
-    Quota,
-    RunningMax,
-    Store,
-    Waiting,
-    open_store,
-)
+from storage.store import Store, open_store
 from storage.task import Artifact, Failure, Lane, Stage, Status, Task
 from tests.support.databases import change, rows
 from tests.support.storing import (
@@ -557,8 +552,7 @@ async def test_no_more_are_sent_than_may_run(store: Store) -> None:
     await stored(store, *running, *(new(f"t{i}") for i in range(9)))
 
     async def send_some() -> Claim:
-        return await store.claim_in_turns(
-            NOW,
+        sending = Sending(
             room=100,
             depth=100,
             pick=lambda waiting, room: [each.task_id for each in waiting][:room],
@@ -566,6 +560,7 @@ async def test_no_more_are_sent_than_may_run(store: Store) -> None:
             quota=NO_QUOTA,
             running_max=RunningMax(5),
         )
+        return await store.claim_in_turns(NOW, sending)
 
     assert len((await send_some()).tasks) == 3
     assert await send_some() == Claim([], inf)
@@ -698,6 +693,68 @@ async def test_those_whose_last_poll_failed_come_after_the_others_unless_overdue
     assert order == ["overdue", "healthy", "failing"]
 
 
+async def test_tasks_without_setbacks_are_claimed_however_many_with_setbacks_are_due_before_them(
+    store: Store,
+) -> None:
+    failing = [
+        new(f"failing-{i}", stage=Stage.QUEUED, setbacks=1, due_time=NOW - 9) for i in range(9)
+    ]
+    healthy = [new(f"healthy-{i}", stage=Stage.QUEUED, due_time=NOW - i) for i in range(2)]
+    await stored(store, *failing, *healthy)
+    claimed = await claim(store, Lane.POLL, NOW, 4, off(60))
+    assert [task.setbacks for task in claimed] == [0, 0, 1, 1]
+
+
+async def test_tasks_of_closed_models_wait_and_others_are_sent(store: Store) -> None:
+    await stored(
+        store,
+        *(new(f"closed-{i}", model="veo3", create_time=NOW - 9) for i in range(3)),
+        new("open-1", create_time=NOW - 1),
+        new("open-0", caller="d"),
+        new("not due", due_time=NOW + 1),
+    )
+    seen: list[Waiting] = []
+
+    def pick(waiting: Sequence[Waiting], room: int) -> Sequence[str]:
+        seen.extend(waiting)
+        return [each.task_id for each in waiting]
+
+    sending = Sending(
+        room=9, depth=9, pick=pick, move=send, quota=NO_QUOTA, closed_models=["veo3", "sora2"]
+    )
+    claimed = await store.claim_in_turns(NOW, sending)
+    assert {task.id for task in claimed.tasks} == {"open-0", "open-1"}
+    assert set(seen) == {
+        Waiting("open-1", "c", 1, 0, "imagen4"),
+        Waiting("open-0", "d", 1, 0, "imagen4"),
+    }
+
+
+@pytest.mark.parametrize("depth", [1, 3, 100])
+async def test_turns_are_those_of_the_caller_whatever_its_models(store: Store, depth: int) -> None:
+    models = ["imagen4", "veo3", "sora2"]
+    tasks = [
+        new(f"{caller}{i}", caller=caller, model=models[i % 3], create_time=NOW + i)
+        for caller in "cd"
+        for i in range(9)
+    ]
+    await stored(store, *tasks)
+    seen: list[Waiting] = []
+
+    def pick(waiting: Sequence[Waiting], room: int) -> Sequence[str]:
+        seen.extend(waiting)
+        return []
+
+    await store.claim_in_turns(
+        NOW, Sending(room=5, depth=depth, pick=pick, move=send, quota=NO_QUOTA)
+    )
+    assert set(seen) == {
+        Waiting(task.id, task.caller, int(task.id[1:]) + 1, 0, task.model)
+        for task in tasks
+        if int(task.id[1:]) < depth
+    }
+
+
 # --- questions about many tasks ---
 
 
@@ -774,7 +831,7 @@ async def test_a_task_created_meanwhile_does_not_shift_the_pages(store: Store) -
 
 
 async def test_a_job_that_raises_fails_alone_and_leaves_nothing(store: Store) -> None:
-    def insert_and_raise() -> None:
+    def insert_and_raise(_: Any) -> list[None]:
         store._creations.store_each([Creation(new("half"), NO_LIMIT)])
         raise ZeroDivisionError
 
@@ -782,7 +839,7 @@ async def test_a_job_that_raises_fails_alone_and_leaves_nothing(store: Store) ->
     await gate.reached()
     jobs = await enqueued(
         store.create(new("first"), NO_LIMIT),
-        store._write_alone("test", insert_and_raise),
+        store._write("test", insert_and_raise),
         store.create(new("second"), NO_LIMIT),
         store.create(new("first"), NO_LIMIT),
         store.create(new("third", request_id="r"), NO_LIMIT),
@@ -801,6 +858,39 @@ async def test_a_job_that_raises_fails_alone_and_leaves_nothing(store: Store) ->
     assert await read(store, "half") is None
     listed = await store.page(ListFilter("c"), None, 10)
     assert {task.id for task in listed} == {"first", "second", "third"}
+
+
+async def test_a_commit_that_fails_tells_each_write_what_it_would_have_returned(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stored(store, new("t"), new("u"))
+
+    def fail(*_: object) -> None:
+        raise OperationalError("the connection is lost")
+
+    monkeypatch.setattr(store._engine.db, "commit", fail)
+    answers = await asyncio.gather(
+        *(store.save(new(name), send(new(name))) for name in "tu"), return_exceptions=True
+    )
+    monkeypatch.undo()
+    for name, answer in zip("tu", answers, strict=True):
+        assert isinstance(answer, CommitUnknownError)
+        assert str(answer) == "OperationalError: the connection is lost"
+        assert answer.result == send(new(name))._replace(version=2)
+        assert await store.get(name) == new(name), "it was rolled back"
+
+
+async def test_a_write_that_fails_before_its_commit_is_known_not_to_be_committed(
+    store: Store,
+) -> None:
+    await stored(store, new("t"))
+
+    def fail(task: Task) -> Task:
+        raise OperationalError("the connection is lost")
+
+    with pytest.raises(StorageUnavailableError) as caught:
+        await claim(store, Lane.SUBMIT, NOW, 1, fail)
+    assert not isinstance(caught.value, CommitUnknownError)
 
 
 async def test_a_write_whose_caller_is_gone_is_done_all_the_same(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""From SQLite to PostgreSQL: everything comes over, once, or is named."""
+"""From SQLite to PostgreSQL: each task is imported once, or reported."""
 
 import asyncio
 from pathlib import Path
@@ -11,7 +11,7 @@ from storage.creation import Existing
 from storage.errors import StorageConfigError, StorageUnavailableError
 from storage.store import Quota, open_store
 from storage.task import Failure, Stage, Status, Task
-from storage.transfer import Carried, Left, TransferError, carry_over
+from storage.transfer import ImportResult, Skipped, TransferError, import_sqlite
 from tests.support.databases import change, fill, locked, rows
 from tests.support.storing import NO_LIMIT, NOW, any_task, new, saved, stored
 
@@ -20,7 +20,7 @@ SLOTS = "SELECT quota, number, free_time FROM slots ORDER BY quota, number"
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """The file that is carried over."""
+    """The file that is imported."""
     return tmp_path / "generation.db"
 
 
@@ -48,7 +48,7 @@ def all_rows(database_url: str) -> list[Any]:
     return [tuple(bytes(v) if isinstance(v, memoryview) else v for v in row) for row in found]
 
 
-# --- what comes over ---
+# --- what is imported ---
 
 
 async def test_every_column_of_every_ended_task_comes_over_as_it_is(
@@ -57,15 +57,15 @@ async def test_every_column_of_every_ended_task_comes_over_as_it_is(
     odd = [any_task(seed)._replace(id=f"t{seed}", request_id=f"r{seed}") for seed in range(60)]
     await keep(file_url, *(task._replace(due_time=None) for task in odd))
     fill(file_url, 1_200, NOW)
-    assert carry_over(path, postgresql_url) == Carried(1_260, 0, [])
+    assert import_sqlite(path, postgresql_url) == ImportResult(1_260, 0, [])
     assert all_rows(postgresql_url) == all_rows(file_url)
 
 
-async def test_a_request_id_is_known_after_it_was_carried_over(
+async def test_a_request_id_is_known_after_it_was_imported(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
     await keep(file_url, new("t", request_id="r"))
-    carry_over(path, postgresql_url)
+    import_sqlite(path, postgresql_url)
     store = open_store(postgresql_url)
     again = await store.create(new("other", request_id="r"), NO_LIMIT)
     await store.close()
@@ -90,14 +90,14 @@ async def test_what_waited_for_the_stopped_service_is_due_and_the_rest_keeps_its
         new("ended", status=Status.SUCCESS, stage=None, due_time=None),
     ]
     await keep(file_url, *waiting, *others)
-    carry_over(path, postgresql_url)
+    import_sqlite(path, postgresql_url)
     store = open_store(postgresql_url)
     for task in waiting:
-        carried = await store.get(task.id)
-        assert carried
-        assert carried.due_time
-        assert carried.due_time <= store.now()
-        assert carried._replace(due_time=task.due_time) == task
+        imported = await store.get(task.id)
+        assert imported
+        assert imported.due_time
+        assert imported.due_time <= store.now()
+        assert imported._replace(due_time=task.due_time) == task
     for task in others:
         assert await store.get(task.id) == task
     await store.close()
@@ -114,7 +114,7 @@ async def test_slots_come_over_and_the_later_one_counts(
             await store.take_slot(quota, NOW + number)
         await store.close()
     change(postgresql_url, "UPDATE slots SET free_time = ? WHERE number = 0", NOW + 500)
-    carry_over(path, postgresql_url)
+    import_sqlite(path, postgresql_url)
     assert rows(postgresql_url, SLOTS) == [
         ("creates", 0, NOW + 500),
         ("creates", 1, NOW + 11),
@@ -126,7 +126,7 @@ async def test_callbacks_of_tasks_that_come_over_are_recognised(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
     assert await secrets_of(file_url, b"of the file") == [b"of the file"]
-    carry_over(path, postgresql_url)
+    import_sqlite(path, postgresql_url)
     assert await secrets_of(postgresql_url, b"of a replica") == [b"of the file"]
 
 
@@ -135,7 +135,7 @@ async def test_replicas_that_have_a_secret_keep_it_and_recognise_that_of_the_fil
 ) -> None:
     await secrets_of(file_url, b"of the file")
     await secrets_of(postgresql_url, b"of a replica")
-    carry_over(path, postgresql_url)
+    import_sqlite(path, postgresql_url)
     assert await secrets_of(postgresql_url, b"x") == [b"of a replica", b"of the file"]
 
 
@@ -152,14 +152,14 @@ async def secrets_of(database_url: str, proposed: bytes) -> list[bytes]:
 INTERRUPTED = f"PRAGMA user_version = {sqlite.RETIRED_VERSION}"  # as a file is before its end
 
 
-async def test_a_file_that_was_carried_over_completely_is_refused_so_that_nothing_comes_back(
+async def test_a_file_that_was_imported_completely_is_refused_so_that_nothing_comes_back(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
     await keep(file_url, new("t"))
-    carry_over(path, postgresql_url)
+    import_sqlite(path, postgresql_url)
     change(postgresql_url, "DELETE FROM tasks")  # as a purge does
-    with pytest.raises(StorageConfigError, match="carried over completely"):
-        carry_over(path, postgresql_url)
+    with pytest.raises(StorageConfigError, match="imported completely"):
+        import_sqlite(path, postgresql_url)
     assert rows(postgresql_url, "SELECT id FROM tasks") == []
 
 
@@ -167,21 +167,20 @@ async def test_after_an_interruption_the_rest_comes_over_and_nothing_twice(
     file_url: str, path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await keep(file_url, *(new(f"t{number}") for number in range(10)))
-    carry = transfer._carry
+    import_batch = transfer._import_batch
     batches: list[int] = []
 
     def broken(target: Any, batch: Any) -> Any:
         batches.append(len(batch))
         if len(batches) == 3:
             raise StorageUnavailableError("away")
-        return carry(target, batch)
+        return import_batch(target, batch)
 
-    monkeypatch.setattr(transfer, "BATCH_ROWS", 3)
-    monkeypatch.setattr(transfer, "_carry", broken)
+    monkeypatch.setattr(transfer, "_import_batch", broken)
     with pytest.raises(StorageUnavailableError):
-        carry_over(path, postgresql_url)
+        import_sqlite(path, postgresql_url, 3)
     assert len(rows(postgresql_url, "SELECT id FROM tasks")) == 6
-    assert carry_over(path, postgresql_url) == Carried(4, 6, [])
+    assert import_sqlite(path, postgresql_url, 3) == ImportResult(4, 6, [])
     assert len(rows(postgresql_url, "SELECT id FROM tasks")) == 10
 
 
@@ -189,34 +188,33 @@ async def test_a_server_that_dies_half_way_leaves_whole_batches(
     file_url: str, path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await keep(file_url, *(new(f"t{number}") for number in range(10)))
-    carry = transfer._carry
+    import_batch = transfer._import_batch
 
     def deadly(target: Any, batch: Any) -> Any:
         if batch[0][0] == "t6":
             cluster.kill()
-        return carry(target, batch)
+        return import_batch(target, batch)
 
-    monkeypatch.setattr(transfer, "BATCH_ROWS", 3)
-    monkeypatch.setattr(transfer, "_carry", deadly)
+    monkeypatch.setattr(transfer, "_import_batch", deadly)
     with pytest.raises(StorageUnavailableError):
-        carry_over(path, cluster.url)
+        import_sqlite(path, cluster.url, 3)
     cluster.start()
-    monkeypatch.setattr(transfer, "_carry", carry)
-    assert carry_over(path, cluster.url) == Carried(4, 6, [])
+    monkeypatch.setattr(transfer, "_import_batch", import_batch)
+    assert import_sqlite(path, cluster.url, 3) == ImportResult(4, 6, [])
 
 
 async def test_what_postgresql_has_taken_further_is_left_as_it_is_there(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
     await keep(file_url, new("t"))
-    carry_over(path, postgresql_url)
+    import_sqlite(path, postgresql_url)
     store = open_store(postgresql_url)
     before = await store.get("t")
     assert before
     after = await saved(store, before, before.failed(Failure("CANCELLED", "no"), NOW))
     await store.close()
     change(file_url, INTERRUPTED)
-    assert carry_over(path, postgresql_url) == Carried(0, 1, [])
+    assert import_sqlite(path, postgresql_url) == ImportResult(0, 1, [])
     assert await kept(postgresql_url, "t") == [after]
 
 
@@ -224,24 +222,24 @@ async def test_a_task_that_went_on_in_the_file_is_named_and_not_overwritten(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
     await keep(file_url, new("t"))
-    carry_over(path, postgresql_url)
+    import_sqlite(path, postgresql_url)
     change(file_url, INTERRUPTED)
     change(file_url, "UPDATE tasks SET version = version + 1, stage = 'QUEUED'")
     [task] = await kept(postgresql_url, "t")
-    carried = carry_over(path, postgresql_url)
-    assert carried == Carried(0, 0, [Left("t", "it has gone on in the file since")])
+    result = import_sqlite(path, postgresql_url)
+    assert result == ImportResult(0, 0, [Skipped("t", "it has changed in the file since")])
     assert await kept(postgresql_url, "t") == [task]
 
 
 # --- the file afterwards ---
 
 
-async def test_no_service_starts_on_a_file_that_was_carried_over_until_people_say_so(
+async def test_no_service_starts_on_an_imported_file_until_people_say_so(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
     await keep(file_url, new("t"))
-    carry_over(path, postgresql_url)
-    with pytest.raises(StorageConfigError, match=r"generation.db was carried over to PostgreSQL"):
+    import_sqlite(path, postgresql_url)
+    with pytest.raises(StorageConfigError, match=r"generation.db was imported into PostgreSQL"):
         open_store(file_url)
     change(file_url, "PRAGMA user_version = 0")
     assert await kept(file_url, "t") == [new("t")]
@@ -251,10 +249,10 @@ async def test_a_file_is_retired_before_its_first_task_is_in_postgresql(
     file_url: str, path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await keep(file_url, new("t"))
-    monkeypatch.setattr(transfer, "_carry_tasks", lambda *_: pytest.fail("killed here"))
+    monkeypatch.setattr(transfer, "_import_tasks", lambda *_: pytest.fail("killed here"))
     with pytest.raises(pytest.fail.Exception):
-        carry_over(path, postgresql_url)
-    with pytest.raises(StorageConfigError, match="carried over"):
+        import_sqlite(path, postgresql_url)
+    with pytest.raises(StorageConfigError, match="was imported"):
         open_store(file_url)
     assert rows(postgresql_url, "SELECT id FROM tasks") == []
 
@@ -267,8 +265,8 @@ async def test_a_request_id_that_made_another_task_there_refuses_all_and_is_name
 ) -> None:
     await keep(file_url, new("ours", request_id="r"), new("more"))
     await keep(postgresql_url, new("theirs", request_id="r"), new("t", caller="d", request_id="r"))
-    with pytest.raises(TransferError, match=r"under 1 of the same request_ids: r of c$"):
-        carry_over(path, postgresql_url)
+    with pytest.raises(TransferError, match=r"for 1 of the same request_ids: r of c$"):
+        import_sqlite(path, postgresql_url)
     assert await kept(postgresql_url, "ours", "more") == [None, None]
     assert await kept(file_url, "ours") == [new("ours", request_id="r")], "it serves on"
 
@@ -279,8 +277,8 @@ async def test_a_request_id_that_is_used_there_meanwhile_ends_the_transfer(
     await keep(file_url, new("ours", request_id="r"))
     await keep(postgresql_url, new("theirs", request_id="r"))
     monkeypatch.setattr(transfer, "_refuse_known_requests", lambda *_: None)
-    with pytest.raises(TransferError, match="carry over again"):
-        carry_over(path, postgresql_url)
+    with pytest.raises(TransferError, match="repeat the import"):
+        import_sqlite(path, postgresql_url)
 
 
 async def test_a_file_that_a_service_has_is_refused(
@@ -288,41 +286,41 @@ async def test_a_file_that_a_service_has_is_refused(
 ) -> None:
     store = open_store(file_url)
     with pytest.raises(StorageConfigError, match="in use by another process"):
-        carry_over(path, postgresql_url)
+        import_sqlite(path, postgresql_url)
     await store.close()
 
 
-async def test_a_service_is_refused_the_file_while_it_is_carried_over(
+async def test_a_service_is_refused_the_file_while_it_is_imported(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
     await keep(file_url, new("t"))
     await keep(postgresql_url)
     with locked(postgresql_url):
-        carrying = asyncio.create_task(asyncio.to_thread(carry_over, path, postgresql_url))
+        importing = asyncio.create_task(asyncio.to_thread(import_sqlite, path, postgresql_url))
         async with asyncio.timeout(10):
             while rows(file_url, "PRAGMA user_version") != [(2,)]:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         with pytest.raises(StorageConfigError, match="in use by another process"):
             open_store(file_url)
-    assert await carrying == Carried(1, 0, [])
+    assert await importing == ImportResult(1, 0, [])
 
 
 def test_a_file_that_is_not_there_is_named_and_not_made(path: Path, postgresql_url: str) -> None:
     with pytest.raises(StorageConfigError, match=r"there is no file .*generation\.db"):
-        carry_over(path, postgresql_url)
+        import_sqlite(path, postgresql_url)
     assert not path.exists()
 
 
 def test_a_file_that_is_no_database_is_named(path: Path, postgresql_url: str) -> None:
     path.write_text("not a database")
     with pytest.raises(StorageConfigError, match=r"generation\.db is not a SQLite database"):
-        carry_over(path, postgresql_url)
+        import_sqlite(path, postgresql_url)
 
 
 async def test_a_target_that_is_sqlite_is_refused(path: Path, file_url: str) -> None:
     await keep(file_url)
     with pytest.raises(StorageConfigError, match="must look like postgresql://"):
-        carry_over(path, f"{file_url}.other")
+        import_sqlite(path, f"{file_url}.other")
 
 
 async def test_a_file_of_a_newer_version_is_refused_as_its_columns_would_be_lost(
@@ -331,7 +329,7 @@ async def test_a_file_of_a_newer_version_is_refused_as_its_columns_would_be_lost
     await keep(file_url)
     change(file_url, "INSERT INTO schema_migration (name, applied) VALUES ('0999_later', '')")
     with pytest.raises(StorageConfigError, match="newer version of this service: 0999_later"):
-        carry_over(path, postgresql_url)
+        import_sqlite(path, postgresql_url)
 
 
 async def test_a_target_that_is_away_leaves_the_file_to_its_service(
@@ -340,11 +338,11 @@ async def test_a_target_that_is_away_leaves_the_file_to_its_service(
     await keep(file_url, new("t"))
     cluster.stop()
     with pytest.raises(StorageUnavailableError):
-        carry_over(path, cluster.url)
+        import_sqlite(path, cluster.url)
     assert await kept(file_url, "t") == [new("t")]
 
 
-# --- what cannot come over ---
+# --- what cannot be imported ---
 
 
 @pytest.mark.parametrize(
@@ -364,8 +362,10 @@ async def test_what_postgresql_cannot_hold_is_named_and_the_others_come_over(
 ) -> None:
     await keep(file_url, new("whole"), new("damaged"), new("whole too"))
     change(file_url, f"UPDATE tasks SET {column} = {value} WHERE id = 'damaged'")  # noqa: S608
-    carried = carry_over(path, postgresql_url)
-    assert carried == Carried(2, 0, [Left("damaged", f"PostgreSQL cannot hold its {column}")])
+    result = import_sqlite(path, postgresql_url)
+    assert result == ImportResult(
+        2, 0, [Skipped("damaged", f"PostgreSQL cannot store its {column}")]
+    )
     found = await kept(postgresql_url, "whole", "damaged", "whole too")
     assert [task is not None for task in found] == [True, False, True]
 
@@ -375,7 +375,7 @@ async def test_a_damaged_row_that_postgresql_can_hold_keeps_its_request_id(
 ) -> None:
     await keep(file_url, new("t", request_id="r", due_time=None))
     change(file_url, "UPDATE tasks SET status = 'X'")
-    assert carry_over(path, postgresql_url) == Carried(1, 0, [])
+    assert import_sqlite(path, postgresql_url) == ImportResult(1, 0, [])
     assert rows(postgresql_url, "SELECT status, request_id FROM tasks") == [("X", "r")]
 
 
@@ -383,13 +383,13 @@ async def test_tasks_that_are_gone_from_postgresql_after_all_are_missed(
     file_url: str, path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await keep(file_url, new("t"), new("u"))
-    carry_tasks = transfer._carry_tasks
+    import_tasks = transfer._import_tasks
 
-    def lossy(*args: Any) -> Carried:
-        carried = carry_tasks(*args)
+    def lossy(*args: Any) -> ImportResult:
+        result = import_tasks(*args)
         change(postgresql_url, "DELETE FROM tasks WHERE id = 'u'")
-        return carried
+        return result
 
-    monkeypatch.setattr(transfer, "_carry_tasks", lossy)
-    with pytest.raises(TransferError, match=r"^1 of the tasks"):
-        carry_over(path, postgresql_url)
+    monkeypatch.setattr(transfer, "_import_tasks", lossy)
+    with pytest.raises(TransferError, match=r"^1 of the imported tasks"):
+        import_sqlite(path, postgresql_url)

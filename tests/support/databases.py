@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg2
 
-from storage.postgres import is_postgres
+from storage.postgresql.connection import is_postgres
 from storage.sqlite import sqlite_path
 
 
@@ -65,6 +65,11 @@ FROM n
 def fill(database_url: str, count: int, now: float) -> None:
     """Store tasks of the caller `c` that ended, one each second before `now`."""
     change(database_url, ENDED, count, b"\x0a\x00", now, now, now)
+    analyse(database_url)
+
+
+def analyse(database_url: str) -> None:
+    """Bring the planner's statistics up to date."""
     with closing(connect(database_url)) as connection:
         connection.cursor().execute("ANALYZE tasks")  # all would lock other tests' tables
         connection.commit()

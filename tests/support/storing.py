@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
+from storage.claims import Quota, Sending, Waiting
 from storage.creation import Created, CreateLimits
-from storage.store import Quota, Store, Waiting
+from storage.store import Store
 from storage.task import Artifact, Failure, Lane, Status, Task
 
 NOW = 1_800_000_000.0
@@ -64,10 +65,8 @@ async def claim_in_turns(
     store: Store, depth: int, pick: Callable[[Sequence[Waiting], int], Sequence[str]]
 ) -> Sequence[Task]:
     """Claim without a quota, as many as are picked."""
-    claimed = await store.claim_in_turns(
-        NOW, room=100, depth=depth, pick=pick, move=send, quota=NO_QUOTA
-    )
-    return claimed.tasks
+    sending = Sending(room=100, depth=depth, pick=pick, move=send, quota=NO_QUOTA)
+    return (await store.claim_in_turns(NOW, sending)).tasks
 
 
 def off(seconds: float) -> Callable[[Task], Task]:
@@ -150,11 +149,12 @@ class Gate:
         self._reached = asyncio.Event()
         loop = asyncio.get_running_loop()
 
-        def wait() -> None:
+        def wait(_: object) -> list[None]:
             loop.call_soon_threadsafe(self._reached.set)
             self._open.wait(10)
+            return [None]
 
-        self._waiting = asyncio.create_task(store._write_alone("test", wait))
+        self._waiting = asyncio.create_task(store._write("test", wait))
 
     async def reached(self) -> None:
         async with asyncio.timeout(10):

@@ -1,0 +1,1 @@
+"""PostgreSQL: its connections, its migrations, and its engine."""
