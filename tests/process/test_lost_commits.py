@@ -1,4 +1,4 @@
-"""Commits whose answer is lost: what was paid for is neither forgotten nor bought twice."""
+"""Commits whose response is lost: what was paid for is neither lost nor bought twice."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,7 +19,7 @@ from tests.support.harness import Service, ended, eventually, poller_bounds, ref
 from tests.support.killing import creates
 from tests.support.wire import Wire
 
-# What the statements of a transaction say.
+# Parts of the statements of a transaction.
 STORED = rb"INSERT INTO tasks"
 CLAIMED = rb"UPDATE tasks SET.*'SUBMITTING'"
 PUT_BACK = rb"UPDATE tasks SET.*'ACCEPTED'"
@@ -37,7 +37,7 @@ def wire(postgresql_url: str) -> Iterator[Wire]:
 
 @pytest.fixture
 def replica(tmp_path: Path, kie: Simulator) -> Replica:
-    """Start a replica that waits for no verdict."""
+    """Start a replica whose creates do not wait for a verdict."""
 
     def start(database_url: str, **bounds: Any) -> AbstractAsyncContextManager[Service]:
         return serving(
@@ -52,7 +52,7 @@ def replica(tmp_path: Path, kie: Simulator) -> Replica:
 
 
 async def patiently(call: Callable[[], Awaitable[pb.GenerationTask]]) -> pb.GenerationTask:
-    """Make a call, and again while the database is away."""
+    """Make a call, and repeat it while the database is unavailable."""
     async with asyncio.timeout(30):
         while True:
             try:

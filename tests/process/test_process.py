@@ -1,4 +1,4 @@
-"""The process itself: its start, its log, its health, its end, and what outlives it."""
+"""The process itself: its start, its log, its health, its end, and its restart."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 @pytest.fixture(scope="module")
 async def idle(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    """A process without any setting but its ports, for tests that leave it as it is."""
+    """A process with only its ports set, for tests that do not change it."""
     async with served(tmp_path_factory.mktemp("idle")) as process:
         yield process
 
@@ -137,7 +137,7 @@ async def test_a_signal_ends_a_quiet_watch_with_shutting_down_and_the_process_wi
         assert (await watch.read()).task.id == created.id
         health = process.health.Watch(health_pb2.HealthCheckRequest(service=NAME))
         assert (await health.read()).status == SERVING
-        upload = process.stub.UploadFile()  # holds the process up while it is looked at
+        upload = process.stub.UploadFile()  # keeps the process running while it is checked
         await upload.write(pb.UploadFileRequest(metadata=pb.UploadMetadata(file_name="a.png")))
         assert (await process.health.Check(health_pb2.HealthCheckRequest())).status == SERVING
 
@@ -294,7 +294,7 @@ async def test_a_dangling_link_creates_a_file_that_is_locked_under_its_own_name_
 
 @pytest.fixture
 def taken() -> Iterator[str]:
-    """An address that somebody else serves on."""
+    """An address that is in use."""
     with closing(socket.create_server(("127.0.0.1", 0))) as holder:
         yield f"127.0.0.1:{holder.getsockname()[1]}"
 

@@ -1,4 +1,4 @@
-"""The environment: defaults, bad values named and never shown, and what must go together."""
+"""The settings: defaults, bad values that are named and never shown, and contradictions."""
 
 import os
 import subprocess
@@ -60,7 +60,7 @@ OFF_WHEN_EMPTY = {"ADMIN_ADDRESS", "HTTP_ADDRESS"}
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide what the developer's own environment says."""
+    """Hide the settings in the developer's environment."""
     for field in Settings.model_fields:
         monkeypatch.delenv(field.upper(), raising=False)
 
@@ -348,7 +348,7 @@ def test_the_settings_show_no_secret_when_they_are_printed(monkeypatch: pytest.M
     assert SECRET not in f"{settings} {settings!r}"
 
 
-# --- what must go together ---
+# --- contradictions ---
 
 
 @pytest.mark.parametrize(

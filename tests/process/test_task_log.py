@@ -1,4 +1,4 @@
-"""The log as operators read it: its lines about tasks and about outages, and how lines look."""
+"""The log as operators read it: lines about tasks and outages, and their format."""
 
 import asyncio
 import re
@@ -124,7 +124,7 @@ async def test_an_outage_of_the_database_is_logged_once_and_so_is_its_end(
         await eventually(lambda: process.process.logged("hints between replicas are back"))
 
 
-# --- how lines look ---
+# --- the format of lines ---
 
 LOGGING = """
 import structlog

@@ -36,7 +36,7 @@ HINTS_COST = 1.10
 
 @pytest.fixture
 def durable_url() -> Iterator[str]:
-    """A database that flushes its commits to the disk, as one with real tasks does."""
+    """A database that flushes its commits to disk, as in production."""
     with Cluster(fsync=True) as cluster:
         yield cluster.url
 
@@ -45,7 +45,7 @@ def durable_url() -> Iterator[str]:
 async def watching_replica(
     tmp_path: Path, kie: Simulator, durable_url: str, unused_tcp_port_factory: Any
 ) -> AsyncIterator[Victim]:
-    """A replica in a process of its own, which others' commits have to reach."""
+    """A replica in another process, which has to learn of commits here."""
     settings = {"DATABASE_URL": durable_url, "PUBLIC_URL": ""}
     async with replicas(1, tmp_path, kie, unused_tcp_port_factory, **settings) as (victim,):
         yield victim
@@ -133,7 +133,7 @@ async def test_hints_cost_the_writers_little(durable_url: str) -> None:
             tasks[place] = await changed(store, tasks[place])
 
     for number in range(2 * ROUNDS):
-        hints = number % 4 in {0, 3}  # on, off, off, on: nobody is always the first
+        hints = number % 4 in {0, 3}  # on, off, off, on: neither is always the first
         started = time.perf_counter()
         await asyncio.gather(*(writer(stores[hints], place) for place in range(WRITERS)))
         seconds[hints].append(time.perf_counter() - started)

@@ -59,7 +59,7 @@ def fleet(tmp_path: Path, kie: Simulator, postgresql_url: str) -> Callable[..., 
 
 @pytest.fixture
 async def elsewhere(postgresql_url: str) -> AsyncIterator[Store]:
-    """What another replica does to the database, move by move."""
+    """Another replica's writes to the database, one move at a time."""
     store = open_store(postgresql_url)
     yield store
     await store.close()
@@ -246,7 +246,7 @@ async def test_replicas_that_race_for_few_tasks_waste_no_slot(
 
 
 async def moved(store: Store, task_id: str, percent: int) -> Task:
-    """Have another replica take a task further."""
+    """Let another replica change a task."""
     while True:
         task = await store.get(task_id)
         assert task is not None
@@ -256,7 +256,7 @@ async def moved(store: Store, task_id: str, percent: int) -> Task:
 
 
 async def until(watching: AsyncIterator[pb.GenerationTask], percent: int) -> float:
-    """Return the seconds until a watcher is shown a percentage."""
+    """Return the seconds until a watcher sees a percentage."""
     started = time.monotonic()
     async for task in watching:
         if task.progress_percent >= percent:
@@ -278,7 +278,7 @@ async def test_what_another_replica_commits_is_shown_by_its_hint_or_else_by_the_
 
 
 def listeners(database_url: str) -> list[int]:
-    """The server's processes that wait for hints of one schema."""
+    """The database connections that wait for hints in one schema."""
     schema = database_url.rpartition("%3D")[2]
     found = rows(
         database_url,
@@ -300,7 +300,7 @@ async def test_a_lost_connection_of_the_hints_is_opened_again_and_nothing_is_mis
         lost = set(listeners(postgresql_url))
         for pid in lost:
             rows(postgresql_url, "SELECT pg_terminate_backend(?)", pid)
-        await moved(elsewhere, created.id, 10)  # while nobody listens
+        await moved(elsewhere, created.id, 10)  # while no connection listens
         assert await until(watching, 10) < 4, "when it listens again, it compares"
         await eventually(lambda: len(set(listeners(postgresql_url)) - lost) == 2)
         for percent in range(20, 60, 10):
@@ -315,7 +315,7 @@ async def test_a_lost_connection_of_the_hints_is_opened_again_and_nothing_is_mis
 def processes(
     tmp_path: Path, kie: Simulator, postgresql_url: str, unused_tcp_port_factory: Any
 ) -> Callable[..., Any]:
-    """Start several replicas in processes of their own, whose callbacks go to the second one."""
+    """Start several replicas as processes, whose callbacks go to the second one."""
     ports = [unused_tcp_port_factory() for _ in range(4)]
 
     @asynccontextmanager
@@ -373,7 +373,7 @@ async def test_a_paused_replicas_poll_is_taken_over_and_its_late_save_changes_no
 async def paused_sender(
     processes: Any, kie: Simulator, prompt: str, **settings: str
 ) -> AsyncIterator[tuple[Victim, GenerationClient, str]]:
-    """One replica is paused while its paid request is under way, and another goes on."""
+    """One replica is paused while its paid request is in progress, and another continues."""
     async with processes(**settings) as (sender, other):
         other.pause()
         kie.add_fault("create:slow,seconds=1")
@@ -436,7 +436,7 @@ async def test_a_paused_senders_task_is_recovered_by_another_replica_through_its
 async def test_a_sender_that_finds_its_own_lease_expired_renews_it(
     fleet: Any, kie: Simulator, postgresql_url: str
 ) -> None:
-    """As after an outage of the database, before the other replicas judge."""
+    """Be the first replica that is back after an outage of the database."""
     bounds = poller_bounds(leases=LeaseTimes(lease_seconds=1.0, renew_seconds=0.3))
     kie.add_fault("create:slow,seconds=4")
     async with fleet(1, create_wait_seconds=0, bounds=bounds) as (sender,):

@@ -76,7 +76,7 @@ def filled(answer: Http, task_id: str, prompt: str = "") -> Raw:
 
 
 class Player:
-    """Plays the row that a prompt names, and a plain success wherever the row says nothing."""
+    """Answers with the row that a prompt names, and with a success where the row has nothing."""
 
     def __init__(self) -> None:
         self.rows = {f"{key}-{family}": row for key, family, row in ROWS}
@@ -118,7 +118,7 @@ class Player:
 
 
 class Played:
-    """What became of every row."""
+    """The result of every row."""
 
     def __init__(self) -> None:
         self.player = Player()
@@ -212,7 +212,7 @@ async def test_an_unknown_state_is_logged_once(played: Played) -> None:
     assert len(warnings) == len(set(warnings)) == 4
 
 
-# --- records that come by a callback ---
+# --- records found through a callback ---
 
 PROMPT = 'Ein Caf\u0065\u0301 & "Kr\u00fcmel" <am> See, \ufb01ne \u2460 Tage lang im Regen'
 REPEATED = {

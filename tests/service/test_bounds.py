@@ -55,7 +55,7 @@ def delimited(field: int, content: bytes) -> bytes:
 
 
 def filled(piece: bytes, size: int = MIB - 64) -> bytes:
-    """Repeat a piece until it has a mebibyte, less than what goes around it."""
+    """Repeat a piece up to a mebibyte, minus the fields around it."""
     return piece * (size // len(piece))
 
 
@@ -122,7 +122,7 @@ CREATES = {
 
 @pytest.fixture
 async def public_kie() -> AsyncIterator[KieProvider]:
-    """The provider at its public address, which no test here asks."""
+    """The provider at its public address; no test here sends a request to it."""
     provider = KieProvider("https://api.kie.ai", "https://api.kie.ai", "key")
     yield provider
     await provider.close()
@@ -130,7 +130,7 @@ async def public_kie() -> AsyncIterator[KieProvider]:
 
 @pytest.fixture(scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
-    """One service for all refusals: they leave no trace, so none needs its own."""
+    """One service for all refusals, as they leave no trace."""
     async with (
         Simulator(INSTANT) as kie,
         serving(tmp_path_factory.mktemp("bounds"), kie) as running_service,
@@ -145,7 +145,7 @@ def refused(data: bytes, provider: Provider) -> None:
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """Return the least CPU time of three runs: others use the machine as well."""
+    """Return the least CPU time of three runs, as other processes use the machine too."""
     return min(_timed(work) for _ in range(3))
 
 
@@ -167,7 +167,7 @@ def peak_bytes() -> int:
 
 @pytest.fixture
 def growth() -> Callable[[], int]:
-    """How far the memory of this process has grown since the start of the test, at its peak."""
+    """The peak growth of this process's memory since the start of the test."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = peak_bytes()
@@ -341,7 +341,7 @@ async def test_an_unknown_field_of_another_call_is_ignored(service: Service) -> 
 
 
 def test_no_message_type_occurs_twice_in_a_create() -> None:
-    """The search for unknown fields looks into messages that are there once."""
+    """The search for unknown fields relies on it."""
 
     def below(message: Descriptor) -> Iterator[Any]:
         for field in message.fields:

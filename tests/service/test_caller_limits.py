@@ -1,4 +1,4 @@
-"""What one caller may take: each limit refuses or delays its own caller, and nobody else."""
+"""The limits of callers: each refuses or delays its own caller and no other."""
 
 import asyncio
 import time
@@ -41,7 +41,7 @@ from tests.support.harness import (
 )
 
 STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
-LATER_SECONDS = 60.0  # so long the poller would wait if nothing woke it
+LATER_SECONDS = 60.0  # how long the poller waits if nothing wakes it
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -139,7 +139,7 @@ def bounds(**limits: Any) -> Bounds:
                 recheck_seconds=LATER_SECONDS, passed_over_seconds=LATER_SECONDS, **limits
             ),
         ),
-        recheck_seconds=0,  # both files are checked with every call
+        recheck_seconds=0,  # both files are checked at every call
     )
 
 
@@ -155,7 +155,7 @@ def serve_both(
 ) -> Serving:
     """Serve alice and bob with the limits that are given.
 
-    What is sent at all is sent because something woke the poller, however loaded the machine is.
+    A task is sent only because something wakes the poller, however loaded the machine is.
     """
 
     @asynccontextmanager
@@ -764,7 +764,7 @@ async def test_by_default_no_caller_is_shown(serve_both: Serving) -> None:
     assert not [labels for _, labels in page if "alice" in labels]
 
 
-# --- alice takes all she can, and bob notices nothing ---
+# --- alice takes all she can, and bob is not affected ---
 
 
 async def test_a_caller_that_hammers_its_full_queue_does_not_slow_others_down(

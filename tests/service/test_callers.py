@@ -1,4 +1,4 @@
-"""Who calls: tokens and their file, and that a caller sees nothing of another's tasks."""
+"""Callers: tokens and their file, and that no caller sees another caller's tasks."""
 
 import asyncio
 import os
@@ -49,7 +49,7 @@ async def refused(call: Any) -> Refusal:
 
 @dataclass(frozen=True)
 class Guarded:
-    """A service that asks for tokens, and the file that holds them."""
+    """A service that requires tokens, and the file with their hashes."""
 
     service: Service
     file: Path
@@ -73,7 +73,7 @@ class Guarded:
 async def guarded(
     request: pytest.FixtureRequest, serve: Serve, tmp_path: Path, stack: AsyncExitStack
 ) -> Guarded:
-    """Alice and Bob, and a file that is checked with every call, unless the test says otherwise."""
+    """Alice and Bob, and a file that is checked at every call, unless the test changes that."""
     bounds = Bounds(recheck_seconds=getattr(request, "param", 0.0))
     file = tmp_path / "tokens"
     file.write_text(line("alice", ALICE) + line("bob", BOB))
@@ -340,7 +340,7 @@ async def test_a_token_that_is_revoked_ends_its_watches_and_uploads(guarded: Gua
     assert (await watch.read()).task.id == created.id
     upload = guarded.service.stub.UploadFile(metadata=bearer(ALICE))
     await upload.write(pb.UploadFileRequest(metadata=pb.UploadMetadata(file_name="a.png")))
-    await guarded.list(bearer(BOB))  # by then the upload has been let in
+    await guarded.list(bearer(BOB))  # by then the upload has been admitted
     guarded.write(line("bob", BOB))
 
     async def end_of_watch() -> None:
@@ -384,7 +384,7 @@ def watch_from(service: Service, task_id: str, metadata: Metadata) -> Any:
 
 
 def rich_status(error: grpc.aio.AioRpcError) -> bytes:
-    """Return the whole of an error's google.rpc.Status, as it was sent."""
+    """Return the complete google.rpc.Status of an error, as it was sent."""
     trailers = dict(error.trailing_metadata())
     status = trailers["grpc-status-details-bin"]
     assert isinstance(status, bytes)

@@ -19,7 +19,7 @@ OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 
 async def connect(service: Service, stack: AsyncExitStack) -> Any:
-    """Return a stub with a connection of its own."""
+    """Return a stub with its own connection."""
     channel = grpc.aio.insecure_channel(service.address, OWN_CONNECTION)
     await stack.enter_async_context(channel)
     return GenerationServiceStub(channel)

@@ -1,4 +1,4 @@
-"""Tasks that cannot be read beside tasks that can, proofs of purchase, and holds."""
+"""Unreadable tasks next to readable ones, signs of a purchase, and holds."""
 
 import asyncio
 import itertools
@@ -34,12 +34,12 @@ DEAD_ANSWERS = [
 SMALL_ANSWERS = [answer for answer in DEAD_ANSWERS if len(answer.data) < 1_000]
 INTERVAL = 0.5
 MAX_AGE = 9.0
-POLLS = 7  # of each living task, to be compared
-STATUS_PER_SECOND = 40  # not enough for everybody
+POLLS = 7  # of each readable task, to be compared
+STATUS_PER_SECOND = 40  # not enough for all
 
 
 class Crowd:
-    """Answers the dead each in its way; the living generate until they are let go."""
+    """Answers each unreadable task in its own way; readable ones generate until released."""
 
     def __init__(self) -> None:
         self.polls: defaultdict[str, list[float]] = defaultdict(list)
@@ -67,7 +67,7 @@ class Crowd:
 
 
 async def crowd_of(folder: Path, dead: int) -> tuple[Crowd, list[pb.GenerationTask]]:
-    """Run five living tasks for a while, beside dead ones; return how the dead ended."""
+    """Run five readable tasks for a while next to unreadable ones; return how those ended."""
     crowd = Crowd()
     kie: Any = SocketKie(crowd)
     settings: dict[str, Any] = {
@@ -80,7 +80,7 @@ async def crowd_of(folder: Path, dead: int) -> tuple[Crowd, list[pb.GenerationTa
     async with kie, serving(folder, kie, **settings) as service:
         lost = [await service.create({"imagen4": {"prompt": "dead"}}) for _ in range(dead)]
         await eventually(lambda: kie.count("create") == dead)
-        await asyncio.sleep(MAX_AGE / 4)  # the living are younger, and outlive the dead
+        await asyncio.sleep(MAX_AGE / 4)  # the readable tasks are younger, and end later
         for _ in range(5):
             await service.create({"imagen4": {"prompt": "living"}})
         ends = list(await asyncio.gather(*(service.end(task.id) for task in lost)))
@@ -159,7 +159,7 @@ async def test_no_task_ends_during_an_outage(tmp_path: Path) -> None:
         assert (await service.query(task.id)).status == pb.TASK_STATUS_PENDING
 
 
-# --- proofs of purchase ---
+# --- signs of a purchase ---
 
 
 def with_callbacks(port: int) -> dict[str, Any]:
@@ -176,7 +176,7 @@ async def call_back(url: str, body: Any) -> None:
 
 
 class Bought:
-    """Every create was bought, whatever it is answered; the record repeats no request."""
+    """Every create was bought, whatever the answer; the record repeats no request."""
 
     def __init__(self, answer: Raw) -> None:
         self.answer = answer

@@ -1,4 +1,4 @@
-"""What an error may take on its way, however much there is to say, and that clients can read it."""
+"""The size of an error is limited however much there is to report, and clients can read it."""
 
 import base64
 import re
@@ -48,7 +48,7 @@ ERRORS = {
 
 
 def encoded_bytes(error: ServiceError) -> int:
-    """How much the message and the details take as nginx gets them."""
+    """Return the size of the message and the details as nginx receives them."""
     status = error.status()
     ((key, details),) = status.trailing_metadata
     assert isinstance(details, bytes)

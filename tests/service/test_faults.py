@@ -1,6 +1,6 @@
-"""The fault matrix: each fault of the simulator, on each kind of call, and what becomes of it.
+"""The fault matrix: each fault of the simulator, on each kind of call, and its effect.
 
-docs/guarantees.md shows the same table to people.
+docs/guarantees.md has the same table.
 """
 
 from collections.abc import Iterable
@@ -100,7 +100,7 @@ CALLBACKS = ("drop", "duplicate", "wrong_signature", "delay,seconds=0.05")
 
 @pytest.fixture
 def serve(serve: Serve) -> Serve:
-    """Start the service, which soon sends again what was not taken, and gives up what hangs."""
+    """Start the service, with short backoffs and short timeouts."""
     return partial(serve, bounds=IMPATIENT)
 
 

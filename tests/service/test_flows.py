@@ -1,4 +1,4 @@
-"""The four flows, once each and whole."""
+"""The four flows, each once from start to end."""
 
 from hashlib import sha256
 from typing import Any

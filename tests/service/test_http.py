@@ -46,7 +46,7 @@ Connect = Callable[..., Awaitable[Connection]]
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
-    """Open raw connections, which are closed in the end."""
+    """Open raw connections, which are closed at the end."""
     writers = []
 
     async def open_one(port: int, first: bytes = b"") -> Connection:
@@ -63,7 +63,7 @@ async def connect() -> AsyncIterator[Connect]:
 
 
 async def all_of(reader: asyncio.StreamReader, seconds: float = 5) -> bytes:
-    """Return what comes until the connection is closed."""
+    """Return what arrives until the connection is closed."""
     async with asyncio.timeout(seconds):
         try:
             return await reader.read()
@@ -145,7 +145,7 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off(connect: Connec
     async with serving(SHORT, much) as port:
         reader, _ = await connect(port, GET)
         reader._transport.pause_reading()  # type: ignore[attr-defined] # the client stops
-        await asyncio.sleep(1.2)  # what must not go on for longer than 0.8 s
+        await asyncio.sleep(1.2)  # what must not last longer than 0.8 s
         reader._transport.resume_reading()  # type: ignore[attr-defined]
         assert len(await all_of(reader)) < 32 << 20
 

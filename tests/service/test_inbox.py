@@ -75,7 +75,7 @@ async def calls() -> AsyncIterator[Calls]:
 
 
 async def settle() -> None:
-    """Let everything that can happen happen."""
+    """Let everything run that can run."""
     for _ in range(10):
         await asyncio.sleep(0)
 

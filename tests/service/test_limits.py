@@ -1,4 +1,4 @@
-"""The account's limits, request_ids and turns: what is kept when everybody comes at once."""
+"""The account's limits, request_ids and turns, when many calls arrive at once."""
 
 import asyncio
 import statistics
@@ -69,7 +69,7 @@ TEN_TIMES_AS_FAST = poller_bounds(
 
 @pytest.fixture
 async def limited() -> AsyncIterator[Simulator]:
-    """A Kie that takes 20 creates in any second."""
+    """A Kie that accepts 20 creates in any second."""
     async with Simulator(LIMITED) as kie:
         yield kie
 

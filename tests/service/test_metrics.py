@@ -1,4 +1,4 @@
-"""Metrics: what the admin port tells of calls, of the provider, of callbacks and of the queues."""
+"""Metrics: what the admin port reports about calls, the provider, callbacks and the queues."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Why the provider takes no tasks, in words that an operator can act on."""
+"""Why the provider does not take tasks, in words that an operator can act on."""
 
 import asyncio
 import ssl
@@ -35,7 +35,7 @@ async def listening(context: ssl.SSLContext | None) -> AsyncIterator[int]:
 
 
 async def why_not(api_url: str) -> Postponed:
-    """Send a task to an address; return why it was not taken."""
+    """Send a task to an address; return why it was not accepted."""
     provider = KieProvider(api_url, api_url, API_KEY)
     outcome = await provider.submit(PARAMS, None)
     await provider.close()

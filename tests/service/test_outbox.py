@@ -1,4 +1,4 @@
-"""Answers that a client does not read are bounded, for each caller."""
+"""Responses that a client does not read are limited for each caller."""
 
 from collections.abc import Callable
 from typing import Any

@@ -68,7 +68,7 @@ async def page(service: Service, token: str = "", **filters: Any) -> pb.ListTask
 
 
 async def pages(service: Service, **filters: Any) -> AsyncIterator[pb.ListTasksResponse]:
-    """Walk from page to page until the token is empty."""
+    """Follow the page tokens until the token is empty."""
     token = ""
     while True:
         answer = await page(service, token, **filters)

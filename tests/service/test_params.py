@@ -110,13 +110,13 @@ def text(most: int) -> Values:
 
 
 def choice(*allowed: str, refused: Iterable[str] = (), unset: Any = NOT_SENT) -> Values:
-    """One of some words, to the letter."""
+    """One of some words, exactly."""
     nearly = [f" {allowed[0]}", f"{allowed[0]}\0", f"{allowed[-1]}x", "no"]
     return Values((("", unset), *same(*allowed)), (*nearly, *refused))
 
 
 def enum(prefix: str, unset: Any, /, **sent: str) -> Values:
-    """Values of an enum; its numbers go on where the names end."""
+    """Values of an enum; the number after its last name is unknown."""
     named = ((prefix + name, word) for name, word in sent.items())
     return Values(((0, unset), *named), (99, -1))
 
@@ -138,7 +138,7 @@ def urls(least: int, most: int) -> Values:
 
 
 def never(*refused: Any) -> Values:
-    """No value at all: it belongs to other kinds of tasks."""
+    """No value at all: the field belongs to other kinds of tasks."""
     return Values((), refused)
 
 
@@ -524,7 +524,7 @@ SORA2 = [
 
 RULES = [*IMAGEN4, *MIDJOURNEY, *VEO3, *SORA2]
 
-# --- asking ---
+# --- creating ---
 
 
 def exact(value: Any) -> str:
@@ -550,14 +550,14 @@ async def sent_for(service: Service, params: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 async def untouched(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
-    """One service for all refusals: they leave no trace, so none needs its own."""
+    """One service for all refusals, as they leave no trace."""
     folder = tmp_path_factory.mktemp("untouched")
     async with Simulator(INSTANT) as kie, serving(folder, kie) as running_service:
         yield running_service
 
 
 async def broken_fields(service: Service, request: pb.CreateTaskRequest) -> list[str]:
-    """Ask for a task that must be refused, and return the fields that are named, sorted."""
+    """Create a task that must be refused, and return the named fields, sorted."""
     try:
         await service.stub.CreateTask(request, timeout=DEADLINE_SECONDS)
     except grpc.aio.AioRpcError as error:
@@ -571,7 +571,7 @@ async def broken_fields(service: Service, request: pb.CreateTaskRequest) -> list
 
 @asynccontextmanager
 async def costing_nothing(service: Service) -> AsyncIterator[None]:
-    """Assert that nothing is asked of the provider meanwhile, and nothing stored."""
+    """Assert that nothing is sent to the provider and nothing stored."""
     before = service.kie.stats
     yield
     assert service.kie.stats == before
@@ -862,7 +862,7 @@ async def test_a_missing_model_is_reported_together_with_the_other_fields(
 
 
 async def test_a_value_that_is_unknown_breaks_no_rule_that_spans_fields(untouched: Service) -> None:
-    """Which images belong to a kind that nobody knows, nobody can say."""
+    """The number of images depends on the kind."""
     for model, field, urls_field in (
         ("midjourney", "task_type", "file_urls"),
         ("veo3", "generation_type", "image_urls"),

@@ -1,4 +1,4 @@
-"""The poller: sending, asking, recovering."""
+"""The poller: sending, polling, recovering."""
 
 import asyncio
 import itertools

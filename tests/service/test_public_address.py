@@ -97,7 +97,7 @@ def params_with(model: str, url: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 async def public(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
-    """A service whose provider has a public name; nobody answers there."""
+    """A service whose provider has a public name, which does not answer."""
     folder = tmp_path_factory.mktemp("public")
     url = "https://kie.invalid"
     async with (

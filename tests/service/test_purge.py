@@ -1,4 +1,4 @@
-"""Purging by age: what ended long ago goes, in small batches, and nobody else notices."""
+"""Purging by age: what ended long ago is deleted, in small batches, without side effects."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""UploadFile through a real channel: what arrives at the provider, and what must not."""
+"""UploadFile through a real channel: what reaches the provider, and what must not."""
 
 import asyncio
 import os
@@ -104,7 +104,7 @@ async def download(url: str) -> bytes:
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Wait for a condition by looking again and again."""
+    """Wait for a condition by checking it repeatedly."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - what it waits for tells nobody
             await asyncio.sleep(0.005)
@@ -121,7 +121,7 @@ def open_sockets() -> int:
 
 @asynccontextmanager
 async def nothing_left() -> AsyncIterator[None]:
-    """Hold what runs inside to leaving no call, no connection and no task behind."""
+    """Check that the block leaves no call, no connection and no task behind."""
     tasks, sockets = len(asyncio.all_tasks()), open_sockets()
     yield
     await until(lambda: len(asyncio.all_tasks()) <= tasks and open_sockets() <= sockets)
@@ -132,7 +132,7 @@ on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 async def warm(service: Service) -> None:
-    """Upload once, so that whatever stays open for good is open."""
+    """Upload once, so that connections which stay open are open."""
     await upload(service)
     service.kie.reset()
 
@@ -153,7 +153,7 @@ Answer = dict[str, Any]
 
 
 class UploadHost:
-    """Kie's upload host, reduced to what the tests want to see, or to spoil."""
+    """Kie's upload host, reduced to what the tests observe or break."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -179,7 +179,7 @@ class UploadHost:
         return self.stored()
 
     async def read_and_drop(self, request: web.Request) -> web.StreamResponse:
-        """Read a body of any size, keep nothing of it, and tell its size."""
+        """Read a body of any size, keep nothing of it, and report its size."""
         size = 0
         async for some in request.content.iter_any():
             size += len(some)
@@ -526,7 +526,7 @@ async def test_broken_rules_are_named_by_their_fields_before_any_call(
     assert STREAM not in service.kie.stats["requests"]
 
 
-# --- what is no whole file ---
+# --- incomplete files ---
 
 GOOD = sha256(b"abc").digest()
 MISMATCHES: dict[str, list[pb.UploadFileRequest]] = {
@@ -569,7 +569,7 @@ async def test_an_incomplete_file_is_a_mismatch_and_the_provider_never_gets_it(
 
 
 async def at_the_end_no_file(service: Service) -> None:
-    """Wait until the provider has done with every upload, and hold it to having none."""
+    """Wait until the provider has finished every upload, and check that it stored none."""
 
     def all_refused() -> bool:
         stats = service.kie.stats
@@ -932,7 +932,7 @@ async def test_an_unreachable_provider_is_unavailable(serve: Serve) -> None:
 
 
 async def test_uploads_do_not_disturb_each_other(service: Service) -> None:
-    """Good, wrong and abandoned ones at a time."""
+    """Valid, wrong and abandoned uploads at the same time."""
     contents = [os.urandom(50_000 + i) for i in range(20)]
     sent = asyncio.Event()
     abandoned = [service.stub.UploadFile(endless(sent)) for _ in range(5)]
@@ -954,7 +954,7 @@ async def test_uploads_do_not_disturb_each_other(service: Service) -> None:
 
 
 def peak_memory_kib(pid: int) -> int:
-    """Return the most memory that a process ever had."""
+    """Return the peak memory of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
     [peak] = re.findall(r"VmHWM:\s+(\d+) kB", status)
     return int(peak)

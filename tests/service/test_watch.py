@@ -128,7 +128,7 @@ async def test_streams_beyond_the_limit_are_refused_until_one_ends(serve: Serve)
 async def test_five_thousand_watches_opened_at_once_all_see_the_end(service: Service) -> None:
     created = await service.create(STUCK)
     request = pb.WatchTaskRequest(task_id=created.id)
-    # A connection takes a thousand streams; further ones would wait in the client.
+    # A connection allows a thousand streams; more would wait in the client.
     channels = [
         grpc.aio.insecure_channel(service.address, [("grpc.use_local_subchannel_pool", 1)])
         for _ in range(6)

@@ -29,7 +29,7 @@ class Http:
 
 @dataclass(frozen=True)
 class Becomes:
-    """How a task ends. What is None or empty is not looked at.
+    """How a task ends. What is None or empty is not checked.
 
     Attributes:
         reason: "" for a success.
@@ -349,7 +349,7 @@ GOOD_RECORD = '{"code":200,"msg":"ok","x":1,"data":{"state":"success","response"
 
 
 def shapes(urls: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return fields of a record that hold URLs, each in another way."""
+    """Return fields of a record that contain URLs, each in a different form."""
     listed = list(urls)
     objects = {"resultUrls": listed}
     text = json.dumps(objects)
@@ -535,7 +535,7 @@ RECORDS: list[Row] = [
     ),
 ]
 
-# What says nothing yet: it is answered twice, and then comes a success. (kind, answer, cause)
+# Answers without a verdict: given twice, followed by a success. (kind, answer, cause)
 INCONCLUSIVE: list[tuple[str, Http, str]] = [
     *(
         ("record: this task cannot be read", answer, "unreadable")

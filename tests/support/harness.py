@@ -1,4 +1,4 @@
-"""The real service in this process, the simulator on a socket, and what the tests say to them."""
+"""The real service in this process, the simulator on a socket, and calls to them."""
 
 import asyncio
 import json
@@ -68,7 +68,7 @@ class Service:
     async def watch(
         self, task_id: str, after_revision: int = 0, timeout: float = DEADLINE_SECONDS
     ) -> AsyncIterator[pb.GenerationTask]:
-        """Watch, and hold every stream to its promises."""
+        """Watch, and check what every stream promises."""
         request = pb.WatchTaskRequest(task_id=task_id, after_revision=after_revision)
         seen = None
         async for answer in self.stub.WatchTask(request, timeout=timeout):
@@ -86,7 +86,7 @@ class Service:
         return last
 
     async def until_put_back(self, task_id: str) -> pb.GenerationTask:
-        """Watch a task until the provider would not take it for now."""
+        """Watch a task until the provider has not accepted it."""
         async for task in self.watch(task_id):
             if task.stage == pb.TASK_STAGE_ACCEPTED and task.revision > 1:
                 return task

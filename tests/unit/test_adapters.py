@@ -99,7 +99,7 @@ def goldens(direction: str) -> list[Any]:
 
 @dataclass
 class ScriptedKie:
-    """Answers every request alike, and remembers the last one."""
+    """Gives every request the same answer, and keeps the last request."""
 
     status: int = 200
     text: bytes = b""
@@ -123,7 +123,7 @@ class ScriptedKie:
 
 @dataclass(frozen=True)
 class Wire:
-    """The real provider and the scripted Kie that it speaks to."""
+    """The real provider, and the scripted Kie that it uses."""
 
     provider: KieProvider
     kie: ScriptedKie
@@ -169,7 +169,7 @@ def shown(outcome: Submission | Poll) -> dict[str, Any]:
 
 
 def strict_json(text: str) -> Any:
-    """Read JSON as the rest of the world does: without NaN and Infinity."""
+    """Read strict JSON: without NaN and Infinity."""
 
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is no JSON")
@@ -295,7 +295,7 @@ def test_the_media_type_is_what_the_urls_path_ends_in(url: str, expected: str) -
 
 @pytest.fixture
 def in_tokyo() -> Iterator[None]:
-    """The process, nine hours ahead of UTC."""
+    """A process in a time zone nine hours ahead of UTC."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TZ", "JST-9")
         time.tzset()
@@ -310,11 +310,11 @@ def test_a_time_without_an_offset_is_utc_wherever_the_service_runs(in_tokyo: Non
     assert outcome.complete_time == 1749205800.0
 
 
-# --- whatever comes ---
+# --- any answer ---
 
 
 def assert_harmless(outcome: Submission | Poll) -> None:
-    """Assert that any database and any message can hold the outcome, and JSON its result."""
+    """Assert that any database and any message can store the outcome, and JSON its result."""
     for value in asdict(outcome).values():
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str):

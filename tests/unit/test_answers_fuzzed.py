@@ -1,4 +1,4 @@
-"""20,000 answers, each spoiled in another way: none is an exception, and no id is lost."""
+"""20,000 corrupted answers: none raises an exception, and no id is lost."""
 
 import json
 import random
@@ -81,7 +81,7 @@ def changed(value: Any, path: tuple[Any, ...], change: Callable[[Any], Any]) -> 
 
 
 def copy(odd: Any, value: Any) -> Any:
-    """Put an odd value in the place of another."""
+    """Replace a value by an odd one."""
     del value
     return odd
 
@@ -105,7 +105,7 @@ def renested(rng: random.Random) -> Callable[[Any], Any]:
 
 
 def spoiled(value: Any, rng: random.Random) -> bytes:
-    """Spoil an answer by one to three changes of its structure, and perhaps its bytes."""
+    """Corrupt an answer by one to three changes of its structure, and perhaps of its bytes."""
     for _ in range(rng.randint(1, 3)):
         match rng.randrange(3):
             case 0:

@@ -1,4 +1,4 @@
-"""When to ask again: by age at first, then by what was learned."""
+"""When to poll again: by age at first, then by learned durations."""
 
 import itertools
 import random
@@ -29,7 +29,7 @@ def waits(made: Schedule, age: float, setbacks: int = 0, model: str = "m") -> tu
 
 
 def polls(made: Schedule, until: float) -> list[float]:
-    """Return the ages at which a task is asked for."""
+    """Return the ages at which a task is polled."""
     ages = [made.wait("m", 0, 0)]
     while ages[-1] < until:
         ages.append(ages[-1] + made.wait("m", ages[-1], 0))
@@ -43,7 +43,7 @@ def gaps(ages: list[float], start: float, end: float) -> list[float]:
 LIKE_IMAGES = [12 + 100 * (number / 100) ** 2 for number in range(100)]  # most of them early
 
 
-# --- while little is known ---
+# --- before durations are learned ---
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_polls_start_early_and_back_off_by_age_and_setbacks(
         assert least <= made.wait("m", age, setbacks) <= most
 
 
-# --- once durations are known ---
+# --- after durations are learned ---
 
 
 def test_a_wait_is_never_shorter_than_the_interval_nor_longer_than_eight() -> None:

@@ -1,4 +1,4 @@
-"""What becomes of a task by each outcome, where no whole flow shows it."""
+"""How each outcome changes a task, where no complete flow shows it."""
 
 from dataclasses import replace
 
@@ -219,7 +219,7 @@ def test_credits_that_are_known_while_generating_are_shown_at_once_and_stay() ->
     assert ended.credits_consumed == 4.5
 
 
-# --- signs that it was bought, though no answer said so ---
+# --- signs of a purchase without an acceptance ---
 
 
 def test_the_id_of_a_callback_before_a_refusal_is_checked_before_sending_again() -> None:
@@ -395,7 +395,7 @@ def test_a_watch_makes_the_next_poll_earlier_and_never_later() -> None:
 
 
 def learned_from(complete_time: float | None, now: float) -> list[tuple[str, float]]:
-    """End a task that was accepted at NOW; return what the schedule was told."""
+    """End a task that was accepted at NOW; return the duration that the schedule learned."""
     told: list[tuple[str, float]] = []
 
     class Learner(Schedule):
