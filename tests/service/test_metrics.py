@@ -242,8 +242,8 @@ async def test_an_upload_that_its_caller_broke_off_is_given_up_and_not_the_provi
 
 
 @dataclass
-class Told:
-    """A provider that tells of its calls, and what it told."""
+class Reported:
+    """A provider, and the calls that it reported."""
 
     provider: KieProvider
     calls: list[tuple[str, str]]
@@ -254,7 +254,7 @@ class Told:
 
 
 @pytest.fixture
-async def told(kie: Simulator) -> AsyncIterator[Told]:
+async def reported(kie: Simulator) -> AsyncIterator[Reported]:
     calls: list[tuple[str, str]] = []
     provider = KieProvider(
         kie.url,
@@ -263,25 +263,27 @@ async def told(kie: Simulator) -> AsyncIterator[Told]:
         lambda endpoint, code, _: calls.append((endpoint, code)),
         Timeouts(create_seconds=0.5, second_look_seconds=0),
     )
-    yield Told(provider, calls)
+    yield Reported(provider, calls)
     await provider.close()
 
 
 async def test_a_create_that_hangs_until_its_time_is_over_had_no_answer(
-    told: Told, kie: Simulator
+    reported: Reported, kie: Simulator
 ) -> None:
     kie.add_fault("create:hang")
-    assert isinstance(await told.submit(), Unknown)
-    assert told.calls == [(f"{JOBS}createTask", "no_answer")]
+    assert isinstance(await reported.submit(), Unknown)
+    assert reported.calls == [(f"{JOBS}createTask", "no_answer")]
 
 
-async def test_a_create_that_a_shutdown_cuts_off_was_given_up(told: Told, kie: Simulator) -> None:
+async def test_a_create_that_a_shutdown_cuts_off_was_given_up(
+    reported: Reported, kie: Simulator
+) -> None:
     kie.add_fault("create:hang")
-    submitting = told.submit()
+    submitting = reported.submit()
     await eventually(lambda: bool(kie.stats["faults_struck"]))
     submitting.cancel()
     await asyncio.wait([submitting])
-    assert told.calls == [(f"{JOBS}createTask", "given_up")]
+    assert reported.calls == [(f"{JOBS}createTask", "given_up")]
 
 
 # --- callbacks ---
@@ -389,8 +391,8 @@ async def test_the_page_holds_no_secret_prompt_or_id(measured: Service) -> None:
 # --- what others tell it ---
 
 
-def told_everything() -> Metrics:
-    """Metrics that were told of everything once."""
+def full_metrics() -> Metrics:
+    """Metrics in which everything was recorded once."""
     metrics = Metrics(["veo3"])
     metrics.calls("QueryTask").succeeded(0.5)
     metrics.watches_open(1)
@@ -410,7 +412,7 @@ def told_everything() -> Metrics:
 
 
 def test_a_single_observation_is_shown_once() -> None:
-    page = page_of(told_everything())
+    page = page_of(full_metrics())
     ended = {"model": "veo3", "status": "FAILED", "reason": "TASK_TIMEOUT"}
     assert page.value("generation_watches_open") == 1
     assert page.value("generation_task_moves_total", model="veo3", stage="QUEUED") == 1
@@ -431,7 +433,7 @@ def test_a_single_observation_is_shown_once() -> None:
 
 
 def test_a_watch_that_closed_is_not_open() -> None:
-    metrics = told_everything()
+    metrics = full_metrics()
     metrics.watches_open(0)
     assert page_of(metrics).value("generation_watches_open") == 0
 
@@ -476,7 +478,7 @@ def shown(registry: CollectorRegistry) -> set[tuple[str, str, str]]:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="process_ metrics are Linux's")
 def test_the_documented_list_is_the_exposed_one() -> None:
     documented = {(name, kind, labels) for name, kind, labels in ROW.findall(DOCUMENT)}
-    assert documented == shown(told_everything().registry)
+    assert documented == shown(full_metrics().registry)
 
 
 async def test_the_page_of_a_server_has_each_documented_metric(measured: Service) -> None:
@@ -488,7 +490,7 @@ async def test_the_page_of_a_server_has_each_documented_metric(measured: Service
 def test_the_alerts_look_for_metrics_that_exist() -> None:
     [rules] = re.findall(r"```yaml\n(groups:.*?)```", DOCUMENT, re.DOTALL)
     expressions = re.sub(r"#.*", "", rules)
-    page = page_of(told_everything())
+    page = page_of(full_metrics())
     names = {sample.name for family in page.families for sample in family.samples}
     wanted = set(re.findall(r"\bgeneration_\w+", expressions))
     assert len(wanted) > 8

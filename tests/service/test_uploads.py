@@ -240,21 +240,21 @@ async def hosted(serve: Serve, host: UploadHost) -> AsyncIterator[Service]:
         (9 * MIB, MESSAGE_MAX_BYTES - 64),
     ],
 )
-@pytest.mark.parametrize("told", [True, False], ids=["size told", "size not told"])
+@pytest.mark.parametrize("declared", [True, False], ids=["declared size", "unknown size"])
 async def test_content_arrives_byte_for_byte_however_it_is_cut(
-    service: Service, size: int, chunk_bytes: int, told: bool
+    service: Service, size: int, chunk_bytes: int, declared: bool
 ) -> None:
     content = os.urandom(size)
-    fields = {"size_bytes": size, "sha256": sha256(content).digest()} if told else {}
+    fields = {"size_bytes": size, "sha256": sha256(content).digest()} if declared else {}
     file = await send(service, upload_messages(content, chunk_bytes, **fields))
     assert (file.size_bytes, file.sha256) == (size, sha256(content).digest())
     assert await download(file.download_url) == content
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["size told", "size not told"])
-async def test_empty_chunks_are_harmless(service: Service, told: bool) -> None:
+@pytest.mark.parametrize("declared", [True, False], ids=["declared size", "unknown size"])
+async def test_empty_chunks_are_harmless(service: Service, declared: bool) -> None:
     pieces = [b"", b"ab", b"", b"", b"c", b""]
-    fields = {"size_bytes": 3} if told else {}
+    fields = {"size_bytes": 3} if declared else {}
     file = await send(service, [metadata(**fields), *map(chunk, pieces)])
     assert file.size_bytes == 3
     assert await download(file.download_url) == b"abc"
@@ -268,15 +268,15 @@ async def test_content_that_looks_like_multipart_or_http_is_only_content(service
     assert await download(file.download_url) == content * 3
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["size told", "size not told"])
+@pytest.mark.parametrize("declared", [True, False], ids=["declared size", "unknown size"])
 async def test_the_body_has_a_content_length_only_if_the_size_is_known(
-    hosted: Service, host: UploadHost, told: bool
+    hosted: Service, host: UploadHost, declared: bool
 ) -> None:
-    fields = {"size_bytes": 100_000} if told else {}
+    fields = {"size_bytes": 100_000} if declared else {}
     await upload(hosted, b"x" * 100_000, **fields)
     [request] = host.received
     assert request.parts["file"] == b"x" * 100_000
-    if told:
+    if declared:
         assert int(request.headers["Content-Length"]) > 100_000
         assert "Transfer-Encoding" not in request.headers
     else:
@@ -543,14 +543,14 @@ MISMATCHES: dict[str, list[pb.UploadFileRequest]] = {
     ],
     "no chunk": [metadata()],
     "only empty chunks": [metadata(), chunk(b""), chunk(b"")],
-    "no chunk, of a size told": [metadata(size_bytes=3)],
+    "no chunk, of a declared size": [metadata(size_bytes=3)],
     "a size of nothing, and nothing": [metadata(size_bytes=0)],
     "a size of nothing, and something": [metadata(size_bytes=0), chunk(b"abc")],
-    "shorter than told": [metadata(size_bytes=4), chunk(b"abc")],
-    "longer than told": [metadata(size_bytes=2), chunk(b"abc")],
-    "longer than told by a chunk": [metadata(size_bytes=3), chunk(b"abc"), chunk(b"d")],
-    "much shorter than told": [metadata(size_bytes=3 * MIB), chunk(b"x" * MIB)],
-    "much longer than told": [metadata(size_bytes=3), *[chunk(b"x" * MIB)] * 3],
+    "shorter than declared": [metadata(size_bytes=4), chunk(b"abc")],
+    "longer than declared": [metadata(size_bytes=2), chunk(b"abc")],
+    "longer than declared by a chunk": [metadata(size_bytes=3), chunk(b"abc"), chunk(b"d")],
+    "much shorter than declared": [metadata(size_bytes=3 * MIB), chunk(b"x" * MIB)],
+    "much longer than declared": [metadata(size_bytes=3), *[chunk(b"x" * MIB)] * 3],
     "another digest": [metadata(sha256=GOOD), chunk(b"abd")],
     "another digest, right size": [metadata(sha256=GOOD, size_bytes=3), chunk(b"abd")],
     "a digest, and nothing": [metadata(sha256=sha256(b"").digest())],
@@ -996,16 +996,16 @@ async def service_process(folder: Path, upload_url: str) -> AsyncIterator[tuple[
         await process.communicate()
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["size told", "size not told"])
+@pytest.mark.parametrize("declared", [True, False], ids=["declared size", "unknown size"])
 async def test_memory_does_not_grow_with_the_file(
-    tmp_path: Path, host: UploadHost, told: bool
+    tmp_path: Path, host: UploadHost, declared: bool
 ) -> None:
     host.handle = host.read_and_drop
     piece = os.urandom(CHUNK_BYTES)
     size = 256 * MIB
 
     def messages(size: int) -> Iterator[pb.UploadFileRequest]:
-        yield metadata(size_bytes=size) if told else metadata()
+        yield metadata(size_bytes=size) if declared else metadata()
         for _ in range(size // CHUNK_BYTES):
             yield chunk(piece)
 
