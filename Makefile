@@ -10,7 +10,7 @@ IMAGE ?= generation-service
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test check demo demo-picture torture proto proto-check settings-page simulator bench bench-against bench-curves image lock format lint clean
+.PHONY: help install install-dev run test check demo demo-picture torture proto proto-check settings-page simulator bench bench-against bench-curves image sbom lock format lint clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -109,6 +109,14 @@ settings-page: install-dev  ## Write the tables of docs/settings.md from the set
 
 image:  ## Build the container image
 	docker build --tag $(IMAGE) .
+
+CYCLONEDX := $(BIN)/uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py
+
+sbom: install-dev  ## List what the image installs, as a CycloneDX SBOM in build/sbom.cdx.json
+	@mkdir -p build
+	@PYTHONWARNINGS=ignore $(CYCLONEDX) requirements requirements.lock --pyproject pyproject.toml \
+		--output-reproducible --output-file build/sbom.cdx.json
+	@echo "wrote build/sbom.cdx.json"
 
 PIN := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
