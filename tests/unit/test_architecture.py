@@ -94,3 +94,15 @@ def test_the_page_names_every_move_that_callers_cannot_see() -> None:
     assert set(re.findall(r"`(\w+)`", listed)) == moves().keys() - {
         name for _, _, name in visible_edges()
     }
+
+
+def test_the_table_of_layers_names_every_module() -> None:
+    table = PAGE.partition("## Layers")[2].partition("\n## ")[0]
+    named = {name.rpartition("/")[2] for name in re.findall(r"`([\w/]+?)/?`", table)}
+    modules = {
+        path.stem if path.suffix else path.name
+        for folder in ("service", "storage", "providers", "providers/kie")
+        for path in (ROOT / folder).iterdir()
+        if path.suffix == ".py" or (path.is_dir() and any(path.glob("*.py")))
+    }
+    assert modules - named == {"__init__", "__main__", "kie"}
