@@ -24,7 +24,7 @@ from storage.task import Task
 
 # What a driver raises for mistakes of ours, and not because the database is unavailable.
 _BUGS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
-# Drivers count these as such mistakes, but only whoever runs the database can fix them.
+# Drivers count these as such mistakes, but only the operator of the database can fix them.
 _OPERATORS = (InsufficientPrivilege, InvalidSchemaName)
 
 
@@ -66,7 +66,7 @@ class StorageConfigError(StorageError):
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether a driver's error means that the database is unavailable, or refuses us."""
+    """Return whether an error means that the database is unavailable, or refuses us."""
     if not isinstance(error, (DatabaseError, InterfaceError)):
         return False
     return not isinstance(error, _BUGS) or isinstance(getattr(error, "orig", None), _OPERATORS)

@@ -26,8 +26,8 @@ from storage.worker import LISTS_MAX_JOBS, Worker
 
 SQLITE_PREFIX = "sqlite:///"
 SQLITE_MAGIC = b"SQLite format 3\0"
-TOUCH = "PRAGMA user_version = 1"  # the smallest write that needs room on the disk
-RETIRED_VERSION = 2  # the tasks of the file go on in another database
+TOUCH = "PRAGMA user_version = 1"  # the smallest write that needs disk space
+RETIRED_VERSION = 2  # the tasks of the file were imported into another database
 IMPORTED_VERSION = 3  # and all of them have been imported there
 
 
@@ -85,7 +85,7 @@ class SqliteEngine:
         with storage_errors():
             if self.db.pragma("user_version") in {RETIRED_VERSION, IMPORTED_VERSION}:
                 raise StorageConfigError(
-                    f"{self.db.database} was imported into PostgreSQL, where its tasks go on"
+                    f"{self.db.database} was imported into PostgreSQL, where its tasks continue"
                 )
             Runner(self.db, str(MIGRATIONS)).up()
             self.db.close()

@@ -12,7 +12,7 @@ from storage.task import Lane, Stage
 KNOWN_REQUEST = ' ON CONFLICT ("caller", "request_id") DO NOTHING'
 
 # The callers that have tasks to send, with the models of these. It steps from one to the next by an
-# index, so the number of their tasks does not matter. SQLite is told which: it has no statistics.
+# index, so the number of their tasks does not matter. SQLite has no statistics, so it is named.
 WAITING_QUEUES = """
     WITH RECURSIVE queue (caller, model) AS (
         SELECT * FROM (

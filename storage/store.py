@@ -114,7 +114,7 @@ class Store:
             before: The last task of the page before.
             limit: How many to return at most.
             max_bytes: Of parameters and results. The task that exceeds them is the last one, but
-                never the first, so that a page that ends early can be told from the last page.
+                never the first: so a page that ends early is not taken for the last page.
         """
         tasks = await read_page(
             self._select, self._engine.db, which, before, limit, max_bytes=max_bytes

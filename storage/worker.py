@@ -107,7 +107,7 @@ class Worker:
             argument: The job's.
             on_result: Called in the event loop with the committed result, even if the caller of
                 `run` is gone, and before any caller learns of a result of the same commit.
-            on_failure: Likewise, if there is no result.
+            on_failure: The same, if there is no result.
 
         Raises:
             CommitUnknownError: The database failed while it committed the result.

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_postgres(database_url: str) -> bool:
-    """Whether a URL names a PostgreSQL database."""
+    """Return whether a URL names a PostgreSQL database."""
     return database_url.startswith(POSTGRES_PREFIXES)
 
 

@@ -59,7 +59,7 @@ async def test_migrate_applies_what_is_missing_says_so_and_ends(
     assert rows(database_url, "SELECT count(*) FROM tasks") == [(0,)]
 
 
-async def test_migrate_leaves_a_file_to_the_service_that_has_it(tmp_path: Path) -> None:
+async def test_migrate_refuses_a_file_that_a_service_uses(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path}/generation.db")
     code, printed, log = await run(tmp_path, "migrate")
     await store.close()
@@ -69,7 +69,7 @@ async def test_migrate_leaves_a_file_to_the_service_that_has_it(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("arguments", [("migrate",), ("import", "sqlite:///generation.db")])
-async def test_a_database_that_is_away_ends_a_command_with_1_and_without_its_password(
+async def test_an_unavailable_database_ends_a_command_with_1_and_without_its_password(
     tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     await open_store(f"sqlite:///{tmp_path}/generation.db").close()
@@ -126,7 +126,7 @@ async def test_tasks_that_were_not_imported_end_an_import_with_1_and_are_named(
     assert "tasks not imported: 1" in log
 
 
-async def test_what_sqlite_had_under_way_ends_on_postgresql_and_nothing_is_bought_twice(
+async def test_tasks_in_progress_on_sqlite_end_on_postgresql_and_nothing_is_bought_twice(
     tmp_path: Path, kie: Simulator, postgresql_url: str
 ) -> None:
     bounds = poller_bounds(leases=LeaseTimes(lease_seconds=0.5))
@@ -163,7 +163,7 @@ async def test_what_sqlite_had_under_way_ends_on_postgresql_and_nothing_is_bough
     assert len(kie.tasks) == 4
 
 
-async def test_after_an_import_no_service_starts_on_the_file_and_it_says_why(
+async def test_after_an_import_no_service_starts_on_the_file_and_the_error_says_why(
     tmp_path: Path, postgresql_url: str
 ) -> None:
     file_url = f"sqlite:///{tmp_path}/generation.db"
@@ -176,7 +176,7 @@ async def test_after_an_import_no_service_starts_on_the_file_and_it_says_why(
 
 
 @pytest.mark.parametrize("arguments", [["frob"], ["frob", "x"], ["--frob"], ["migrate", "x"]])
-def test_an_unknown_argument_is_named_with_what_there_is(
+def test_an_unknown_argument_is_named_with_the_known_ones(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -31,7 +31,7 @@ REFUSED_UPLOADS = ("upload:code,code=401,msg=no access", "upload:reset", "upload
 
 
 async def cause_failures(process: Served, kie: Simulator) -> None:
-    """Let go wrong what can, with the key or a token at hand each time."""
+    """Cause every error that may contain the key or a token."""
     stub = process.stub
     for value in BAD_AUTHORIZATIONS:
         metadata = [("authorization", value)]

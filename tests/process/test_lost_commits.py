@@ -76,7 +76,7 @@ async def test_a_task_is_bought_once_whichever_of_its_commits_has_no_response(
         struck = wire.cut_at_commit(what, committed=committed)
         created = await service.create()
         await eventually(struck.is_set)
-        wire.mend()
+        wire.repair()
         assert (await end(service, created.id)).status == pb.TASK_STATUS_SUCCESS
         assert len(service.kie.tasks) == creates(service.kie) == 1
 
@@ -90,7 +90,7 @@ async def test_a_create_whose_commit_has_no_response_can_be_retried_by_its_reque
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await service.create(request_id="r")
         assert refusal(caught.value).reason == "STORAGE_UNAVAILABLE"
-        wire.mend()
+        wire.repair()
         created = await patiently(lambda: service.create(request_id="r"))
         assert (await end(service, created.id)).status == pb.TASK_STATUS_SUCCESS
         assert len(service.kie.tasks) == 1
@@ -106,7 +106,7 @@ async def test_an_uncommitted_claim_is_left_to_the_process_that_claimed_the_task
         await eventually(struck.is_set)
         async with replica(postgresql_url) as other:
             await eventually(lambda: creates(kie) == 1)
-            wire.mend()
+            wire.repair()
             assert (await end(other, created.id)).status == pb.TASK_STATUS_SUCCESS
         later = await patiently(service.create)
         assert ended(await end(service, later.id))
@@ -125,7 +125,7 @@ async def test_a_late_postponement_does_not_affect_the_next_sender(
         kie.add_fault("create:slow,seconds=3")
         async with replica(postgresql_url, limits=short) as other:
             await eventually(lambda: creates(kie) == 2)
-            wire.mend()
+            wire.repair()
             assert (await end(other, created.id)).status == pb.TASK_STATUS_SUCCESS
     assert len(kie.tasks) == 1
     assert creates(kie) == 2
@@ -145,9 +145,9 @@ async def test_after_an_outage_senders_can_save_their_responses_before_others_de
                 other_wire.cut()
                 lost = "SELECT 1 FROM tasks WHERE due_time < extract(epoch FROM now())"
                 await eventually(lambda: bool(rows(postgresql_url, lost)))
-                other_wire.mend()
+                other_wire.repair()
                 claimed = "SELECT 1 FROM tasks WHERE version > 2"
                 await eventually(lambda: bool(rows(postgresql_url, claimed)))
-                wire.mend()
+                wire.repair()
                 assert (await end(other, created.id)).status == pb.TASK_STATUS_SUCCESS
     assert len(kie.tasks) == 1

@@ -98,9 +98,7 @@ async def test_a_callback_ends_a_task_long_before_its_next_poll(
         assert time.monotonic() - started < 4
 
 
-async def test_from_done_at_the_provider_to_the_watcher_takes_less_than_50_ms_at_the_median(
-    serve: Serve, port: int
-) -> None:
+async def test_a_watcher_sees_the_end_within_50_ms_at_the_median(serve: Serve, port: int) -> None:
     async with serve(**with_callbacks(port)) as service:
         took = []
         for _ in range(15):
@@ -138,7 +136,7 @@ LOST = [
 
 @pytest.mark.parametrize("fault", LOST)
 @pytest.mark.parametrize("model", ["imagen4", "midjourney"])
-async def test_a_create_whose_answer_was_lost_comes_home_by_its_callback(
+async def test_a_create_whose_response_was_lost_is_recovered_by_its_callback(
     serve: Serve, port: int, fault: str, model: str
 ) -> None:
     async with serve(**with_callbacks(port, create_wait_seconds=0)) as service:
@@ -199,7 +197,7 @@ async def test_a_callback_after_the_wait_adds_the_paid_result_to_the_failed_task
         assert late.failure == failed.failure
 
 
-async def test_an_orphan_comes_home_after_a_restart_in_between(serve: Serve, port: int) -> None:
+async def test_an_orphan_is_recovered_after_a_restart(serve: Serve, port: int) -> None:
     settings = with_callbacks(port, create_wait_seconds=0)
     async with serve(**settings) as service:
         service.kie.add_fault("create:accept_then_reset")
@@ -220,7 +218,7 @@ async def test_a_duplicate_or_late_callback_is_received_and_changes_nothing(
         assert await service.query(end.id) == end
 
 
-async def test_a_callback_for_a_task_that_is_not_there_is_unknown(serve: Serve, port: int) -> None:
+async def test_a_callback_for_a_missing_task_is_404(serve: Serve, port: int) -> None:
     secret = {"callback_secret": SecretStr("s")}
     async with serve(**with_callbacks(port, **secret)) as service:
         urls = CallbackUrls(f"http://127.0.0.1:{port}", b"s")
@@ -264,9 +262,7 @@ async def test_the_first_of_several_secrets_makes_urls_and_all_of_them_verify(
     assert answers == {"new": 404, "old": 404, "x": 401}
 
 
-async def test_callbacks_under_way_survive_a_new_key_of_the_provider(
-    serve: Serve, port: int
-) -> None:
+async def test_callbacks_in_progress_survive_a_new_key(serve: Serve, port: int) -> None:
     url = await made_url(serve, port)
     async with serve(**with_callbacks(port, kie_api_key=SecretStr("another-key"))):
         assert await post(url) == 200
@@ -336,7 +332,7 @@ ODD_BODIES: dict[str, tuple[bytes, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize(("body", "headers"), ODD_BODIES.values(), ids=ODD_BODIES.keys())
-async def test_a_true_seal_is_enough_to_poll_whatever_the_body_is(
+async def test_a_valid_seal_is_enough_to_poll_whatever_the_body(
     tmp_path: Path, kie: Simulator, port: int, body: bytes, headers: dict[str, str]
 ) -> None:
     async with serving(tmp_path, kie, **with_callbacks(port)) as service:
@@ -346,7 +342,7 @@ async def test_a_true_seal_is_enough_to_poll_whatever_the_body_is(
         assert not ended(await service.query(created.id))
 
 
-async def test_a_body_that_never_ends_is_given_up_and_the_task_is_polled(
+async def test_a_body_that_never_ends_is_abandoned_and_the_task_is_polled(
     tmp_path: Path, kie: Simulator, port: int
 ) -> None:
     bounds = Bounds(http=HttpLimits(request_seconds=0.3))
@@ -453,7 +449,7 @@ async def test_kies_signature_is_read_in_every_form(
         assert await metered.verdicts() == {"received": 1}
 
 
-async def test_a_wrong_signature_under_a_true_seal_is_counted_and_the_task_is_polled(
+async def test_a_wrong_signature_with_a_valid_seal_is_counted_and_the_task_is_polled(
     tmp_path: Path, port: int
 ) -> None:
     async with signed_callbacks(tmp_path, port) as (service, metered):
@@ -489,7 +485,7 @@ async def test_an_unsigned_id_is_not_looked_up(tmp_path: Path, port: int) -> Non
         creating.cancel()
 
 
-async def test_the_clock_of_signatures_is_the_stores(
+async def test_signatures_are_checked_with_the_stores_clock(
     tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On PostgreSQL all replicas and the callbacks' window share the database's clock."""
@@ -507,7 +503,7 @@ async def test_the_clock_of_signatures_is_the_stores(
 # --- many callbacks ---
 
 
-async def test_one_poll_is_under_way_however_many_callbacks_come(
+async def test_one_poll_runs_at_a_time_however_many_callbacks_arrive(
     tmp_path: Path, kie: Simulator, port: int
 ) -> None:
     async with serving(tmp_path, kie, **with_callbacks(port, poll_interval_seconds=60)) as service:
@@ -535,7 +531,7 @@ async def test_a_callback_that_repeats_within_a_second_costs_no_status_request(
         assert polls_of(kie, created.provider_task_id) == 1
 
 
-async def test_a_callback_with_news_within_a_second_is_polled_for_a_second_later(
+async def test_a_different_callback_within_a_second_causes_a_poll_a_second_later(
     tmp_path: Path, kie: Simulator, port: int
 ) -> None:
     async with serving(tmp_path, kie, **with_callbacks(port, poll_interval_seconds=60)) as service:
@@ -649,7 +645,7 @@ async def test_a_task_that_was_watched_before_it_was_sent_is_polled(
         assert ended(await service.end((await service.create()).id))
 
 
-async def test_a_watch_hastens_a_task_that_another_process_left_to_its_callback(
+async def test_a_watch_makes_a_task_due_that_another_process_left_to_its_callback(
     tmp_path: Path, kie: Simulator, postgresql_url: str, port: int
 ) -> None:
     settings = with_callbacks(port, watch_heartbeat_seconds=0.05, poll_interval_seconds=0.2)
@@ -674,7 +670,7 @@ async def test_a_lost_callback_is_noticed_once_it_is_overdue(serve: Serve, port:
         assert polls_of(service.kie, created.provider_task_id) == 1
 
 
-async def test_a_record_that_lags_behind_its_callback_is_asked_for_again(
+async def test_a_record_that_lags_behind_its_callback_is_polled_again(
     serve: Serve, port: int
 ) -> None:
     async with serve(**with_callbacks(port, **OFTEN)) as service:

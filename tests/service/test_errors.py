@@ -233,7 +233,7 @@ async def test_a_broken_rule_is_named_by_its_field(
     assert (error.code, error.reason, error.fields) == (INVALID, "INVALID_PARAMS", [field])
 
 
-async def test_an_after_revision_above_the_present_one_is_refused(service: Service) -> None:
+async def test_an_after_revision_above_the_current_one_is_refused(service: Service) -> None:
     created = await service.create({"imagen4": {"prompt": "x [sim:stuck]"}})
     request = pb.WatchTaskRequest(task_id=created.id, after_revision=1_000)
     error = await refused(service.stub.WatchTask(request).read())
@@ -311,7 +311,7 @@ GARBAGE = {
 @pytest.mark.parametrize(
     "method", [f"/generation.v1.GenerationService/{m}" for m in METHODS] + OTHERS
 )
-async def test_bytes_that_are_no_message_are_the_callers_error(
+async def test_an_unparsable_request_is_the_callers_error(
     service: Service, method: str, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     send: Any = service.channel.stream_stream(method)
@@ -340,7 +340,7 @@ async def test_an_unknown_method_is_unimplemented(service: Service) -> None:
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_message_over_the_limit_is_refused_and_the_service_goes_on(
+async def test_a_message_over_the_limit_is_refused_and_the_service_continues(
     service: Service,
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -352,7 +352,7 @@ async def test_a_message_over_the_limit_is_refused_and_the_service_goes_on(
 # --- the database is unavailable ---
 
 
-async def test_a_database_that_is_away_is_unavailable_and_says_when_to_retry(serve: Serve) -> None:
+async def test_an_unavailable_database_is_reported_with_a_retry_delay(serve: Serve) -> None:
     timeouts = DatabaseTimeouts(sqlite_busy_seconds=0.05, lock_milliseconds=50)
     async with serve(bounds=Bounds(database=timeouts)) as service:
         with locked(service.database_url):

@@ -127,7 +127,7 @@ async def test_damaged_tasks_take_no_room_on_a_page(store: Store, filled: str) -
 
 
 @pytest.mark.parametrize("damaged", ["t199", "t198", "t000", "t001"])
-async def test_a_walk_over_pages_within_bytes_meets_every_task(
+async def test_pages_limited_by_bytes_contain_every_task(
     store: Store, filled: str, damaged: str
 ) -> None:
     change(filled, f"UPDATE tasks SET status = 'WHAT' WHERE id = '{damaged}'")  # noqa: S608 - ours

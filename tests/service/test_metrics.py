@@ -230,7 +230,7 @@ async def test_an_unreachable_provider_is_not_connected(serve: Serve, unused_tcp
     assert page.provider_calls("/api/file-stream-upload", "not_connected") == 1
 
 
-async def test_an_upload_that_its_caller_broke_off_is_given_up_and_not_the_providers_fault(
+async def test_an_upload_that_its_caller_aborted_is_given_up_and_not_the_providers_fault(
     measured: Service,
 ) -> None:
     messages = upload_messages(b"x" * 100_000, size_bytes=200_000)

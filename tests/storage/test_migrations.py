@@ -67,7 +67,7 @@ def version(folder: Path, **migrations: str) -> Path:
 
 @contextmanager
 def reading(postgresql_url: str) -> Iterator[None]:
-    """Have a long read of the tasks under way, as a backup's, which an ALTER TABLE waits for."""
+    """Keep a long read of the tasks open, such as a backup; an ALTER TABLE waits for it."""
     with closing(connect(postgresql_url)) as reader:
         reader.cursor().execute("LOCK TABLE tasks IN ACCESS SHARE MODE")
         yield
@@ -103,7 +103,7 @@ def test_many_processes_that_migrate_at_once_apply_each_migration_once(
     assert rows(postgresql_url, APPLIED) == [(name,) for name in OURS]
 
 
-def test_many_that_start_at_once_wait_for_an_index_that_is_made_beside_the_traffic(
+def test_many_processes_that_start_at_once_wait_for_a_concurrent_index(
     postgresql_url: str, tmp_path: Path
 ) -> None:
     migrate(postgresql_url)
@@ -121,7 +121,7 @@ def test_many_that_start_at_once_wait_for_an_index_that_is_made_beside_the_traff
     assert sorted(applied, key=len) == [[]] * 5 + [["0900_index"]]
 
 
-async def test_whoever_waits_for_another_that_migrates_gives_up_in_the_end(
+async def test_waiting_for_another_process_to_migrate_times_out(
     postgresql_url: str,
 ) -> None:
     with migration_lock(PostgresDatabase(connection_params(postgresql_url))):
@@ -180,7 +180,7 @@ async def test_an_old_version_starts_on_a_file_that_a_newer_one_has_migrated(
 # --- locks ---
 
 
-async def test_a_migration_that_waits_for_a_table_does_not_hold_up_the_traffic(
+async def test_a_migration_that_waits_for_a_table_does_not_block_other_statements(
     postgresql_url: str, tmp_path: Path
 ) -> None:
     store = open_store(postgresql_url)
@@ -218,7 +218,7 @@ async def test_a_migration_that_never_gets_its_table_says_so_and_leaves_nothing(
     assert migrate(postgresql_url, newer) == ["0900_more"]
 
 
-async def test_without_hints_no_connection_asks_for_what_a_pooler_does_not_know(
+async def test_without_hints_connections_use_only_what_a_pooler_supports(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -237,10 +237,10 @@ async def test_without_hints_no_connection_asks_for_what_a_pooler_does_not_know(
     assert set(asked) == {of_the_url}
 
 
-def test_an_index_is_made_beside_a_transaction_that_is_under_way(
+def test_an_index_is_created_while_a_transaction_is_open(
     postgresql_url: str, tmp_path: Path
 ) -> None:
-    """A migration in a transaction would wait for it, and hold up whoever comes after."""
+    """A migration in a transaction would wait for it, and block every later statement."""
     migrate(postgresql_url)
     newer = version(tmp_path, _0900_index=INDEX)
     with reading(postgresql_url):

@@ -82,7 +82,7 @@ def reads_all(plan: str) -> bool:
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
-async def test_a_hot_statement_never_goes_through_the_ended_tasks(plans: Plans, name: str) -> None:
+async def test_a_hot_statement_never_scans_the_ended_tasks(plans: Plans, name: str) -> None:
     plan = plans.of(getattr(plans.engine.sql, name), STATEMENTS[name])
     if name == "count_callers":  # what waits is sorted by its callers
         plan = re.sub(r"\bSort\b|USE TEMP B-TREE FOR .*", "", plan)
@@ -159,7 +159,7 @@ async def median_seconds(ask: Callable[[], Awaitable[object]], times: int = 60) 
 
 
 async def costs(store: Store) -> dict[str, float]:
-    """Return the seconds of each hot operation, with 500 tasks under way."""
+    """Return the seconds of each hot operation, with 500 tasks in progress."""
     tasks = [new(f"poll-{i}", stage=Stage.QUEUED, due_time=NOW) for i in range(250)]
     tasks += [new(f"submit-{i}", due_time=NOW) for i in range(250)]
     await stored(store, *tasks)

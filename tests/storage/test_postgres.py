@@ -48,9 +48,7 @@ def run(url: str, *statements: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
-async def test_a_database_that_cannot_hold_every_script_is_refused(
-    cluster: Cluster, encoding: str
-) -> None:
+async def test_a_database_without_utf_8_is_refused(cluster: Cluster, encoding: str) -> None:
     run(cluster.url, f"CREATE DATABASE narrow ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")
     with pytest.raises(StorageConfigError, match=f"must have the encoding UTF8, not {encoding}"):
         open_store(f"{cluster.url.rpartition('/')[0]}/narrow")
@@ -102,7 +100,7 @@ def pooler_without_options(url: str) -> Iterator[str]:
     server.server_close()
 
 
-def test_a_pooler_that_ignores_the_schema_of_the_url_is_refused_before_anything_is_made(
+def test_a_pooler_that_ignores_the_schema_of_the_url_is_refused_before_anything_is_created(
     postgresql_url: str,
 ) -> None:
     tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
@@ -146,7 +144,7 @@ async def test_the_encoding_of_the_environment_does_not_matter(
     await store.close()
 
 
-async def test_a_role_that_may_only_read_is_told_as_a_database_that_is_away(
+async def test_a_read_only_role_is_reported_as_an_unavailable_database(
     postgresql_url: str,
 ) -> None:
     store = open_store(postgresql_url)
@@ -161,7 +159,7 @@ async def test_a_role_that_may_only_read_is_told_as_a_database_that_is_away(
         lambda: store.purge(NOW, 1),
         store.ping,
     ]
-    for write in writes:  # after each the connection is made anew
+    for write in writes:  # after each the connection is opened again
         await store._execute("test", f"SET ROLE {role}")
         with pytest.raises(StorageUnavailableError, match="permission denied"):
             await write()
@@ -171,12 +169,12 @@ async def test_a_role_that_may_only_read_is_told_as_a_database_that_is_away(
     change(postgresql_url, f"DROP ROLE {role}")
 
 
-async def test_a_schema_that_is_not_there_is_named(postgresql_url: str) -> None:
+async def test_a_missing_schema_is_named(postgresql_url: str) -> None:
     with pytest.raises(StorageUnavailableError, match="no schema has been selected"):
         open_store(f"{postgresql_url.rpartition('%3D')[0]}%3Dnowhere")
 
 
-async def test_a_long_name_of_a_schema_does_not_keep_replicas_from_hinting(
+async def test_hints_work_with_a_long_schema_name(
     postgresql_url: str,
 ) -> None:
     schema = f"s_{'x' * 58}"
@@ -209,7 +207,7 @@ async def test_setting_the_machines_clock_moves_no_lease(
     await store.close()
 
 
-async def test_a_purge_that_meets_a_bug_goes_on(
+async def test_a_purge_continues_after_a_bug(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(postgresql_url)
@@ -233,7 +231,7 @@ async def test_a_purge_that_meets_a_bug_goes_on(
     await store.close()
 
 
-async def test_a_heartbeat_repeats_what_others_have_committed_though_their_hint_is_lost(
+async def test_a_heartbeat_shows_commits_of_other_replicas_even_if_their_hint_is_lost(
     tmp_path: Path, kie: Simulator, postgresql_url: str
 ) -> None:
     bounds = replace(BOUNDS, follow=FollowTimes(sweep_seconds=3_600))
@@ -255,7 +253,7 @@ async def test_a_heartbeat_repeats_what_others_have_committed_though_their_hint_
         assert seen.status == pb.TASK_STATUS_SUCCESS
 
 
-async def test_a_process_that_waits_for_anothers_migration_ends_when_it_is_told_to(
+async def test_a_process_that_waits_for_a_migration_can_be_stopped(
     tmp_path: Path, kie: Simulator, cluster: Cluster, unused_tcp_port_factory: Any
 ) -> None:
     ports = [unused_tcp_port_factory(), unused_tcp_port_factory()]

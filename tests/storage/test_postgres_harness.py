@@ -94,7 +94,7 @@ def test_a_restarted_server_has_the_same_url_and_data(cluster: Cluster) -> None:
 
 @pytest.mark.usefixtures("cluster")  # which skips where none can run
 def test_the_server_of_the_wheel_runs_with_fsync() -> None:
-    """As whoever runs the tests, root too."""
+    """As the user that runs the tests, root too."""
     with Cluster(binaries=bundled(), fsync=True) as cluster:
         assert execute(cluster.url, "SHOW fsync") == [("on",)]
 

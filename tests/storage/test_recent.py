@@ -33,7 +33,7 @@ def remembered(store: Store, task_id: str) -> Task | None:
     return store._recent.get(task_id)
 
 
-async def test_what_only_we_write_is_remembered_and_not_read_again(tmp_path: Path) -> None:
+async def test_tasks_that_only_this_process_writes_are_cached(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/generation.db"
     store = open_store(url)
     await stored(store, SUCCESS)
@@ -42,7 +42,7 @@ async def test_what_only_we_write_is_remembered_and_not_read_again(tmp_path: Pat
     await store.close()
 
 
-async def test_what_another_process_may_change_is_read_every_time(postgresql_url: str) -> None:
+async def test_tasks_that_another_process_may_change_are_not_cached(postgresql_url: str) -> None:
     first, second = open_store(postgresql_url), open_store(postgresql_url)
     task = new("t")
     await stored(first, task)
@@ -57,7 +57,7 @@ async def test_what_another_process_may_change_is_read_every_time(postgresql_url
     await second.close()
 
 
-async def test_what_is_remembered_follows_every_write(store: Store) -> None:
+async def test_the_cache_follows_every_write(store: Store) -> None:
     await stored(store, new("t"), new("u", stage=Stage.QUEUED, setbacks=1, due_time=NOW + 9))
     [claimed] = await claim(store, Lane.SUBMIT, NOW, 1, send)
     assert await store.get("t") == claimed
@@ -72,14 +72,14 @@ async def test_what_is_remembered_follows_every_write(store: Store) -> None:
     assert await claim(store, Lane.POLL, NOW, 9, off(60))
 
 
-async def test_a_save_that_lost_its_race_reads_again(store: Store, database_url: str) -> None:
+async def test_after_a_lost_race_the_task_is_read_again(store: Store, database_url: str) -> None:
     await stored(store, new("t"))
     change(database_url, "UPDATE tasks SET version = 9, prompt_id = 'q'")
     assert await store.save(new("t"), send(new("t"))) is None
     assert await store.get("t") == new("t", version=9, prompt_id="q")
 
 
-async def test_a_write_whose_caller_has_left_is_remembered_all_the_same(store: Store) -> None:
+async def test_a_write_whose_caller_has_disconnected_is_cached(store: Store) -> None:
     await stored(store, new("t"))
     gate = Gate(store)
     await gate.reached()
@@ -90,7 +90,7 @@ async def test_a_write_whose_caller_has_left_is_remembered_all_the_same(store: S
     assert await store.get("t") == send(new("t"))._replace(version=2)
 
 
-async def test_after_a_write_that_failed_nothing_is_taken_for_known(
+async def test_a_failed_write_clears_the_cache(
     database_url: str,
 ) -> None:
     store = open_store(
@@ -104,7 +104,7 @@ async def test_after_a_write_that_failed_nothing_is_taken_for_known(
     await store.close()
 
 
-async def test_a_page_is_never_newer_than_what_is_remembered(store: Store) -> None:
+async def test_a_page_is_never_newer_than_the_cache(store: Store) -> None:
     tasks = [new(f"t{i}") for i in range(20)]
     await stored(store, *tasks)
 
@@ -124,20 +124,20 @@ async def test_a_page_is_never_newer_than_what_is_remembered(store: Store) -> No
     await asyncio.gather(look(), *map(move, tasks))
 
 
-async def test_what_was_purged_is_forgotten(store: Store) -> None:
+async def test_purged_tasks_leave_the_cache(store: Store) -> None:
     await stored(store, SUCCESS)
     await store.purge(NOW + 1, 100)
     assert await store.get("t") is None
 
 
-async def test_a_full_queue_remembers_nothing_of_what_it_refused(store: Store) -> None:
+async def test_a_refused_create_is_not_cached(store: Store) -> None:
     await store.create(new("t"), CreateLimits(0))
     assert await store.get("t") is None
     await store.create(new("t"), NO_LIMIT)
     assert await store.get("t") == new("t")
 
 
-def test_what_was_used_longest_ago_goes_first_when_it_is_too_much() -> None:
+def test_the_least_recently_used_task_leaves_a_full_cache() -> None:
     recent = RecentTasks()
     large = [new(f"t{i}", params=bytes(MAX_BYTES // 4)) for i in range(4)]
     recent.keep(large[:3])
@@ -146,7 +146,7 @@ def test_what_was_used_longest_ago_goes_first_when_it_is_too_much() -> None:
     assert [bool(recent.get(task.id)) for task in large] == [True, False, True, True]
 
 
-def test_a_task_larger_than_everything_is_not_remembered_and_neither_is_what_it_was() -> None:
+def test_a_task_larger_than_the_cache_is_not_cached_nor_its_earlier_snapshot() -> None:
     recent = RecentTasks()
     recent.keep([new("t")])
     recent.keep([new("t", version=2, params=bytes(MAX_BYTES))])
@@ -156,7 +156,7 @@ def test_a_task_larger_than_everything_is_not_remembered_and_neither_is_what_it_
 # --- answers ---
 
 
-def test_an_answer_is_known_only_to_its_caller_and_only_for_a_success() -> None:
+def test_a_response_is_cached_only_for_its_caller_and_only_for_a_success() -> None:
     answers = Answers(DAY)
     answer = answers.of(SUCCESS)
     assert answers.for_success("c", "t", NOW) == answer
@@ -180,14 +180,14 @@ def test_the_next_revision_is_serialized_again() -> None:
     assert answers.of(send(task)) != answers.of(task)
 
 
-def test_an_answer_is_not_known_any_more_once_its_task_may_have_been_purged() -> None:
+def test_a_cached_response_expires_when_its_task_may_have_been_purged() -> None:
     answers = Answers(DAY, kept_seconds=60)
     answer = answers.of(SUCCESS)
     assert answers.for_success("c", "t", NOW + 59) == answer
     assert answers.for_success("c", "t", NOW + 60) is None
 
 
-async def test_the_newest_results_are_known_from_the_start(store: Store) -> None:
+async def test_the_newest_results_are_cached_at_start(store: Store) -> None:
     await stored(store, *(SUCCESS._replace(id=f"t{i}", complete_time=NOW + i) for i in range(9)))
     answers = Answers(DAY)
     await warm_answers(store, answers, tasks_max=6, batch=2)

@@ -51,7 +51,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 # --- what is written ---
 
 
-async def test_a_write_is_on_the_disk_before_it_is_acknowledged(store: Store) -> None:
+async def test_a_write_is_persisted_before_it_is_acknowledged(store: Store) -> None:
     def pragma(name: str) -> Any:
         return store._engine.execute(f"PRAGMA {name}").fetchone()[0]
 
@@ -61,7 +61,7 @@ async def test_a_write_is_on_the_disk_before_it_is_acknowledged(store: Store) ->
     assert settings == ("wal", 2), "2 is FULL: every commit is flushed"
 
 
-async def test_params_that_are_text_damage_a_row_and_the_others_are_claimed(
+async def test_a_row_whose_params_are_text_is_damaged_and_the_others_are_claimed(
     store: Store, tmp_path: Path
 ) -> None:
     await stored(store, new("broken", due_time=NOW - 9), new("t"))
@@ -93,7 +93,7 @@ async def test_writes_that_wait_together_are_committed_together(
     assert await store.count(Lane.SUBMIT) == 20
 
 
-# --- a database that is away ---
+# --- an unavailable database ---
 
 
 async def test_a_locked_database_is_unavailable_and_works_again_after(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ async def test_a_file_that_cannot_grow_is_unavailable_until_it_can(tmp_path: Pat
     assert rows(url(tmp_path), "PRAGMA integrity_check") == [("ok",)]
 
 
-async def test_a_database_damaged_on_the_disk_is_unavailable(tmp_path: Path) -> None:
+async def test_a_damaged_database_file_is_unavailable(tmp_path: Path) -> None:
     store = open_store(url(tmp_path))
     await stored(store, *some_tasks())
     await store.close()
@@ -260,7 +260,7 @@ async def test_a_second_store_on_the_same_file_is_refused_until_the_first_is_clo
     await second.close()
 
 
-async def test_stores_on_different_files_live_side_by_side(tmp_path: Path) -> None:
+async def test_stores_on_different_files_work_at_the_same_time(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     first, second = open_store(url(tmp_path)), open_store(url(tmp_path / "other"))
     await stored(first, new("t"))
@@ -282,7 +282,7 @@ async def test_closing_finishes_the_writes_that_wait(tmp_path: Path) -> None:
     assert rows(url(tmp_path), "SELECT count(*) FROM tasks") == [(600,)]
 
 
-async def test_closing_leaves_no_thread_and_no_file_of_its_own(tmp_path: Path) -> None:
+async def test_closing_leaves_no_thread_and_no_temporary_file(tmp_path: Path) -> None:
     store = open_store(url(tmp_path))
     await stored(store, new("t"))
     await store.page(ListFilter("c"), None, 1)
@@ -293,7 +293,7 @@ async def test_closing_leaves_no_thread_and_no_file_of_its_own(tmp_path: Path) -
     assert set(os.listdir(tmp_path)) == {"generation.db", "generation.db.lock"}  # noqa: PTH208
 
 
-async def test_a_file_in_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+async def test_a_file_in_a_missing_folder_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(StorageUnavailableError) as caught:
         open_store(url(tmp_path / "nowhere"))
     assert (
@@ -309,7 +309,7 @@ async def test_a_folder_in_place_of_the_file_is_unavailable(tmp_path: Path) -> N
             open_store(url(tmp_path))
 
 
-async def test_a_file_that_is_no_database_is_named_and_left_alone(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_database_is_named_and_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "generation.db"
     content = b"my other notes\n" * 1_000
     path.write_bytes(content)
@@ -317,14 +317,14 @@ async def test_a_file_that_is_no_database_is_named_and_left_alone(tmp_path: Path
         with pytest.raises(StorageConfigError, match=re.escape(f"{path} is not a SQLite database")):
             open_store(url(tmp_path))
     assert path.read_bytes() == content
-    assert os.listdir(tmp_path) == ["generation.db"]  # noqa: PTH208 - and no lock beside it
+    assert os.listdir(tmp_path) == ["generation.db"]  # noqa: PTH208 - and no lock next to it
 
 
 @pytest.mark.parametrize(
     "database_url",
     ["", "generation.db", "sqlite://", "sqlite:///", "sqlite:///:memory:", "mysql://x/y"],
 )
-async def test_a_url_that_names_no_database_is_a_mistake_of_the_configuration(
+async def test_a_url_without_a_database_is_a_configuration_error(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

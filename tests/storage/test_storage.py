@@ -180,16 +180,14 @@ def test_the_full_task_differs_from_the_empty_one_in_every_field() -> None:
 
 
 @pytest.mark.parametrize("task", [FULL, EMPTY], ids=["full", "empty"])
-async def test_a_task_comes_back_as_it_was_created(store: Store, task: Task) -> None:
+async def test_a_task_is_read_as_it_was_created(store: Store, task: Task) -> None:
     assert await store.create(task, NO_LIMIT) == Created(task)
     assert await read(store, task.id) == task
     assert await store.page(ListFilter(task.caller), None, 10) == [task]
 
 
 @pytest.mark.parametrize("seed", range(40))
-async def test_any_task_comes_back_as_it_was_created_and_as_it_was_saved(
-    store: Store, seed: int
-) -> None:
+async def test_any_task_is_read_as_it_was_created_and_saved(store: Store, seed: int) -> None:
     task = any_task(seed)
     await stored(store, task)
     assert await read(store, task.id) == task
@@ -201,7 +199,7 @@ async def test_any_task_comes_back_as_it_was_created_and_as_it_was_saved(
     assert await read(store, task.id) == after
 
 
-async def test_a_task_comes_back_after_the_store_was_closed(database_url: str) -> None:
+async def test_a_task_is_read_after_the_store_was_closed(database_url: str) -> None:
     tasks = [any_task(seed)._replace(id=f"t{seed}", request_id="") for seed in range(10)]
     store = open_store(database_url)
     await stored(store, *tasks)
@@ -211,7 +209,7 @@ async def test_a_task_comes_back_after_the_store_was_closed(database_url: str) -
     await store.close()
 
 
-async def test_a_task_that_is_not_there_is_none(store: Store) -> None:
+async def test_a_missing_task_is_none(store: Store) -> None:
     assert await read(store, "nobody") is None
     assert await store.find_request("c", "nobody") is None
 
@@ -219,7 +217,7 @@ async def test_a_task_that_is_not_there_is_none(store: Store) -> None:
 # --- request_ids ---
 
 
-async def test_a_request_id_of_one_caller_makes_one_task_whatever_becomes_of_it(
+async def test_a_request_id_of_one_caller_makes_one_task_whatever_its_state(
     store: Store,
 ) -> None:
     first = new("first", request_id="r")
@@ -256,7 +254,7 @@ async def test_racing_creates_with_one_request_id_make_one_task(
     assert rows(database_url, "SELECT count(*) FROM tasks") == [(1,)]
 
 
-async def test_an_id_that_is_taken_is_a_bug_and_harms_nobody(store: Store) -> None:
+async def test_a_duplicate_id_is_a_bug_and_affects_no_other_task(store: Store) -> None:
     await stored(store, new("t"))
     answers = await asyncio.gather(
         store.create(new("t", prompt_id="q"), NO_LIMIT),
@@ -310,7 +308,7 @@ async def test_a_save_of_a_stale_snapshot_changes_nothing(store: Store) -> None:
     assert await read(store, "t") == second
 
 
-async def test_a_move_that_nobody_sees_makes_earlier_snapshots_stale_too(store: Store) -> None:
+async def test_an_invisible_move_makes_earlier_snapshots_stale_too(store: Store) -> None:
     first = new("t")
     await stored(store, first)
     second = await saved(store, first, first.scheduled(NOW + 1, 1))
@@ -319,7 +317,7 @@ async def test_a_move_that_nobody_sees_makes_earlier_snapshots_stale_too(store: 
     assert await read(store, "t") == second
 
 
-async def test_a_task_goes_on_from_what_a_save_returned(store: Store) -> None:
+async def test_a_saved_snapshot_can_be_saved_again(store: Store) -> None:
     task = new("t")
     await stored(store, task)
     task = await saved(store, task, send(task))
@@ -404,14 +402,14 @@ async def test_no_task_is_claimed_twice_by_racing_claims(store: Store) -> None:
     assert len(claimed) == len(set(claimed)) == 100
 
 
-async def test_what_was_put_off_is_claimed_again_when_it_is_due(store: Store) -> None:
+async def test_a_claimed_task_is_claimed_again_when_it_is_due(store: Store) -> None:
     await stored(store, LANES[Lane.POLL])
     assert await claim(store, Lane.POLL, NOW, 10, off(60))
     assert await claim(store, Lane.POLL, NOW + 59, 10, off(120)) == []
     assert await claim(store, Lane.POLL, NOW + 60, 10, off(120))
 
 
-async def test_a_move_that_breaks_claims_nothing_and_the_writer_goes_on(store: Store) -> None:
+async def test_a_move_that_raises_claims_nothing_and_the_writer_continues(store: Store) -> None:
     await stored(store, new("t"))
 
     def broken(task: Task) -> Task:
@@ -451,7 +449,7 @@ async def test_a_damaged_row_leaves_its_lane_and_the_others_are_claimed(
 # --- claims in turns ---
 
 
-async def test_tasks_wait_in_turns_of_their_callers_by_their_creation(store: Store) -> None:
+async def test_waiting_tasks_have_turns_by_caller_and_creation(store: Store) -> None:
     tasks = [
         new(f"{caller}{age}", caller=caller, create_time=NOW - age)
         for caller in "cd"
@@ -531,7 +529,7 @@ async def test_slots_are_remembered_when_the_quota_is_made_again_larger_or_small
     assert (await taken(store, NOW + 12, 9, replace(QUOTA, limit=1)))[0] == 1
 
 
-async def test_one_slot_is_taken_or_told_when_it_is_free(store: Store) -> None:
+async def test_a_slot_is_taken_or_the_time_of_the_next_one_returned(store: Store) -> None:
     quota = replace(QUOTA, limit=1)
     await store.add_slots(quota)
     assert await store.take_slot(quota, NOW) == 0
@@ -547,7 +545,7 @@ async def test_racing_claims_take_each_slot_once(store: Store) -> None:
     assert sum(count for count, _ in await asyncio.gather(*racing)) == 7
 
 
-async def test_no_more_are_sent_than_may_run(store: Store) -> None:
+async def test_no_more_tasks_are_claimed_than_may_run(store: Store) -> None:
     running = [new(f"r{i}", stage=Stage.QUEUED, due_time=NOW + 60) for i in range(2)]
     await stored(store, *running, *(new(f"t{i}") for i in range(9)))
 
@@ -569,7 +567,7 @@ async def test_no_more_are_sent_than_may_run(store: Store) -> None:
 # --- leases ---
 
 
-async def test_a_lease_is_renewed_as_long_as_nobody_else_has_moved_the_task(store: Store) -> None:
+async def test_a_lease_is_renewed_unless_another_process_changed_the_task(store: Store) -> None:
     await stored(store, new("mine"), new("moved"))
     claimed = await claim(store, Lane.SUBMIT, NOW, 10, send)
     by_id = {task.id: task for task in claimed}
@@ -618,7 +616,7 @@ async def test_a_purge_deletes_the_oldest_ended_tasks_and_forgets_their_request_
 # --- at the start, and after an outage ---
 
 
-async def test_a_release_makes_due_what_waits_for_workers_that_are_gone(store: Store) -> None:
+async def test_abandoned_tasks_can_be_made_due(store: Store) -> None:
     later = NOW + 900
     waiting = [
         new("accepted", due_time=later),
@@ -640,14 +638,14 @@ async def test_a_release_makes_due_what_waits_for_workers_that_are_gone(store: S
         assert await read(store, task.id) == task
 
 
-async def test_what_was_released_is_stale_for_whoever_still_works_on_it(store: Store) -> None:
+async def test_a_worker_cannot_save_a_task_that_was_made_due(store: Store) -> None:
     await stored(store, new("t"))
     [claimed] = await claim(store, Lane.SUBMIT, NOW, 1, send)
     await store.release(NOW)
     assert await store.save(claimed, claimed.queued("k", NOW, NOW)) is None
 
 
-async def test_what_an_outage_put_off_is_polled_at_once_when_the_provider_answers_again(
+async def test_tasks_that_an_outage_postponed_are_due_when_it_is_over(
     store: Store,
 ) -> None:
     later = NOW + 900
@@ -673,7 +671,7 @@ async def test_what_an_outage_put_off_is_polled_at_once_when_the_provider_answer
         assert await read(store, task.id) == task
 
 
-async def test_those_whose_last_poll_failed_come_after_the_others_unless_overdue_for_long(
+async def test_tasks_whose_last_poll_failed_come_last_unless_long_overdue(
     store: Store,
 ) -> None:
     await stored(
@@ -818,7 +816,7 @@ async def test_damaged_rows_are_left_out_of_pages_and_do_not_end_them(
     assert await store.page(ListFilter("c"), None, limit) == readable[:limit]
 
 
-async def test_a_task_created_meanwhile_does_not_shift_the_pages(store: Store) -> None:
+async def test_a_task_created_between_pages_does_not_shift_them(store: Store) -> None:
     await stored(store, *(new(f"t{i}", create_time=NOW + i) for i in range(4)))
     first = await store.page(ListFilter("c"), None, 2)
     await stored(store, new("newer", create_time=NOW + 10))
@@ -893,7 +891,7 @@ async def test_a_write_that_fails_before_its_commit_is_known_not_to_be_committed
     assert not isinstance(caught.value, CommitUnknownError)
 
 
-async def test_a_write_whose_caller_is_gone_is_done_all_the_same(store: Store) -> None:
+async def test_a_write_is_done_even_if_its_caller_has_disconnected(store: Store) -> None:
     gate = Gate(store)
     await gate.reached()
     [gone, stays] = await enqueued(

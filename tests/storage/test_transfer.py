@@ -51,7 +51,7 @@ def all_rows(database_url: str) -> list[Any]:
 # --- what is imported ---
 
 
-async def test_every_column_of_every_ended_task_comes_over_as_it_is(
+async def test_every_column_of_every_ended_task_is_imported_unchanged(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
     odd = [any_task(seed)._replace(id=f"t{seed}", request_id=f"r{seed}") for seed in range(60)]
@@ -73,7 +73,7 @@ async def test_a_request_id_is_known_after_it_was_imported(
     assert again.task.id == "t"
 
 
-async def test_what_waited_for_the_stopped_service_is_due_and_the_rest_keeps_its_time(
+async def test_tasks_that_waited_for_the_stopped_service_are_due_and_others_keep_their_time(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
     far = 4_000_000_000.0
@@ -103,7 +103,7 @@ async def test_what_waited_for_the_stopped_service_is_due_and_the_rest_keeps_its
     await store.close()
 
 
-async def test_slots_come_over_and_the_later_one_counts(
+async def test_slots_are_imported_and_the_later_time_counts(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
     quota = Quota("creates", 3, 10)
@@ -122,7 +122,7 @@ async def test_slots_come_over_and_the_later_one_counts(
     ]
 
 
-async def test_callbacks_of_tasks_that_come_over_are_recognised(
+async def test_callbacks_of_imported_tasks_are_recognised(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
     assert await secrets_of(file_url, b"of the file") == [b"of the file"]
@@ -163,7 +163,7 @@ async def test_a_file_that_was_imported_completely_is_refused_so_that_nothing_co
     assert rows(postgresql_url, "SELECT id FROM tasks") == []
 
 
-async def test_after_an_interruption_the_rest_comes_over_and_nothing_twice(
+async def test_after_an_interruption_the_rest_is_imported_and_nothing_twice(
     file_url: str, path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await keep(file_url, *(new(f"t{number}") for number in range(10)))
@@ -203,7 +203,7 @@ async def test_a_server_that_dies_half_way_leaves_whole_batches(
     assert import_sqlite(path, cluster.url, 3) == ImportResult(4, 6, [])
 
 
-async def test_what_postgresql_has_taken_further_is_left_as_it_is_there(
+async def test_a_task_that_is_newer_in_postgresql_is_not_overwritten(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
     await keep(file_url, new("t"))
@@ -218,7 +218,7 @@ async def test_what_postgresql_has_taken_further_is_left_as_it_is_there(
     assert await kept(postgresql_url, "t") == [after]
 
 
-async def test_a_task_that_went_on_in_the_file_is_named_and_not_overwritten(
+async def test_a_task_that_changed_in_the_file_is_named_and_not_overwritten(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
     await keep(file_url, new("t"))
@@ -260,7 +260,7 @@ async def test_a_file_is_retired_before_its_first_task_is_in_postgresql(
 # --- what is refused ---
 
 
-async def test_a_request_id_that_made_another_task_there_refuses_all_and_is_named(
+async def test_a_conflicting_request_id_refuses_the_import_and_is_named(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
     await keep(file_url, new("ours", request_id="r"), new("more"))
@@ -271,7 +271,7 @@ async def test_a_request_id_that_made_another_task_there_refuses_all_and_is_name
     assert await kept(file_url, "ours") == [new("ours", request_id="r")], "it serves on"
 
 
-async def test_a_request_id_that_is_used_there_meanwhile_ends_the_transfer(
+async def test_a_request_id_that_is_used_during_the_import_ends_it(
     file_url: str, path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await keep(file_url, new("ours", request_id="r"))
@@ -281,7 +281,7 @@ async def test_a_request_id_that_is_used_there_meanwhile_ends_the_transfer(
         import_sqlite(path, postgresql_url)
 
 
-async def test_a_file_that_a_service_has_is_refused(
+async def test_a_file_that_a_service_uses_is_refused(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
     store = open_store(file_url)
@@ -305,13 +305,13 @@ async def test_a_service_is_refused_the_file_while_it_is_imported(
     assert await importing == ImportResult(1, 0, [])
 
 
-def test_a_file_that_is_not_there_is_named_and_not_made(path: Path, postgresql_url: str) -> None:
+def test_a_missing_file_is_named_and_not_created(path: Path, postgresql_url: str) -> None:
     with pytest.raises(StorageConfigError, match=r"there is no file .*generation\.db"):
         import_sqlite(path, postgresql_url)
     assert not path.exists()
 
 
-def test_a_file_that_is_no_database_is_named(path: Path, postgresql_url: str) -> None:
+def test_a_file_that_is_not_a_database_is_named(path: Path, postgresql_url: str) -> None:
     path.write_text("not a database")
     with pytest.raises(StorageConfigError, match=r"generation\.db is not a SQLite database"):
         import_sqlite(path, postgresql_url)
@@ -332,7 +332,7 @@ async def test_a_file_of_a_newer_version_is_refused_as_its_columns_would_be_lost
         import_sqlite(path, postgresql_url)
 
 
-async def test_a_target_that_is_away_leaves_the_file_to_its_service(
+async def test_an_unavailable_target_does_not_retire_the_file(
     path: Path, file_url: str, cluster: Any
 ) -> None:
     await keep(file_url, new("t"))
@@ -357,7 +357,7 @@ async def test_a_target_that_is_away_leaves_the_file_to_its_service(
         ("setbacks", "1.5"),
     ],
 )
-async def test_what_postgresql_cannot_hold_is_named_and_the_others_come_over(
+async def test_tasks_that_postgresql_cannot_store_are_named_and_the_others_imported(
     file_url: str, path: Path, postgresql_url: str, column: str, value: str
 ) -> None:
     await keep(file_url, new("whole"), new("damaged"), new("whole too"))
@@ -370,7 +370,7 @@ async def test_what_postgresql_cannot_hold_is_named_and_the_others_come_over(
     assert [task is not None for task in found] == [True, False, True]
 
 
-async def test_a_damaged_row_that_postgresql_can_hold_keeps_its_request_id(
+async def test_a_damaged_row_that_postgresql_can_store_keeps_its_request_id(
     file_url: str, path: Path, postgresql_url: str
 ) -> None:
     await keep(file_url, new("t", request_id="r", due_time=None))
@@ -379,7 +379,7 @@ async def test_a_damaged_row_that_postgresql_can_hold_keeps_its_request_id(
     assert rows(postgresql_url, "SELECT status, request_id FROM tasks") == [("X", "r")]
 
 
-async def test_tasks_that_are_gone_from_postgresql_after_all_are_missed(
+async def test_tasks_that_disappear_from_postgresql_are_reported(
     file_url: str, path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await keep(file_url, new("t"), new("u"))

@@ -9,7 +9,7 @@ from aiohttp import web
 
 
 class Receiver:
-    """Takes callbacks and answers with the given statuses, the last one for ever."""
+    """Takes callbacks and answers with the given statuses, the last one repeatedly."""
 
     def __init__(self, statuses: Sequence[int]) -> None:
         self.statuses = list(statuses)

@@ -46,7 +46,7 @@ async def saved(store: Store, before: Task, after: Task) -> Task:
 
 
 async def read(store: Store, task_id: str) -> Task | None:
-    """Return a task as it stands in the database, whatever the store remembers."""
+    """Return a task as it is in the database, whatever the store remembers."""
     store._recent.forget_all()
     return await store.get(task_id)
 

@@ -56,13 +56,13 @@ class Wire:
         return self._server_url._replace(netloc=f"{user}@127.0.0.1:{port}", query=query).geturl()
 
     def cut(self) -> None:
-        """Close every connection, and new ones at once, until `mend`."""
+        """Close every connection, and new ones at once, until `repair`."""
         self._is_cut = True
         self.flowing.set()
         for line in list(self._lines):
             line.close()
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Accept connections again."""
         self._is_cut = False
 

@@ -1,7 +1,7 @@
 """Which requests the simulator accepts as orders: as documented, and as real clients send them.
 
 Lenient where clients are known to differ: unknown keys are ignored, an empty value counts as
-absent, `aspectRatio` stands for `aspect_ratio`, `fileUrl` for `fileUrls`. Types are strict in a
+absent, `aspectRatio` means `aspect_ratio`, `fileUrl` means `fileUrls`. Types are strict in a
 jobs order, as in recorded traffic: `2` is refused where `"2"` is expected, and the reverse. Veo and
 Midjourney also accept a number as a string, as nothing is known of them.
 """

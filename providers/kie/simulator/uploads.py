@@ -1,6 +1,6 @@
 """The simulated upload host: streamed, base64 and fetched files.
 
-Only a complete body becomes a file: a stream that breaks off leaves nothing behind. The path that a
+Only a complete body becomes a file: an incomplete stream leaves nothing behind. The path that a
 client chooses is only a key of the store, never a path on disk, so it cannot leave the folder.
 """
 
