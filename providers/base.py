@@ -298,11 +298,13 @@ class Provider(Protocol):
 
     Attributes:
         models: The names of the models.
-        result_seconds: How long the URLs of results can be expected to work.
+        result_seconds: How long the URLs of a result can be expected to work.
+        delivery_seconds: How long a result is kept at most, from the acceptance of its task.
     """
 
     models: frozenset[str]
     result_seconds: float
+    delivery_seconds: float
 
     def model_of(self, params: ProviderParams) -> str:
         """Return the name of the model that valid params ask for."""

@@ -133,6 +133,7 @@ def _verdicts(parts: Parts) -> Verdicts:
         timeouts=Timeouts(schedule, reach, max_age_seconds, bounds.timeouts),
         task_max_age_seconds=max_age_seconds,
         unknown_wait_seconds=settings.effective_unknown_wait_seconds,
+        delivery_seconds=parts.provider.delivery_seconds,
         left_to_callback=lambda task_id: callbacks and not hub.is_watched(task_id),
         bounds=bounds.verdicts,
     )

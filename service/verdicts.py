@@ -64,6 +64,7 @@ class Verdicts:
         timeouts: Which failed polls count, and when a task times out.
         task_max_age_seconds: From a task's acceptance by the provider to its timeout.
         unknown_wait_seconds: How long a submission without a response waits for its callback.
+        delivery_seconds: How long the provider keeps a result, from its acceptance of the task.
         left_to_callback: Whether to wait for a task's callback instead of polling often: the
             provider was given a callback URL, and nobody watches the task.
         bounds: How long to keep trying.
@@ -74,6 +75,7 @@ class Verdicts:
     timeouts: Timeouts
     task_max_age_seconds: float
     unknown_wait_seconds: float
+    delivery_seconds: float
     left_to_callback: Callable[[str], bool]
     bounds: VerdictBounds = BOUNDS
 
@@ -259,11 +261,17 @@ class Verdicts:
             case Failed():
                 return task.undeliverable()
             case Unavailable():
-                return task.still_undelivered(now + self._late_delay(task, now))
+                return self._undelivered(task, now)
             case _ if _failed_by(task, GENERATION_FAILED):  # this was the one extra poll
                 return task.undeliverable()
             case _:
-                return task.still_undelivered(now + self._late_delay(task, now))
+                return self._undelivered(task, now)
+
+    def _undelivered(self, task: Task, now: float) -> Task:
+        """Poll again, for as long as the provider keeps results."""
+        due_time = now + self._late_delay(task, now)
+        kept_until = (task.accept_time or task.create_time) + self.delivery_seconds
+        return task.still_undelivered(due_time) if due_time < kept_until else task.undeliverable()
 
     # --- when to poll again ---
 

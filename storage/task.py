@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-DELIVERY_WINDOW_SECONDS = 14 * 86_400.0  # the longest time that Kie documents for a result
-
 
 class Status(StrEnum):
     """The status of a task. The names are the proto's, without their prefix."""
@@ -311,10 +309,9 @@ class Task(NamedTuple):
         )
 
     def still_undelivered(self, due_time: float) -> "Task":
-        """FAILED, and no result yet: poll again, for as long as the provider keeps results."""
+        """FAILED, and no result yet: poll again."""
         assert self.status is Status.FAILED, self.status
-        last = (self.accept_time or self.create_time) + DELIVERY_WINDOW_SECONDS
-        return self._replace(due_time=due_time if due_time < last else None)
+        return self._replace(due_time=due_time)
 
     def undeliverable(self) -> "Task":
         """FAILED, and the provider failed as well: no result will arrive."""

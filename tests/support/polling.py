@@ -117,6 +117,7 @@ def unwatched(kind: str, *, callbacks_come: bool, tasks: int = TASKS, seed: int 
         timeouts=Timeouts(schedule, reach, TASK_MAX_AGE_SECONDS),
         task_max_age_seconds=TASK_MAX_AGE_SECONDS,
         unknown_wait_seconds=0,
+        delivery_seconds=math.inf,
         left_to_callback=lambda _: True,
     )
     durations = [_duration(kind) for _ in range(tasks)]

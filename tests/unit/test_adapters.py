@@ -243,6 +243,11 @@ def test_every_variant_of_a_model_has_a_golden_request(
     assert tested - {None} == set(variants)
 
 
+def test_kie_keeps_results_for_a_day_or_for_two_weeks() -> None:
+    assert KieProvider.result_seconds == 24 * 3_600
+    assert KieProvider.delivery_seconds == 14 * 24 * 3_600
+
+
 # --- what no single file contains ---
 
 

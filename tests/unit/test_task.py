@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from storage.task import (
-    DELIVERY_WINDOW_SECONDS,
     Artifact,
     Failure,
     Lane,
@@ -351,28 +350,14 @@ def test_a_task_is_delivered_late_at_most_once() -> None:
         DELIVERED.delivered_late(ARTIFACTS, "{}", None, NOW)
 
 
-@pytest.mark.parametrize(
-    ("task", "since"), [(TIMED_OUT, 1_002.0), (TIMED_OUT._replace(accept_time=None), CREATED)]
-)
-def test_a_failed_task_is_polled_only_while_the_provider_keeps_results(
-    task: Task, since: float
-) -> None:
-    last = since + DELIVERY_WINDOW_SECONDS
-    asked = task.still_undelivered(last - 1)
-    assert changes(task, asked) == {"due_time": last - 1}
+def test_a_task_without_its_result_is_due_again() -> None:
+    asked = TIMED_OUT.still_undelivered(DUE)
+    assert changes(TIMED_OUT, asked) == {"due_time": DUE}
     assert asked.lane is Lane.LATE
-    for due_time in (last, last + 1):
-        given_up = task.still_undelivered(due_time)
-        assert changes(task, given_up) == {"due_time": None}
-        assert given_up.lane is None
 
 
 def test_an_undeliverable_task_is_never_polled_again() -> None:
     assert changes(TIMED_OUT, TIMED_OUT.undeliverable()) == {"due_time": None}
-
-
-def test_the_provider_keeps_results_for_14_days() -> None:
-    assert DELIVERY_WINDOW_SECONDS == 14 * 24 * 3_600
 
 
 # --- lanes ---

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from providers.base import (
     Accepted,
     Failed,
@@ -23,6 +25,7 @@ from service.verdicts import Verdicts, after_callback
 from storage.task import Failure, Stage, Status, Task
 
 NOW = 10_000.0
+KEPT_SECONDS = 1_000_000.0
 
 
 def verdicts(*, left_to_callback: bool = False) -> Verdicts:
@@ -33,6 +36,7 @@ def verdicts(*, left_to_callback: bool = False) -> Verdicts:
         timeouts=Timeouts(schedule, reach, 3_600.0),
         task_max_age_seconds=3_600.0,
         unknown_wait_seconds=900.0,
+        delivery_seconds=KEPT_SECONDS,
         left_to_callback=lambda _: left_to_callback,
     )
 
@@ -305,6 +309,21 @@ def test_a_poll_concurrent_with_the_one_that_ended_a_task_changes_nothing() -> N
     ended = VERDICTS.after_poll(QUEUED, SUCCESS, NOW + 2)
     assert ended is not None
     assert VERDICTS.after_poll(ended, Failed("no", "500"), NOW + 3) is None
+
+
+@pytest.mark.parametrize("accept_time", [NOW, None])
+def test_a_late_result_is_polled_for_only_while_the_provider_keeps_results(
+    accept_time: float | None,
+) -> None:
+    timed_out = QUEUED.failed(Failure("TASK_TIMEOUT", ""), NOW, late_poll_time=NOW + 3_600)
+    task = timed_out._replace(accept_time=accept_time)
+    kept_until = (task.accept_time or task.create_time) + KEPT_SECONDS
+    again = VERDICTS.after_late_poll(task, Unavailable("502"), kept_until - 3_601)
+    assert again is not None
+    assert again.due_time == kept_until - 1
+    over = VERDICTS.after_late_poll(task, Unavailable("502"), kept_until - 3_600)
+    assert over is not None
+    assert over.due_time is None
 
 
 def test_a_late_poll_is_soon_for_an_orphan_hourly_for_the_rest_and_ends_with_a_failure() -> None:
