@@ -1,12 +1,12 @@
-# Everything that is done with this project is a target here. `make help` lists them.
-# On a machine with only Python 3.11+ and make, each installs what it needs into .venv first.
+# Everything that you do with this project is a target. `make help` lists them.
+# They need only Python 3.11+ and make, and install everything else into .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 8099
 IMAGE ?= generation-service
 
-# What `make test` runs with: in parallel, in a random order.
+# The tests run in parallel and in a random order.
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
-# The stamps stand for an installed lock file; a changed lock installs again.
+# These files record that a lock file is installed; a changed lock file is installed again.
 .venv/installed: requirements.lock requirements-client.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -32,7 +32,7 @@ help:  ## List the targets
 
 install: .venv/installed  ## Install what the service and its client need into .venv
 
-install-dev: .venv/installed-dev  ## Install what its development needs, too
+install-dev: .venv/installed-dev  ## Also install the development tools
 
 run: install  ## Serve on 127.0.0.1:50051; without KIE_API_KEY with the bundled simulator
 	@exec $(BIN)/python -m service
@@ -40,7 +40,7 @@ run: install  ## Serve on 127.0.0.1:50051; without KIE_API_KEY with the bundled 
 simulator: install  ## Run only the simulator of Kie, on PORT (8099)
 	@exec $(BIN)/python -m providers.kie.simulator --port $(PORT)
 
-demo: install  ## Simulator, server and one task of each model, live; results in demo-results/
+demo: install  ## Run one task of each model on a service with the simulator; results in demo-results/
 	@$(BIN)/python -m examples.demo
 
 demo-picture: install  ## Record docs/demo.svg from a run of the demo
@@ -49,7 +49,7 @@ demo-picture: install  ## Record docs/demo.svg from a run of the demo
 test: install-dev  ## Run the tests; FILE=tests/test_x.py runs only that file, folder or test
 	@$(PYTEST) $(FILE)
 
-check: install-dev lint proto-check  ## All that CI runs
+check: install-dev lint proto-check  ## Run everything that CI runs
 	@$(PYTEST)
 
 format: install-dev  ## Format the code, and fix what the linter can fix
@@ -63,7 +63,7 @@ lint: install-dev
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 
-torture: install-dev  ## The long kill and fault runs (many minutes)
+torture: install-dev  ## Run the long tests: kills, faults, attacks (many minutes)
 	@$(PYTEST) -m torture -n 0 -s
 
 bench: install-dev  ## Measure the service beside the floor; results in benchmarks/results.md (some minutes)
@@ -125,5 +125,5 @@ lock: install-dev  ## Pin the dependencies of the service, of the client and of 
 	@$(PIN) --constraint requirements.lock client/pyproject.toml --extra cli -o requirements-client.lock
 	@$(PIN) --constraint requirements.lock --constraint requirements-client.lock --group dev -o requirements-dev.lock
 
-clean:  ## Remove what the targets made, but for databases
+clean:  ## Remove what the targets created, except databases
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-results
