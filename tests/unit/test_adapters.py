@@ -2,9 +2,9 @@
 
     tests/unit/golden/<where>/<direction>-<the fact>.json
 
-`where` is a model, `jobs` or `flags` for the two models that share an API, or `every` model. The
-files are written by hand from the contract and from what is known of Kie's API (docs/kie.md), never
-from the output of this code.
+`where` is a model, `jobs` or `success_flag` for the two models that share an API, or `every` model.
+The files are written by hand from the contract and from what is known of Kie's API (docs/kie.md),
+never from the output of this code.
 
     direction   what it says
     request     params: the model's message -> path and body of the paid request
@@ -53,7 +53,7 @@ MODELS = ("imagen4", "midjourney", "veo3", "sora2")
 MODELS_IN = {
     **{model: (model,) for model in MODELS},
     "jobs": ("imagen4", "sora2"),
-    "flags": ("midjourney", "veo3"),
+    "success_flag": ("midjourney", "veo3"),
     "every": MODELS,
 }
 RECORD_PATHS = {
@@ -343,7 +343,7 @@ RECORDS: dict[str, list[dict[str, Any]]] = {
         }
         for state in ("generating", "success", "fail")
     ],
-    "flags": [
+    "success_flag": [
         {
             "successFlag": flag,
             "response": {"resultUrls": ["https://x.example/a.mp4"]},
