@@ -6,7 +6,7 @@ from service.metrics import Metrics
 from storage.creation import MINUTE_SECONDS, CreateLimits, LimitReached
 from storage.task import Task
 
-RETRY_MARGIN_SECONDS = 0.01  # at that very moment the limit is still reached
+RETRY_MARGIN_SECONDS = 0.01  # at exactly the reported time the limit is still reached
 
 
 class Admission:

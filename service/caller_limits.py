@@ -118,7 +118,7 @@ class CallerLimits:
         self._metrics = metrics
         self._models = models
         self._content = read_limits(file.read_bytes()) if file else LimitsFile()
-        self._problem = ""  # of the current file
+        self._problem = ""  # with the current file
         self._table = self._make_table()
         self._warn_of_unknown_models()
         metrics.show_config_problems("caller_limits", 0)

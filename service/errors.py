@@ -19,15 +19,15 @@ DOMAIN = "generation.v1"
 # An error is sent in HTTP/2 trailers. By default nginx accepts 4 KiB of them, and marks a server
 # that sends more as failed. The message is percent-encoded there; the details, which repeat it,
 # are base64-encoded.
-ERROR_MAX_BYTES = 3_000  # of the message and the details, encoded
+ERROR_MAX_BYTES = 3_000  # the size of the message and the details, encoded
 MESSAGE_MAX_BYTES = 600
 MESSAGE_MAX_ENCODED_BYTES = 900
 # The details contain the fields and descriptions of broken rules; the message needs only the first.
 RULES_MAX_BYTES = 300
-RULE_MAX_BYTES = 300  # of a field, and of a description
+RULE_MAX_BYTES = 300  # the size of a field, and of its description
 VIOLATIONS_MAX = 100  # reported for one call
 METADATA_MAX_BYTES = 128
-UNENCODED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # by gRPC, in a message
+UNENCODED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # in gRPC's messages
 
 CODES = {
     "INVALID_PARAMS": grpc.StatusCode.INVALID_ARGUMENT,

@@ -48,7 +48,7 @@ class InboxLimits:
     stream_message_max_bytes: int = 4_096
 
 
-_Receiving = dict[Call, float]  # with their start by the monotonic clock, oldest first
+_Receiving = dict[Call, float]  # when each began, by the monotonic clock; oldest first
 
 
 class _Caller:

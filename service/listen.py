@@ -14,7 +14,7 @@ from service.setting_types import split_address
 from service.settings import Settings
 
 C_INT_MAX = 2**31 - 1
-PENDING_HARD = 3  # between the limit and this many times it, C-core drops calls at random
+PENDING_HARD = 3  # times the limit: up to there C-core drops calls at random, beyond it all
 AGE_GRACE_SECONDS = 60.0  # more than WATCH_MAX_AGE_SECONDS: the age of a stream has a jitter
 CHANNEL_OPTIONS = (
     ("grpc.so_reuseport", 0),  # fail if the port is already in use

@@ -17,7 +17,7 @@ from storage.task import Stage, Status, Task
 
 CHANGING_MAX_BYTES = 8 << 20
 ENDED_MAX_BYTES = 32 << 20
-ENTRY_BYTES = 400  # of a cached answer, without the answer itself
+ENTRY_BYTES = 400  # the memory of a cached answer, without the answer itself
 
 STATUSES = {status: pb.TaskStatus.Value(f"TASK_STATUS_{status}") for status in Status}
 STAGES: dict[Stage | None, pb.TaskStage.ValueType] = {

@@ -30,7 +30,7 @@ from service.errors import REFUSALS
 from storage.task import Stage, Status
 
 GENERATION_SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
-SERIES_MAX = 200  # of one metric; further ones are counted as "other"
+SERIES_MAX = 200  # for each metric; more are counted as "other"
 OTHER = "other"
 
 # In seconds, as fine as is useful: a call may be a read of one row or a watch.

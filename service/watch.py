@@ -14,7 +14,7 @@ from storage.errors import StorageUnavailableError
 from storage.store import Store
 from storage.task import Task
 
-JITTER = 0.1  # of a stream's maximum age, so that streams opened together do not end together
+JITTER = 0.1  # a share of the maximum age, so that streams opened together do not end together
 
 
 class WatchListener(Protocol):

@@ -16,10 +16,10 @@ from providers.kie.values import as_object
 REQUEST_FIELDS = ("param", "paramJson", "promptJson", "request")
 # The name of the model: `model` in jobs and Veo, `taskType` in Midjourney.
 MODEL_FIELDS = ("model", "taskType")
-CUT_MIN_LETTERS = 20  # of a truncated prompt: fewer letters could be the start of any other prompt
+CUT_MIN_LETTERS = 20  # of a truncated prompt: fewer could be the start of any other prompt
 CUT_MIN_LETTERS_WITH_DOTS = 8  # if it ends in dots, which show that it was truncated
 DOTS = ("...", "\u2026")
-ESCAPES_MAX = 3  # of HTML inside HTML
+ESCAPES_MAX = 3  # how often HTML is unescaped
 CUT_ENTITY = re.compile(r"&#?\w{0,8}$")
 JSON_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\[nrtbf]")
 

@@ -14,7 +14,7 @@ from providers.kie.envelope import Envelope, UnreadableAnswerError, is_complete,
 HIDDEN = b"(hidden)"
 SECRET_MIN_CHARACTERS = 8
 ANSWER_MAX_BYTES = 8 << 20
-ANSWER_START_BYTES = 65_536  # of an answer that is too large: an id is near its start
+ANSWER_START_BYTES = 65_536  # what is read of a larger answer: an id is near its start
 HEADER_MAX_BYTES = 65_536
 CONNECT_SECONDS = 10
 POLL_CONNECTIONS = 256

@@ -115,7 +115,7 @@ QUOTED = re.compile(
     r"\"[^\"]*\"|“[^”]*”|\u2018[^\u2019]*\u2019|「[^」]*」|『[^』]*』|《[^》]*》|`[^`]*`"
     r"|(?<!\w)'[^']*'(?!\w)"
 )
-ECHO_MIN_CHARACTERS = 10  # of a prompt; a shorter one may also be a word of the provider
+ECHO_MIN_CHARACTERS = 10  # a shorter prompt may also be a word of the provider
 
 
 def reason_of(code: int, message: str, *, prompt: str = "") -> str:

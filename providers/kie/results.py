@@ -14,7 +14,7 @@ RESULTS_MAX = 1_000
 URL_MAX_CHARACTERS = 16_384
 URLS_MAX_CHARACTERS = 1 << 20  # in all: a message contains them twice
 RESULT_MAX_CHARACTERS = 1 << 20
-DEPTH_MAX = 7  # of nested objects and lists
+DEPTH_MAX = 7  # how many nested objects and lists are read
 # The fields of a record's result, best first; `response` is `resultJson`, already parsed.
 RESULT_FIELDS = ("response", "resultJson", "resultInfoJson", "result", "results", "info", "output")
 # The names of URLs in a result, best first, as `field_name` writes them. The later ones are other

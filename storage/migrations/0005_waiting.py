@@ -14,7 +14,7 @@ def up(migrator, db):
     create = "CREATE INDEX"
     if isinstance(db, PostgresqlDatabase):
         db.execute_sql("DROP INDEX CONCURRENTLY IF EXISTS tasks_waiting")
-        # In an empty table, as that of a new database, nobody is held up.
+        # In an empty table, such as that of a new database, no other statement has to wait.
         if db.execute_sql("SELECT 1 FROM tasks LIMIT 1").fetchone():
             create = "CREATE INDEX CONCURRENTLY"
     db.execute_sql(f"{create} {INDEX}")
