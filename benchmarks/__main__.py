@@ -13,7 +13,7 @@ from benchmarks import create, curves, polls, query, start, upload, watches
 from benchmarks.bench import Bench
 from benchmarks.command import FAILED, INTERRUPTED, MISUSED, add_options, new_bench, terminate
 from benchmarks.databases import NAMES, UnreachableError, kinds
-from benchmarks.report import CURVE_HEAD, Line, Results, curve_rows, print_table
+from benchmarks.results import CURVE_HEAD, Line, Results, curve_rows, print_table
 
 MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Line]]] = {
     "query": query.measure,

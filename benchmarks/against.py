@@ -20,7 +20,7 @@ from benchmarks.bench import Bench, Slice, in_turns, slices_in_turns
 from benchmarks.command import FAILED, INTERRUPTED, MISUSED, add_options, new_bench, terminate
 from benchmarks.databases import Kind, UnreachableError, kinds
 from benchmarks.measure import ratios, spread
-from benchmarks.report import Line, at_most, microseconds, milliseconds, print_table, versus
+from benchmarks.results import Line, at_most, microseconds, milliseconds, print_table, versus
 from benchmarks.servers import ROOT, Service
 
 OLD, NEW = "old", "new"

@@ -72,7 +72,7 @@ def child(module: str, *arguments: str) -> Iterator[Child]:
 
 def floor_server(*arguments: str) -> AbstractContextManager[Child]:
     """Return a floor that is not started, with the service's channel options."""
-    return child("benchmarks.floor", json.dumps(channel_options()), *arguments)
+    return child("benchmarks.baseline", json.dumps(channel_options()), *arguments)
 
 
 def in_turns(rounds: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
+from benchmarks.baseline import COLLECT_RARELY
 from benchmarks.bench import Bench, Slice, closed_loop, floor_server, slices_in_turns
 from benchmarks.child import Child
 from benchmarks.databases import Kind, database_of_floor
-from benchmarks.floor import COLLECT_RARELY
 from benchmarks.measure import ratios, spread
-from benchmarks.report import Line, Target, a_second, at_most, microseconds, milliseconds, versus
+from benchmarks.results import Line, Target, a_second, at_most, microseconds, milliseconds, versus
 from benchmarks.servers import TOKEN, Service
 
 SLICE_SECONDS = 0.5

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.bench import Bench, Slice, closed_loop
 from benchmarks.databases import Kind, ended, pending
 from benchmarks.measure import MIB, cpu_seconds, memory_bytes, settle, spread
-from benchmarks.report import Curve
+from benchmarks.results import Curve
 from benchmarks.servers import TOKEN, Service
 from benchmarks.watches import Ours, cpu_a_push
 

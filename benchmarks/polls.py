@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from benchmarks.bench import Bench
 from benchmarks.databases import Kind, due_times, pending
 from benchmarks.measure import percentile, settle
-from benchmarks.report import Line, Target, a_second, milliseconds
+from benchmarks.results import Line, Target, a_second, milliseconds
 from benchmarks.servers import TOKEN
 
 CALLBACK_TASKS = 1_500

@@ -11,7 +11,7 @@ from benchmarks.bench import Bench, Slice, closed_loop, floor_server, slices_in_
 from benchmarks.child import Child
 from benchmarks.databases import Kind, ended, pending
 from benchmarks.measure import ratios, settle, spread
-from benchmarks.report import Line, a_second, at_most, microseconds, milliseconds, versus
+from benchmarks.results import Line, a_second, at_most, microseconds, milliseconds, versus
 from benchmarks.servers import TOKEN, Service
 from benchmarks.tasks import task_id
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from benchmarks.bench import Bench
 from benchmarks.databases import ended
 from benchmarks.measure import MIB, memory_bytes, settle, spread
-from benchmarks.report import Line, Target, mib
+from benchmarks.results import Line, Target, mib
 
 TASKS = 100_000
 START_TARGET_SECONDS = 1.0

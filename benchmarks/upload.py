@@ -7,7 +7,7 @@ from functools import partial
 from benchmarks.bench import Bench, floor_server, in_turns
 from benchmarks.child import Child
 from benchmarks.measure import MIB, Peak, cpu_seconds, ratios, settle, spread
-from benchmarks.report import Line, Target, mib, milliseconds, versus
+from benchmarks.results import Line, Target, mib, milliseconds, versus
 from benchmarks.servers import TOKEN, Service
 
 GIB = 1 << 30

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from benchmarks.baseline import COLLECT_RARELY
 from benchmarks.bench import Bench, floor_server, in_turns
 from benchmarks.child import Child
-from benchmarks.floor import COLLECT_RARELY
 from benchmarks.measure import cpu_seconds, memory_bytes, percentile, ratios, settle, spread
-from benchmarks.report import Line, Target, at_most, kib, microseconds, milliseconds, versus
+from benchmarks.results import Line, Target, at_most, kib, microseconds, milliseconds, versus
 from benchmarks.servers import TOKEN, Service
 from service.callback_pace import CALLBACK_SECONDS
 

@@ -3,7 +3,7 @@
 The same grpc.aio on the same uvloop with the same channel options, a message of the same size
 serialised for each call; for CreateTask the same POST on a fresh connection and the same number of
 grouped durable commits; for WatchTask a stream that waits for a push; for UploadFile a pipe into a
-multipart. No callers, no rules, no errors, no reads. `python -m benchmarks.floor OPTIONS` takes
+multipart. No callers, no rules, no errors, no reads. `python -m benchmarks.baseline OPTIONS` takes
 commands, see child.py; with `--collect-rarely` its garbage collector is set as the service's.
 
 OPTIONS are the channel options as JSON. They are not imported here: the modules of the service
