@@ -30,6 +30,11 @@ help:  ## List the targets
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
+.venv/installed-bench: requirements-bench.lock .venv/installed-dev
+	@echo "installing matplotlib into .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	@touch $@
+
 install: .venv/installed  ## Install what the service and its client need into .venv
 
 install-dev: .venv/installed-dev  ## Also install the development tools
@@ -66,14 +71,16 @@ lint: install-dev
 torture: install-dev  ## Run the long tests: kills, faults, attacks (many minutes)
 	@$(PYTEST) -m torture -n 0 -s
 
-bench: install-dev  ## Measure the service beside the floor; results in benchmarks/results.md (some minutes)
+bench: .venv/installed-bench  ## Compare the service with a minimal baseline server; results in benchmarks/results.md (ten minutes)
 	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks.charts
 
-bench-against: install-dev  ## Measure this checkout against an old commit, BASE; some minutes
+bench-against: install-dev  ## Compare this checkout with an old commit, BASE (three minutes)
 	@$(BIN)/python -m benchmarks.against --base "$(BASE)"
 
-bench-curves: install-dev  ## Measure how cost grows with rows, tasks and watchers (many minutes)
+bench-curves: .venv/installed-bench  ## Measure how cost grows with rows, tasks and watchers (many minutes)
 	@$(BIN)/python -m benchmarks --curves
+	@$(BIN)/python -m benchmarks.charts
 
 OUT ?= .
 
@@ -120,10 +127,12 @@ sbom: install-dev  ## List what the image installs, as a CycloneDX SBOM in build
 
 PIN := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
-lock: install-dev  ## Pin the dependencies of the service, of the client and of the development again
+lock: install-dev  ## Pin the dependencies again: of the service, the client, the development and the benchmarks
 	@$(PIN) pyproject.toml -o requirements.lock
 	@$(PIN) --constraint requirements.lock client/pyproject.toml --extra cli -o requirements-client.lock
 	@$(PIN) --constraint requirements.lock --constraint requirements-client.lock --group dev -o requirements-dev.lock
+	@$(PIN) --constraint requirements.lock --constraint requirements-client.lock --constraint requirements-dev.lock --group bench \
+		-o requirements-bench.lock
 
 clean:  ## Remove what the targets created, except databases
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-results

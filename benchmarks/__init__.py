@@ -1,22 +1,28 @@
-"""The service and the floor side by side: `make bench`; benchmarks/README.md says how to read it.
+"""Measurements of the service next to a minimal baseline server: `make bench`; see README.md.
 
-module      what it holds
+module      responsibility
 __main__    the command: which measurements, how many rounds
-bench       what every measurement is given: rounds, servers, sides that take turns
-query       QueryTask against the bare handler
-create      CreateTask against handler, POST and commits
-watches     10,000 open watches; the reader that stops
-polls       from the provider's end to the watcher; from due to sent
-upload      UploadFile against the bare pipe
+against     the command that compares an old commit with this checkout
+charts      the command that draws the results
+command     what the commands have in common
+bench       what every measurement gets; how sides are measured in turns
+query       QueryTask against a bare handler
+create      CreateTask against a handler with the same POST and commits
+watches     10,000 open watches; a client that stops reading
+polls       from the provider's result to the watcher; from due to sent
+upload      UploadFile against a bare pipe
 start       from process start to SERVING
 curves      how cost grows
-servers     the service, the floor, the provider and the load as processes
-databases   SQLite and PostgreSQL, empty and seeded
-child       a process that takes commands by lines: both ends
-floor       the floor server
-provider    a stub of Kie's documented answers
-load        the load
-h2          the cheapest gRPC client there can be
+servers     the service as a process
+databases   SQLite and PostgreSQL, empty and with tasks
+tasks       the tasks, and the requests for them
+seed        fills the database of another checkout
+child       a process that answers commands: both ends
+baseline    the baseline server
+provider    a stub of Kie with its documented responses
+load        the load generator
+h2          a cheap gRPC client
 measure     CPU time, memory, percentiles, ratios and their spread
-report      the table, results.md and its charts
+table       results with their targets and units, as text
+results     results.json and results.md
 """

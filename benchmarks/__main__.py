@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure the service beside the floor, print a table, write results.md."""
+"""`python -m benchmarks`: measure the service and the baseline, and keep it in results.json."""
 
 import argparse
 import signal
@@ -13,9 +13,10 @@ from benchmarks import create, curves, polls, query, start, upload, watches
 from benchmarks.bench import Bench
 from benchmarks.command import FAILED, INTERRUPTED, MISUSED, add_options, new_bench, terminate
 from benchmarks.databases import NAMES, UnreachableError, kinds
-from benchmarks.results import CURVE_HEAD, Line, Results, curve_rows, print_table
+from benchmarks.results import Results
+from benchmarks.table import CURVE_HEAD, HEAD, Curve, Result, print_table
 
-MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Line]]] = {
+MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Result]]] = {
     "query": query.measure,
     "create": create.measure,
     "watches": watches.measure,
@@ -44,44 +45,39 @@ def _run(given: argparse.Namespace) -> int:
             print(error, file=sys.stderr)
             return FAILED
         if not databases:
-            print("nothing is measured: there is none of these databases", file=sys.stderr)
+            print("nothing was measured: none of these databases is available", file=sys.stderr)
             return MISUSED
         _measure(given, new_bench(given, folder, databases, stack))
     return 0
 
 
 def _measure(given: argparse.Namespace, bench: Bench) -> None:
+    if given.quick:
+        print("quick: sizes are a fiftieth of those in the table, and nothing is written")
     measured = {kind.name for kind in bench.databases}
     results = Results(
         ", ".join(kind.server for kind in bench.databases),
         [name for name in NAMES if name not in measured],
     )
-    if given.quick:
-        print("quick: sizes are a fiftieth of what the table says")
-    for name in given.measurements or ([] if given.curves else MEASUREMENTS):
+
+    def show(name: str, measure: Callable[[Bench], Iterator[Result | Curve]]) -> None:
         started = time.monotonic()
-        lines = list(MEASUREMENTS[name](bench))
+        found = list(measure(bench))
         print(f"\n{name} ({time.monotonic() - started:.0f} s)\n")
-        print_table([line.cells() for line in lines])
-        results.put_lines(name, lines)
-        _write(results, given)
+        print_table([each.cells() for each in found], CURVE_HEAD if name == "curves" else HEAD)
+        if not given.quick:  # written after each measurement, in case a later one fails
+            results.put(name, found)
+
+    for name in given.measurements or ([] if given.curves else MEASUREMENTS):
+        show(name, MEASUREMENTS[name])
     if given.curves:
-        found = list(curves.measure(bench))
-        print_table(curve_rows(found), CURVE_HEAD)
-        results.put_curves(found)
-        _write(results, given)
-
-
-def _write(results: Results, given: argparse.Namespace) -> None:
-    """Write after each measurement, so that what fails later takes nothing with it."""
-    if not given.quick:
-        results.write()
+        show("curves", curves.measure)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add_options(parser, MEASUREMENTS)
-    parser.add_argument("--curves", action="store_true", help="how cost grows; many minutes")
+    parser.add_argument("--curves", action="store_true", help="how cost grows; takes many minutes")
     return parser.parse_args(arguments)
 
 

@@ -1,7 +1,7 @@
 """`python -m benchmarks.against --base COMMIT`: measure an old commit against this checkout.
 
-Both services run beside each other, with the same interpreter and settings, on a database each that
-its own code has made. The load and the provider are those of this checkout.
+Both services run at the same time, with the same interpreter and settings. Each has a database that
+its own code created. The load generator and the provider are those of this checkout.
 """
 
 import argparse
@@ -19,20 +19,19 @@ from benchmarks import create, query, upload, watches
 from benchmarks.bench import Bench, Slice, in_turns, slices_in_turns
 from benchmarks.command import FAILED, INTERRUPTED, MISUSED, add_options, new_bench, terminate
 from benchmarks.databases import Kind, UnreachableError, kinds
-from benchmarks.measure import ratios, spread
-from benchmarks.results import Line, at_most, microseconds, milliseconds, print_table, versus
 from benchmarks.servers import ROOT, Service
+from benchmarks.table import Result, at_most, microseconds, milliseconds, print_table, versus
 
 OLD, NEW = "old", "new"
 TARGET = at_most(1.05)
 DEFAULT = ("query", "create")
-WITHOUT_DATABASE = frozenset({"watches", "upload"})  # measured once, on the first kind
+WITHOUT_DATABASE = frozenset({"watches", "upload"})  # measured only with the first kind
 LONG_SECONDS = 0.01
 SEED = Path(__file__).parent / "seed.py"
-HEAD = ("server CPU a call", "new", "old", "new / old (quartiles)", "target", "")
+HEAD = ("server CPU per call", "new", "old", "new / old (quartiles)", "target", "")
 
 Sides = Mapping[str, Bench]  # OLD and NEW
-Costs = Mapping[str, Sequence[float]]  # the server's CPU seconds a call, of each round
+Costs = Mapping[str, Sequence[float]]  # the server's CPU seconds per call, of each round
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,16 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _options(arguments)
     signal.signal(signal.SIGTERM, terminate)
     try:
-        lines = _measure(given)
+        results = _measure(given)
     except UnreachableError as error:
         print(error, file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
-    if not lines:
+    if not results:
         print("nothing was measured: none of these databases is available", file=sys.stderr)
         return MISUSED
-    return FAILED if any(line.verdict == "MISSED" for line in lines) else 0
+    return FAILED if any(result.verdict == "MISSED" for result in results) else 0
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -66,24 +65,24 @@ def _commit(name: str) -> str:
     return found.stdout.strip()
 
 
-def _measure(given: argparse.Namespace) -> list[Line]:
-    lines: list[Line] = []
+def _measure(given: argparse.Namespace) -> list[Result]:
+    results: list[Result] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="against-")))
         databases = kinds(given.databases, folder, stack)
         if not databases:
-            return lines
+            return results
         new = new_bench(given, folder, databases, stack)
         old = replace(new, root=stack.enter_context(_checked_out(given.base, folder / "base")))
         for name in given.measurements or DEFAULT:
             measured = [
-                _line(what, costs)
+                versus(what, (costs[NEW], costs[OLD]), _time, TARGET)
                 for kind in (databases[:1] if name in WITHOUT_DATABASE else databases)
                 for what, costs in MEASUREMENTS[name]({OLD: old, NEW: new}, kind)
             ]
-            print_table([line.cells() for line in measured], HEAD)
-            lines += measured
-    return lines
+            print_table([result.cells() for result in measured], HEAD)
+            results += measured
+    return results
 
 
 @contextmanager
@@ -97,20 +96,9 @@ def _checked_out(commit: str, folder: Path) -> Iterator[Path]:
 
 def _git(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        ["git", *arguments],  # noqa: S607 - the system's
+        ["git", *arguments],  # noqa: S607 - the system's git
         cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
-
-
-def _line(what: str, costs: Costs) -> Line:
-    new, old = costs[NEW], costs[OLD]
-    return versus(
-        what,
-        _time(spread(new).median),
-        _time(spread(old).median),
-        ratios(new, old),
-        TARGET,
-    )
 
 
 def _time(seconds: float) -> str:
@@ -135,7 +123,7 @@ def _query(sides: Sides, kind: Kind) -> Iterator[tuple[str, Costs]]:
 def _seeded(bench: Bench, kind: Kind) -> Service:
     service = bench.service(kind.new_url())
     with service.running():
-        pass  # it makes its own tables
+        pass  # it creates its tables
     sizes = (bench.count(query.PENDING), bench.count(query.TASKS))
     subprocess.run(
         [sys.executable, "-P", SEED, service.database_url, *map(str, sizes)],
@@ -156,7 +144,7 @@ def _create(sides: Sides, kind: Kind) -> Iterator[tuple[str, Costs]]:
 
 def _by_slices(sides: Sides, found: Mapping[str, Callable[[], Slice]]) -> Costs:
     slices = slices_in_turns(sides[NEW].rounds, found)
-    return {name: [s.cpu_a_call for s in slices[name]] for name in sides}
+    return {name: [s.cpu_per_call for s in slices[name]] for name in sides}
 
 
 def _watches(sides: Sides, kind: Kind) -> Iterator[tuple[str, Costs]]:
@@ -174,32 +162,32 @@ def _watches(sides: Sides, kind: Kind) -> Iterator[tuple[str, Costs]]:
 
 
 def _pushing(bench: Bench, service: Service, group: str) -> Callable[[], float]:
-    ours = watches.Ours(bench, service)
+    watched = watches.Watched(bench, service)
     opened = bench.load.ask(
         "open",
         group=group,
         address=service.address,
         token=service.token,
-        task_ids=ours.task_ids,
+        task_ids=watched.task_ids,
         streams=bench.count(watches.STREAMS),
     )
-    return partial(watches.cpu_a_push, bench, ours, opened["opened"], group)
+    return partial(watches.cpu_per_push, bench, watched, opened["opened"], group)
 
 
 def _upload(sides: Sides, kind: Kind) -> Iterator[tuple[str, Costs]]:
-    del kind  # an upload reads no database
+    del kind  # an upload does not use the database
     found = {name: partial(_upload_cost, bench) for name, bench in sides.items()}
     yield "UploadFile, 1 GiB", _in_pairs(sides, found)
 
 
 def _upload_cost(bench: Bench) -> float:
-    return upload.ours(bench).cpu_a_gib
+    return upload.to_service(bench).cpu_per_gib
 
 
 def _in_pairs(sides: Sides, found: Mapping[str, Callable[[], float]]) -> Costs:
-    """Measure each side twice a round, A B B A, and return the means."""
+    """Measure each side twice per round, A B B A, and return the means."""
     for measure in found.values():
-        measure()  # what is slow only once is not measured
+        measure()  # warm up
     halves = in_turns(2 * sides[NEW].rounds, found)
     return {
         name: [(a + b) / 2 for a, b in zip(costs[::2], costs[1::2], strict=True)]

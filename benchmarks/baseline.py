@@ -1,13 +1,14 @@
-"""The floor: a server that does the work nobody can avoid, and nothing else.
+"""The baseline: a minimal server that does only the unavoidable work.
 
-The same grpc.aio on the same uvloop with the same channel options, a message of the same size
-serialised for each call; for CreateTask the same POST on a fresh connection and the same number of
-grouped durable commits; for WatchTask a stream that waits for a push; for UploadFile a pipe into a
-multipart. No callers, no rules, no errors, no reads. `python -m benchmarks.baseline OPTIONS` takes
-commands, see child.py; with `--collect-rarely` its garbage collector is set as the service's.
+It is the same grpc.aio on the same uvloop with the same channel options. Each call serializes a
+message of the same size. CreateTask makes the same POST on a new connection and the same number of
+grouped durable commits; WatchTask is a stream that waits for a push; UploadFile pipes the chunks
+into a multipart request. There are no callers, rules, errors or reads.
 
-OPTIONS are the channel options as JSON. They are not imported here: the modules of the service
-would fill the heap that the floor's garbage collector has to walk.
+`python -m benchmarks.baseline OPTIONS THRESHOLDS` answers commands, see child.py. OPTIONS are the
+channel options and THRESHOLDS those of the garbage collector, both as JSON; without thresholds, the
+collector has Python's defaults. They are not imported here, because the modules of the service
+would double the number of objects that the collector has to traverse.
 """
 
 import asyncio
@@ -34,61 +35,58 @@ from generated.generation.v1.generation_pb2_grpc import (
     add_GenerationServiceServicer_to_server,
 )
 
-COLLECT_RARELY = "--collect-rarely"
-COLLECTION_THRESHOLDS = (50_000, 10, 10)  # those of service/__main__.py
-# The task, that it is about to be sent, and what the provider called it: none can be left out or
-# put together without losing a task or buying one twice.
-UPDATES_BEFORE_POST, UPDATES_AFTER_POST = 1, 1
+# An INSERT of the task, an UPDATE before it is sent, and one with the provider's id. Without any of
+# them, or with two in one commit, a crash could lose a task or pay for it twice.
 INSERT, UPDATE = "insert", "update"
 Row = tuple[str, bytes, str]
 
-CREATE_TABLE = "CREATE TABLE floor_tasks (id TEXT PRIMARY KEY, params {blob}, snapshot TEXT)"
+CREATE_TABLE = "CREATE TABLE baseline_tasks (id TEXT PRIMARY KEY, params {blob}, snapshot TEXT)"
 
 
 class SqliteCommits:
     """Commits to a SQLite file, synchronous FULL."""
 
     def __init__(self, database: str) -> None:
-        # The writer's thread alone uses it, but for its making.
+        # Only the writer's thread uses it after this.
         self._connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
         for pragma in ("journal_mode = wal", "synchronous = full"):
             self._connection.execute(f"PRAGMA {pragma}")
         self._connection.execute(CREATE_TABLE.format(blob="BLOB"))
 
     def commit(self, jobs: Sequence[tuple[str, Row]]) -> None:
-        """Write all of them in one transaction."""
+        """Execute all jobs in one transaction."""
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
         for kind, row in jobs:
             if kind == INSERT:
-                execute("INSERT INTO floor_tasks VALUES (?, ?, ?)", row)
+                execute("INSERT INTO baseline_tasks VALUES (?, ?, ?)", row)
             else:
-                execute("UPDATE floor_tasks SET params = ?2, snapshot = ?3 WHERE id = ?1", row)
+                execute("UPDATE baseline_tasks SET params = ?2, snapshot = ?3 WHERE id = ?1", row)
         execute("COMMIT")
 
 
 class PostgresCommits:
-    """Commits to PostgreSQL: a statement for all inserts of a group, and one for all updates."""
+    """Commits to PostgreSQL: one statement for the inserts of a group, and one for its updates."""
 
     def __init__(self, database: str) -> None:
         self._connection = psycopg2.connect(database)
         with self._connection.cursor() as cursor:
-            cursor.execute("DROP TABLE IF EXISTS floor_tasks")
+            cursor.execute("DROP TABLE IF EXISTS baseline_tasks")
             cursor.execute(CREATE_TABLE.format(blob="BYTEA"))
         self._connection.commit()
 
     def commit(self, jobs: Sequence[tuple[str, Row]]) -> None:
-        """Write all of them in one transaction."""
+        """Execute all jobs in one transaction."""
         inserts = [row for kind, row in jobs if kind == INSERT]
         updates = [row for kind, row in jobs if kind == UPDATE]
         with self._connection.cursor() as cursor:
             if inserts:
-                execute_values(cursor, "INSERT INTO floor_tasks VALUES %s", inserts)
+                execute_values(cursor, "INSERT INTO baseline_tasks VALUES %s", inserts)
             if updates:
                 execute_values(
                     cursor,
-                    "UPDATE floor_tasks SET params = v.params, snapshot = v.snapshot"
-                    " FROM (VALUES %s) AS v (id, params, snapshot) WHERE floor_tasks.id = v.id",
+                    "UPDATE baseline_tasks SET params = v.params, snapshot = v.snapshot"
+                    " FROM (VALUES %s) AS v (id, params, snapshot) WHERE baseline_tasks.id = v.id",
                     updates,
                     template="(%s, %s::bytea, %s)",
                 )
@@ -96,7 +94,7 @@ class PostgresCommits:
 
 
 class GroupCommits:
-    """One thread that commits all that waits together."""
+    """A thread that commits all waiting jobs in one transaction."""
 
     def __init__(self, commit: Callable[[Sequence[tuple[str, Row]]], None]) -> None:
         self._commit = commit
@@ -105,7 +103,7 @@ class GroupCommits:
         threading.Thread(target=self._serve, daemon=True).start()
 
     async def write(self, kind: str, row: Row) -> None:
-        """Return once it is on the disk."""
+        """Return when the job is committed."""
         done = self._loop.create_future()
         self._jobs.put((kind, row, done))
         await done
@@ -128,7 +126,7 @@ def _release(waiting: Sequence["asyncio.Future[None]"]) -> None:
             done.set_result(None)
 
 
-class Floor(GenerationServiceServicer):
+class Baseline(GenerationServiceServicer):
     """The handlers."""
 
     def __init__(self) -> None:
@@ -142,7 +140,7 @@ class Floor(GenerationServiceServicer):
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
-        self._order = {
+        self._body = {
             "model": "google/imagen4-fast",
             "input": {"prompt": prompt(), "aspect_ratio": "16:9"},
         }
@@ -150,29 +148,27 @@ class Floor(GenerationServiceServicer):
         self._created = 0
 
     async def QueryTask(self, request: Any, context: Any) -> pb.QueryTaskResponse:  # noqa: N802
-        """Answer."""
+        """Return the message."""
         del request, context
         return self._query
 
     async def CreateTask(self, request: Any, context: Any) -> pb.CreateTaskResponse:  # noqa: N802
-        """Commit, POST, commit, answer."""
+        """Commit twice, POST, commit, and return the message."""
         del request, context
         self._created += 1
         row: Row = (task_id(self._created), *self._row)
         await self._commits.write(INSERT, row)
-        for _ in range(UPDATES_BEFORE_POST):
-            await self._commits.write(UPDATE, row)
+        await self._commits.write(UPDATE, row)
         url = self._provider_url + "/api/v1/jobs/createTask"
-        async with self._http.post(url, json=self._order) as answer:
+        async with self._http.post(url, json=self._body) as answer:
             await answer.json()
-        for _ in range(UPDATES_AFTER_POST):
-            await self._commits.write(UPDATE, row)
+        await self._commits.write(UPDATE, row)
         return self._create
 
     async def WatchTask(  # noqa: N802
         self, request: Any, context: Any
     ) -> AsyncIterator[pb.WatchTaskResponse]:
-        """Answer, and again with every push."""
+        """Yield the message, and again after every push."""
         del request, context
         while True:
             pushed = self._pushed
@@ -182,7 +178,7 @@ class Floor(GenerationServiceServicer):
     async def UploadFile(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.UploadFileRequest], context: Any
     ) -> pb.UploadFileResponse:
-        """Pipe the chunks into a multipart."""
+        """Pipe the chunks into a multipart request."""
         del context
         metadata = (await anext(request_iterator)).metadata
         form = aiohttp.MultipartWriter("form-data")
@@ -201,13 +197,13 @@ class Floor(GenerationServiceServicer):
     # --- commands ---
 
     async def answer(self, *, task: str) -> None:
-        """Answer with this task from now on: a QueryTaskResponse in hexadecimal."""
+        """Return this task from now on: a QueryTaskResponse in hexadecimal."""
         self._query = pb.QueryTaskResponse.FromString(bytes.fromhex(task))
         self._create = pb.CreateTaskResponse(task=self._query.task)
         self._watch = pb.WatchTaskResponse(task=self._query.task)
 
     async def use(self, *, provider_url: str, database: str = "") -> None:
-        """Send orders and files there; commit to that database, a file or a PostgreSQL URL."""
+        """Set the provider and the database: a file or a PostgreSQL URL."""
         self._provider_url = provider_url
         if database:
             postgres = database.startswith("postgres")
@@ -215,13 +211,13 @@ class Floor(GenerationServiceServicer):
             self._commits = GroupCommits(commits.commit)
 
     async def push(self) -> None:
-        """Send the message to every stream."""
+        """Yield the message on every stream."""
         self._pushed.set()
         self._pushed = asyncio.Event()
 
 
 class _File(aiohttp.AsyncIterablePayload):
-    """The file's part of the multipart."""
+    """The file in the multipart request."""
 
     def __init__(
         self, requests: AsyncIterator[pb.UploadFileRequest], metadata: pb.UploadMetadata
@@ -237,24 +233,24 @@ async def _chunks(requests: AsyncIterator[pb.UploadFileRequest]) -> AsyncIterato
 
 
 async def main() -> None:
-    """Serve and take commands until stdin ends."""
-    floor = Floor()  # type: ignore[abstract] # it has no lists and cancels nothing
-    options = [(name, value) for name, value in json.loads(sys.argv[1])]
-    server = grpc.aio.server(options=options)
-    add_GenerationServiceServicer_to_server(floor, server)
+    """Serve and answer commands until stdin ends."""
+    options, thresholds = map(json.loads, sys.argv[1:])
+    baseline = Baseline()  # type: ignore[abstract] # ListTasks and CancelTask are not measured
+    server = grpc.aio.server(options=[(name, value) for name, value in options])
+    add_GenerationServiceServicer_to_server(baseline, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    if COLLECT_RARELY in sys.argv:
+    if thresholds:
         gc.freeze()
-        gc.set_threshold(*COLLECTION_THRESHOLDS)
+        gc.set_threshold(*thresholds)
     commands: dict[str, Command] = {
-        "answer": floor.answer,
-        "use": floor.use,
-        "push": floor.push,
+        "answer": baseline.answer,
+        "use": baseline.use,
+        "push": baseline.push,
     }
     await answer_commands(commands, {"address": f"127.0.0.1:{port}"})
     await server.stop(0)
-    await floor.close()
+    await baseline.close()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every measurement is given, and how two sides take turns."""
+"""What every measurement gets, and how several sides are measured in turns."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,9 +10,13 @@ from typing import Any, TypeVar
 from benchmarks.child import Child
 from benchmarks.databases import Kind, Row, insert
 from benchmarks.measure import cpu_seconds
-from benchmarks.servers import ROOT, Service, channel_options
+from benchmarks.servers import ROOT, Service
+from service.__main__ import COLLECTION_THRESHOLDS
+from service.bounds import BOUNDS
+from service.listen import channel_options
+from service.settings import Settings
 
-MAX_ERROR_SHARE = 0.001
+ERROR_SHARE_MAX = 0.001
 
 T = TypeVar("T")
 
@@ -22,8 +26,8 @@ class Bench:
     """The settings of a run, and its long-lived processes.
 
     Attributes:
-        rounds: How often each side is measured, in turns.
-        scale: What sizes and durations are multiplied with: 1, or less for a smoke test.
+        rounds: How often each side is measured.
+        scale: The factor for sizes and durations: 1, or less for a smoke test.
         root: The checkout whose service is measured.
     """
 
@@ -37,7 +41,7 @@ class Bench:
 
     @property
     def provider_url(self) -> str:
-        """Where the provider's stub serves."""
+        """The URL of the provider's stub."""
         return str(self.provider.hello["url"])
 
     def count(self, full: int) -> int:
@@ -49,34 +53,40 @@ class Bench:
         return Service(self.folder, database_url, self.provider_url, self.root, **settings)
 
     def seeded(self, kind: Kind, rows: Iterator[Row], **settings: str) -> Service:
-        """Return a service that is not started, on a database with these tasks."""
+        """Return a service that is not started, with a database that has these tasks."""
         service = self.service(kind.new_url(), **settings)
         with service.running():
-            pass  # it makes its own tables
+            pass  # it creates its tables
         insert(service.database_url, rows)
         return service
 
 
 @contextmanager
 def child(module: str, *arguments: str) -> Iterator[Child]:
-    """Run a process that takes commands for as long as the context lasts."""
+    """Run a process that answers commands for as long as the context lasts."""
     process = Child(module, *arguments)
     try:
         yield process
     except BaseException:
-        process.kill()  # it may be in the middle of a command
+        process.kill()  # it may be executing a command
         raise
     finally:
         process.close()
 
 
-def floor_server(*arguments: str) -> AbstractContextManager[Child]:
-    """Return a floor that is not started, with the service's channel options."""
-    return child("benchmarks.baseline", json.dumps(channel_options()), *arguments)
+def baseline_server(*, service_gc: bool = False) -> AbstractContextManager[Child]:
+    """Return a baseline server that is not started.
+
+    Its channel options are those of the service with default settings; with `service_gc` so are the
+    settings of its garbage collector.
+    """
+    options = channel_options(Settings.model_construct(), BOUNDS.handshake_seconds)
+    thresholds = COLLECTION_THRESHOLDS if service_gc else ()
+    return child("benchmarks.baseline", json.dumps(options), json.dumps(thresholds))
 
 
 def in_turns(rounds: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
-    """Measure each side once a round, in one order and then in the other."""
+    """Measure each side once per round, and reverse the order after each round."""
     found: dict[str, list[T]] = {name: [] for name in sides}
     names = list(sides)
     for number in range(rounds):
@@ -87,7 +97,7 @@ def in_turns(rounds: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, lis
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What a closed loop on one server came to. Times are seconds."""
+    """The results of a closed loop on one server. Times are in seconds."""
 
     cpu: float
     calls: int
@@ -96,17 +106,17 @@ class Slice:
     p99: float
 
     @property
-    def cpu_a_call(self) -> float:
+    def cpu_per_call(self) -> float:
         """The server's CPU time for a call."""
         return self.cpu / self.calls
 
     @property
-    def calls_a_second(self) -> float:
-        """How many calls were answered."""
+    def calls_per_second(self) -> float:
+        """The throughput."""
         return self.calls / self.seconds
 
     def __add__(self, other: "Slice") -> "Slice":
-        """Both as one; of the percentiles the mean."""
+        """Combine two slices; percentiles are averaged."""
         return Slice(
             self.cpu + other.cpu,
             self.calls + other.calls,
@@ -119,12 +129,12 @@ class Slice:
 def slices_in_turns(
     rounds: int, sides: Mapping[str, Callable[[], Slice]]
 ) -> dict[str, list[Slice]]:
-    """Measure each side twice a round, forwards and then backwards: A B C C B A.
+    """Measure each side twice per round, forwards and then backwards: A B C C B A.
 
-    What drifts during a round, as the load of a shared machine does, so hits all sides alike.
+    A drift during a round, such as the load of a shared machine, then affects all sides alike.
     """
     for side in sides.values():
-        side()  # what is slow only once is not measured
+        side()  # warm up
     halves = in_turns(2 * rounds, sides)
     return {
         name: [first + second for first, second in zip(found[::2], found[1::2], strict=True)]
@@ -133,10 +143,10 @@ def slices_in_turns(
 
 
 def closed_loop(load: Child, command: str, pid: int, **arguments: Any) -> Slice:
-    """Run a closed loop, and read the server's CPU time before and after."""
+    """Run a closed loop, and read the server's CPU time before and after it."""
     before = cpu_seconds(pid)
     seen = load.ask(command, **arguments)
     spent = cpu_seconds(pid) - before
     calls, errors = seen["calls"], seen["errors"]
-    assert errors <= calls * MAX_ERROR_SHARE, f"{errors} of {calls + errors} calls failed"
+    assert errors <= calls * ERROR_SHARE_MAX, f"{errors} of {calls + errors} calls failed"
     return Slice(spent, calls, seen["seconds"], seen["p50"], seen["p99"])

@@ -1,6 +1,6 @@
-"""A process that takes commands: a JSON object a line on its stdin, an answer a line on stdout.
+"""A process that answers commands: one JSON object per line on its stdin, and one on its stdout.
 
-The parent's end is blocking, as the bench does one thing at a time.
+The parent's end blocks, because the benchmarks do one thing at a time.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ Command = Callable[..., Awaitable[Any]]
 
 
 class ChildError(Exception):
-    """A child process failed, or answered with an error."""
+    """A child process exited, or a command failed."""
 
 
 class Child:
-    """A process that runs one of the modules that take commands."""
+    """A process that runs one of the modules that answer commands."""
 
     def __init__(self, module: str, *arguments: str) -> None:
         self._module = module
-        # In a session of its own, a Ctrl-C at the terminal ends it by the parent only, in silence.
+        # In a new session, a Ctrl-C at the terminal does not reach it: the parent stops it.
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
@@ -41,49 +41,37 @@ class Child:
 
     @property
     def address(self) -> str:
-        """Where it serves, if it is a server."""
+        """The address of a server."""
         return str(self.hello["address"])
 
     @property
     def pid(self) -> int:
-        """The number of the process."""
+        """The process id."""
         return self._process.pid
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """Send a command and wait for its answer.
+        """Send a command and return its answer.
 
         Raises:
-            ChildError: It failed.
+            ChildError: The command failed.
         """
-        self.send(command, **arguments)
-        return self.receive()
-
-    def send(self, command: str, **arguments: Any) -> None:
-        """Send a command; `receive` has its answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
         self._process.stdin.flush()
-
-    def receive(self) -> Any:
-        """Wait for the answer to the oldest command.
-
-        Raises:
-            ChildError: It failed.
-        """
         answer = self._receive()
         if "error" in answer:
             raise ChildError(f"{self._module}: {answer['error']}")
         return answer["answer"]
 
     def kill(self) -> None:
-        """Kill the process; `close` is still to be called."""
+        """Kill the process; `close` must still be called."""
         self._process.kill()
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it is dead, and a command is unsent
+        with contextlib.suppress(BrokenPipeError):  # it is dead, and a command was not sent
             self._process.stdin.close()
         try:
             self._process.wait(STOP_SECONDS)
@@ -96,12 +84,12 @@ class Child:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise ChildError(f"{self._module} ended with {self._process.wait()}")
+            raise ChildError(f"{self._module} exited with {self._process.wait()}")
         return json.loads(line)
 
 
 async def answer_commands(commands: Mapping[str, Command], hello: Mapping[str, Any]) -> None:
-    """Say hello, then answer commands one after the other until stdin ends."""
+    """Print `hello`, then answer commands one after the other until stdin ends."""
     lines = asyncio.StreamReader(limit=LINE_MAX_BYTES)
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
@@ -110,6 +98,6 @@ async def answer_commands(commands: Mapping[str, Command], hello: Mapping[str, A
         arguments = json.loads(line)
         try:
             answer = {"answer": await commands[arguments.pop("command")](**arguments)}
-        except Exception as error:  # noqa: BLE001 - the parent is told
+        except Exception as error:  # noqa: BLE001 - the parent raises it
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)

@@ -1,4 +1,4 @@
-"""What the commands of the bench share: options, exit codes, and the processes of a run."""
+"""What the commands have in common: options, exit codes, and the processes of a run."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from benchmarks.databases import Kind
 
 DATABASES = ("sqlite", "postgres")
 ROUNDS = 15
-LEAST_ROUNDS = 2  # one in each order
+ROUNDS_MIN = 2  # one in each order
 QUICK_SCALE = 0.02
 FAILED, MISUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # exit codes
 
@@ -21,14 +21,14 @@ def add_options(parser: argparse.ArgumentParser, measurements: Iterable[str]) ->
     add = parser.add_argument
     add("measurements", nargs="*", type=_one_of(measurements), help=", ".join(measurements))
     add("--rounds", type=_rounds, help=f"how often each side is measured ({ROUNDS})")
-    add("--quick", action="store_true", help="only see that all of it runs")
+    add("--quick", action="store_true", help="only check that everything runs")
     add("--databases", type=_databases, default=",".join(DATABASES), help="which kinds (both)")
 
 
 def _one_of(names: Iterable[str]) -> Callable[[str], str]:
     def chosen(name: str) -> str:
         if name not in names:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(names)}")
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(names)}")
         return name
 
     return chosen
@@ -39,19 +39,19 @@ def _databases(text: str) -> list[str]:
 
 
 def _rounds(text: str) -> int:
-    if not text.isdecimal() or int(text) < LEAST_ROUNDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from {LEAST_ROUNDS} on")
+    if not text.isdecimal() or int(text) < ROUNDS_MIN:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least {ROUNDS_MIN}")
     return int(text)
 
 
 def new_bench(
     given: argparse.Namespace, folder: Path, databases: Sequence[Kind], stack: ExitStack
 ) -> Bench:
-    """Start the load and the provider."""
+    """Start the load generator and the provider."""
     return Bench(
         folder=folder,
         databases=databases,
-        rounds=given.rounds or (LEAST_ROUNDS if given.quick else ROUNDS),
+        rounds=given.rounds or (ROUNDS_MIN if given.quick else ROUNDS),
         scale=QUICK_SCALE if given.quick else 1.0,
         load=stack.enter_context(child("benchmarks.load")),
         provider=stack.enter_context(child("benchmarks.provider")),
@@ -59,6 +59,6 @@ def new_bench(
 
 
 def terminate(number: int, frame: object) -> None:
-    """End on SIGTERM as an error does: processes are stopped, and the folder is removed."""
+    """Exit on SIGTERM as after an error: stop the processes, and remove the folder."""
     del number, frame
     sys.exit(TERMINATED)

@@ -1,4 +1,4 @@
-"""SQLite and PostgreSQL: empty databases, and tasks put into one by SQL."""
+"""SQLite and PostgreSQL: empty databases, and the tasks that are inserted with SQL."""
 
 import importlib
 import json
@@ -19,17 +19,17 @@ from storage.schema import TaskRow
 CALLER = "bench"
 NAMES = SQLITE, POSTGRES = ("SQLite", "PostgreSQL")
 SQLITE_PREFIX = "sqlite:///"
-ROWS_A_STATEMENT = 1_000
-SECONDS_APART = 10.0  # the seeded tasks, and so 100,000 of them are eleven days of work
+ROWS_PER_STATEMENT = 1_000
+SECONDS_APART = 10.0  # between two inserted tasks: 100,000 of them are eleven days of work
 IMAGE_SECONDS = 12.0
 CONNECT_SECONDS = 10
-COLUMNS = [column.name for column in TaskRow._meta.sorted_fields]  # noqa: SLF001 - Peewee's way
+COLUMNS = [column.name for column in TaskRow._meta.sorted_fields]  # noqa: SLF001 - Peewee documents it
 
 Row = dict[str, Any]
 
 
 class UnreachableError(Exception):
-    """TEST_DATABASE_URL names a server that does not answer; the message says why."""
+    """The server of TEST_DATABASE_URL cannot be reached; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Kind:
     """A kind of database.
 
     Attributes:
-        new_url: Makes the URL of an empty one.
-        server: The version, and on which filesystem the files are, if that is known.
+        new_url: Creates an empty database and returns its URL.
+        server: The version, and the filesystem of its files if it is known.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Kind:
 
 
 def kinds(names: Sequence[str], folder: Path, stack: ExitStack) -> list[Kind]:
-    """Return the kinds of database that there are here; what is missing is said.
+    """Return the kinds of database that are available here; print which one is not.
 
     Raises:
-        UnreachableError: TEST_DATABASE_URL names a server that does not answer.
+        UnreachableError: The server of TEST_DATABASE_URL cannot be reached.
     """
     found = []
     if "sqlite" in names:
@@ -63,9 +63,9 @@ def kinds(names: Sequence[str], folder: Path, stack: ExitStack) -> list[Kind]:
 
 
 def _postgres(stack: ExitStack) -> Kind | None:
-    """Return TEST_DATABASE_URL, or a server of our own from the system's binaries."""
+    """Return the server of TEST_DATABASE_URL, or start one as the tests do."""
     try:
-        # The tests know how to run one; a checkout without them measures SQLite alone.
+        # A checkout without the tests measures only SQLite.
         tests: Any = importlib.import_module("tests.support.postgres")
     except ImportError as error:
         print(f"PostgreSQL is not measured: {error}")
@@ -87,14 +87,14 @@ def _version(url: str) -> str:
     try:
         with closing(psycopg2.connect(url, connect_timeout=CONNECT_SECONDS)) as connection:
             version: str = connection.info.parameter_status("server_version")
-            return f"{POSTGRES} {version.partition(' ')[0]}"  # the rest is whose package it is
+            return f"{POSTGRES} {version.partition(' ')[0]}"  # without the name of the package
     except psycopg2.Error as error:
         reason = " ".join(str(error).split())
         raise UnreachableError(f"TEST_DATABASE_URL cannot be reached: {reason}") from error
 
 
 def _filesystem(folder: Path) -> str:
-    """Return the type of the filesystem that a folder is on; an fsync on tmpfs is free."""
+    """Return the type of a folder's filesystem, because fsync costs nothing on tmpfs."""
     mounts = Path("/proc/mounts")
     lines = mounts.read_text().splitlines() if mounts.exists() else []
     types = {place: kind for _, place, kind, *_ in map(str.split, lines)}
@@ -104,7 +104,7 @@ def _filesystem(folder: Path) -> str:
 
 
 def ended(numbers: Iterable[int], now: float) -> Iterator[Row]:
-    """Yield tasks that have ended with one image; the higher the number, the older."""
+    """Yield tasks that have ended with one image; higher numbers are older."""
     for number in numbers:
         row = _row(number, now - IMAGE_SECONDS - number * SECONDS_APART)
         url = f"https://tempfile.aiquickdraw.com/imagen/{provider_id(number)}_0.png"
@@ -121,7 +121,7 @@ def ended(numbers: Iterable[int], now: float) -> Iterator[Row]:
 
 
 def pending(numbers: Sequence[int], now: float, oldest_seconds: float = 0) -> Iterator[Row]:
-    """Yield tasks that the provider works on, of ages from nothing to `oldest_seconds`."""
+    """Yield tasks that are at the provider, with ages from 0 to `oldest_seconds`."""
     for index, number in enumerate(numbers):
         row = _row(number, now - oldest_seconds * index / len(numbers))
         yield row | {"lane": "poll", "due_time": now, "stage": "GENERATING"}
@@ -151,7 +151,7 @@ def _row(number: int, create_time: float) -> Row:
 
 
 def insert(url: str, rows: Iterable[Row]) -> None:
-    """Put tasks into a database that the service has made its tables in, and does not use now."""
+    """Insert tasks into a database with the service's tables, while the service is stopped."""
     names = ", ".join(COLUMNS)
     values = ([row[name] for name in COLUMNS] for row in rows)
     if path := _sqlite_path(url):
@@ -160,13 +160,13 @@ def insert(url: str, rows: Iterable[Row]) -> None:
             connection.executemany(f"INSERT INTO tasks ({names}) VALUES ({marks})", values)  # noqa: S608
         return
     with closing(psycopg2.connect(url)) as connection, connection, connection.cursor() as cursor:
-        statement = f"INSERT INTO tasks ({names}) VALUES %s"  # noqa: S608 - the names are ours
-        execute_values(cursor, statement, values, page_size=ROWS_A_STATEMENT)
+        statement = f"INSERT INTO tasks ({names}) VALUES %s"  # noqa: S608 - constant names
+        execute_values(cursor, statement, values, page_size=ROWS_PER_STATEMENT)
         cursor.execute("ANALYZE tasks")
 
 
 def due_times(url: str) -> list[tuple[str, float]]:
-    """Return the provider's id and the due time of each task that is polled, as it stands now."""
+    """Return the provider's id and the current due time of each task in the lane `poll`."""
     query = "SELECT provider_task_id, due_time FROM tasks WHERE lane = 'poll'"
     if path := _sqlite_path(url):
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
@@ -177,10 +177,10 @@ def due_times(url: str) -> list[tuple[str, float]]:
         return found
 
 
-def database_of_floor(url: str) -> str:
-    """Return what the floor commits to, beside the service's: a file, or the same server."""
+def database_of_baseline(url: str) -> str:
+    """Return the baseline's database: a file next to the service's, or the same server."""
     path = _sqlite_path(url)
-    return f"{path}.floor" if path else url
+    return f"{path}.baseline" if path else url
 
 
 def _sqlite_path(url: str) -> str | None:

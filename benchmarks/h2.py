@@ -1,8 +1,8 @@
-"""The cheapest gRPC client there can be: frames of HTTP/2, made once and sent again and again.
+"""A cheap gRPC client: it sends prepared HTTP/2 frames.
 
-It knows only what a load needs: unary calls and server streams without compression, to a server on
-this machine that is trusted. A call costs it a fifth of what it costs grpc.aio, so that on two
-cores the server is what is measured.
+It supports only what a load generator needs: unary calls and server streams without compression, to
+a trusted server on this machine. A call costs a fifth of a call of grpc.aio, so that on two cores
+the server is what is measured.
 """
 
 import asyncio
@@ -21,27 +21,27 @@ WINDOW_DEFAULT = 65_535
 STREAMS_UNLIMITED = (1 << 31) - 1
 FRAME_HEAD_BYTES = 9
 PREFIX_BYTES = 5
-# With a header table of no size, the server spells its trailers out.
+# Because the header table has size 0, the server sends its trailers as literals.
 STATUS_OK = b"grpc-status\x010"
-STATUS_DETAILS = b"grpc-status-details-bin"  # the service adds them to each error
+STATUS_DETAILS = b"grpc-status-details-bin"  # the service sends them with every error
 
 
 class End(enum.Enum):
     """How a call ended."""
 
     OK = enum.auto()
-    REFUSED = enum.auto()  # with an error of the service
-    DROPPED = enum.auto()  # by gRPC's core, which accepts only so many calls at a time
+    REFUSED = enum.auto()  # by the service, with an error
+    DROPPED = enum.auto()  # by gRPC's core, which limits the calls that are not accepted yet
 
 
 class Call(Protocol):
-    """What becomes of one call."""
+    """Receives the messages and the end of one call."""
 
     def message(self, data: bytes, now: float) -> None:
-        """A message came, at that `time.monotonic()`."""
+        """Receive a message; `now` is `time.monotonic()`."""
 
     def ended(self, end: End, now: float) -> None:
-        """The call has ended."""
+        """Receive the end of the call."""
 
 
 def request_headers(path: str, metadata: Sequence[tuple[str, str]] = ()) -> bytes:
@@ -60,7 +60,7 @@ def request_headers(path: str, metadata: Sequence[tuple[str, str]] = ()) -> byte
 
 def _text(text: str) -> bytes:
     data = text.encode()
-    if len(data) < 127:  # noqa: PLR2004 - what the first byte's seven bits hold
+    if len(data) < 127:  # noqa: PLR2004 - the largest number of seven bits
         return bytes([len(data)]) + data
     return bytes([127, len(data) - 127]) + data
 
@@ -71,7 +71,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def request(headers: bytes, message: bytes) -> Callable[[int], bytes]:
-    """Return what makes the frames of a call on a stream."""
+    """Return a function that returns the frames of a call for a stream id."""
     body = b"\0" + struct.pack(">I", len(message)) + message
     before = struct.pack(">I", len(headers))[1:] + bytes([HEADERS, END_HEADERS])
     between = headers + struct.pack(">I", len(body))[1:] + bytes([DATA, END_STREAM])
@@ -93,7 +93,7 @@ class Connection(asyncio.Protocol):
         self._received = b""
         self._to_send: list[bytes] = []
         self._next_stream = 1
-        self._taken_bytes = 0
+        self._unacknowledged_bytes = 0
         self._transport: asyncio.Transport
         loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[Exception | None] = loop.create_future()
@@ -102,30 +102,30 @@ class Connection(asyncio.Protocol):
     # --- calling ---
 
     def call(self, frames: Callable[[int], bytes], call: Call) -> None:
-        """Begin a call; `flush` sends it."""
+        """Start a call; `flush` sends it."""
         stream = self._next_stream
         self._next_stream += 2
         self._calls[stream] = call
         self._to_send.append(frames(stream))
 
     def flush(self) -> None:
-        """Send what waits to be sent."""
+        """Send all waiting frames."""
         self._transport.write(b"".join(self._to_send))
         self._to_send.clear()
 
     def stop_reading(self) -> None:
-        """Read nothing more, as a client that hangs."""
+        """Stop reading, as a client that hangs."""
         self._transport.pause_reading()
 
     def close(self) -> None:
         """Close the connection at once."""
         self._transport.abort()
 
-    # --- asyncio's side ---
+    # --- callbacks of asyncio ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greet the server, and open the windows."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
+        """Send the preface and the settings, and open the window."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
         settings = ((HEADER_TABLE_SIZE, 0), (INITIAL_WINDOW_SIZE, self._window_bytes))
         self._transport.write(
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -134,9 +134,9 @@ class Connection(asyncio.Protocol):
         )
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End every call that is under way."""
+        """End all calls."""
         now = time.monotonic()
-        calls, self._calls = self._calls, {}  # one that has ended may begin another
+        calls, self._calls = self._calls, {}  # an ended call may start another
         for call in calls.values():
             call.ended(End.REFUSED, now)
         if not self.lost.done():
@@ -145,7 +145,7 @@ class Connection(asyncio.Protocol):
             self.max_streams.set_exception(ConnectionError("the server closed the connection"))
 
     def data_received(self, data: bytes) -> None:
-        """Take whole frames, and keep the rest."""
+        """Handle complete frames, and keep the rest."""
         now = time.monotonic()
         received = self._received + data if self._received else data
         at, end = 0, len(received)
@@ -183,11 +183,11 @@ class Connection(asyncio.Protocol):
             self.max_streams.set_result(limits.get(MAX_CONCURRENT_STREAMS, STREAMS_UNLIMITED))
 
     def _data(self, stream: int, payload: bytes, now: float) -> None:
-        self._taken_bytes += len(payload)
-        if self._taken_bytes > WINDOW_MAX // 2:
-            grown = struct.pack(">I", self._taken_bytes)
+        self._unacknowledged_bytes += len(payload)
+        if self._unacknowledged_bytes > WINDOW_MAX // 2:
+            grown = struct.pack(">I", self._unacknowledged_bytes)
             self._to_send.append(frame(WINDOW_UPDATE, 0, 0, grown))
-            self._taken_bytes = 0
+            self._unacknowledged_bytes = 0
         call = self._calls.get(stream)
         if call is None:
             return
@@ -217,7 +217,7 @@ async def connect(address: str, window_bytes: int = WINDOW_MAX) -> Connection:
     """Connect to `host:port`, and wait for the server's settings.
 
     Raises:
-        ConnectionError: The server closed the connection before.
+        ConnectionError: The server closed the connection before it sent them.
     """
     host, port = address.rsplit(":", 1)
     loop = asyncio.get_running_loop()

@@ -1,7 +1,7 @@
-"""The load: a process that calls a server, and tells what it saw.
+"""The load generator: a process that calls a server and reports latencies and errors.
 
-`python -m benchmarks.load` takes commands, see child.py. Times are those of `time.monotonic()`,
-which all processes of a machine share.
+`python -m benchmarks.load` answers commands, see child.py. Times are those of `time.monotonic()`,
+which is the same clock in all processes of a machine.
 """
 
 import asyncio
@@ -28,16 +28,16 @@ SERVICE = "/generation.v1.GenerationService/"
 DEADLINE = ("grpc-timeout", "20S")
 CONNECTIONS = 4
 WATCH_CONNECTIONS = 100
-DRAWN_PER_SECOND = 12_000  # more than any server here answers
+PREPARED_PER_SECOND = 12_000  # more than any server here answers
 OPEN_SECONDS = 60.0
-REOPEN_SECONDS, REOPEN_MAX_SECONDS = 0.1, 2.0  # doubled each time, with jitter as clients have
+REOPEN_SECONDS, REOPEN_MAX_SECONDS = 0.1, 2.0  # doubled each time, with jitter
 SMALL_WINDOW_BYTES = 4_096
 
 Frames = Callable[[int], bytes]
 
 
-class Line:
-    """One caller that always has one call under way, until the loop is over."""
+class Caller:
+    """A caller with one call in progress at all times, until the loop ends."""
 
     __slots__ = ("_answered", "_connection", "_loop", "_started")
 
@@ -47,7 +47,7 @@ class Line:
         self.begin(time.monotonic())
 
     def begin(self, now: float) -> None:
-        """Call, unless the time is over."""
+        """Start the next call, unless the time is over."""
         frames = self._loop.next(now)
         if frames is not None:
             self._answered = False
@@ -55,58 +55,58 @@ class Line:
             self._connection.call(frames, self)
 
     def message(self, data: bytes, now: float) -> None:
-        """The answer."""
+        """Keep the response."""
         del now
         self._answered = True
         self._loop.answers.append(data)
 
     def ended(self, end: End, now: float) -> None:
-        """Note the call, and begin the next."""
-        self._loop.note(end is End.OK and self._answered, now - self._started)
+        """Count the call, and start the next."""
+        self._loop.count(end is End.OK and self._answered, now - self._started)
         self.begin(now)
 
 
 class ClosedLoop:
-    """A number of callers that each call again as soon as they are answered."""
+    """Several callers; each starts its next call as soon as the last one has ended."""
 
     def __init__(self, requests: Iterator[Frames], seconds: float) -> None:
         self._requests = requests
         self._started = time.monotonic()
         self._deadline = self._started + seconds
-        self._lines = 0
-        self._over = asyncio.get_running_loop().create_future()
+        self._callers = 0
+        self._ended = asyncio.get_running_loop().create_future()
         self.latencies: list[float] = []
         self.answers: list[bytes] = []
         self.errors = 0
 
     async def run(self, connections: Sequence[Connection], outstanding: int) -> float:
-        """Run to the end of the last call; return how many seconds it took.
+        """Run until the last call has ended; return the seconds.
 
         Raises:
-            ConnectionError: The server closed a connection, so that some calls would never end.
+            ConnectionError: The server closed a connection, so some calls would never end.
         """
-        self._lines = outstanding * len(connections)
+        self._callers = outstanding * len(connections)
         for connection in connections:
             for _ in range(outstanding):
-                Line(self, connection)
+                Caller(self, connection)
             connection.flush()
-        ends = [self._over, *(connection.lost for connection in connections)]
+        ends = [self._ended, *(connection.lost for connection in connections)]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        if not self._over.done():
+        if not self._ended.done():
             raise ConnectionError("the server closed a connection")
         return time.monotonic() - self._started
 
     def next(self, now: float) -> Frames | None:
-        """Return the next request; None once it is time to end."""
+        """Return the next request, or None when the time is over."""
         frames = next(self._requests, None) if now < self._deadline else None
         if frames is None:
-            self._lines -= 1
-            if not self._lines:
-                self._over.set_result(None)
+            self._callers -= 1
+            if not self._callers:
+                self._ended.set_result(None)
         return frames
 
-    def note(self, good: bool, seconds: float) -> None:
-        """Count a call."""
+    def count(self, good: bool, seconds: float) -> None:
+        """Count a call that has ended."""
         if good:
             self.latencies.append(seconds)
         else:
@@ -126,7 +126,7 @@ class Group:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def until(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Wait until something holds of the group."""
+        """Wait for a condition of the group."""
         async with asyncio.timeout(seconds):
             while not condition():
                 self.changed.clear()
@@ -134,7 +134,7 @@ class Group:
 
 
 class Stream:
-    """One watch, which is opened again until the server accepts it."""
+    """One watch, which is retried until the server accepts it."""
 
     __slots__ = ("_backoff_seconds", "_connection", "_frames", "_group", "_index")
 
@@ -147,7 +147,7 @@ class Stream:
         self._connection.call(frames, self)
 
     def message(self, data: bytes, now: float) -> None:
-        """The first snapshot opens the stream, the others arrive."""
+        """Count the stream as opened on its first snapshot; note when the others arrive."""
         del data
         if self._index in self._group.opened:
             self._group.arrivals.append(now)
@@ -156,7 +156,7 @@ class Stream:
         self._group.changed.set()
 
     def ended(self, end: End, now: float) -> None:
-        """The terminal snapshot was before this; or the stream is dropped, or lost."""
+        """Retry a stream that was dropped before it opened; count any other as ended or lost."""
         if end is End.DROPPED and self._index not in self._group.opened:
             seconds = self._backoff_seconds * random.uniform(0.5, 1.5)
             asyncio.get_running_loop().call_later(seconds, self._reopen)
@@ -193,14 +193,14 @@ class Load:
         first: int,
         count: int,
     ) -> Any:
-        """Ask for tasks in a closed loop."""
-        drawn = _drawn(queries(pattern, first, count), seconds)
-        frames = list(_frames("QueryTask", token, drawn, DEADLINE))
+        """Query tasks in a closed loop."""
+        prepared = _prepared(queries(pattern, first, count), seconds)
+        frames = list(_frames("QueryTask", token, prepared, DEADLINE))
         return await self._unary(address, frames, seconds, outstanding)
 
     async def create(self, *, address: str, token: str, seconds: float, outstanding: int) -> Any:
         """Create tasks in a closed loop."""
-        frames = list(_frames("CreateTask", token, _drawn(creates(), seconds), DEADLINE))
+        frames = list(_frames("CreateTask", token, _prepared(creates(), seconds), DEADLINE))
         return await self._unary(address, frames, seconds, outstanding)
 
     async def _unary(
@@ -218,7 +218,7 @@ class Load:
         }
 
     async def create_tasks(self, *, address: str, token: str, count: int, characters: int) -> Any:
-        """Create so many tasks; return the ids of each, ours and the provider's."""
+        """Create tasks; return for each the service's id and the provider's."""
         requests = itertools.islice(creates(characters), count)
         frames = _frames("CreateTask", token, requests, DEADLINE)
         loop = ClosedLoop(frames, OPEN_SECONDS)
@@ -228,9 +228,9 @@ class Load:
         return [(task.id, task.provider_task_id) for task in tasks]
 
     async def fetch(self, *, address: str, token: str, task_id: str) -> Any:
-        """Ask for one task; return the answer's bytes in hexadecimal."""
-        asked = pb.QueryTaskRequest(task_id=task_id).SerializeToString()
-        loop = ClosedLoop(_frames("QueryTask", token, iter([asked])), OPEN_SECONDS)
+        """Query one task; return the response's bytes in hexadecimal."""
+        query = pb.QueryTaskRequest(task_id=task_id).SerializeToString()
+        loop = ClosedLoop(_frames("QueryTask", token, iter([query])), OPEN_SECONDS)
         await loop.run((await self._connected(address))[:1], 1)
         return loop.answers[0].hex()
 
@@ -244,11 +244,11 @@ class Load:
         streams: int,
         connections: int = WATCH_CONNECTIONS,
     ) -> Any:
-        """Open streams, all at once, each on the next of the tasks; wait for their first message.
+        """Open streams at once, distributed over the tasks; wait for their first messages.
 
-        The connections are there already, as when a load balancer has just come back: as many as
-        `connections`, or as the streams need where the server takes fewer streams on each. What the
-        server drops before it accepts it is opened again; lost is what has no stream in the end.
+        The connections are opened before, as when a load balancer has just recovered: `connections`
+        of them, or more if the server limits the streams of each. A stream that the server drops
+        before it accepts it is retried. A stream that is not open in the end counts as lost.
         """
         opening = Group(await _enough_connections(address, streams, connections))
         watches = [pb.WatchTaskRequest(task_id=task_id).SerializeToString() for task_id in task_ids]
@@ -270,24 +270,24 @@ class Load:
         }
 
     async def open_stopped(self, *, group: str, address: str, token: str, task_id: str) -> Any:
-        """Open one more stream, whose reader stops after its first message."""
+        """Open a stream whose client stops reading after the first message."""
         stopping = Group([await connect(address, SMALL_WINDOW_BYTES)])
         watch = pb.WatchTaskRequest(task_id=task_id).SerializeToString()
         Stream(stopping, 0, next(_frames("WatchTask", token, iter([watch]))))
         stopping.connections[0].flush()
-        await asyncio.sleep(0.5)  # its window is too small for one whole message
+        await asyncio.sleep(0.5)  # its window is too small for a whole message
         stopping.connections[0].stop_reading()
         self._groups[group] = stopping
 
     async def take(self, *, group: str, count: int, seconds: float) -> Any:
-        """Wait for so many messages; return when each arrived."""
+        """Wait for `count` messages; return when each arrived."""
         streams = self._groups[group]
         await streams.until(lambda: len(streams.arrivals) >= count, seconds)
         taken, streams.arrivals = streams.arrivals, []
         return taken
 
     async def ends(self, *, group: str, count: int, seconds: float) -> Any:
-        """Wait until so many streams have ended well; return each one's number and time."""
+        """Wait until `count` streams have ended OK; return the number and time of each."""
         streams = self._groups[group]
         await streams.until(lambda: len(streams.ends) >= count, seconds)
         return streams.ends
@@ -298,7 +298,7 @@ class Load:
             connection.close()
 
     async def upload(self, *, address: str, token: str, size_bytes: int, chunk_bytes: int) -> Any:
-        """Upload a file of zeros; return how many seconds it took."""
+        """Upload a file of zeros; return the seconds."""
         metadata = pb.UploadMetadata(file_name="film.mp4", size_bytes=size_bytes)
         started = time.monotonic()
         async with grpc.aio.insecure_channel(address) as channel:
@@ -316,16 +316,16 @@ class Load:
         return self._connections[address]
 
 
-async def _enough_connections(address: str, streams: int, least: int) -> list[Connection]:
-    """Connect as often as that many streams need, and `least` times at the least."""
+async def _enough_connections(address: str, streams: int, minimum: int) -> list[Connection]:
+    """Open as many connections as the streams need, and at least `minimum`."""
     first = await connect(address)
-    needed = max(least, math.ceil(streams / await first.max_streams))
+    needed = max(minimum, math.ceil(streams / await first.max_streams))
     return [first, *[await connect(address) for _ in range(needed - 1)]]
 
 
-def _drawn(requests: Iterator[bytes], seconds: float) -> Iterator[bytes]:
-    """Draw before the loop begins, so that it only sends."""
-    return itertools.islice(requests, int(DRAWN_PER_SECOND * seconds))
+def _prepared(requests: Iterator[bytes], seconds: float) -> Iterator[bytes]:
+    """Return enough requests for a loop: prepared before it starts, so that it only sends."""
+    return itertools.islice(requests, int(PREPARED_PER_SECOND * seconds))
 
 
 def _authorization(token: str) -> tuple[tuple[str, str], ...]:
@@ -350,8 +350,8 @@ async def _upload_messages(metadata: pb.UploadMetadata, chunk_bytes: int) -> Asy
 
 
 async def main() -> None:
-    """Take commands until stdin ends."""
-    gc.disable()  # its pauses would be taken for the server's
+    """Answer commands until stdin ends."""
+    gc.disable()  # its pauses would count as latency of the server
     load = Load()
     commands = ("query", "create", "create_tasks", "fetch", "open", "open_stopped", "take", "ends",
                 "close", "upload")  # fmt: skip

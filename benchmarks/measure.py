@@ -1,4 +1,4 @@
-"""What is read of a process, and what is said of many readings."""
+"""The CPU time and memory of a process, and statistics of many values."""
 
 import statistics
 import subprocess
@@ -17,9 +17,9 @@ MIB = 1 << 20
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU time of a process since its start, user and system, of all its threads."""
+    """Return the user and system time of all threads of a process since its start."""
     if sys.platform == "linux":
-        # The kernel's clock of that process, in nanoseconds: clock_getcpuclockid(3).
+        # The CPU clock of a process, in nanoseconds: clock_getcpuclockid(3).
         return time.clock_gettime((~pid << 3) | 2)
     minutes, seconds = _ps(pid, "time").rsplit(":", 1)
     hours, _, rest = minutes.rpartition(":")
@@ -36,13 +36,13 @@ def memory_bytes(pid: int) -> int:
 
 
 def _ps(pid: int, what: str) -> str:
-    return subprocess.run(  # the same words on Linux and macOS
+    return subprocess.run(  # the same options on Linux and macOS
         ["/bin/ps", "-o", f"{what}=", "-p", str(pid)], capture_output=True, check=True, text=True
     ).stdout.strip()
 
 
 def settle(*pids: int, timeout_seconds: float = 30.0) -> None:
-    """Wait until processes have nothing left to do."""
+    """Wait until processes are idle."""
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
         before = sum(map(cpu_seconds, pids))
@@ -52,7 +52,7 @@ def settle(*pids: int, timeout_seconds: float = 30.0) -> None:
 
 
 class Peak:
-    """The most memory that a process was seen to use."""
+    """The peak of the memory of a process, from samples."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -61,12 +61,12 @@ class Peak:
 
     @property
     def growth_bytes(self) -> int:
-        """Above what it used at first."""
+        """The peak above the first sample."""
         return self.most_bytes - self.before_bytes
 
     @contextmanager
     def sampled(self) -> Iterator[None]:
-        """Look at it again and again for as long as the context lasts."""
+        """Take samples for as long as the context lasts."""
         sampler = threading.Thread(target=self._sample)
         sampler.start()
         try:
@@ -82,7 +82,7 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The middle of several values, and the quarters below and above it."""
+    """The median and the quartiles of several values."""
 
     median: float
     low: float
@@ -98,13 +98,13 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(median, low, high, len(values))
 
 
-def ratios(ours: Sequence[float], floor: Sequence[float]) -> Spread:
-    """Return the spread of what the rounds say, each of which measured both sides."""
-    return spread([a / b for a, b in zip(ours, floor, strict=True)])
+def ratios(service: Sequence[float], baseline: Sequence[float]) -> Spread:
+    """Return the spread of the ratios of the rounds; each round measured both sides."""
+    return spread([a / b for a, b in zip(service, baseline, strict=True)])
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value below which that share of them lies; nan of none."""
+    """Return the value below which that share of the values lies; nan if there are none."""
     ordered = sorted(values)
     if not ordered:
         return float("nan")

@@ -1,8 +1,8 @@
-"""A provider for the bench: a stub of Kie's documented answers, as cheap as Python allows.
+"""The provider of the benchmarks: a cheap stub with Kie's documented responses.
 
-The bundled simulator keeps Kie's rules, and that costs more than the service does; on two cores the
-bench would measure the simulator. This one takes any order, knows tasks by any id, and ends them on
-command. `python -m benchmarks.provider` takes commands, see child.py.
+The bundled simulator checks Kie's rules, which costs more CPU than the service: on two cores, the
+benchmarks would measure the simulator. This stub accepts any request, finds a task for any id, and
+ends tasks on command. `python -m benchmarks.provider` answers commands, see child.py.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ CALLBACK_SECONDS = 15
 
 
 class Kie:
-    """What the provider knows: the callback URL of each task, how far it is, and its polls."""
+    """The provider's state: callback URLs, progress, and ends of tasks, and the polls of them."""
 
     def __init__(self) -> None:
         self._callback_urls: dict[str, str] = {}
@@ -44,10 +44,10 @@ class Kie:
             return _envelope(self._record(query.removeprefix("taskId=")))
         return _envelope(_stored())
 
-    def _create(self, order: Any) -> Any:
+    def _create(self, body: Any) -> Any:
         self._created += 1
         provider_id = f"{self._created:032x}"
-        self._callback_urls[provider_id] = order.get("callBackUrl", "")
+        self._callback_urls[provider_id] = body.get("callBackUrl", "")
         return {"taskId": provider_id, "recordId": provider_id}
 
     def _record(self, provider_id: str) -> Any:
@@ -72,7 +72,7 @@ class Kie:
     # --- commands ---
 
     async def advance(self, *, ids: Sequence[str], percent: int) -> float:
-        """Bring tasks further, and call back for each; return when."""
+        """Set the progress of tasks, and send a callback for each; return the time."""
         now = time.monotonic()
         for provider_id in ids:
             self._progress[provider_id] = percent
@@ -80,7 +80,7 @@ class Kie:
         return now
 
     async def finish(self, *, ids: Sequence[str], per_second: float) -> list[float]:
-        """End tasks at random moments, so many a second; return when each ended."""
+        """End tasks at random moments, `per_second` on average; return the time of each end."""
         loop = asyncio.get_running_loop()
         times: list[float] = []
         calling = set()
@@ -95,7 +95,7 @@ class Kie:
         return times
 
     async def polls(self) -> list[tuple[str, float]]:
-        """Return the polls since the last time: the provider's id and the unix time."""
+        """Return the polls since the last call: the provider's id and the Unix time of each."""
         polls, self._polls = self._polls, []
         return polls
 
@@ -116,7 +116,7 @@ class Kie:
 
 
 class Http(asyncio.Protocol):
-    """One HTTP/1.1 connection: requests with a Content-Length, one after the other."""
+    """An HTTP/1.1 connection: requests with a Content-Length, one after the other."""
 
     def __init__(self, kie: Kie) -> None:
         self._kie = kie
@@ -129,10 +129,10 @@ class Http(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
 
     def data_received(self, data: bytes) -> None:
-        """Take a head, then a body; what is uploaded is counted and dropped."""
+        """Receive a head and a body; the body of an upload is counted and dropped."""
         if not self._path:
             self._head += data
             head, found, data = self._head.partition(HEAD_END)
@@ -182,7 +182,7 @@ def _stored() -> Any:
 
 
 async def main() -> None:
-    """Serve and take commands until stdin ends."""
+    """Serve and answer commands until stdin ends."""
     kie = Kie()
     server = await asyncio.get_running_loop().create_server(
         lambda: Http(kie), "127.0.0.1", 0, backlog=1024

@@ -1,7 +1,7 @@
 """Fill a database of another checkout: `PYTHONPATH=CHECKOUT python -P seed.py URL PENDING ALL`.
 
-The checkout's own code writes the rows, since it may have other columns than this one. So it relies
-on what all of them have in common: `pending`, `ended` and `insert` of benchmarks/databases.py.
+The other checkout's code writes the rows, because its columns may differ. Every checkout therefore
+has `pending`, `ended` and `insert` in benchmarks/databases.py.
 """
 
 import sys

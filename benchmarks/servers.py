@@ -1,6 +1,6 @@
-"""The service under test, as it runs in production: its own process, callers with tokens, metrics.
+"""The measured service, as in production: a process of its own, callers with tokens, metrics.
 
-It is known from outside only: its environment, its ports, its memory and CPU time.
+Only its environment, its ports, its memory and its CPU time are used.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from typing import Any
 import grpc
 
 from benchmarks.databases import CALLER
-from service.listen import CHANNEL_OPTIONS, PENDING_HARD
-from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "0123456789abcdef" * 4
@@ -30,8 +28,8 @@ CONNECT_PAUSE_SECONDS = 0.002
 HEALTH_SERVING = b"\x08\x01"  # HealthCheckResponse{status: SERVING}
 HOUR = "3600"
 
-# What every measurement starts from: the account's limits off, and nothing by the clock, so that a
-# slice holds only what it asks for. A measurement of the clock sets its own.
+# The settings of every measurement: no limits of the account, and no polls, heartbeats or ages, so
+# that a slice contains only its calls. Measurements of polls set another interval.
 QUIET = {
     "KIE_CREATES_PER_10_SECONDS": "0",
     "KIE_STATUS_PER_SECOND": "0",
@@ -46,14 +44,14 @@ QUIET = {
 
 
 class ServiceError(Exception):
-    """The service did not start; the message holds its last words."""
+    """The service did not start; the message has the end of its log."""
 
 
 class Service:
-    """One service process on ports of its own.
+    """A service process with its own ports.
 
     Attributes:
-        start_seconds: How long it took from the last start of its process to SERVING.
+        start_seconds: The time from the last start of the process to SERVING.
     """
 
     def __init__(
@@ -93,7 +91,7 @@ class Service:
 
     @property
     def pid(self) -> int:
-        """The number of the process."""
+        """The process id."""
         return self._process.pid
 
     @contextlib.contextmanager
@@ -101,7 +99,7 @@ class Service:
         """Run it for as long as the context lasts.
 
         Raises:
-            ServiceError: It ended, or does not serve.
+            ServiceError: It exited, or does not serve in time.
         """
         self._start()
         try:
@@ -125,7 +123,6 @@ class Service:
         self.start_seconds = time.monotonic() - started
 
     def _stop(self) -> None:
-        """Stop it in order."""
         self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS)
@@ -150,24 +147,12 @@ class Service:
 
     def _pause(self, deadline: float) -> None:
         if time.monotonic() > deadline or self._process.poll() is not None:
-            raise ServiceError(f"the service does not start: {self._log.read_text()[-2000:]}")
+            raise ServiceError(f"the service did not start: {self._log.read_text()[-2000:]}")
         time.sleep(CONNECT_PAUSE_SECONDS)
 
 
-def channel_options() -> Sequence[tuple[str, int]]:
-    """Return the options of the service's gRPC server that bound and shape its connections."""
-    defaults = {name: field.default for name, field in Settings.model_fields.items()}
-    pending = defaults["max_pending_calls"]
-    return (
-        *CHANNEL_OPTIONS,
-        ("grpc.max_concurrent_streams", defaults["max_streams_per_connection"]),
-        ("grpc.server.max_pending_requests", pending),
-        ("grpc.server.max_pending_requests_hard_limit", PENDING_HARD * pending),
-    )
-
-
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now."""
+    """Return ports that are free now."""
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:
         probe.bind(("127.0.0.1", 0))

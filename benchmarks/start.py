@@ -1,4 +1,4 @@
-"""From process start to SERVING, and what an idle process holds."""
+"""The time from process start to SERVING, and the memory of an idle process."""
 
 import time
 from collections.abc import Iterator
@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from benchmarks.bench import Bench
 from benchmarks.databases import ended
 from benchmarks.measure import MIB, memory_bytes, settle, spread
-from benchmarks.results import Line, Target, mib
+from benchmarks.table import Result, Target, mib
 
 TASKS = 100_000
 START_TARGET_SECONDS = 1.0
 MEMORY_TARGET_BYTES = 100 * MIB
 
 
-def measure(bench: Bench) -> Iterator[Line]:
-    """Start on a database with 100,000 tasks, again and again."""
+def measure(bench: Bench) -> Iterator[Result]:
+    """Start once per round, with 100,000 tasks in the database."""
     for kind in bench.databases:
         service = bench.seeded(kind, ended(range(bench.count(TASKS)), time.time()))
         starts, memories = [], []
@@ -24,13 +24,13 @@ def measure(bench: Bench) -> Iterator[Line]:
                 settle(service.pid)
                 memories.append(memory_bytes(service.pid))
         start, memory = spread(starts), spread(memories)
-        yield Line(
+        yield Result(
             f"process start to SERVING, {kind.name}",
             f"{start.median:.2f} s ({start.low:.2f}-{start.high:.2f})",
             value=start.median,
             target=Target(START_TARGET_SECONDS, "≤ 1.0 s"),
         )
-        yield Line(
+        yield Result(
             f"idle memory, {kind.name}",
             mib(memory.median),
             value=memory.median,

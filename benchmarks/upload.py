@@ -1,17 +1,17 @@
-"""UploadFile against a bare pipe from grpc.aio into aiohttp: a gibibyte at a time."""
+"""UploadFile of 1 GiB against a bare pipe from grpc.aio into aiohttp."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.bench import Bench, floor_server, in_turns
+from benchmarks.bench import Bench, baseline_server, in_turns
 from benchmarks.child import Child
-from benchmarks.measure import MIB, Peak, cpu_seconds, ratios, settle, spread
-from benchmarks.results import Line, Target, mib, milliseconds, versus
+from benchmarks.measure import MIB, Peak, cpu_seconds, settle
 from benchmarks.servers import TOKEN, Service
+from benchmarks.table import Result, Target, mib, milliseconds, versus
 
 GIB = 1 << 30
-CHUNK_BYTES = 256 * 1024  # the Python client's
+CHUNK_BYTES = 256 * 1024  # as in the Python client
 MAX_BYTES = 2 * GIB
 SPEED_TARGET = 0.8
 MEMORY_TARGET_BYTES = 20 * MIB
@@ -19,60 +19,53 @@ MEMORY_TARGET_BYTES = 20 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What an upload came to on one side."""
+    """The result of one upload."""
 
-    bytes_a_second: float
-    cpu_a_gib: float
+    bytes_per_second: float
+    cpu_per_gib: float
     growth_bytes: int
 
 
-def measure(bench: Bench) -> Iterator[Line]:
+def measure(bench: Bench) -> Iterator[Result]:
     """Upload to both in turns."""
-    found = in_turns(bench.rounds, {"ours": partial(ours, bench), "floor": partial(_floor, bench)})
-    sent, floor = found["ours"], found["floor"]
-    speeds = [s.bytes_a_second for s in sent], [s.bytes_a_second for s in floor]
+    uploads = {"service": partial(to_service, bench), "baseline": partial(_to_baseline, bench)}
+    sides = in_turns(bench.rounds, uploads).values()
     yield versus(
         "UploadFile: speed",
-        f"{mib(spread(speeds[0]).median)}/s",
-        f"{mib(spread(speeds[1]).median)}/s",
-        ratios(*speeds),
-        Target(SPEED_TARGET, "≥ 0.8 x", at_least=True),
+        ([sent.bytes_per_second for sent in side] for side in sides),
+        lambda size: f"{mib(size)}/s",
+        Target(SPEED_TARGET, f"≥ {SPEED_TARGET} x", at_least=True),
     )
-    costs = [s.cpu_a_gib for s in sent], [s.cpu_a_gib for s in floor]
-    yield versus(
-        "UploadFile: server CPU a GiB",
-        milliseconds(spread(costs[0]).median),
-        milliseconds(spread(costs[1]).median),
-        ratios(*costs),
-    )
-    growth = max(s.growth_bytes for s in sent)
-    yield Line(
+    costs = ([sent.cpu_per_gib for sent in side] for side in sides)
+    yield versus("UploadFile: server CPU per GiB", costs, milliseconds)
+    growth, baseline_growth = (max(sent.growth_bytes for sent in side) for side in sides)
+    yield Result(
         "UploadFile: memory growth in 1 GiB",
         mib(growth),
-        mib(max(s.growth_bytes for s in floor)),
+        mib(baseline_growth),
         value=growth,
         target=Target(MEMORY_TARGET_BYTES, "≤ 20 MiB"),
     )
 
 
-def ours(bench: Bench) -> Sent:
-    """Upload to a service."""
-    url = bench.databases[0].new_url()  # an upload touches no database
+def to_service(bench: Bench) -> Sent:
+    """Upload to a new service."""
+    url = bench.databases[0].new_url()  # an upload does not use the database
     with bench.service(url, UPLOAD_MAX_BYTES=str(MAX_BYTES)).running() as service:
         return _upload(bench, service)
 
 
-def _floor(bench: Bench) -> Sent:
-    with floor_server() as floor:
-        floor.ask("use", provider_url=bench.provider_url)
-        return _upload(bench, floor)
+def _to_baseline(bench: Bench) -> Sent:
+    with baseline_server() as baseline:
+        baseline.ask("use", provider_url=bench.provider_url)
+        return _upload(bench, baseline)
 
 
 def _upload(bench: Bench, server: Service | Child) -> Sent:
-    """Upload a gibibyte to a process that has done nothing yet.
+    """Upload a file to a process that has done nothing else.
 
-    To a new one each time: whether the allocator of one gives freed chunks back to the system, and
-    so pays for their pages again and again, is chance and then stays for its life.
+    Each upload gets a new process: whether its allocator returns freed memory to the system, and
+    then pays for the same pages again and again, is decided by chance and never changes.
     """
     size = bench.count(GIB)
     settle(server.pid)

@@ -1,16 +1,16 @@
-"""WatchTask: 10,000 streams opened at once, held, pushed to; and the reader that stops."""
+"""WatchTask: 10,000 streams opened at once and pushed to; and a client that stops reading."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
-from benchmarks.baseline import COLLECT_RARELY
-from benchmarks.bench import Bench, floor_server, in_turns
+from benchmarks.bench import Bench, baseline_server, in_turns
 from benchmarks.child import Child
-from benchmarks.measure import cpu_seconds, memory_bytes, percentile, ratios, settle, spread
-from benchmarks.results import Line, Target, at_most, kib, microseconds, milliseconds, versus
+from benchmarks.measure import cpu_seconds, memory_bytes, percentile, settle, spread
 from benchmarks.servers import TOKEN, Service
+from benchmarks.table import Result, Target, at_most, kib, microseconds, milliseconds, versus
 from service.callback_pace import CALLBACK_SECONDS
 
 STREAMS = 10_000
@@ -21,23 +21,23 @@ OPEN_TARGET = 2.0
 WAIT_SECONDS = 60.0
 CALLBACK_MARGIN_SECONDS = 0.05
 READERS = 1_000
-LONG_PROMPT_CHARACTERS = 4_000  # so that the reader that stops is soon behind
-UNCHANGED = 1.1
+LONG_PROMPT_CHARACTERS = 4_000  # so that the stopped reader is outdated soon
+STOPPED_TARGET = 1.1
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a round of opening, pushing and closing came to."""
+    """The result of one round: open all streams, push once, close them."""
 
     seconds: float
     lost: int
     reopened: int
-    memory_a_stream: float
-    cpu_a_push: float
+    memory_per_stream: float
+    cpu_per_push: float
 
 
-class Ours:
-    """The service, its watched tasks, and how they are moved: the provider calls back."""
+class Watched:
+    """The service and its watched tasks; a callback of the provider pushes."""
 
     def __init__(
         self, bench: Bench, service: Service, tasks: int = WATCHED_TASKS, characters: int = 200
@@ -53,15 +53,15 @@ class Ours:
             count=tasks,
             characters=characters,
         )
-        self.task_ids = [ours for ours, _ in created]
-        self.provider_ids = [theirs for _, theirs in created]
+        self.task_ids = [task_id for task_id, _ in created]
+        self.provider_ids = [provider_id for _, provider_id in created]
 
     def wait_until_ready(self) -> None:
-        """Wait until the service does not ignore the next callbacks as repeated ones."""
+        """Wait until the service does not treat the next callbacks as repeated ones."""
         time.sleep(max(0.0, self._next_push - time.monotonic()))
 
     def push(self) -> float:
-        """Bring every task further by a percent; return when."""
+        """Increase the progress of every task by a percent; return the time."""
         self._percent += 1
         pushed: float = self._bench.provider.ask(
             "advance", ids=self.provider_ids, percent=self._percent
@@ -71,44 +71,48 @@ class Ours:
 
 
 class Bare:
-    """The floor, whose streams all get what is pushed."""
+    """The baseline; a push reaches all of its streams."""
 
-    def __init__(self, floor: Child) -> None:
-        self.server: Service | Child = floor
+    def __init__(self, baseline: Child) -> None:
+        self.server: Service | Child = baseline
         self.task_ids = ["any"]
 
     def wait_until_ready(self) -> None:
-        """Return: the floor can always push."""
+        """Return: the baseline can always push."""
 
     def push(self) -> float:
-        """Push to every stream; return when."""
+        """Push to every stream; return the time."""
         pushed = time.monotonic()
         assert isinstance(self.server, Child)
         self.server.ask("push")
         return pushed
 
 
-def measure(bench: Bench) -> Iterator[Line]:
-    """Open streams again and again; then stop one reader among many."""
-    kind = bench.databases[0]  # a push reads no database
+def measure(bench: Bench) -> Iterator[Result]:
+    """Open all streams once per round; then stop one reader among many."""
+    kind = bench.databases[0]  # a push does not read the database
     with ExitStack() as stack:
-        floor = stack.enter_context(floor_server())
-        tuned = stack.enter_context(floor_server(COLLECT_RARELY))
+        baseline = stack.enter_context(baseline_server())
+        tuned = stack.enter_context(baseline_server(service_gc=True))
         service = stack.enter_context(bench.service(kind.new_url()).running())
-        ours = Ours(bench, service)
+        watched = Watched(bench, service)
         task = bench.load.ask(
-            "fetch", address=service.address, token=TOKEN, task_id=ours.task_ids[0]
+            "fetch", address=service.address, token=TOKEN, task_id=watched.task_ids[0]
         )
-        for bare in (floor, tuned):
+        for bare in (baseline, tuned):
             bare.ask("answer", task=task)
-        sides: dict[str, Ours | Bare] = {"ours": ours, "floor": Bare(floor), "tuned": Bare(tuned)}
+        sides: dict[str, Watched | Bare] = {
+            "service": watched,
+            "baseline": Bare(baseline),
+            "tuned": Bare(tuned),
+        }
         rounds = in_turns(bench.rounds, {name: _side(bench, side) for name, side in sides.items()})
-    yield from _lines(rounds["ours"], rounds["floor"], rounds["tuned"])
+    yield from _results(**rounds)
     with bench.service(kind.new_url()).running() as service:
         yield _stopped_reader(bench, service)
 
 
-def _side(bench: Bench, side: Ours | Bare) -> Callable[[], Opened]:
+def _side(bench: Bench, side: Watched | Bare) -> Callable[[], Opened]:
     pid = side.server.pid
     settle(pid)
     idle_bytes = memory_bytes(pid)
@@ -126,15 +130,15 @@ def _side(bench: Bench, side: Ours | Bare) -> Callable[[], Opened]:
         )
         settle(pid)
         memory = (memory_bytes(pid) - idle_bytes) / streams
-        cost = cpu_a_push(bench, side, opened["opened"])
+        cost = cpu_per_push(bench, side, opened["opened"])
         bench.load.ask("close", group="watches")
         return Opened(opened["seconds"], opened["lost"], opened["reopened"], memory, cost)
 
     return once
 
 
-def cpu_a_push(bench: Bench, side: Ours | Bare, streams: int, group: str = "watches") -> float:
-    """Push to a group of streams, and return the server's CPU time for each message."""
+def cpu_per_push(bench: Bench, side: Watched | Bare, streams: int, group: str = "watches") -> float:
+    """Push to a group of streams, and return the server's CPU time per message."""
     side.wait_until_ready()
     before = cpu_seconds(side.server.pid)
     side.push()
@@ -143,66 +147,62 @@ def cpu_a_push(bench: Bench, side: Ours | Bare, streams: int, group: str = "watc
     return (cpu_seconds(side.server.pid) - before) / streams
 
 
-def _lines(
-    ours: Sequence[Opened], floor: Sequence[Opened], tuned: Sequence[Opened]
-) -> Iterator[Line]:
-    def both(name: str) -> tuple[list[float], list[float]]:
-        return [getattr(o, name) for o in ours], [getattr(o, name) for o in floor]
-
-    memory, pushes, opening = both("memory_a_stream"), both("cpu_a_push"), both("seconds")
+def _results(
+    service: Sequence[Opened], baseline: Sequence[Opened], tuned: Sequence[Opened]
+) -> Iterator[Result]:
+    sides = (service, baseline)
     yield versus(
-        "10,000 open watches: memory each",
-        kib(spread(memory[0]).median),
-        kib(spread(memory[1]).median),
-        ratios(*memory),
+        "10,000 open watches: memory per watch",
+        ([opened.memory_per_stream for opened in side] for side in sides),
+        kib,
         at_most(MEMORY_TARGET),
     )
+    pushes, baseline_pushes, tuned_pushes = (
+        [opened.cpu_per_push for opened in side] for side in (*sides, tuned)
+    )
     yield versus(
-        "10,000 open watches: server CPU a pushed snapshot",
-        microseconds(spread(pushes[0]).median),
-        microseconds(spread(pushes[1]).median),
-        ratios(*pushes),
+        "10,000 open watches: server CPU per pushed snapshot",
+        (pushes, baseline_pushes),
+        microseconds,
         at_most(PUSH_TARGET),
     )
-    tuned_pushes = [opened.cpu_a_push for opened in tuned]
     yield versus(
-        "the same beside a floor that collects as rarely",
-        microseconds(spread(pushes[0]).median),
-        microseconds(spread(tuned_pushes).median),
-        ratios(pushes[0], tuned_pushes),
+        "the same, baseline with the service's GC settings", (pushes, tuned_pushes), microseconds
     )
     yield versus(
         "10,000 watches opened at once: time",
-        milliseconds(spread(opening[0]).median),
-        milliseconds(spread(opening[1]).median),
-        ratios(*opening),
+        ([opened.seconds for opened in side] for side in sides),
+        milliseconds,
         at_most(OPEN_TARGET),
     )
-    lost = sum(o.lost for o in ours), sum(o.lost for o in floor)
-    yield Line(
+    lost, baseline_lost = (sum(opened.lost for opened in side) for side in sides)
+    yield Result(
         "10,000 watches opened at once: lost",
-        str(lost[0]),
-        str(lost[1]),
-        value=lost[0],
+        str(lost),
+        str(baseline_lost),
+        value=lost,
         target=Target(0.5, "none"),
     )
-    reopened = [spread([o.reopened for o in side]).median for side in (ours, floor)]
-    yield Line(
-        "10,000 watches opened at once: dropped before they were accepted, and opened again",
-        f"{reopened[0]:,.0f}",
-        f"{reopened[1]:,.0f}",
+    retried, baseline_retried = (
+        spread([opened.reopened for opened in side]).median for side in sides
+    )
+    yield Result(
+        "10,000 watches opened at once: dropped by gRPC and retried",
+        f"{retried:,.0f}",
+        f"{baseline_retried:,.0f}",
     )
 
 
-# --- the reader that stops ---
+# --- a client that stops reading ---
 
 
-def _stopped_reader(bench: Bench, service: Service) -> Line:
-    """Compare readers of one task with readers of another that one reader has stopped to read."""
+def _stopped_reader(bench: Bench, service: Service) -> Result:
+    """Compare the readers of two tasks; one of the tasks also has a client that stopped reading."""
     readers = bench.count(READERS)
-    alone = Ours(bench, service, 1, LONG_PROMPT_CHARACTERS)
-    beside = Ours(bench, service, 1, LONG_PROMPT_CHARACTERS)
-    for group, side in (("alone", alone), ("beside", beside)):
+    sides = {
+        name: Watched(bench, service, 1, LONG_PROMPT_CHARACTERS) for name in ("stopped", "normal")
+    }
+    for group, side in sides.items():
         bench.load.ask(
             "open",
             group=group,
@@ -213,33 +213,27 @@ def _stopped_reader(bench: Bench, service: Service) -> Line:
         )
     bench.load.ask(
         "open_stopped",
-        group="stopped",
+        group="silent",
         address=service.address,
         token=TOKEN,
-        task_id=beside.task_ids[0],
+        task_id=sides["stopped"].task_ids[0],
     )
-    for _ in range(20):  # until the one that stopped blocks its stream, 64 KiB behind
-        _last_delays(bench, beside, "beside", readers)
-    delays = in_turns(
-        bench.rounds * 2,
-        {
-            "alone": lambda: _last_delays(bench, alone, "alone", readers),
-            "beside": lambda: _last_delays(bench, beside, "beside", readers),
-        },
-    )
-    for group in ("alone", "beside", "stopped"):
+    delay = {name: partial(_delay, bench, side, name, readers) for name, side in sides.items()}
+    for _ in range(20):  # until 64 KiB wait for the client that stopped, and its stream is blocked
+        delay["stopped"]()
+    delays = in_turns(bench.rounds * 2, delay)
+    for group in (*sides, "silent"):
         bench.load.ask("close", group=group)
     return versus(
         "one reader stops among 1,000: p99 of the others",
-        milliseconds(spread(delays["beside"]).median),
-        milliseconds(spread(delays["alone"]).median),
-        ratios(delays["beside"], delays["alone"]),
-        Target(UNCHANGED, "unchanged (≤ 1.1 x)"),
+        (delays["stopped"], delays["normal"]),
+        milliseconds,
+        Target(STOPPED_TARGET, f"unchanged (≤ {STOPPED_TARGET} x)"),
     )
 
 
-def _last_delays(bench: Bench, side: Ours, group: str, readers: int) -> float:
-    """Push once; return the 99th percentile of how long the readers waited."""
+def _delay(bench: Bench, side: Watched, group: str, readers: int) -> float:
+    """Push once; return the 99th percentile of the readers' delays."""
     side.wait_until_ready()
     pushed = side.push()
     arrived = bench.load.ask("take", group=group, count=readers, seconds=WAIT_SECONDS)
