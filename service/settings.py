@@ -47,9 +47,7 @@ class Settings(BaseSettings):
     An empty variable counts as unset, but turns ADMIN_ADDRESS and HTTP_ADDRESS off.
     """
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="ignore", hide_input_in_errors=True, use_attribute_docstrings=True
-    )
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     listen_address: Address = "127.0.0.1:50051"
     """Where gRPC is served. An address that other machines can reach needs AUTH_TOKENS_FILE, or

@@ -1,7 +1,7 @@
 """docs/settings.md says what the settings class says."""
 
 from service.settings import Settings
-from tests.support.settings_page import PAGE, TABLES, replaced
+from tests.support.settings_page import PAGE, TABLES, descriptions, replaced
 
 
 def test_the_page_of_settings_is_up_to_date() -> None:
@@ -10,8 +10,7 @@ def test_the_page_of_settings_is_up_to_date() -> None:
 
 
 def test_every_setting_has_a_description() -> None:
-    fields = Settings.model_fields
-    assert not [name for name, field in fields.items() if not field.description]
+    assert descriptions().keys() == Settings.model_fields.keys()
 
 
 def test_every_table_begins_at_a_setting() -> None:
