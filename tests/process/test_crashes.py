@@ -25,8 +25,8 @@ POINTS = [
     ("Store.claim_in_turns:before", SUCCESS),
     ("Store.claim_in_turns:after", UNKNOWN),  # SUBMITTING is committed, nothing is sent
     ("KieProvider.submit:before", UNKNOWN),
-    ("KieProvider._read_envelope:before", SUCCESS),  # sent and bought, the response is not read
-    ("KieProvider._read_envelope:after", SUCCESS),
+    ("KieProvider._read:before", SUCCESS),  # sent and bought, the response is not read
+    ("KieProvider._read:after", SUCCESS),
     ("KieProvider.submit:after", SUCCESS),
     ("Store.save:before", SUCCESS),  # bought and answered, but not stored
     ("Store.save:after", SUCCESS),

@@ -48,11 +48,12 @@ async def noting(
         yield task
 
 
-async def test_a_watch_shows_the_current_snapshot_first(service: Service) -> None:
-    created = await service.create(STUCK)
-    async for task in service.watch(created.id):
-        assert task == await service.query(created.id)
-        break
+async def test_a_watch_shows_the_current_snapshot_first(serve: Serve) -> None:
+    async with serve(poll_interval_seconds=5) as service:
+        created = await service.create(STUCK)
+        async for task in service.watch(created.id):
+            assert task == await service.query(created.id)
+            break
 
 
 async def test_a_watch_after_the_current_revision_waits_for_a_newer_one(service: Service) -> None:
