@@ -1,11 +1,11 @@
-"""Fixtures: a simulator on a socket, the real service in front of it, and databases for both."""
+"""Fixtures of all rooms: a simulator on a socket, databases, and ports."""
 
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 
@@ -14,7 +14,7 @@ import pytest
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 from providers.kie.simulator import Simulator
-from tests.support.harness import INSTANT, Service, serving
+from tests.support.harness import INSTANT
 from tests.support.postgres import Cluster, PostgresUnavailableError, free_port, new_schema
 
 # A runner that was started in the background ignores SIGINT, and the processes that the tests
@@ -49,26 +49,6 @@ async def kie() -> AsyncIterator[Simulator]:
     """A simulator of Kie without limits, whose results are available at once."""
     async with Simulator(INSTANT) as simulator:
         yield simulator
-
-
-@pytest.fixture
-async def service(tmp_path: Path, kie: Simulator, database_url: str) -> AsyncIterator[Service]:
-    """The service with the settings that most tests want, on each database."""
-    async with serving(tmp_path, kie, database_url=database_url) as running_service:
-        yield running_service
-
-
-Serve = Callable[..., AbstractAsyncContextManager[Service]]
-
-
-@pytest.fixture
-def serve(tmp_path: Path, kie: Simulator, database_url: str) -> Serve:
-    """Start the service with other settings; again on the same database for a restart."""
-
-    def start(**settings: Any) -> AbstractAsyncContextManager[Service]:
-        return serving(tmp_path, kie, database_url=database_url, **settings)
-
-    return start
 
 
 @pytest.fixture

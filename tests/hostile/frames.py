@@ -23,7 +23,7 @@ from benchmarks.h2 import (
     request_headers,
 )
 from tests.hostile.target import Target
-from tests.support.harness import eventually
+from tests.support.waiting import eventually
 
 DATA_FRAME_BYTES = 16_384  # what each peer accepts initially
 SETTING_BYTES = 6

@@ -13,9 +13,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from tests.hostile.target import Attack, Outcome, Target
-from tests.support.harness import API_KEY, eventually
+from tests.support.harness import API_KEY
 from tests.support.paths import ROOT
 from tests.support.postgres import free_port
+from tests.support.waiting import eventually
 
 SERVICE_ROOT = Path(os.environ.get("HOSTILE_SERVICE_ROOT", ROOT)).resolve()
 

@@ -4,7 +4,6 @@ import asyncio
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,12 +16,12 @@ from storage.store import open_store
 from tests.support.databases import change, rows
 from tests.support.harness import poller_bounds, serving
 from tests.support.paths import ROOT
+from tests.support.prompts import STUCK
 from tests.support.storing import new, stored
 
 OURS = sorted(path.stem for path in MIGRATIONS.glob("0*.py"))
 SECONDS = 30
 SUCCESS = pb.TASK_STATUS_SUCCESS
-STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 # As a process leaves it that was killed between claiming a task and storing the answer.
 SUBMITTING = (
     "UPDATE tasks SET stage = 'SUBMITTING', provider_task_id = '', accept_time = NULL,"

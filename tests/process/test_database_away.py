@@ -15,12 +15,14 @@ from generated.generation.v1 import generation_pb2 as pb
 from kie_generation import GenerationClient, TaskStatus
 from providers.kie.simulator import Simulator
 from tests.support.databases import locked
-from tests.support.harness import Service, create_request, eventually, refusal, serving
+from tests.support.harness import Service, create_request, serving
 from tests.support.killing import PATIENT, create
 from tests.support.postgres import Cluster
+from tests.support.prompts import STUCK
+from tests.support.refusals import refusal
+from tests.support.waiting import eventually
 from tests.support.wire import Wire
 
-STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 RESUMES_SECONDS = 15.0
 STREAM_SECONDS = 90.0
 CONNECTIONS_MAX = 4

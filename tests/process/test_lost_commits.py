@@ -15,8 +15,10 @@ from service.holds import HoldTimes
 from service.leases import LeaseTimes
 from service.limits import LimitBounds
 from tests.support.databases import rows
-from tests.support.harness import Service, ended, eventually, poller_bounds, refusal, serving
+from tests.support.harness import Service, ended, poller_bounds, serving
 from tests.support.killing import creates
+from tests.support.refusals import refusal
+from tests.support.waiting import eventually
 from tests.support.wire import Wire
 
 # Parts of the statements of a transaction.

@@ -21,6 +21,7 @@ from providers.kie.simulator import Simulator
 from tests.support.databases import locked
 from tests.support.harness import create_request
 from tests.support.processes import NAME, Launch, Served, read_to_end, served, started, to
+from tests.support.prompts import STUCK_PROMPT
 from tests.support.refusals import refused
 from tests.support.waiting import eventually
 
@@ -132,7 +133,7 @@ async def test_a_signal_ends_a_quiet_watch_with_shutting_down_and_the_process_wi
     launch: Launch, number: signal.Signals
 ) -> None:
     async with launch() as process:
-        created = await process.create("a cat [sim:stuck]")
+        created = await process.create(STUCK_PROMPT)
         watch: Any = process.stub.WatchTask(pb.WatchTaskRequest(task_id=created.id))
         assert (await watch.read()).task.id == created.id
         health = process.health.Watch(health_pb2.HealthCheckRequest(service=NAME))

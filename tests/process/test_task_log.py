@@ -19,6 +19,7 @@ from tests.support.harness import create_request
 from tests.support.paths import ROOT
 from tests.support.postgres import Cluster
 from tests.support.processes import Launch, Served, served, to
+from tests.support.prompts import STUCK_PROMPT
 from tests.support.waiting import eventually
 
 TOKEN = "token-of-alice"
@@ -109,7 +110,7 @@ async def test_an_outage_of_the_database_is_logged_once_and_so_is_its_end(
     tmp_path: Path, cluster: Cluster
 ) -> None:
     async with served(tmp_path, DATABASE_URL=cluster.url) as process:
-        task = await process.create("a cat [sim:stuck]")
+        task = await process.create(STUCK_PROMPT)
         watch: Any = process.stub.WatchTask(pb.WatchTaskRequest(task_id=task.id))
         await watch.read()
         start = len(process.process.log)

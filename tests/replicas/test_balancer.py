@@ -18,22 +18,18 @@ from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from kie_generation import GenerationClient, Imagen4Params, InvalidRequestError, Retry
 from kie_generation.generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
-from tests.support.harness import (
-    DEADLINE_SECONDS,
-    create_request,
-    eventually,
-    refusal,
-    upload_messages,
-)
+from tests.support.harness import create_request, upload_messages
 from tests.support.killing import Victim
 from tests.support.paths import ROOT
+from tests.support.prompts import STUCK_PROMPT
+from tests.support.refusals import refusal
+from tests.support.waiting import DEADLINE_SECONDS, eventually
 
 CONFIGURATION = ROOT / "deploy" / "nginx.conf"
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 ELSEWHERE = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")  # files that nginx creates
 WATCHES = 300
 SUCCESS = pb.TASK_STATUS_SUCCESS
-STUCK = "a cat [sim:stuck]"
 
 pytestmark = pytest.mark.skipif(
     NGINX is None, reason="THE LOAD BALANCER IS NOT TESTED: nginx is not installed"
@@ -196,7 +192,7 @@ async def test_an_upload_that_is_refused_half_way_says_why(site: Site) -> None:
 async def test_hundreds_of_watches_on_one_connection_all_see_the_end(
     site: Site, kie: Simulator
 ) -> None:
-    created = await site.create(STUCK)
+    created = await site.create(STUCK_PROMPT)
     watches = await open_watches(site, created.id, WATCHES)
     kie.finish(created.provider_task_id)
     async with asyncio.timeout(DEADLINE_SECONDS):
@@ -207,7 +203,7 @@ async def test_hundreds_of_watches_on_one_connection_all_see_the_end(
 async def test_a_killed_replica_ends_its_watches_and_the_other_continues(
     site: Site, kie: Simulator
 ) -> None:
-    created = await site.create(STUCK)
+    created = await site.create(STUCK_PROMPT)
     watches = await open_watches(site, created.id, 20)
     resuming = [asyncio.ensure_future(site.client.wait(created.id)) for _ in range(20)]
     await site.replicas[0].kill()

@@ -16,10 +16,10 @@ from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from providers.kie.simulator import Simulator
 from storage.store import Store, open_store
 from storage.task import Task
-from tests.support.harness import eventually
 from tests.support.killing import Victim, replicas
 from tests.support.postgres import Cluster
 from tests.support.storing import new, stored
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.torture
 

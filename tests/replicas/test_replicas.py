@@ -24,19 +24,13 @@ from storage.schema import MIGRATIONS
 from storage.store import Store, open_store
 from storage.task import Task
 from tests.support.databases import change, rows
-from tests.support.harness import (
-    INSTANT,
-    Service,
-    ended,
-    eventually,
-    poller_bounds,
-    refusal,
-    serving,
-)
+from tests.support.harness import INSTANT, Service, ended, poller_bounds, serving
 from tests.support.killing import Victim, creates, patient_client, replicas
+from tests.support.prompts import STUCK, STUCK_PROMPT
+from tests.support.refusals import refusal
 from tests.support.storing import NO_LIMIT, Gate, enqueued, new
+from tests.support.waiting import eventually
 
-STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 PASSES_ON_SECONDS = 15.0
 SUCCESS = pb.TASK_STATUS_SUCCESS
 
@@ -348,7 +342,7 @@ async def test_a_paused_replicas_poll_is_taken_over_and_its_late_save_changes_no
     async with processes(PUBLIC_URL="") as (first, second):
         second.pause()
         async with patient_client(first) as client:
-            created = await client.create(imagen("x [sim:stuck]"), prompt_id="p")
+            created = await client.create(imagen(STUCK_PROMPT), prompt_id="p")
             kie.add_fault("record:slow,seconds=2")
             await eventually(lambda: kie.stats["faults_struck"].get("slow") == 1)
         first.pause()
@@ -409,7 +403,7 @@ async def test_a_paused_senders_task_waits_for_its_callback_and_its_late_respons
     processes: Any, kie: Simulator, postgresql_url: str
 ) -> None:
     settings = {"UNKNOWN_WAIT_SECONDS": "60"}
-    async with paused_sender(processes, kie, "x [sim:stuck]", **settings) as given:
+    async with paused_sender(processes, kie, STUCK_PROMPT, **settings) as given:
         sender, client, task_id = given
         sql = "SELECT count(*) FROM tasks WHERE unknown_time IS NOT NULL"
         await eventually(lambda: rows(postgresql_url, sql) == [(1,)], PASSES_ON_SECONDS)

@@ -33,8 +33,10 @@ from tests.support.answers import (
     Http,
     Row,
 )
-from tests.support.harness import eventually, poller_bounds, refusal, serving, upload_messages
+from tests.support.harness import poller_bounds, serving, upload_messages
 from tests.support.kie_socket import Raw, Request, SocketKie, http
+from tests.support.refusals import refusal
+from tests.support.waiting import eventually
 
 IMPATIENT = replace(
     poller_bounds(

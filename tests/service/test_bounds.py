@@ -19,15 +19,8 @@ from providers.kie.simulator import Simulator
 from service.errors import ServiceError
 from service.rules import PARAMS_MAX_BYTES, check_create
 from service.uploads import check_metadata
-from tests.support.harness import (
-    INSTANT,
-    SERVICE,
-    Refusal,
-    Service,
-    create_request,
-    refusal,
-    serving,
-)
+from tests.support.harness import INSTANT, SERVICE, Service, create_request, serving
+from tests.support.refusals import Refusal, refusal
 
 MIB = 1 << 20
 CAT = "\U0001f408"  # one code point, four bytes

@@ -28,19 +28,20 @@ from service.http import HttpLimits
 from service.schedule import Overdue
 from storage.postgresql.connection import is_postgres
 from storage.store import Store, open_store
-from tests.conftest import Serve
 from tests.support.databases import change, rows
 from tests.support.harness import (
     API_KEY,
     INSTANT,
+    Serve,
     Service,
     ended,
-    eventually,
+    has_artifacts,
     poller_bounds,
     serving,
 )
+from tests.support.prompts import STUCK
+from tests.support.waiting import eventually
 
-STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 MODELS: dict[str, dict[str, Any]] = {
     "imagen4": {"prompt": "a cat"},
     "midjourney": {"prompt": "a cat", "task_type": "TASK_TYPE_TXT2IMG"},
@@ -156,13 +157,10 @@ async def test_a_callback_that_names_another_request_is_not_believed(
     async with serve(**with_callbacks(port, create_wait_seconds=0)) as service:
         service.kie.add_fault("create:accept_then_reset")
         orphan = await service.create({"imagen4": {"prompt": "mine [sim:stuck]"}})
-        await until_bought(service)
+        await eventually(lambda: service.kie.tasks)
         url = callback_url(service.kie)
         other = await service.create({"imagen4": {"prompt": "another's [sim:stuck]"}})
-        other = await service.query(other.id)
-        async with asyncio.timeout(10):
-            while not other.provider_task_id:
-                other = await service.query(other.id)
+        other = await service.until(other.id, lambda task: bool(task.provider_task_id))
         assert await post(url, {"data": {"taskId": other.provider_task_id}}) == 200
         polls = polls_of(service.kie, other.provider_task_id)
         async with asyncio.timeout(10):
@@ -189,10 +187,7 @@ async def test_a_callback_after_the_wait_adds_the_paid_result_to_the_failed_task
         failed = await service.create(STUCK)
         assert failed.failure.reason == pb.ERROR_REASON_SUBMISSION_UNKNOWN
         service.kie.finish(service.kie.tasks[0]["id"])
-        late = failed
-        async with asyncio.timeout(10):
-            while not late.artifacts:
-                late = await service.query(failed.id)
+        late = await service.until(failed.id, has_artifacts)
         assert late.status == pb.TASK_STATUS_FAILED
         assert late.failure == failed.failure
 
@@ -202,7 +197,7 @@ async def test_an_orphan_is_recovered_after_a_restart(serve: Serve, port: int) -
     async with serve(**settings) as service:
         service.kie.add_fault("create:accept_then_reset")
         created = await service.create(STUCK)
-        await until_bought(service)
+        await eventually(lambda: service.kie.tasks)
     async with serve(**settings) as service:
         service.kie.finish(service.kie.tasks[0]["id"])
         assert (await service.end(created.id)).status == pb.TASK_STATUS_SUCCESS
@@ -380,7 +375,7 @@ async def test_an_id_is_found_in_a_body_that_is_odd_or_cut(
         kie.add_fault("create:accept_then_reset")
         kie.add_fault("callback:drop")
         created = await service.create()
-        await until_bought(service)
+        await eventually(lambda: service.kie.tasks)
         url, bought = callback_url(kie), kie.tasks[0]["id"]
         async with asyncio.timeout(10):
             while not ended(await service.query(created.id)):
@@ -477,7 +472,7 @@ async def test_an_unsigned_id_is_not_looked_up(tmp_path: Path, port: int) -> Non
     async with signed_callbacks(tmp_path, port) as (service, _):
         service.kie.add_fault("create:accept_then_reset")
         creating = asyncio.create_task(service.create(STUCK))
-        await until_bought(service)
+        await eventually(lambda: service.kie.tasks)
         url, bought = callback_url(service.kie), service.kie.tasks[0]["id"]
         assert await post(url, {"data": {"taskId": bought}}) == 200
         await a_while(service)
@@ -516,7 +511,7 @@ async def test_one_poll_runs_at_a_time_however_many_callbacks_arrive(
                 assert await post(url) == 200
         assert kie.stats["requests"].get("/api/v1/jobs/recordInfo", 0) == 1
         kie.finish(created.provider_task_id)  # it is a callback, too: while the poll is in progress
-        await until_ended(service, created.id)
+        await service.until(created.id, ended)
 
 
 async def test_a_callback_that_repeats_within_a_second_costs_no_status_request(
@@ -542,7 +537,7 @@ async def test_a_different_callback_within_a_second_causes_a_poll_a_second_later
         kie.add_fault("callback:drop")
         kie.finish(created.provider_task_id)
         assert await post(url, {"data": {"state": "success"}}) == 200
-        await until_ended(service, created.id)
+        await service.until(created.id, ended)
         assert polls_of(kie, created.provider_task_id) == 2
 
 
@@ -616,7 +611,7 @@ async def test_a_task_that_nobody_watches_costs_at_most_two_status_requests(
 ) -> None:
     async with serve(**with_callbacks(port, **OFTEN)) as service:
         created = await service.create({"imagen4": {"prompt": "x [sim:seconds=0.5]"}})
-        await until_ended(service, created.id)
+        await service.until(created.id, ended)
         assert polls_of(service.kie, created.provider_task_id) <= 2
 
 
@@ -666,7 +661,7 @@ async def test_a_lost_callback_is_noticed_once_it_is_overdue(serve: Serve, port:
     async with serve(bounds=bounds, **with_callbacks(port, **OFTEN)) as service:
         service.kie.add_fault("callback:drop")
         created = await service.create()
-        await until_ended(service, created.id)
+        await service.until(created.id, ended)
         assert polls_of(service.kie, created.provider_task_id) == 1
 
 
@@ -676,28 +671,14 @@ async def test_a_record_that_lags_behind_its_callback_is_polled_again(
     async with serve(**with_callbacks(port, **OFTEN)) as service:
         service.kie.add_fault("record:late,times=3")
         created = await service.create()
-        await until_ended(service, created.id)
+        await service.until(created.id, ended)
         assert polls_of(service.kie, created.provider_task_id) == 4
-
-
-async def until_ended(service: Service, task_id: str) -> None:
-    """Wait for the end of a task without watching it."""
-    async with asyncio.timeout(10):
-        while not ended(await service.query(task_id)):
-            pass
 
 
 async def a_while(service: Service) -> None:
     """Let another task of 0.5 s come and go: many intervals."""
     another = await service.create({"imagen4": {"prompt": "x [sim:seconds=0.5]"}})
-    await until_ended(service, another.id)
-
-
-async def until_bought(service: Service) -> None:
-    """Wait until the provider has a task."""
-    async with asyncio.timeout(10):
-        while len(service.kie.tasks) < 1:
-            await service.stub.ListTasks(pb.ListTasksRequest())
+    await service.until(another.id, ended)
 
 
 def polls_of(kie: Simulator, task_id: str) -> int:

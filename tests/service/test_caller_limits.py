@@ -30,18 +30,11 @@ from storage.pages import ListFilter
 from storage.store import Store
 from storage.task import Task
 from tests.support.databases import change, rows
-from tests.support.harness import (
-    DEADLINE_SECONDS,
-    Refusal,
-    Service,
-    eventually,
-    poller_bounds,
-    refusal,
-    serving,
-    upload_messages,
-)
+from tests.support.harness import Service, poller_bounds, serving, upload_messages
+from tests.support.prompts import STUCK, STUCK_PROMPT
+from tests.support.refusals import Refusal, refused
+from tests.support.waiting import DEADLINE_SECONDS, eventually
 
-STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 LATER_SECONDS = 60.0  # how long the poller waits if nothing wakes it
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -93,12 +86,6 @@ class Caller:
                     pass
                 return True
         return False
-
-
-async def refused(call: Any) -> Refusal:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return refusal(caught.value)
 
 
 @dataclass(frozen=True)
@@ -520,8 +507,8 @@ async def test_a_model_that_is_not_allowed_is_refused_for_that_caller_alone(
         assert error.code is grpc.StatusCode.PERMISSION_DENIED
         assert error.reason == "MODEL_NOT_ALLOWED"
         assert "imagen4" in error.message
-        await alice.create({"veo3": {"prompt": "x [sim:stuck]"}})
-        await alice.create({"sora2": {"prompt": "x [sim:stuck]"}})
+        await alice.create({"veo3": {"prompt": STUCK_PROMPT}})
+        await alice.create({"sora2": {"prompt": STUCK_PROMPT}})
         await bob.create(STUCK)
         assert (
             await alice.service.stub.ListTasks(pb.ListTasksRequest(), metadata=alice.metadata)

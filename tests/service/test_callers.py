@@ -23,12 +23,12 @@ from generated.generation.v1 import generation_pb2 as pb
 from service.bounds import Bounds
 from service.callers import TokensFileError, read_tokens
 from service.settings import Settings
-from tests.conftest import Serve
-from tests.support.harness import Refusal, Service, create_request, refusal, upload_messages
+from tests.support.harness import Serve, Service, create_request, upload_messages
+from tests.support.prompts import STUCK
+from tests.support.refusals import refusal, refused
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
-STUCK = {"imagen4": {"prompt": "x [sim:stuck]"}}
 ALICE, BOB = "alice's token", "bob's token"
 
 
@@ -38,13 +38,6 @@ def line(name: str, token: str) -> str:
 
 def bearer(token: str) -> Metadata:
     return [("authorization", f"Bearer {token}")]
-
-
-async def refused(call: Any) -> Refusal:
-    """Await a call that must be refused, and return how."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return refusal(caught.value)
 
 
 @dataclass(frozen=True)

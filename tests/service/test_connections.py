@@ -11,10 +11,9 @@ from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from service import descriptors
 from service.bounds import Bounds
-from tests.conftest import Serve
-from tests.support.harness import Service, ended
+from tests.support.harness import Serve, Service, ended
+from tests.support.prompts import STUCK
 
-STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 

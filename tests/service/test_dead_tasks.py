@@ -13,8 +13,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from generated.generation.v1 import generation_pb2 as pb
-from tests.support.harness import Service, eventually, serving
+from tests.support.harness import has_artifacts, serving
 from tests.support.kie_socket import Raw, Request, SocketKie, envelope, http
+from tests.support.waiting import eventually
 
 URL = "https://x.example/a.png"
 DEAD_ANSWERS = [
@@ -209,16 +210,9 @@ async def test_a_callback_after_a_refusal_adds_the_result_to_the_failed_task(
     async with kie, serving(tmp_path, kie, **with_callbacks(unused_tcp_port)) as service:
         failed = await service.end((await service.create()).id)
         await call_back(bought.urls[0], {"data": {"taskId": "k-1"}})
-        late = await until_delivered(service, failed.id)
+        late = await service.until(failed.id, has_artifacts)
     assert (late.status, late.failure) == (pb.TASK_STATUS_FAILED, failed.failure)
     assert kie.count("create") == 1
-
-
-async def until_delivered(service: Service, task_id: str) -> pb.GenerationTask:
-    async with asyncio.timeout(10):
-        while not (task := await service.query(task_id)).artifacts:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-    return task
 
 
 @pytest.mark.parametrize("code", [429, 455])
@@ -267,7 +261,7 @@ async def test_a_record_that_changes_from_fail_to_success_adds_its_artifacts(
         assert failed.failure.reason == pb.ERROR_REASON_GENERATION_FAILED
         await asyncio.sleep(1.1)  # callbacks of one second may share a poll
         await call_back(bought.urls[0], {"data": {"taskId": "k-1"}})
-        late = await until_delivered(service, failed.id)
+        late = await service.until(failed.id, has_artifacts)
     assert late.failure == failed.failure
 
 

@@ -11,8 +11,9 @@ from google.rpc import error_details_pb2, status_pb2
 
 from providers.base import Violation
 from service.errors import ServiceError, invalid, invalid_params, not_found
-from tests.support.harness import Service, create_request, refusal
+from tests.support.harness import Service, create_request
 from tests.support.paths import ROOT
+from tests.support.refusals import refusal
 
 CAT = "\U0001f408"  # four bytes, twelve when percent-encoded
 DETAILS = "grpc-status-details-bin"

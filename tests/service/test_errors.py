@@ -9,24 +9,13 @@ import structlog
 from generated.generation.v1 import generation_pb2 as pb
 from service.bounds import Bounds
 from storage.engine import DatabaseTimeouts
-from tests.conftest import Serve
 from tests.support.databases import locked
-from tests.support.harness import (
-    API_KEY,
-    Service,
-    refusal,
-    upload_messages,
-)
+from tests.support.harness import API_KEY, Serve, Service, upload_messages
+from tests.support.prompts import STUCK
+from tests.support.refusals import refusal, refused
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
-
-
-async def refused(call: Any) -> Any:
-    """Await a call that must be refused, and return how."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return refusal(caught.value)
 
 
 # --- the provider refuses a create ---
@@ -137,7 +126,7 @@ async def test_a_success_without_any_url_is_result_missing(service: Service) -> 
 
 async def test_a_task_that_never_ends_times_out_once_a_poll_was_answered(serve: Serve) -> None:
     async with serve(task_max_age_seconds=0.1) as service:
-        created = await service.create({"imagen4": {"prompt": "x [sim:stuck]"}})
+        created = await service.create(STUCK)
         end = await service.end(created.id)
     assert end.failure.reason == pb.ERROR_REASON_TASK_TIMEOUT
 
@@ -193,7 +182,7 @@ async def test_an_unknown_task_is_not_found_by_any_rpc(service: Service) -> None
 
 
 async def test_a_task_that_was_sent_cannot_be_cancelled(service: Service) -> None:
-    created = await service.create({"imagen4": {"prompt": "x [sim:stuck]"}})
+    created = await service.create(STUCK)
     error = await refused(service.stub.CancelTask(pb.CancelTaskRequest(task_id=created.id)))
     assert (error.code, error.reason) == (PRECONDITION, "ALREADY_SUBMITTED")
 
@@ -234,7 +223,7 @@ async def test_a_broken_rule_is_named_by_its_field(
 
 
 async def test_an_after_revision_above_the_current_one_is_refused(service: Service) -> None:
-    created = await service.create({"imagen4": {"prompt": "x [sim:stuck]"}})
+    created = await service.create(STUCK)
     request = pb.WatchTaskRequest(task_id=created.id, after_revision=1_000)
     error = await refused(service.stub.WatchTask(request).read())
     assert (error.code, error.fields) == (INVALID, ["after_revision"])

@@ -16,8 +16,9 @@ from providers.kie.http import Timeouts
 from providers.kie.simulator.faults import KINDS
 from service.holds import HoldTimes
 from service.limits import LimitBounds
-from tests.conftest import Serve
-from tests.support.harness import eventually, poller_bounds, refusal, upload_messages
+from tests.support.harness import Serve, poller_bounds, upload_messages
+from tests.support.refusals import refusal
+from tests.support.waiting import eventually
 
 IMPATIENT = replace(
     poller_bounds(limits=LimitBounds(holds=HoldTimes(first_seconds=0.05))),

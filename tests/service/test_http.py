@@ -12,7 +12,7 @@ from aiohttp import web
 
 from providers.kie.simulator import Simulator
 from service.http import HttpLimits, HttpServer, read_body
-from tests.conftest import Serve
+from tests.support.harness import Serve
 
 SHORT = HttpLimits(
     body_bytes=1_000,

@@ -17,18 +17,17 @@ from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from service.limits import LimitBounds, Turns
 from storage.store import Waiting
-from tests.conftest import Serve
 from tests.support.harness import (
     INSTANT,
+    Serve,
     Service,
     create_request,
     ended,
-    eventually,
     poller_bounds,
     serving,
 )
-
-STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
+from tests.support.prompts import STUCK
+from tests.support.waiting import eventually
 
 
 async def test_racing_creates_with_one_request_id_make_one_task_and_one_purchase(

@@ -16,9 +16,9 @@ from storage.rows import readable
 from storage.store import Store, open_store
 from storage.task import Task
 from tests.support.databases import change
-from tests.support.harness import DEADLINE_SECONDS
 from tests.support.killing import Victim
 from tests.support.storing import NO_LIMIT, new, stored
+from tests.support.waiting import DEADLINE_SECONDS
 
 MIB = 1 << 20
 LONGEST = "\U0001f408" * 5_000

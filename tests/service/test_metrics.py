@@ -26,13 +26,13 @@ from service.callbacks import CallbackUrls
 from service.metrics import GENERATION_SERVICE, SERIES_MAX, Metrics, Queue
 from storage.engine import DatabaseTimeouts
 from storage.errors import StorageUnavailableError
-from tests.conftest import Serve
-from tests.support.harness import API_KEY, SERVICE, Service, eventually, serving, upload_messages
+from tests.support.harness import API_KEY, SERVICE, Serve, Service, serving, upload_messages
 from tests.support.paths import ROOT
+from tests.support.prompts import STUCK
+from tests.support.waiting import eventually
 
 DOCUMENT = (ROOT / "docs/metrics.md").read_text()
 ADMIN: dict[str, Any] = {"admin_address": "127.0.0.1:0"}
-STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 JOBS = "/api/v1/jobs/"
 WAIT_SECONDS = 10
 
@@ -94,6 +94,12 @@ async def refused(call: Awaitable[Any]) -> grpc.StatusCode:
     return caught.value.code()
 
 
+async def failure_of(call: Awaitable[Any]) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code()
+
+
 @pytest.fixture
 async def measured(serve: Serve) -> AsyncIterator[Service]:
     """The service with its admin port open."""
@@ -108,8 +114,8 @@ async def test_calls_are_counted_by_method_and_code_with_their_latency(measured:
     created = await measured.create()
     for _ in range(3):
         await measured.query(created.id)
-    assert await refused(measured.query("nobody")) == grpc.StatusCode.NOT_FOUND
-    assert await refused(measured.query("")) == grpc.StatusCode.INVALID_ARGUMENT
+    assert await failure_of(measured.query("nobody")) == grpc.StatusCode.NOT_FOUND
+    assert await failure_of(measured.query("")) == grpc.StatusCode.INVALID_ARGUMENT
 
     page = await scrape(measured)
     assert page.calls("CreateTask", "OK") == 1
@@ -129,14 +135,14 @@ async def test_every_method_shows_its_bugs_before_the_first_call(measured: Servi
 
 async def test_an_unparsable_request_counts_as_the_callers_error(measured: Service) -> None:
     call: Any = measured.channel.unary_unary(f"{SERVICE}QueryTask")
-    await refused(call(b"\xff\xff"))
+    await failure_of(call(b"\xff\xff"))
     assert (await scrape(measured)).calls("QueryTask", "INVALID_ARGUMENT") == 1
 
 
 async def test_a_caller_without_a_token_is_counted(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "tokens").touch()
     async with serve(**ADMIN, auth_tokens_file=tmp_path / "tokens") as service:
-        await refused(service.query("any"))
+        await failure_of(service.query("any"))
         assert (await scrape(service)).calls("QueryTask", "UNAUTHENTICATED") == 1
 
 
@@ -145,7 +151,7 @@ async def test_a_refusal_by_grpcs_own_health_service_is_counted_by_its_code(
 ) -> None:
     health = health_pb2_grpc.HealthStub(measured.channel)
     await health.Check(health_pb2.HealthCheckRequest())
-    await refused(health.Check(health_pb2.HealthCheckRequest(service="another")))
+    await failure_of(health.Check(health_pb2.HealthCheckRequest(service="another")))
     page = await scrape(measured)
     assert (page.calls("Check", "OK"), page.calls("Check", "NOT_FOUND")) == (1, 1)
 
@@ -168,7 +174,7 @@ async def test_a_watch_is_counted_once_by_its_end(measured: Service) -> None:
 async def test_any_number_of_unknown_methods_is_one_series(measured: Service) -> None:
     for n in range(30):
         call: Any = measured.channel.unary_unary(f"/{n}.Made/Up{n}")
-        assert await refused(call(b"")) == grpc.StatusCode.UNIMPLEMENTED
+        assert await failure_of(call(b"")) == grpc.StatusCode.UNIMPLEMENTED
     page = await scrape(measured)
     assert page.calls("unknown", "UNIMPLEMENTED") == 30
     methods = {series["method"] for series in page.series("generation_call_seconds_count")}
@@ -192,7 +198,7 @@ async def test_calls_of_the_provider_are_counted_by_endpoint_and_code(measured: 
     await measured.end((await measured.create()).id)
     await measured.stub.UploadFile(iter(upload_messages(b"x")))
     measured.kie.add_fault("create:code,code=402,msg=no credits")
-    await refused(measured.create({"veo3": {"prompt": "a cat"}}))
+    await failure_of(measured.create({"veo3": {"prompt": "a cat"}}))
 
     page = await scrape(measured)
     assert page.provider_calls(f"{JOBS}createTask", "200") == 1
@@ -225,7 +231,7 @@ async def test_a_create_without_a_usable_answer_is_counted_by_what_came(
 async def test_an_unreachable_provider_is_not_connected(serve: Serve, unused_tcp_port: int) -> None:
     away = f"http://127.0.0.1:{unused_tcp_port}"
     async with serve(**ADMIN, kie_upload_url=away) as service:
-        await refused(service.stub.UploadFile(iter(upload_messages(b"x"))))
+        await failure_of(service.stub.UploadFile(iter(upload_messages(b"x"))))
         page = await scrape(service)
     assert page.provider_calls("/api/file-stream-upload", "not_connected") == 1
 
@@ -234,7 +240,7 @@ async def test_an_upload_that_its_caller_aborted_is_given_up_and_not_the_provide
     measured: Service,
 ) -> None:
     messages = upload_messages(b"x" * 100_000, size_bytes=200_000)
-    await refused(measured.stub.UploadFile(iter(messages)))
+    await failure_of(measured.stub.UploadFile(iter(messages)))
     page = await scrape(measured)
     assert page.series("generation_provider_call_seconds_count") == [
         {"endpoint": "/api/file-stream-upload", "code": "given_up"}

@@ -11,8 +11,8 @@ from generated.generation.v1 import generation_pb2 as pb
 from storage.creation import CreateLimits
 from storage.store import open_store
 from storage.task import Artifact, Failure, Status, Task
-from tests.conftest import Serve
-from tests.support.harness import Service, refusal
+from tests.support.harness import Serve, Service
+from tests.support.refusals import refusal
 
 PAGE_BYTES = 1 << 20
 NOW = 1_760_000_000.0

@@ -17,14 +17,9 @@ import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
-from tests.support.harness import (
-    DEADLINE_SECONDS,
-    INSTANT,
-    Service,
-    create_request,
-    refusal,
-    serving,
-)
+from tests.support.harness import INSTANT, Service, create_request, serving
+from tests.support.refusals import refusal
+from tests.support.waiting import DEADLINE_SECONDS
 
 SMILE = "\U0001f600"  # one code point, two UTF-16 units, four bytes
 BLANK = " \t\r\n\u00a0\u3000"

@@ -20,11 +20,19 @@ from service.holds import HoldTimes
 from service.leases import LeaseTimes
 from service.limits import LimitBounds
 from service.verdicts import VerdictBounds
-from tests.conftest import Serve
 from tests.support.databases import change
-from tests.support.harness import INSTANT, Service, create_request, ended, eventually, poller_bounds
+from tests.support.harness import (
+    INSTANT,
+    Serve,
+    Service,
+    create_request,
+    ended,
+    has_artifacts,
+    poller_bounds,
+)
+from tests.support.prompts import STUCK
+from tests.support.waiting import eventually
 
-STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 SHORT_HOLDS = poller_bounds(
     limits=LimitBounds(holds=HoldTimes(first_seconds=0.05)),
     verdicts=VerdictBounds(postpone_seconds=0.05),
@@ -132,10 +140,7 @@ async def test_a_late_delivery_is_added_to_the_failed_task(
         timed_out = await service.end(created.id)
         assert timed_out.failure.reason == pb.ERROR_REASON_TASK_TIMEOUT
         service.kie.finish(created.provider_task_id)
-        late = timed_out
-        async with asyncio.timeout(10):
-            while not late.artifacts:
-                late = await service.query(created.id)
+        late = await service.until(created.id, has_artifacts)
     assert late.status == pb.TASK_STATUS_FAILED
     assert late.failure == timed_out.failure
     assert late.revision == timed_out.revision + 1
@@ -200,10 +205,7 @@ async def test_a_response_after_the_task_was_given_up_is_adopted_and_its_result_
             " failure_reason = 'SUBMISSION_UNKNOWN', failure_message = '', failure_code = '',"
             " revision = revision + 1, version = version + 1",
         )
-        late = created
-        async with asyncio.timeout(10):
-            while not late.artifacts:
-                late = await service.query(created.id)
+        late = await service.until(created.id, has_artifacts)
         assert late.status == pb.TASK_STATUS_FAILED
         assert late.failure.reason == pb.ERROR_REASON_SUBMISSION_UNKNOWN
         assert late.provider_task_id == service.kie.tasks[0]["id"]

@@ -11,7 +11,8 @@ from providers.base import ParamsError
 from providers.kie.client import KieProvider
 from providers.kie.simulator import Simulator
 from providers.public_address import is_public_host, is_public_ip, is_public_url
-from tests.support.harness import INSTANT, Service, create_request, refusal, serving
+from tests.support.harness import INSTANT, Service, create_request, serving
+from tests.support.refusals import refusal
 
 PUBLIC = [
     *("files.example", "FILES.EXAMPLE", "files.example.", "a_b.files.example", "a-1.b2.c3"),

@@ -15,13 +15,14 @@ from service.purge import BOUNDS as PURGE
 from service.purge import PurgeBounds, Purger
 from storage.errors import StorageUnavailableError
 from storage.store import Store, open_store
-from tests.conftest import Serve
 from tests.support.databases import change, fill, rows
-from tests.support.harness import Service, eventually, refusal
+from tests.support.harness import Serve, Service
+from tests.support.prompts import STUCK
+from tests.support.refusals import refusal
+from tests.support.waiting import eventually
 
 HOUR = 3_600.0
 OFTEN = replace(BOUNDS, purge=PurgeBounds(pause_seconds=0.01))
-STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 AGE = """
     UPDATE tasks SET complete_time = complete_time - ?, update_time = update_time - ? WHERE id = ?
 """

@@ -10,9 +10,9 @@ from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from service.watch import Watcher
 from storage.task import Task
-from tests.conftest import Serve
 from tests.service.test_metrics import ADMIN, Page, until
-from tests.support.harness import refusal
+from tests.support.harness import Serve
+from tests.support.refusals import refusal
 
 STREAMS = 50
 BEAT_SECONDS = 0.01

@@ -10,9 +10,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import ValidationError
 
 from service.settings import Settings
-from tests.conftest import Serve
 from tests.support.certificates import Authority, openssl
-from tests.support.harness import Service
+from tests.support.harness import Serve, Service
 from tests.support.paths import ROOT
 
 

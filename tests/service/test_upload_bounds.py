@@ -17,7 +17,6 @@ from providers.kie.http import Timeouts
 from providers.kie.simulator import Simulator
 from service.bounds import Bounds
 from service.uploads import UploadPace
-from tests.conftest import Serve
 from tests.service.test_uploads import (
     MIB,
     UploadHost,
@@ -31,7 +30,8 @@ from tests.service.test_uploads import (
     until,
     upload,
 )
-from tests.support.harness import SERVICE, Service, refusal, serving
+from tests.support.harness import SERVICE, Serve, Service, serving
+from tests.support.refusals import refusal
 
 __all__ = ("host", "hosted")  # fixtures
 MESSAGE = 4 * MIB - 64

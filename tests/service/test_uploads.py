@@ -26,17 +26,10 @@ from providers.kie.http import Timeouts
 from providers.kie.simulator import Simulator
 from service.bounds import Bounds, Grace
 from service.uploads import UploadPace
-from tests.conftest import Serve
-from tests.support.harness import (
-    API_KEY,
-    DEADLINE_SECONDS,
-    SERVICE,
-    Refusal,
-    Service,
-    refusal,
-    upload_messages,
-)
+from tests.support.harness import API_KEY, SERVICE, Serve, Service, upload_messages
 from tests.support.paths import ROOT
+from tests.support.refusals import Refusal, refusal
+from tests.support.waiting import DEADLINE_SECONDS
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE

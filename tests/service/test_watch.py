@@ -13,10 +13,10 @@ from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from service.hub import Hub
 from storage.task import Task
-from tests.conftest import Serve
-from tests.support.harness import DEADLINE_SECONDS, Service, ended, refusal
-
-STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
+from tests.support.harness import Serve, Service, ended
+from tests.support.prompts import STUCK
+from tests.support.refusals import refusal
+from tests.support.waiting import DEADLINE_SECONDS
 
 
 def snapshot(revision: int) -> Task:

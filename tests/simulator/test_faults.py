@@ -23,6 +23,7 @@ from tests.support.kie_client import (
     bought,
     raw,
 )
+from tests.support.prompts import STUCK_PROMPT
 from tests.support.waiting import eventually
 
 
@@ -259,7 +260,7 @@ async def test_a_prompt_can_ask_for_a_paid_answer_to_be_lost(kie: Kie) -> None:
 
 
 async def test_a_prompt_can_ask_never_to_end(kie: Kie) -> None:
-    task_id = await kie.create(VEO, {**VEO3, "prompt": "a cat [sim:stuck]"})
+    task_id = await kie.create(VEO, {**VEO3, "prompt": STUCK_PROMPT})
     (task,) = kie.simulator.tasks
     assert (task["id"], task["ends_ms"]) == (task_id, None)
 

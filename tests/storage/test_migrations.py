@@ -21,9 +21,9 @@ from storage.schema import MIGRATIONS
 from storage.store import Store, open_store
 from storage.task import Lane
 from tests.support.databases import change, connect, fill, rows
-from tests.support.harness import eventually
 from tests.support.paths import ROOT
 from tests.support.storing import NOW, claim, new, saved, send, stored
+from tests.support.waiting import eventually
 
 OURS = sorted(path.stem for path in MIGRATIONS.glob("0*.py"))
 APPLIED = "SELECT name FROM schema_migration ORDER BY id"

@@ -34,10 +34,10 @@ from tests.support.databases import change, rows
 from tests.support.harness import serving
 from tests.support.killing import Victim
 from tests.support.postgres import Cluster
+from tests.support.prompts import STUCK
 from tests.support.storing import NO_LIMIT, NOW, new, stored
 
 PROTOCOL_3 = struct.pack("!I", 3 << 16)
-STUCK: dict[str, Any] = {"imagen4": {"prompt": "x [sim:stuck]"}}
 
 
 def run(url: str, *statements: str) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import psycopg2
 import pytest
 
-from tests.support.harness import eventually
 from tests.support.paths import ROOT
 from tests.support.postgres import Cluster, PostgresUnavailableError, bundled, new_schema
+from tests.support.waiting import eventually
 
 
 def execute(url: str, statement: str) -> Sequence[Sequence[Any]]:

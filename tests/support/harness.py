@@ -2,16 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import json_format
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from pydantic import SecretStr
 
 from generated.generation.v1 import generation_pb2 as pb
@@ -20,13 +18,13 @@ from providers.kie.simulator import Simulator, SimulatorSettings
 from service import server
 from service.bounds import BOUNDS, Bounds, PollerBounds
 from service.settings import Settings
+from tests.support.waiting import DEADLINE_SECONDS
 
 if TYPE_CHECKING:  # it exists for type checkers only
     from generated.generation.v1.generation_pb2_grpc import GenerationServiceAsyncStub
 
 API_KEY = "kie-key-of-the-tests"
 SERVICE = "/generation.v1.GenerationService/"
-DEADLINE_SECONDS = 20.0
 
 # Everything at once: no limits, results within milliseconds.
 INSTANT = SimulatorSettings(
@@ -85,6 +83,15 @@ class Service:
             last = task
         return last
 
+    async def until(
+        self, task_id: str, holds: Callable[[pb.GenerationTask], bool]
+    ) -> pb.GenerationTask:
+        """Query a task until a condition of it holds."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not holds(task := await self.query(task_id)):
+                pass
+        return task
+
     async def until_put_back(self, task_id: str) -> pb.GenerationTask:
         """Watch a task until the provider has not accepted it."""
         async for task in self.watch(task_id):
@@ -97,15 +104,12 @@ class Service:
         return [task["body"] for task in self.kie.tasks]
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - conditions of other processes, too
-            await asyncio.sleep(0.005)
-
-
 def ended(task: pb.GenerationTask) -> bool:
     return task.status != pb.TASK_STATUS_PENDING
+
+
+def has_artifacts(task: pb.GenerationTask) -> bool:
+    return bool(task.artifacts)
 
 
 def create_request(
@@ -121,6 +125,9 @@ def create_request(
 def poller_bounds(**changes: Any) -> Bounds:
     """Return the usual bounds, with changes to those of the poller."""
     return replace(BOUNDS, poller=PollerBounds(**changes))
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Service]]
 
 
 @asynccontextmanager
@@ -161,42 +168,6 @@ async def serving(
             folder,
             database_url,
         )
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A refused call as a caller sees it."""
-
-    code: grpc.StatusCode
-    reason: str
-    message: str
-    metadata: dict[str, str]
-    fields: Sequence[str]
-    retry_seconds: float | None
-
-
-def refusal(error: grpc.aio.AioRpcError) -> Refusal:
-    """Read the rich status of an error, which every error of ours must carry."""
-    status = rpc_status.from_call(error)
-    assert status is not None, f"{error.code()} without google.rpc.Status: {error.details()}"
-    info, bad, retry = (
-        error_details_pb2.ErrorInfo(),
-        error_details_pb2.BadRequest(),
-        error_details_pb2.RetryInfo(),
-    )
-    found = [detail.Unpack(into) for detail in status.details for into in (info, bad, retry)]
-    assert any(found)
-    assert info.domain == "generation.v1"
-    seconds = retry.retry_delay.ToTimedelta().total_seconds()
-    has_retry = any(detail.Is(retry.DESCRIPTOR) for detail in status.details)
-    return Refusal(
-        error.code(),
-        info.reason,
-        error.details() or "",
-        dict(info.metadata),
-        [violation.field for violation in bad.field_violations],
-        seconds if has_retry else None,
-    )
 
 
 def upload_messages(

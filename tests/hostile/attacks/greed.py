@@ -8,8 +8,8 @@ import aiohttp
 
 from generated.generation.v1 import generation_pb2 as pb
 from tests.hostile.target import Calls, Outcome, Target, at_once, calling, create_request, imagen4
+from tests.support.prompts import STUCK_PROMPT
 
-STUCK = "a cat [sim:stuck]"
 LONG = "\N{CAT FACE}" * 4_900
 AT_ONCE = 64
 CHUNK_BYTES = 1 << 20
@@ -22,7 +22,7 @@ OPENING_SECONDS = 1.0
 async def creates(target: Target) -> Outcome:
     """Create `count` tasks that take long."""
     async with calling(target) as calls:
-        jobs = (calls.create(imagen4(STUCK)) for _ in range(target.count))
+        jobs = (calls.create(imagen4(STUCK_PROMPT)) for _ in range(target.count))
         created = await at_once(jobs, AT_ONCE)
     await asyncio.sleep(target.seconds)
     return {"accepted": sum(task_id is not None for task_id in created)}
@@ -51,7 +51,7 @@ async def created_and_cancelled(target: Target) -> Outcome:
 
 async def dear_creates(target: Target) -> Outcome:
     """Create `count` tasks of a model that the caller may not use."""
-    message = create_request(pb.KieParams(veo3=pb.Veo3Params(prompt=STUCK)))
+    message = create_request(pb.KieParams(veo3=pb.Veo3Params(prompt=STUCK_PROMPT)))
     async with calling(target) as calls:
         jobs = (calls.create(message) for _ in range(target.count))
         created = await at_once(jobs, AT_ONCE)

@@ -11,13 +11,13 @@ import aiohttp
 from benchmarks.h2 import request
 from tests.hostile.frames import Sender, Stream, headers
 from tests.hostile.target import SERVICE, Outcome, Target, calling, imagen4
+from tests.support.prompts import STUCK_PROMPT
 
 DRIP_SECONDS = 0.5
 AT_ONCE = 20
 LONGEST_ID = "x" * 255
 REPEAT_SECONDS = 0.005
 LOOK_SECONDS = 0.02
-STUCK = "[sim:stuck]"
 KINDS = (
     b"",
     b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Drip: ",
@@ -112,7 +112,7 @@ async def forged_callbacks(target: Target) -> Outcome:
 async def repeated_callbacks(target: Target) -> Outcome:
     """Repeat a callback for `seconds`; return how many requests reached the provider."""
     async with calling(target) as calls, aiohttp.ClientSession() as session:
-        assert await calls.create(imagen4(STUCK))
+        assert await calls.create(imagen4(STUCK_PROMPT))
         url = await _callback_url(session, target)
 
         async def send(session: aiohttp.ClientSession) -> int:
@@ -141,7 +141,7 @@ async def _status_requests(session: aiohttp.ClientSession, target: Target) -> in
 async def _stuck_tasks(session: aiohttp.ClientSession, target: Target) -> list[dict[str, Any]]:
     async with session.get(f"{target.simulator_url}/simulator/tasks") as response:
         tasks = (await response.json())["tasks"]
-    return [task for task in tasks if STUCK in str(task["body"])]
+    return [task for task in tasks if STUCK_PROMPT in str(task["body"])]
 
 
 async def _send(target: Target, send: Callable[[aiohttp.ClientSession], Awaitable[int]]) -> Outcome:

@@ -11,6 +11,7 @@ from benchmarks.h2 import End, request
 from generated.generation.v1 import generation_pb2 as pb
 from tests.hostile.frames import Deaf, Sender, Stream, half_open, headers, pieces, reset_call, until
 from tests.hostile.target import SERVICE, Outcome, Target, calling, imagen4
+from tests.support.prompts import STUCK_PROMPT
 
 HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -151,7 +152,7 @@ async def _hold(target: Target, frames: Frames) -> Outcome:
 async def _watch(target: Target) -> bytes:
     """Create a task that takes long, and return the request that watches it."""
     async with calling(target) as calls:
-        task_id = await calls.create(imagen4("a cat [sim:stuck]"))
+        task_id = await calls.create(imagen4(STUCK_PROMPT))
     return pb.WatchTaskRequest(task_id=task_id or "").SerializeToString()
 
 

@@ -7,6 +7,7 @@ from benchmarks.h2 import request
 from generated.generation.v1 import generation_pb2 as pb
 from tests.hostile.frames import Sender, Stream, headers, until
 from tests.hostile.target import SERVICE, Outcome, Target, calling, imagen4
+from tests.support.prompts import STUCK_PROMPT
 
 REREAD_SECONDS = 2.5  # the service checks the file every second
 LONGEST_SECONDS = 5.0
@@ -15,7 +16,7 @@ LONGEST_SECONDS = 5.0
 async def revoked_token(target: Target) -> Outcome:
     """Watch `count` times, also after the token is revoked and another line is mistyped."""
     async with calling(target) as calls:
-        task_id = await calls.create(imagen4("a cat [sim:stuck]"))
+        task_id = await calls.create(imagen4(STUCK_PROMPT))
         assert task_id
         message = pb.WatchTaskRequest(task_id=task_id).SerializeToString()
         watches = await _watch(target, message)
