@@ -10,7 +10,7 @@ IMAGE ?= generation-service
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test check demo demo-picture torture proto proto-check settings-page simulator bench bench-against bench-curves image sbom lock format lint clean
+.PHONY: help install install-dev run test check tools examples samples demo demo-picture torture proto proto-check settings-page simulator bench bench-against bench-curves image sbom lock format lint clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -54,8 +54,34 @@ demo-picture: install  ## Record docs/demo.svg from a run of the demo
 test: install-dev  ## Run the tests; FILE=tests/test_x.py runs only that file, folder or test
 	@$(PYTEST) $(FILE)
 
-check: install-dev lint proto-check  ## Run everything that CI runs
+check: install-dev lint proto-check samples .tools/grpcurl  ## Run everything that CI runs
 	@$(PYTEST)
+
+# Go programs that tests use. `make test` never builds them: it skips the tests of those that are missing.
+tools: $(patsubst %,.tools/%,$(shell sed 's|.*/||; s|@.*||' tools.txt))  ## Build the tools of tools.txt into .tools/, with Go (minutes)
+
+.tools/%: tools.txt
+	@$(call with,go,GOBIN="$(CURDIR)/.tools" go install "$$(grep "/$*@" tools.txt)" && touch $@)
+
+examples: install-dev samples  ## Build the sample clients in examples/, and run them against the service
+	@$(PYTEST) -n 0 -v tests/client/test_examples.py
+
+samples: examples/go/build/example examples/node/node_modules/.package-lock.json examples/java/target/example.jar
+
+PROTO := protos/generation/v1/generation.proto
+
+examples/go/build/example: $(PROTO) $(addprefix examples/go/,main.go go.mod go.sum buf.gen.yaml) | install-dev
+	@$(call with,go,cd examples/go && PATH="$(CURDIR)/$(BIN):$$PATH" go generate && go build -buildvcs=false -o build/example)
+
+examples/node/node_modules/.package-lock.json: $(addprefix examples/node/,package.json package-lock.json)
+	@$(call with,npm,npm ci --prefix examples/node --ignore-scripts --no-audit --no-fund --silent && touch $@)
+
+examples/java/target/example.jar: $(PROTO) examples/java/pom.xml examples/java/src/main/java/example/Example.java
+	@$(call with,mvn,mvn --quiet --batch-mode -Dstyle.color=never --file examples/java/pom.xml package)
+
+# Run the command $(2), which makes the target, if the program $(1) is installed.
+with = if command -v $(1) >/dev/null; then echo "building $@ ..." && $(2); \
+	else echo "SKIPPED: $@ is not built, because $(1) is not installed"; fi
 
 format: install-dev  ## Format the code, and fix what the linter can fix
 	@$(BIN)/ruff check --quiet --fix-only
@@ -135,4 +161,5 @@ lock: install-dev  ## Pin the dependencies again: of the service, the client, th
 		-o requirements-bench.lock
 
 clean:  ## Remove what the targets created, except databases
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-results
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-results .tools
+	@rm -rf examples/go/build examples/go/generation examples/node/node_modules examples/java/target

@@ -152,7 +152,7 @@ async def test_a_sample_follows_a_task_over_a_lost_and_a_silent_connection_and_u
         sent = await run.until(r"^uploaded (\d+) bytes with SHA-256 (\w+): http.*cat\.png")
         assert sent.groups() == ("2500000", hashlib.sha256(picture.read_bytes()).hexdigest())
         assert await run.end() == 0
-    revisions = [int(number) for number in re.findall(r"^revision (\d+)", run.output, re.M)]
+    revisions = [int(number) for number in re.findall(r"^revision (\d+)", run.output, re.MULTILINE)]
     assert revisions == sorted(set(revisions)), "each snapshot is shown once"
     assert len(service.kie.tasks) == 1
 
