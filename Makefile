@@ -77,7 +77,7 @@ examples/node/node_modules/.package-lock.json: $(addprefix examples/node/,packag
 	@$(call with,npm,npm ci --prefix examples/node --ignore-scripts --no-audit --no-fund --silent && touch $@)
 
 examples/java/target/example.jar: $(PROTO) examples/java/pom.xml examples/java/src/main/java/example/Example.java
-	@$(call with,mvn,mvn --quiet --batch-mode -Dstyle.color=never --file examples/java/pom.xml package)
+	@$(call with,mvn,mvn --quiet --batch-mode --file examples/java/pom.xml package)
 
 # Run the command $(2), which makes the target, if the program $(1) is installed.
 with = if command -v $(1) >/dev/null; then echo "building $@ ..." && $(2); \
