@@ -1,12 +1,12 @@
-"""What polling costs, and how early it knows: fixed schedules and ours, by simulation.
+"""A simulation of polls: what they cost and how late they find results, compared with fixed waits.
 
-    python -m tests.support.polling
+`python -m tests.support.polling` prints the table.
 
-A task is polled until a poll comes after its end. *Requests* are its polls; *late* is the time from
-its end to the last of them, so between done and known. The time that a poll takes itself is left
-out, for all alike. Ours is the real `service.schedule`, which starts with nothing learned; tasks
-come one after another. It meets each fixed schedule with a POLL_INTERVAL_SECONDS, the same for
-images and videos, at which it spends no more requests.
+A task is polled until the first poll after its end. *Requests* are the polls of a task. *Delay* is
+the time from the end of a task to the poll that finds it; the time of the request itself is left
+out. *Adaptive* is `service.schedule`, which has learned nothing at the start; the tasks come one
+after another. For each fixed schedule there is a POLL_INTERVAL_SECONDS, the same for images and
+videos, with which the adaptive schedule makes no more requests.
 
 Durations are invented to resemble the recorded ones (images 12-112 s, videos 56-313 s, one of them
 786 s; no more is known): lognormal, 2 % of them below the recorded range and 2 % above it,
@@ -28,7 +28,7 @@ from service.verdicts import Verdicts, after_callback
 from storage.task import Task
 
 RECORDED_SECONDS = {"images": (12.0, 112.0), "videos": (56.0, 313.0)}
-DEVIATIONS = 2.054  # of a normal distribution, beyond which 2 % lie on either side
+DEVIATIONS = 2.054  # standard deviations with 2 % of a normal distribution beyond each side
 SLOW_SHARE = 0.03
 SLOW_FACTORS = (2.0, 6.0)
 
@@ -36,16 +36,17 @@ TASKS = 2_000
 SEED = 1
 INTERVAL_SECONDS = 2.0  # the default
 TASK_MAX_AGE_SECONDS = 3_600.0  # the default
-CALLBACK_SECONDS = 0.5  # from the end of a task to the poll that its callback asks for
+CALLBACK_SECONDS = 0.5  # from the end of a task to the poll that its callback causes
 
 
 @dataclass(frozen=True, slots=True)
-class Rival:
-    """A fixed schedule.
+class FixedSchedule:
+    """A schedule that learns nothing.
 
     Attributes:
         waits: The seconds before each poll.
-        interval_seconds: The POLL_INTERVAL_SECONDS with which ours spends no more requests than it.
+        interval_seconds: The POLL_INTERVAL_SECONDS with which the adaptive schedule makes no more
+            requests.
     """
 
     name: str
@@ -53,36 +54,36 @@ class Rival:
     interval_seconds: float
 
 
-RIVALS = (
-    Rival("every 5 s", lambda: repeat(5.0), 3.65),
-    Rival(  # the client that this service replaces: at once, twice 2 s, 17 times 5 s
+FIXED_SCHEDULES = (
+    FixedSchedule("every 5 s", lambda: repeat(5.0), 3.65),
+    FixedSchedule(  # the client that this service replaces: at once, twice 2 s, 17 times 5 s
         "2, 5, then 10 s",
         lambda: chain([0.0], repeat(2.0, 2), repeat(5.0, 17), repeat(10.0)),
         3.8,
     ),
-    Rival("every 30 s", lambda: repeat(30.0), 22.5),
+    FixedSchedule("every 30 s", lambda: repeat(30.0), 22.5),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
-    """What tasks cost: polls of a task, and the seconds between done and known."""
+class Cost:
+    """The polls of a task, and the delay in seconds until its end is known."""
 
     requests_mean: float
     requests_max: int
-    late_mean: float
-    late_median: float
-    late_p99: float
+    delay_mean: float
+    delay_median: float
+    delay_p99: float
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A fixed schedule and ours, on the same tasks."""
+    """A fixed schedule and the adaptive one, on the same tasks."""
 
     kind: str
-    rival: Rival
-    theirs: Spent
-    ours: Spent
+    schedule: FixedSchedule
+    fixed: Cost
+    adaptive: Cost
 
 
 def compare(tasks: int = TASKS, seed: int = SEED) -> list[Comparison]:
@@ -92,23 +93,22 @@ def compare(tasks: int = TASKS, seed: int = SEED) -> list[Comparison]:
     return [
         Comparison(
             kind,
-            rival,
-            _spent(_fixed(seconds, rival.waits()) for seconds in durations[kind]),
-            polled(kind, durations[kind], rival.interval_seconds),
+            fixed,
+            _cost(_poll_fixed(seconds, fixed.waits()) for seconds in durations[kind]),
+            _adaptive(kind, durations[kind], fixed.interval_seconds),
         )
         for kind in durations
-        for rival in RIVALS
+        for fixed in FIXED_SCHEDULES
     ]
 
 
-def polled(kind: str, durations: Iterable[float], interval_seconds: float) -> Spent:
-    """Return what tasks cost with our schedule and without callbacks."""
+def _adaptive(kind: str, durations: Iterable[float], interval_seconds: float) -> Cost:
     schedule = Schedule(interval_seconds, _usual_seconds)
-    return _spent(_learning(kind, seconds, schedule) for seconds in durations)
+    return _cost(_poll_adaptive(kind, seconds, schedule) for seconds in durations)
 
 
-def unwatched(kind: str, *, callbacks_come: bool, tasks: int = TASKS, seed: int = SEED) -> Spent:
-    """Return what tasks cost that nobody watches, with callbacks on."""
+def unwatched(kind: str, *, callbacks_come: bool, tasks: int = TASKS, seed: int = SEED) -> Cost:
+    """Return the cost of tasks that nobody watches, with PUBLIC_URL set."""
     random.seed(seed)
     schedule, reach = Schedule(INTERVAL_SECONDS, _usual_seconds), Reach(INTERVAL_SECONDS)
     verdicts = Verdicts(
@@ -121,13 +121,13 @@ def unwatched(kind: str, *, callbacks_come: bool, tasks: int = TASKS, seed: int 
         left_to_callback=lambda _: True,
     )
     durations = [_duration(kind) for _ in range(tasks)]
-    return _spent(_called_back(kind, seconds, verdicts, callbacks_come) for seconds in durations)
+    return _cost(_call_back(kind, seconds, verdicts, callbacks_come) for seconds in durations)
 
 
-# --- one task: its polls, and the seconds between done and known ---
+# --- one task: its polls, and its delay ---
 
 
-def _fixed(seconds: float, waits: Iterator[float]) -> tuple[int, float]:
+def _poll_fixed(seconds: float, waits: Iterator[float]) -> tuple[int, float]:
     age, polls = next(waits), 1
     while age < seconds:
         age += next(waits)
@@ -135,7 +135,7 @@ def _fixed(seconds: float, waits: Iterator[float]) -> tuple[int, float]:
     return polls, age - seconds
 
 
-def _learning(kind: str, seconds: float, schedule: Schedule) -> tuple[int, float]:
+def _poll_adaptive(kind: str, seconds: float, schedule: Schedule) -> tuple[int, float]:
     age, polls = schedule.wait(kind, 0, 0), 1
     while age < seconds:
         age += schedule.wait(kind, age, 0)
@@ -144,10 +144,10 @@ def _learning(kind: str, seconds: float, schedule: Schedule) -> tuple[int, float
     return polls, age - seconds
 
 
-def _called_back(
+def _call_back(
     kind: str, seconds: float, verdicts: Verdicts, callback_comes: bool
 ) -> tuple[int, float]:
-    """Take a task through the real verdicts, from its acceptance at 0."""
+    """Move a task through the verdicts of the service, from its acceptance at 0."""
     called_time = seconds + CALLBACK_SECONDS if callback_comes else math.inf
     success = Succeeded(("http://x/1",), ("image/png",), "{}", complete_time=seconds)
     task = verdicts.after_submission(_sent(kind), Accepted("k"), 0, 0)
@@ -180,14 +180,14 @@ def _usual_seconds(kind: str) -> float:
     return RECORDED_SECONDS[kind][1]
 
 
-def _spent(tasks: Iterable[tuple[int, float]]) -> Spent:
-    polls, late = zip(*tasks, strict=True)
-    return Spent(
+def _cost(tasks: Iterable[tuple[int, float]]) -> Cost:
+    polls, delays = zip(*tasks, strict=True)
+    return Cost(
         requests_mean=statistics.fmean(polls),
         requests_max=max(polls),
-        late_mean=statistics.fmean(late),
-        late_median=statistics.median(late),
-        late_p99=statistics.quantiles(late, n=100)[-1],
+        delay_mean=statistics.fmean(delays),
+        delay_median=statistics.median(delays),
+        delay_p99=statistics.quantiles(delays, n=100)[-1],
     )
 
 
@@ -195,28 +195,25 @@ def _spent(tasks: Iterable[tuple[int, float]]) -> Spent:
 
 
 def table() -> str:
-    """Return every comparison, and what callbacks make of it, as a Markdown table."""
+    """Return every comparison, and the cost with callbacks, as a Markdown table."""
     rows = [
-        "| | schedule | requests | at most | late: mean | median | p99 |",
+        "| | schedule | requests: mean | max | delay: mean | median | p99 |",
         "|---|---|---|---|---|---|---|",
     ]
     for found in compare():
-        rows.append(_row(found.kind, found.rival.name, found.theirs))
-        rows.append(_row("", _ours(found.rival.interval_seconds), found.ours))
+        adaptive = f"adaptive, POLL_INTERVAL_SECONDS={found.schedule.interval_seconds:g}"
+        rows.append(_row(found.kind, found.schedule.name, found.fixed))
+        rows.append(_row("", adaptive, found.adaptive))
     for kind in RECORDED_SECONDS:
         for name, come in (("callbacks, nobody watches", True), ("the same, all lost", False)):
             rows.append(_row(kind, name, unwatched(kind, callbacks_come=come)))
     return "\n".join(rows)
 
 
-def _ours(interval_seconds: float) -> str:
-    return f"ours, POLL_INTERVAL_SECONDS={interval_seconds:g}"
-
-
-def _row(kind: str, name: str, spent: Spent) -> str:
-    late = (spent.late_mean, spent.late_median, spent.late_p99)
-    requests = (f"{spent.requests_mean:.2f}", str(spent.requests_max))
-    cells = (*requests, *(f"{seconds:.1f} s" for seconds in late))
+def _row(kind: str, name: str, cost: Cost) -> str:
+    delays = (cost.delay_mean, cost.delay_median, cost.delay_p99)
+    requests = (f"{cost.requests_mean:.2f}", str(cost.requests_max))
+    cells = (*requests, *(f"{seconds:.1f} s" for seconds in delays))
     return f"| {' | '.join((kind, name, *cells))} |"
 
 

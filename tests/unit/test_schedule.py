@@ -157,9 +157,9 @@ def test_our_schedule_finds_ends_earlier_than_fixed_ones_with_no_more_requests(
 ) -> None:
     assert len(comparisons) == 6
     for found in comparisons:
-        assert found.ours.requests_mean <= found.theirs.requests_mean, found
-        assert found.ours.late_mean < found.theirs.late_mean, found
-        assert found.ours.late_median < found.theirs.late_median, found
+        assert found.adaptive.requests_mean <= found.fixed.requests_mean, found
+        assert found.adaptive.delay_mean < found.fixed.delay_mean, found
+        assert found.adaptive.delay_median < found.fixed.delay_median, found
 
 
 @pytest.mark.parametrize("kind", ["images", "videos"])
@@ -167,5 +167,5 @@ def test_our_schedule_finds_ends_earlier_than_fixed_ones_with_no_more_requests(
 def test_with_callbacks_on_a_task_that_nobody_watches_costs_at_most_two_requests(
     kind: str, callbacks_come: bool
 ) -> None:
-    spent = unwatched(kind, callbacks_come=callbacks_come, tasks=500)
-    assert spent.requests_max <= 2
+    cost = unwatched(kind, callbacks_come=callbacks_come, tasks=500)
+    assert cost.requests_max <= 2
