@@ -23,7 +23,7 @@ ROWS_PER_STATEMENT = 1_000
 SECONDS_APART = 10.0  # between two inserted tasks: 100,000 of them are eleven days of work
 IMAGE_SECONDS = 12.0
 CONNECT_SECONDS = 10
-COLUMNS = [column.name for column in TaskRow._meta.sorted_fields]  # noqa: SLF001 - Peewee documents it
+COLUMNS = [column.column_name for column in TaskRow._meta.sorted_fields]  # noqa: SLF001 - Peewee documents it
 
 Row = dict[str, Any]
 

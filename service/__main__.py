@@ -36,9 +36,9 @@ from service.logs import configure_logs
 from service.server import serving
 from service.settings import Settings, SettingsError, load_settings
 from storage.errors import StorageConfigError, StorageError
+from storage.opening import migrate
 from storage.postgresql.connection import is_postgres
 from storage.sqlite import sqlite_path
-from storage.store import migrate
 from storage.transfer import TransferError, import_sqlite
 
 EXIT_FAILED = 1

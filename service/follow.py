@@ -38,8 +38,10 @@ class Follower:
     async def run_once(self) -> None:
         """Wait for hints, or until the next comparison is due; then publish what is new."""
         times = self._times
-        pause = times.sweep_seconds if self._store.hinted else times.sweep_without_hints_seconds
-        hints = await self._store.heard(max(self._swept + pause - time.monotonic(), 0))
+        pause = (
+            times.sweep_seconds if self._store.is_listening else times.sweep_without_hints_seconds
+        )
+        hints = await self._store.wait_for_hints(max(self._swept + pause - time.monotonic(), 0))
         if hints:
             await self._catch_up(self._hub.outdated(hints))
         if not hints or time.monotonic() - self._swept >= pause:

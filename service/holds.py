@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from providers.base import Postponed, Submission, Unknown
-from storage.store import Waiting
+from storage.claims import Waiting
 from storage.task import Task
 
 

@@ -10,8 +10,9 @@ from service.hub import Hub
 from service.leases import Leases
 from service.limits import Limits
 from service.outage_log import RETRY_SECONDS
+from storage.claims import Quota
 from storage.errors import StorageUnavailableError
-from storage.store import Quota, Store
+from storage.store import Store
 from storage.task import Lane, Task
 
 log = structlog.get_logger()

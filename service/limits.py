@@ -15,7 +15,8 @@ from service.agenda import Agenda
 from service.caller_limits import CallerLimits
 from service.holds import Holds, HoldTimes
 from service.metrics import Metrics
-from storage.store import Claim, Quota, RunningMax, Store, Waiting
+from storage.claims import Claim, Quota, RunningMax, Sending, Waiting
+from storage.store import Store
 from storage.task import Lane, Stage
 
 PROBE_DEPTH = 1_000  # how many waiting tasks of a caller are looked at to find a probe
@@ -124,11 +125,10 @@ class Limits:
         """Claim the tasks to be sent now. They are SUBMITTING from here on, also in the database.
 
         Raises:
-            ClaimUnknownError: The claim may have been committed.
+            CommitUnknownError: The claim may have been committed.
         """
         room = self.room(Lane.SUBMIT, now)
-        claim = await store.claim_in_turns(
-            now,
+        sending = Sending(
             room=room,
             depth=PROBE_DEPTH if self._holds.probes else room,
             admit=self._holds.admitted,
@@ -139,6 +139,7 @@ class Limits:
             sending_max=self._account.creates_in_flight_max or math.inf,
             closed_models=self._holds.closed_models(now),
         )
+        claim = await store.claim_in_turns(now, sending)
         self._holds.sent(claim.tasks)
         for task in claim.tasks:
             self._metrics.task_moved(task.model, Stage.SUBMITTING)

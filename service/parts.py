@@ -22,8 +22,9 @@ from service.metrics import Metrics
 from service.open_calls import LimitedCalls, OpenCalls
 from service.outage_log import OutageLog
 from service.settings import Settings
+from storage.opening import open_store
 from storage.sqlite import sqlite_path
-from storage.store import Store, open_store
+from storage.store import Store
 
 CALLER_LISTS = 8  # lists at a time for each caller, unless the limits file says otherwise
 

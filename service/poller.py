@@ -17,8 +17,9 @@ from service.leases import Leases
 from service.limits import Limits
 from service.metrics import Metrics
 from service.outage_log import OutageLog
-from storage.errors import ClaimUnknownError, StorageUnavailableError
-from storage.store import Claim, Store
+from storage.claims import Claim
+from storage.errors import CommitUnknownError, StorageUnavailableError
+from storage.store import Store
 from storage.task import Lane, Task
 
 
@@ -99,7 +100,7 @@ class Poller:
             await self._store.add_slots(quota)
         now = self._store.now()
         if not self._store.shared:
-            await self._store.release(now)
+            await self._store.make_abandoned_due(now)
         self._agenda.set_due_times(await self._store.next_due_times(), now)
         self._resumed = True
 
@@ -116,8 +117,8 @@ class Poller:
         """Start jobs on the due tasks of a lane."""
         try:
             claim = await self._claim(lane, now)
-        except ClaimUnknownError as error:
-            self._leases.add_unconfirmed(lane, error.tasks)
+        except CommitUnknownError as error:
+            self._leases.add_unconfirmed(lane, error.result.tasks)
             raise
         self._leases.connected(now)
         self._limits.claimed(lane, claim, now)

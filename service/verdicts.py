@@ -96,7 +96,7 @@ class Verdicts:
             return _adopted(task, outcome, now)
         match outcome:
             case Accepted(provider_task_id):
-                called_back = bool(task.hinted_id)
+                called_back = bool(task.candidate_id)
                 due_time = now if called_back else self._next_time(task, now)
                 return task.queued(provider_task_id, now, due_time)
             case Refused():
@@ -104,15 +104,15 @@ class Verdicts:
             case Postponed():
                 return self._postponed(task, outcome, now, hold_until)
             case Unknown():
-                if outcome.provider_task_id and not task.hinted_id:
-                    task = task.hinted(outcome.provider_task_id, task.due_time)
+                if outcome.provider_task_id and not task.candidate_id:
+                    task = task.with_candidate(outcome.provider_task_id, task.due_time)
                 return self.without_answer(task, now)
 
     def _postponed(
         self, task: Task, outcome: Postponed, now: float, hold_until: float
     ) -> Task | None:
         """Send it again later, unless something says that it was accepted after all."""
-        if candidate := task.hinted_id or outcome.provider_task_id:
+        if candidate := task.candidate_id or outcome.provider_task_id:
             return task.suspended(candidate, now)
         if task.unknown_time is not None:  # a callback came that named no task
             return self.without_answer(task, now)
@@ -132,7 +132,7 @@ class Verdicts:
         """
         if task.stage is not Stage.SUBMITTING:
             return None
-        if task.hinted_id:  # a callback has come: its record is looked up
+        if task.candidate_id:  # a callback has come: its record is looked up
             return task.unknown(now, now) if task.unknown_time is None else None
         unknown_time = now if task.unknown_time is None else task.unknown_time
         if now < unknown_time + self.unknown_wait_seconds:
@@ -151,7 +151,7 @@ class Verdicts:
         A record that does not repeat the request is accepted: its id came over a URL that only the
         provider knows. While there is no record, it is asked for until the task's maximum age.
         """
-        if not task.hinted_id or task.provider_task_id:
+        if not task.candidate_id or task.provider_task_id:
             return None
         lost = task.unknown_time or task.submit_time or task.update_time
         if found is Recognition.UNREADABLE and now < lost + self.task_max_age_seconds:
@@ -159,13 +159,13 @@ class Verdicts:
             return task.scheduled(now + self._wait(task, setbacks, now), setbacks)
         if found in {Recognition.AGREES, Recognition.SILENT}:
             if task.ended:
-                return task.adopted_late(task.hinted_id, now, now)
-            return task.queued(task.hinted_id, now, now)
+                return task.adopted_late(task.candidate_id, now, now)
+            return task.queued(task.candidate_id, now, now)
         if task.ended:
-            return task.unhinted(None)
+            return task.without_candidate(None)
         if found is Recognition.DIFFERS and task.unknown_time is task.submit_time is None:
             return task.postponed(now, now)  # as the response said, it was not accepted
-        return task.unhinted(max(now, lost + self.unknown_wait_seconds))
+        return task.without_candidate(max(now, lost + self.unknown_wait_seconds))
 
     # --- a task was polled ---
 
@@ -283,7 +283,7 @@ class Verdicts:
 
     def _next_time(self, task: Task, now: float) -> float:
         """Return when to poll a task in progress: rarely while its callback may still come."""
-        if task.hinted_id or not self.left_to_callback(task.id):
+        if task.candidate_id or not self.left_to_callback(task.id):
             return now + self._wait(task, 0, now)
         age = age_of(task, now)
         overdue_age = self.schedule.overdue_age(task.model)
@@ -306,21 +306,21 @@ def after_callback(task: Task, provider_task_id: str, now: float) -> Task | None
     if task.provider_task_id:
         delivered = task.status is Status.SUCCESS or task.artifacts
         return None if delivered else task.called_back(now)
-    if task.hinted_id:
+    if task.candidate_id:
         return None  # the record that an earlier callback named is looked up first
     if task.stage is Stage.ACCEPTED:
         return task.suspended(provider_task_id, now)
     answer_may_come = task.stage is Stage.SUBMITTING and task.unknown_time is None
     if not provider_task_id:
         return task.unknown(now, task.due_time or now) if answer_may_come else None
-    return task.hinted(provider_task_id, task.due_time if answer_may_come else now)
+    return task.with_candidate(provider_task_id, task.due_time if answer_may_come else now)
 
 
 def _refused(task: Task, outcome: Refused, now: float) -> Task:
     """End a task as refused; if something says that it was accepted, look up its record."""
     failed = task.failed(Failure(outcome.reason, outcome.message, outcome.provider_code), now)
-    candidate = task.hinted_id or outcome.provider_task_id
-    return failed.hinted(candidate, now) if candidate else failed
+    candidate = task.candidate_id or outcome.provider_task_id
+    return failed.with_candidate(candidate, now) if candidate else failed
 
 
 def _adopted(task: Task, outcome: Submission, now: float) -> Task | None:

@@ -113,7 +113,7 @@ class Work:
         candidate = outcome.provider_task_id
         try:
             if not candidate and (current := await self.store.get(task.id)):
-                candidate = current.hinted_id
+                candidate = current.candidate_id
         except StorageUnavailableError:
             return outcome  # the verdict waits for the database, and sees the candidate, too
         if not candidate:
@@ -187,7 +187,7 @@ class Work:
         reach = self.verdicts.reach
         if reach.learn(outcome, task.setbacks, self.store.now()):
             log.info("the provider answers again")
-            await self.store.hasten(self.store.now())
+            await self.store.make_polls_due(self.store.now())
             self.agenda.wake(Lane.POLL)
         self.metrics.provider_silent(reach.silent_seconds(self.store.now()))
 
@@ -200,12 +200,12 @@ class Work:
         """
         if self.leases.is_sending(task.id):
             return  # its sender, in this process, was only paused; the claim has postponed the task
-        if not task.hinted_id:
+        if not task.candidate_id:
             await self._settle(task, self._without_answer)
             return
-        found = await self._recognise(task, task.hinted_id)
+        found = await self._recognise(task, task.candidate_id)
         log.info(
-            "a callback named a task", provider_task_id=task.hinted_id, recognition=found.value
+            "a callback named a task", provider_task_id=task.candidate_id, recognition=found.value
         )
         await self._settle(
             task, lambda current, now: self.verdicts.after_recognition(current, found, now)

@@ -6,7 +6,7 @@ StorageError                 (base)
   StorageConfigError         the database cannot be opened as it is configured
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +19,6 @@ from peewee import (
     ProgrammingError,
 )
 from psycopg2.errors import InsufficientPrivilege, InvalidSchemaName
-
-from storage.task import Task
 
 # What a driver raises for mistakes of ours, and not because the database is unavailable.
 _BUGS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
@@ -47,18 +45,6 @@ class CommitUnknownError(StorageUnavailableError):
         super().__init__(_words(error))
         self.__cause__ = error
         self.result = result
-
-
-class ClaimUnknownError(StorageUnavailableError):
-    """The database failed while it committed a claim.
-
-    Attributes:
-        tasks: What was claimed if it was committed.
-    """
-
-    def __init__(self, message: str, tasks: Sequence[Task]) -> None:
-        super().__init__(message)
-        self.tasks = tasks
 
 
 class StorageConfigError(StorageError):

@@ -43,7 +43,7 @@ def row_of(task: Task) -> tuple[object, ...]:
         task.submit_time,
         task.accept_time,
         task.unknown_time,
-        task.hinted_id,
+        task.candidate_id,
         task.setbacks,
         task.version,
     )
@@ -54,7 +54,7 @@ def task_of(row: Sequence[Any]) -> Task:
     (task_id, caller, request_id, prompt_id, model, params, create_time, update_time, _lane,
      due_time, status, stage, revision, progress_percent, artifacts, result_json, failure_reason,
      failure_message, failure_code, provider_task_id, credits_consumed, complete_time,
-     submit_time, accept_time, unknown_time, hinted_id, setbacks, version) = row  # fmt: skip
+     submit_time, accept_time, unknown_time, candidate_id, setbacks, version) = row  # fmt: skip
     return Task(
         id=task_id,
         caller=caller,
@@ -78,7 +78,7 @@ def task_of(row: Sequence[Any]) -> Task:
         submit_time=submit_time,
         accept_time=accept_time,
         unknown_time=unknown_time,
-        hinted_id=hinted_id,
+        candidate_id=candidate_id,
         setbacks=setbacks,
         version=version,
     )

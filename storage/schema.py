@@ -43,7 +43,7 @@ class TaskRow(Model):
     submit_time = DoubleField(null=True)
     accept_time = DoubleField(null=True)
     unknown_time = DoubleField(null=True)
-    hinted_id = TextField()
+    candidate_id = TextField(column_name="hinted_id")  # older versions know it by this name
     setbacks = IntegerField()
     version = BigIntegerField()
 

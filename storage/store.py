@@ -10,14 +10,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from storage.claims import Claim, Claims, Move, Quota, RunningMax, Sending, Slots, Waiting
+from storage.claims import Claim, Claims, Move, Quota, Sending, Slots
 from storage.creation import Created, CreateLimits, Creation, Creations, Existing, LimitReached
 from storage.engine import Engine, Row
-from storage.errors import (
-    ClaimUnknownError,
-    CommitUnknownError,
-    StorageUnavailableError,
-)
+from storage.errors import StorageUnavailableError
 from storage.observed import Observe, Observed, unobserved
 from storage.pages import ListFilter, read_page
 from storage.recent import MAX_BYTES, RecentTasks
@@ -25,9 +21,6 @@ from storage.rows import readable, task_of
 from storage.saves import Saves
 from storage.statements import CALLBACKS, IMPORTED_CALLBACKS
 from storage.task import Lane, Task
-
-# Until every module imports them from where they are.
-__all__ = ["Claim", "Quota", "RunningMax", "Store", "Waiting", "migrate", "open_store"]
 
 Result = TypeVar("Result")
 
@@ -54,7 +47,7 @@ class Store:
         return self._engine.shared
 
     @property
-    def hinted(self) -> bool:
+    def is_listening(self) -> bool:
         """Whether hints of other processes arrive at this moment."""
         return self._engine.is_listening
 
@@ -91,7 +84,7 @@ class Store:
             rows = await self._engine.newer([*revisions.keys()], [*revisions.values()])
         return list(filter(None, map(readable, rows)))
 
-    async def heard(self, timeout: float) -> dict[str, int]:
+    async def wait_for_hints(self, timeout: float) -> dict[str, int]:
         """Wait for hints of what other processes committed: {task id: revision}.
 
         Empty after `timeout` seconds, and when hints may have been lost.
@@ -188,18 +181,18 @@ class Store:
         Raises:
             CommitUnknownError: The claim may have been committed; `result` is the claim.
         """
-        return await self._claim("claim", self._claims.due_each, (lane, now, limit, move, quota))
+        request = (lane, now, limit, move, quota)
+        return await self._write("claim", self._claims.due_each, request, self._keep_claimed)
 
-    async def claim_in_turns(
-        self, now: float, sending: Sending | None = None, **options: Any
-    ) -> Claim:
+    async def claim_in_turns(self, now: float, sending: Sending) -> Claim:
         """Take due tasks of the submit lane, as `sending` describes.
 
         Raises:
             CommitUnknownError: The claim may have been committed; `result` is the claim.
         """
-        sending = sending or Sending(**options)
-        claim = await self._claim("claim_in_turns", self._claims.in_turns_each, (now, sending))
+        claim = await self._write(
+            "claim_in_turns", self._claims.in_turns_each, (now, sending), self._keep_claimed
+        )
         if claim.tasks:
             self._engine.hint(claim.tasks)
         return claim
@@ -234,16 +227,16 @@ class Store:
             on_result=_no_task_changed,
         )
 
-    async def release(self, now: float) -> None:
+    async def make_abandoned_due(self, now: float) -> None:
         """Make due what waits for workers that are gone: for the start of the only process."""
-        await self._execute("release", self._sql.make_abandoned_due, now, now)
+        await self._execute("make_abandoned_due", self._sql.make_abandoned_due, now, now)
 
-    async def hasten(self, now: float) -> None:
+    async def make_polls_due(self, now: float) -> None:
         """Make due the polls that an outage postponed, now that the provider answers again.
 
         Tasks with more than one setback wait: their polls failed while others were answered.
         """
-        await self._execute("hasten", self._sql.make_polls_due, now, now)
+        await self._execute("make_polls_due", self._sql.make_polls_due, now, now)
 
     async def purge(self, ended_before: float, limit: int) -> int:
         """Delete the oldest tasks that ended, and changed last, before a time; return how many.
@@ -324,21 +317,14 @@ class Store:
             operation, lambda _: [int(execute(sql, *params).rowcount)], on_result=on_result
         )
 
-    async def _claim(
-        self, operation: str, batch: Callable[[Sequence[Any]], Sequence[Claim]], argument: Any
-    ) -> Claim:
-        try:
-            return await self._write(
-                operation, batch, argument, lambda claim: self._recent.keep(claim.tasks)
-            )
-        except CommitUnknownError as error:
-            raise ClaimUnknownError(str(error), error.result.tasks) from error
-
     # --- the cache ---
 
     def _keep_created(self, answer: Created | Existing | LimitReached) -> None:
         if not isinstance(answer, LimitReached):
             self._recent.keep([answer.task])
+
+    def _keep_claimed(self, claim: Claim) -> None:
+        self._recent.keep(claim.tasks)
 
     def _keep_saved(self, before: Task, saved: Task | None) -> None:
         if saved is None:  # the cached snapshot is not the current one
@@ -349,6 +335,3 @@ class Store:
 
 def _no_task_changed(result: object) -> None:
     del result
-
-
-from storage.opening import migrate, open_store  # noqa: E402 - they import this module

@@ -76,8 +76,8 @@ class Task(NamedTuple):
         revision: Grows by one with every visible change, from 1.
         accept_time: When the provider accepted it; its age counts from here.
         unknown_time: When the response to its paid request was found to be lost.
-        hinted_id: The provider's id that a callback named while that response was missing; adopted
-            once the provider's record agrees. Later it shows that the callback has arrived.
+        candidate_id: The provider's id that a callback named while that response was missing;
+            adopted once the provider's record agrees. Later it shows that the callback has arrived.
         due_time: When it must be looked at next, or None. A claim postpones it, so that the task is
             due again if its worker dies.
         setbacks: How many times in a row the provider did not accept it, or a poll of it failed.
@@ -107,7 +107,7 @@ class Task(NamedTuple):
     submit_time: float | None = None
     accept_time: float | None = None
     unknown_time: float | None = None
-    hinted_id: str = ""
+    candidate_id: str = ""
     setbacks: int = 0
     version: int = 1
 
@@ -143,7 +143,7 @@ class Task(NamedTuple):
             stage=Stage.ACCEPTED,
             submit_time=None,
             unknown_time=None,
-            hinted_id="",
+            candidate_id="",
             due_time=due_time,
             setbacks=self.setbacks + 1,
         )
@@ -176,23 +176,23 @@ class Task(NamedTuple):
         submit_time, as no request is in progress.
         """
         assert self.stage in {Stage.ACCEPTED, Stage.SUBMITTING}, self.stage
-        changes = {"hinted_id": provider_task_id, "due_time": now, "submit_time": None}
+        changes = {"candidate_id": provider_task_id, "due_time": now, "submit_time": None}
         if self.stage is Stage.SUBMITTING:  # callers see no change
             return self._replace(**changes)  # type: ignore[arg-type]
         return self._move(now, stage=Stage.SUBMITTING, **changes)
 
-    def hinted(self, provider_task_id: str, due_time: float | None) -> "Task":
+    def with_candidate(self, candidate_id: str, due_time: float | None) -> "Task":
         """SUBMITTING or FAILED without a provider's id: a callback named a candidate to check.
 
         Not visible to callers.
         """
         assert not self.provider_task_id, self.provider_task_id
         assert self.stage is Stage.SUBMITTING or self.status is Status.FAILED, self
-        return self._replace(hinted_id=provider_task_id, due_time=due_time)
+        return self._replace(candidate_id=candidate_id, due_time=due_time)
 
-    def unhinted(self, due_time: float | None) -> "Task":
+    def without_candidate(self, due_time: float | None) -> "Task":
         """The candidate belongs to another task. Not visible to callers."""
-        return self._replace(hinted_id="", due_time=due_time)
+        return self._replace(candidate_id="", due_time=due_time)
 
     def called_back(self, now: float) -> "Task":
         """Its callback has arrived: poll it now, and expect no other callback.
@@ -201,7 +201,7 @@ class Task(NamedTuple):
         callers.
         """
         assert self.provider_task_id, self
-        return self._replace(hinted_id=self.provider_task_id, due_time=now)
+        return self._replace(candidate_id=self.provider_task_id, due_time=now)
 
     # --- progress ---
 
@@ -286,7 +286,7 @@ class Task(NamedTuple):
             now,
             provider_task_id=provider_task_id,
             accept_time=now,
-            hinted_id="",
+            candidate_id="",
             due_time=due_time,
         )
 

@@ -11,8 +11,8 @@ from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from service.__main__ import main
 from service.leases import LeaseTimes
+from storage.opening import open_store
 from storage.schema import MIGRATIONS
-from storage.store import open_store
 from tests.support.databases import change, rows
 from tests.support.harness import poller_bounds, serving
 from tests.support.paths import ROOT

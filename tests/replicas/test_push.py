@@ -14,7 +14,8 @@ import pytest
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from providers.kie.simulator import Simulator
-from storage.store import Store, open_store
+from storage.opening import open_store
+from storage.store import Store
 from storage.task import Task
 from tests.support.killing import Victim, replicas
 from tests.support.postgres import Cluster

@@ -20,8 +20,9 @@ from service.jobs import Jobs
 from service.leases import LeaseTimes
 from service.limits import LimitBounds
 from storage.creation import Created
+from storage.opening import open_store
 from storage.schema import MIGRATIONS
-from storage.store import Store, open_store
+from storage.store import Store
 from storage.task import Task
 from tests.support.databases import change, rows
 from tests.support.harness import INSTANT, Service, ended, poller_bounds, serving

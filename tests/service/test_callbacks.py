@@ -26,8 +26,9 @@ from service.bounds import Bounds
 from service.callbacks import CallbackUrls
 from service.http import HttpLimits
 from service.schedule import Overdue
+from storage.opening import open_store
 from storage.postgresql.connection import is_postgres
-from storage.store import Store, open_store
+from storage.store import Store
 from tests.support.databases import change, rows
 from tests.support.harness import (
     API_KEY,

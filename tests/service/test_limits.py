@@ -16,7 +16,7 @@ import pytest
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from service.limits import LimitBounds, Turns
-from storage.store import Waiting
+from storage.claims import Waiting
 from tests.support.harness import (
     INSTANT,
     Serve,

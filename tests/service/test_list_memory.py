@@ -11,9 +11,10 @@ import pytest
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from providers.kie.simulator import Simulator
+from storage.opening import open_store
 from storage.pages import ListFilter
 from storage.rows import readable
-from storage.store import Store, open_store
+from storage.store import Store
 from storage.task import Task
 from tests.support.databases import change
 from tests.support.killing import Victim

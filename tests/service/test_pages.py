@@ -9,7 +9,7 @@ import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
 from storage.creation import CreateLimits
-from storage.store import open_store
+from storage.opening import open_store
 from storage.task import Artifact, Failure, Status, Task
 from tests.support.harness import Serve, Service
 from tests.support.refusals import refusal

@@ -14,7 +14,8 @@ from service.outage_log import OutageLog
 from service.purge import BOUNDS as PURGE
 from service.purge import PurgeBounds, Purger
 from storage.errors import StorageUnavailableError
-from storage.store import Store, open_store
+from storage.opening import open_store
+from storage.store import Store
 from tests.support.databases import change, fill, rows
 from tests.support.harness import Serve, Service
 from tests.support.prompts import STUCK

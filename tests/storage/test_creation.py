@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from storage.creation import Answer, Created, CreateLimits, Existing, LimitReached
-from storage.store import Store, open_store
+from storage.opening import open_store
+from storage.store import Store
 from storage.task import Failure, Lane, Stage, Task
 from tests.support.storing import NO_LIMIT, NOW, Gate, enqueued, new, saved, send, stored
 

@@ -14,11 +14,12 @@ import pytest
 from storage import sqlite
 from storage.engine import DatabaseTimeouts
 from storage.errors import StorageUnavailableError
+from storage.opening import open_store
 from storage.pages import ListFilter
 from storage.postgresql.connection import PostgresDatabase, connection_params, lock_key
 from storage.postgresql.migrate import MigrationWaits, migrate, migration_lock
 from storage.schema import MIGRATIONS
-from storage.store import Store, open_store
+from storage.store import Store
 from storage.task import Lane
 from tests.support.databases import change, connect, fill, rows
 from tests.support.paths import ROOT

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from storage.opening import open_store
 from storage.pages import ListFilter
 from storage.postgresql.connection import is_postgres
 from storage.postgresql.engine import PostgresEngine
 from storage.sqlite import SqliteEngine
-from storage.store import Store, open_store
+from storage.store import Store
 from storage.task import Lane, Stage, Status
 from tests.support.databases import analyse, change, connect, fill
 from tests.support.storing import NOW, claim, claim_in_turns, new, off, read, stored

@@ -26,9 +26,9 @@ from service.forever import forever
 from service.outage_log import OutageLog
 from service.purge import Purger
 from storage.errors import StorageConfigError, StorageUnavailableError
+from storage.opening import open_store
 from storage.postgresql.connection import PostgresDatabase, connection_params, lock_key
 from storage.postgresql.migrate import migrate
-from storage.store import open_store
 from storage.task import Stage, Status
 from tests.support.databases import change, rows
 from tests.support.harness import serving
@@ -183,15 +183,15 @@ async def test_hints_work_with_a_long_schema_name(
     first, second = open_store(url), open_store(url)
     await stored(first, new("t", stage=Stage.QUEUED))
     async with asyncio.timeout(10):
-        while not (first.hinted and second.hinted):
-            await first.heard(0.01)
+        while not (first.is_listening and second.is_listening):
+            await first.wait_for_hints(0.01)
     task = new("t", stage=Stage.QUEUED)
     assert await first.save(task, task.progressed(True, 5, NOW))
-    heard: dict[str, int] = {}
+    hints: dict[str, int] = {}
     async with asyncio.timeout(10):
-        while not heard:
-            heard = await second.heard(1)
-    assert heard == {"t": 2}
+        while not hints:
+            hints = await second.wait_for_hints(1)
+    assert hints == {"t": 2}
     await first.close()
     await second.close()
     change(postgresql_url, f"DROP SCHEMA {schema} CASCADE")

@@ -10,9 +10,10 @@ from service.warm_up import warm_answers
 from storage.creation import CreateLimits
 from storage.engine import DatabaseTimeouts
 from storage.errors import StorageUnavailableError
+from storage.opening import open_store
 from storage.pages import ListFilter
 from storage.recent import MAX_BYTES, RecentTasks
-from storage.store import Store, open_store
+from storage.store import Store
 from storage.task import Failure, Lane, Stage, Status, Task
 from tests.support.databases import change, locked
 from tests.support.storing import NO_LIMIT, NOW, Gate, claim, enqueued, new, off, send, stored
@@ -65,7 +66,7 @@ async def test_the_cache_follows_every_write(store: Store) -> None:
     assert await store.get("t") == renewed
     saved = await store.save(renewed, renewed.queued("k", NOW, NOW))
     assert await store.get("t") == saved
-    await store.hasten(NOW)
+    await store.make_polls_due(NOW)
     hastened = await store.get("u")
     assert hastened
     assert hastened.due_time == NOW

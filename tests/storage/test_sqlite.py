@@ -15,9 +15,10 @@ import pytest
 from storage.creation import Created
 from storage.engine import DatabaseTimeouts
 from storage.errors import StorageConfigError, StorageUnavailableError
+from storage.opening import open_store
 from storage.pages import ListFilter
 from storage.sqlite import SqliteEngine
-from storage.store import Store, open_store
+from storage.store import Store
 from storage.task import Lane, Task
 from tests.support.databases import change, rows
 from tests.support.paths import ROOT
@@ -106,8 +107,8 @@ async def test_a_locked_database_is_unavailable_and_works_again_after(tmp_path: 
             store.save(new("t"), send(new("t"))),
             claim(store, Lane.SUBMIT, NOW, 10, send),
             claim_in_turns(store, 10, lambda *_: []),
-            store.release(NOW),
-            store.hasten(NOW),
+            store.make_abandoned_due(NOW),
+            store.make_polls_due(NOW),
             store.ping(),
         )
         for write in writes:
@@ -174,7 +175,7 @@ from pathlib import Path
 from storage.errors import StorageUnavailableError
 from storage.creation import Created, CreateLimits
 from storage.pages import ListFilter
-from storage.store import open_store
+from storage.opening import open_store
 from tests.support.storing import new
 from tests.storage.test_sqlite import url
 

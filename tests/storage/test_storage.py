@@ -21,11 +21,12 @@ from storage.creation import (
     LimitReached,
 )
 from storage.errors import CommitUnknownError, StorageUnavailableError
+from storage.opening import open_store
 from storage.pages import ListFilter
 from storage.postgresql.connection import is_postgres
 from storage.schema import MIGRATIONS, TABLES, TaskRow
 from storage.sqlite import sqlite_path
-from storage.store import Store, open_store
+from storage.store import Store
 from storage.task import Artifact, Failure, Lane, Stage, Status, Task
 from tests.support.databases import change, rows
 from tests.support.storing import (
@@ -156,7 +157,7 @@ FULL = Task(
     submit_time=6.5,
     accept_time=7.5,
     unknown_time=8.5,
-    hinted_id="h",
+    candidate_id="h",
     setbacks=3,
     version=9,
 )
@@ -631,7 +632,7 @@ async def test_abandoned_tasks_can_be_made_due(store: Store) -> None:
         new("ended", status=Status.SUCCESS, stage=None, due_time=None),
     ]
     await stored(store, *waiting, *others)
-    await store.release(NOW)
+    await store.make_abandoned_due(NOW)
     for task in waiting:
         assert await read(store, task.id) == task._replace(due_time=NOW, version=task.version + 1)
     for task in others:
@@ -641,7 +642,7 @@ async def test_abandoned_tasks_can_be_made_due(store: Store) -> None:
 async def test_a_worker_cannot_save_a_task_that_was_made_due(store: Store) -> None:
     await stored(store, new("t"))
     [claimed] = await claim(store, Lane.SUBMIT, NOW, 1, send)
-    await store.release(NOW)
+    await store.make_abandoned_due(NOW)
     assert await store.save(claimed, claimed.queued("k", NOW, NOW)) is None
 
 
@@ -665,7 +666,7 @@ async def test_tasks_that_an_outage_postponed_are_due_when_it_is_over(
         ),
     ]
     await stored(store, hurried, *others)
-    await store.hasten(NOW)
+    await store.make_polls_due(NOW)
     assert await read(store, "t") == hurried._replace(due_time=NOW, version=2)
     for task in others:
         assert await read(store, task.id) == task

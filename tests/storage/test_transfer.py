@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from storage import sqlite, transfer
+from storage.claims import Quota
 from storage.creation import Existing
 from storage.errors import StorageConfigError, StorageUnavailableError
-from storage.store import Quota, open_store
+from storage.opening import open_store
 from storage.task import Failure, Stage, Status, Task
 from storage.transfer import ImportResult, Skipped, TransferError, import_sqlite
 from tests.support.databases import change, fill, locked, rows

@@ -37,7 +37,7 @@ SUCCESS = GENERATING.succeeded(ARTIFACTS, "{}", 3.5, 1_006.0, 1_005.5)
 FAILED = GENERATING.failed(NO, 1_006.0)
 TIMED_OUT = GENERATING.failed(NO, 1_006.0, late_poll_time=4_606.0)
 DELIVERED = TIMED_OUT.delivered_late(ARTIFACTS, "{}", 3.5, 1_007.0)
-HINTED = UNKNOWN.hinted("k", 1_003.0)
+CANDIDATE = UNKNOWN.with_candidate("k", 1_003.0)
 LOST = UNKNOWN.failed(NO, 1_006.0)
 ADOPTED = LOST.adopted_late("k", 1_007.0, 1_009.0)
 
@@ -51,11 +51,11 @@ TASKS = {
     "FAILED": FAILED,
     "TIMED_OUT": TIMED_OUT,
     "DELIVERED": DELIVERED,
-    "HINTED": HINTED,
+    "CANDIDATE": CANDIDATE,
     "LOST": LOST,
     "ADOPTED": ADOPTED,
 }
-SENDING = {"SUBMITTING", "UNKNOWN", "HINTED"}
+SENDING = {"SUBMITTING", "UNKNOWN", "CANDIDATE"}
 PENDING = {"ACCEPTED", *SENDING, "QUEUED", "GENERATING"}
 OWED = {"FAILED", "TIMED_OUT", "LOST", "ADOPTED"}  # failed, and nothing was delivered
 
@@ -75,8 +75,8 @@ MOVES: dict[str, tuple[Move, set[str]]] = {  # each with the tasks that it is al
     "delivered_late": (lambda t: t.delivered_late(ARTIFACTS, "{}", 4.5, NOW), OWED),
     "still_undelivered": (lambda t: t.still_undelivered(DUE), OWED),
     "undeliverable": (lambda t: t.undeliverable(), OWED),
-    "hinted": (lambda t: t.hinted("k-2", DUE), {*SENDING, "LOST"}),
-    "unhinted": (lambda t: t.unhinted(DUE), {"HINTED"}),
+    "with_candidate": (lambda t: t.with_candidate("k-2", DUE), {*SENDING, "LOST"}),
+    "without_candidate": (lambda t: t.without_candidate(DUE), {"CANDIDATE"}),
     "called_back": (
         lambda t: t.called_back(NOW),
         {name for name, task in TASKS.items() if task.provider_task_id},
@@ -88,8 +88,8 @@ INVISIBLE = {
     "scheduled",
     "still_undelivered",
     "undeliverable",
-    "hinted",
-    "unhinted",
+    "with_candidate",
+    "without_candidate",
     "called_back",
 }
 PAIRS = [(move, task) for move in MOVES for task in TASKS]
@@ -97,7 +97,7 @@ ALLOWED = [(move, task) for move, task in PAIRS if task in MOVES[move][1]]
 NOT_GUARDED = [
     ("still_undelivered", "DELIVERED"),
     ("undeliverable", "DELIVERED"),
-    *(("unhinted", task) for task in TASKS),
+    *(("without_candidate", task) for task in TASKS),
 ]
 FORBIDDEN = [pair for pair in PAIRS if pair not in ALLOWED and pair not in NOT_GUARDED]
 
@@ -120,7 +120,9 @@ def test_only_a_visible_move_increases_the_revision(move: str, task: str) -> Non
     after = MOVES[move][0](before)
     if move in INVISIBLE:
         assert (after.revision, after.update_time) == (before.revision, before.update_time)
-        assert set(changes(before, after)) <= {"due_time", "setbacks", "unknown_time", "hinted_id"}
+        assert set(changes(before, after)) <= {
+            *("due_time", "setbacks", "unknown_time", "candidate_id")
+        }
     else:
         assert (after.revision, after.update_time) == (before.revision + 1, NOW)
 
@@ -206,21 +208,21 @@ def test_a_queued_task_has_the_providers_id_and_its_age_begins() -> None:
 
 
 def test_a_task_that_was_called_back_is_due_and_not_unknown() -> None:
-    queued = HINTED.queued("k", NOW, DUE)
-    assert (queued.provider_task_id, queued.unknown_time, queued.hinted_id) == ("k", None, "k")
-    assert changes(QUEUED, QUEUED.called_back(NOW)) == {"hinted_id": "k", "due_time": NOW}
+    queued = CANDIDATE.queued("k", NOW, DUE)
+    assert (queued.provider_task_id, queued.unknown_time, queued.candidate_id) == ("k", None, "k")
+    assert changes(QUEUED, QUEUED.called_back(NOW)) == {"candidate_id": "k", "due_time": NOW}
 
 
 @pytest.mark.parametrize("task", ["SUBMITTING", "UNKNOWN", "LOST"])
 def test_a_candidate_is_due_for_a_check_and_a_wrong_one_leaves_no_trace(task: str) -> None:
     before = TASKS[task]
-    hinted = before.hinted("k", DUE)
-    assert changes(before, hinted) == {"hinted_id": "k", "due_time": DUE}
-    assert hinted.unhinted(before.due_time) == before
+    after = before.with_candidate("k", DUE)
+    assert changes(before, after) == {"candidate_id": "k", "due_time": DUE}
+    assert after.without_candidate(before.due_time) == before
 
 
 def test_an_adopted_task_waits_in_the_late_lane() -> None:
-    after = LOST.hinted("k", NOW).adopted_late("k", NOW, DUE)
+    after = LOST.with_candidate("k", NOW).adopted_late("k", NOW, DUE)
     assert changes(LOST, after) == {
         "provider_task_id": "k",
         "accept_time": NOW,
@@ -375,7 +377,7 @@ def test_an_undeliverable_task_is_never_polled_again() -> None:
         ("FAILED", None),
         ("TIMED_OUT", Lane.LATE),
         ("DELIVERED", None),
-        ("HINTED", Lane.POLL),
+        ("CANDIDATE", Lane.POLL),
         ("LOST", None),
         ("ADOPTED", Lane.LATE),
     ],

@@ -55,7 +55,7 @@ SUBMITTING = Task(
     due_time=NOW - 10,
 ).submitting(NOW - 5, NOW + 100)
 UNKNOWN = SUBMITTING.unknown(NOW, NOW + 900)
-HINTED = UNKNOWN.hinted("k", NOW)
+CANDIDATE = UNKNOWN.with_candidate("k", NOW)
 QUEUED = SUBMITTING.queued("k", NOW, NOW + 2)
 GIVEN_UP = SUBMITTING.failed(Failure("SUBMISSION_UNKNOWN", ""), NOW)
 UNDER_WAY = Progress(generating=True)
@@ -75,39 +75,39 @@ def test_a_lost_answer_waits_for_its_callback_and_is_then_given_up() -> None:
 
 
 def test_a_callback_before_the_response_is_lost_is_checked_at_once() -> None:
-    told = SUBMITTING.hinted("k", SUBMITTING.due_time)
+    told = SUBMITTING.with_candidate("k", SUBMITTING.due_time)
     waiting = VERDICTS.after_submission(told, Unknown("reset"), NOW, 0)
     assert waiting is not None
-    assert (waiting.due_time, waiting.hinted_id) == (NOW, "k")
+    assert (waiting.due_time, waiting.candidate_id) == (NOW, "k")
 
 
 def test_a_callback_at_the_end_of_the_wait_is_still_checked() -> None:
-    assert VERDICTS.without_answer(HINTED, NOW + 900) is None
+    assert VERDICTS.without_answer(CANDIDATE, NOW + 900) is None
 
 
 def test_a_callback_before_the_response_makes_the_first_poll_due_at_once() -> None:
-    told = SUBMITTING.hinted("k", SUBMITTING.due_time)
+    told = SUBMITTING.with_candidate("k", SUBMITTING.due_time)
     queued = VERDICTS.after_submission(told, Accepted("k"), NOW, 0)
     assert queued is not None
     assert queued.due_time == NOW
 
 
 def test_an_orphan_whose_record_agrees_is_polled_and_any_other_keeps_waiting() -> None:
-    home = VERDICTS.after_recognition(HINTED, Recognition.AGREES, NOW + 5)
+    home = VERDICTS.after_recognition(CANDIDATE, Recognition.AGREES, NOW + 5)
     assert home is not None
     assert (home.stage, home.provider_task_id, home.due_time) == (Stage.QUEUED, "k", NOW + 5)
-    strange = VERDICTS.after_recognition(HINTED, Recognition.DIFFERS, NOW + 5)
+    strange = VERDICTS.after_recognition(CANDIDATE, Recognition.DIFFERS, NOW + 5)
     assert strange is not None
-    assert (strange.hinted_id, strange.due_time) == ("", NOW + 900)
+    assert (strange.candidate_id, strange.due_time) == ("", NOW + 900)
 
 
 def test_an_unreadable_record_is_not_waited_for_beyond_a_tasks_age() -> None:
-    again = VERDICTS.after_recognition(HINTED, Recognition.UNREADABLE, NOW + 3_599)
+    again = VERDICTS.after_recognition(CANDIDATE, Recognition.UNREADABLE, NOW + 3_599)
     assert again is not None
-    assert again.hinted_id == "k"
-    dropped = VERDICTS.after_recognition(HINTED, Recognition.UNREADABLE, NOW + 3_601)
+    assert again.candidate_id == "k"
+    dropped = VERDICTS.after_recognition(CANDIDATE, Recognition.UNREADABLE, NOW + 3_601)
     assert dropped is not None
-    assert (dropped.hinted_id, dropped.due_time) == ("", NOW + 3_601)
+    assert (dropped.candidate_id, dropped.due_time) == ("", NOW + 3_601)
 
 
 def test_an_answer_for_a_task_that_was_given_up_is_adopted_and_anything_else_is_not() -> None:
@@ -227,7 +227,7 @@ def test_credits_that_are_known_while_generating_are_shown_at_once_and_stay() ->
 
 
 def test_the_id_of_a_callback_before_a_refusal_is_checked_before_sending_again() -> None:
-    told = SUBMITTING.hinted("k", SUBMITTING.due_time)
+    told = SUBMITTING.with_candidate("k", SUBMITTING.due_time)
     looked_up = VERDICTS.after_submission(told, Postponed("429"), NOW, NOW)
     assert looked_up is not None
     assert (looked_up.stage, looked_up.due_time) == (Stage.SUBMITTING, NOW)
@@ -236,14 +236,14 @@ def test_the_id_of_a_callback_before_a_refusal_is_checked_before_sending_again()
     assert (home.stage, home.provider_task_id) == (Stage.QUEUED, "k")
     anew = VERDICTS.after_recognition(looked_up, Recognition.DIFFERS, NOW + 1)
     assert anew is not None
-    assert (anew.stage, anew.hinted_id, anew.due_time) == (Stage.ACCEPTED, "", NOW + 1)
+    assert (anew.stage, anew.candidate_id, anew.due_time) == (Stage.ACCEPTED, "", NOW + 1)
 
 
 def test_a_callback_for_a_task_that_waits_to_be_sent_again_keeps_it_from_being_sent() -> None:
     waiting = SUBMITTING.postponed(NOW, NOW + 30)
     told = after_callback(waiting, "k", NOW + 1)
     assert told is not None
-    assert (told.stage, told.hinted_id, told.due_time) == (Stage.SUBMITTING, "k", NOW + 1)
+    assert (told.stage, told.candidate_id, told.due_time) == (Stage.SUBMITTING, "k", NOW + 1)
     given_up = VERDICTS.after_recognition(told, Recognition.UNREADABLE, NOW + 3_700)
     assert given_up is not None
     assert given_up.stage is Stage.SUBMITTING, "not sent again, as nobody can tell"
@@ -280,7 +280,7 @@ def test_an_id_in_a_refusal_is_looked_up() -> None:
     refusal = Refused("PROVIDER_ERROR", "no", "500", "k")
     refused = VERDICTS.after_submission(SUBMITTING, refusal, NOW, 0)
     assert refused is not None
-    assert (refused.status, refused.hinted_id, refused.due_time) == (Status.FAILED, "k", NOW)
+    assert (refused.status, refused.candidate_id, refused.due_time) == (Status.FAILED, "k", NOW)
 
 
 def test_a_failure_is_looked_up_once_more_and_by_its_callback() -> None:
@@ -350,10 +350,10 @@ def test_a_callback_makes_due_what_can_still_change_and_nothing_else() -> None:
     assert due is not None
     assert due.due_time == NOW
     assert after_callback(UNKNOWN, "", NOW) is None, "nothing to look into"
-    hinted = after_callback(UNKNOWN, "k", NOW)
-    assert hinted is not None
-    assert (hinted.hinted_id, hinted.due_time) == ("k", NOW)
-    assert after_callback(hinted, "other", NOW) is None, "the first sign is looked into first"
+    after = after_callback(UNKNOWN, "k", NOW)
+    assert after is not None
+    assert (after.candidate_id, after.due_time) == ("k", NOW)
+    assert after_callback(after, "other", NOW) is None, "the first sign is looked into first"
 
 
 # --- a task that is left to its callback ---
@@ -392,7 +392,7 @@ def test_once_its_callback_has_come_a_task_is_polled_until_its_record_says_so() 
     told = after_callback(QUEUED, "", NOW + 5)
     assert told is not None
     assert due_after(5, UNDER_WAY, told) <= 2.2
-    home = UNWATCHED.after_recognition(HINTED, Recognition.AGREES, NOW)
+    home = UNWATCHED.after_recognition(CANDIDATE, Recognition.AGREES, NOW)
     assert home is not None
     assert due_after(1, UNDER_WAY, home) <= 2.2
     assert UNWATCHED.after_recognition(home, Recognition.AGREES, NOW) is None, (
