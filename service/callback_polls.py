@@ -9,11 +9,10 @@ from service.leases import Leases
 from service.limits import Limits
 from service.outage_log import OutageLog
 from service.seen import Seen
-from service.verdicts import after_callback
 from service.writer import Writer
 from storage.errors import StorageUnavailableError
 from storage.store import Store
-from storage.task import Lane, Task
+from storage.task import Lane, Stage, Status, Task
 
 
 class CallbackPolls:
@@ -120,3 +119,22 @@ class CallbackPolls:
             await self.on_callback(task_id, "")
         except StorageUnavailableError as error:
             self._outage_log.failed("storage unavailable, a callback is lost", error)
+
+
+def after_callback(task: Task, provider_task_id: str, now: float) -> Task | None:
+    """Make a task due after a callback; None if that changes nothing.
+
+    A callback shows that the provider accepted the task. So the record of `provider_task_id`, which
+    the callback named, is looked up before the task is sent again, and even if it was refused.
+    """
+    if task.provider_task_id:
+        delivered = task.status is Status.SUCCESS or task.artifacts
+        return None if delivered else task.called_back(now)
+    if task.candidate_id:
+        return None  # the record that an earlier callback named is looked up first
+    if task.stage is Stage.ACCEPTED:
+        return task.suspended(provider_task_id, now)
+    answer_may_come = task.stage is Stage.SUBMITTING and task.unknown_time is None
+    if not provider_task_id:
+        return task.unknown(now, task.due_time or now) if answer_may_come else None
+    return task.with_candidate(provider_task_id, task.due_time if answer_may_come else now)

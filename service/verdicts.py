@@ -28,7 +28,7 @@ from providers.base import (
 from service.reach import Reach
 from service.schedule import Schedule
 from service.timeouts import Timeouts, Unfinished, age_of
-from storage.task import Artifact, Failure, Stage, Status, Task
+from storage.task import Artifact, Failure, Stage, Task
 
 UNKNOWN = "SUBMISSION_UNKNOWN"
 GENERATION_FAILED = "GENERATION_FAILED"
@@ -295,25 +295,6 @@ class Verdicts:
 
     def _wait(self, task: Task, setbacks: int, now: float) -> float:
         return self.schedule.wait(task.model, age_of(task, now), setbacks)
-
-
-def after_callback(task: Task, provider_task_id: str, now: float) -> Task | None:
-    """Make a task due after a callback; None if that changes nothing.
-
-    A callback shows that the provider accepted the task. So the record of `provider_task_id`, which
-    the callback named, is looked up before the task is sent again, and even if it was refused.
-    """
-    if task.provider_task_id:
-        delivered = task.status is Status.SUCCESS or task.artifacts
-        return None if delivered else task.called_back(now)
-    if task.candidate_id:
-        return None  # the record that an earlier callback named is looked up first
-    if task.stage is Stage.ACCEPTED:
-        return task.suspended(provider_task_id, now)
-    answer_may_come = task.stage is Stage.SUBMITTING and task.unknown_time is None
-    if not provider_task_id:
-        return task.unknown(now, task.due_time or now) if answer_may_come else None
-    return task.with_candidate(provider_task_id, task.due_time if answer_may_come else now)
 
 
 def _refused(task: Task, outcome: Refused, now: float) -> Task:

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 
 from providers.base import Accepted, Progress, Succeeded
+from service.callback_polls import after_callback
 from service.reach import Reach
 from service.schedule import Schedule
 from service.timeouts import Timeouts
-from service.verdicts import Verdicts, after_callback
+from service.verdicts import Verdicts
 from storage.task import Task
 
 RECORDED_SECONDS = {"images": (12.0, 112.0), "videos": (56.0, 313.0)}

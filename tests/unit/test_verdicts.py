@@ -18,10 +18,11 @@ from providers.base import (
     UnknownState,
     Unreadable,
 )
+from service.callback_polls import after_callback
 from service.reach import Reach
 from service.schedule import Schedule
 from service.timeouts import Timeouts
-from service.verdicts import Verdicts, after_callback
+from service.verdicts import Verdicts
 from storage.task import Failure, Stage, Status, Task
 
 NOW = 10_000.0
