@@ -58,7 +58,7 @@ async def test_creates_that_are_cancelled_count_towards_the_creates_of_a_caller(
 async def test_a_caller_creates_only_tasks_of_allowed_models(scale: Scale, tmp_path: Path) -> None:
     setup = Setup(caller_limits='[callers.alice]\nmodels = ["imagen4"]\n')
     drill = Drill(
-        greed.dear_creates, "alice", 300 * scale.factor, scale.seconds, setup, {"accepted": 0}
+        greed.expensive_creates, "alice", 300 * scale.factor, scale.seconds, setup, {"accepted": 0}
     )
     await withstands(drill, tmp_path, scale.p99_seconds_max)
 
@@ -78,7 +78,7 @@ async def test_uploads_that_the_provider_does_not_read_take_a_bounded_part_of_me
         "alice",
         100 * scale.factor,
         scale.seconds,
-        outcome_max={"under way": UPLOADS},
+        outcome_max={"open": UPLOADS},
     )
     await withstands(drill, tmp_path, scale.p99_seconds_max)
 
@@ -91,7 +91,7 @@ async def test_slow_uploads_take_a_bounded_part_of_the_service(
         "alice",
         150 * scale.factor,
         scale.seconds,
-        outcome_max={"under way": UPLOADS},
+        outcome_max={"open": UPLOADS},
     )
     await withstands(drill, tmp_path, scale.p99_seconds_max)
 
@@ -103,6 +103,6 @@ async def test_slow_uploads_end_after_a_minute(tmp_path: Path) -> None:
         "alice",
         UPLOADS,
         SLOW_UPLOAD_SECONDS,
-        outcome_max={"under way": 0},
+        outcome_max={"open": 0},
     )
     await withstands(drill, tmp_path)

@@ -84,17 +84,17 @@ async def calls(service: Service, task_id: str) -> Sequence[grpc.aio.AioRpcError
 
 
 async def create_until_refused(service: Service) -> None:
-    """Wait until all processes of the server use a setting; they read it one by one."""
+    """Create tasks until one is refused: the server's processes apply a setting one by one."""
     while True:
         await service.create(STUCK)
 
 
-def assert_told(error: grpc.aio.AioRpcError | None) -> None:
+def assert_unavailable(error: grpc.aio.AioRpcError | None) -> None:
     """Expect an error that says that the database is unavailable, and when to retry."""
     assert error is not None
-    told = refusal(error)
-    assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE")
-    assert told.retry_seconds == 1.0
+    refused = refusal(error)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE")
+    assert refused.retry_seconds == 1.0
 
 
 class Watched:
@@ -164,7 +164,7 @@ async def test_calls_fail_while_the_server_is_down_and_open_streams_end_after_it
     async with watching(cluster.url) as (service, watched):
         await asyncio.to_thread(getattr(cluster, way))
         for error in await calls(service, watched.task_ids[0]):
-            assert_told(error)
+            assert_unavailable(error)
         await asyncio.to_thread(cluster.start)
         assert await watched.end() < RESUMES_SECONDS
         assert (await service.create(STUCK)).provider_task_id
@@ -200,7 +200,7 @@ async def test_calls_fail_while_there_are_too_many_connections(
         execute(cluster.url, "ALTER ROLE app CONNECTION LIMIT 0")
         await cut_off(cluster.url)
         for error in await calls(service, watched.task_ids[0]):
-            assert_told(error)
+            assert_unavailable(error)
         execute(cluster.url, f"ALTER ROLE app CONNECTION LIMIT {CONNECTIONS_MAX}")
         assert await watched.end() < RESUMES_SECONDS
         assert (await service.create(STUCK)).provider_task_id
@@ -214,7 +214,7 @@ async def test_calls_fail_when_statements_wait_too_long_for_a_lock(
         with locked(cluster.url):
             started = time.monotonic()
             for error in await calls(service, watched.task_ids[0]):
-                assert_told(error)
+                assert_unavailable(error)
             assert time.monotonic() - started < RESUMES_SECONDS
         assert await watched.end() < RESUMES_SECONDS
         assert (await service.create(STUCK)).provider_task_id
@@ -228,10 +228,10 @@ async def test_calls_fail_while_the_server_is_read_only(
         read_only(cluster.url, "on")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await create_until_refused(service)
-        assert_told(caught.value)
+        assert_unavailable(caught.value)
         await cut_off(cluster.url)
         for error in await calls(service, watched.task_ids[0]):
-            assert_told(error)
+            assert_unavailable(error)
         read_only(cluster.url, "off")
         assert await watched.end() < RESUMES_SECONDS
         assert (await service.create(STUCK)).provider_task_id
@@ -250,7 +250,7 @@ async def test_calls_fail_when_the_connection_dies_silently(
                 await asyncio.sleep(0.2)
             for errors in await asyncio.gather(*asked):
                 for error in errors:
-                    assert_told(error)
+                    assert_unavailable(error)
             assert time.monotonic() - started < RESUMES_SECONDS
             wire.thaw()
             assert await watched.end() < RESUMES_SECONDS

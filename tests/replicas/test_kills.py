@@ -74,9 +74,9 @@ async def survive(
         assert kie.stats["creates_refused"] == {}
         assert kie.stats["peaks"]["creates_in_a_window"] <= load.creates_per_window
         assert kie.stats["peaks"]["records_in_a_second"] <= STATUS_PER_SECOND
-        told = verdict(kie, ends)
-        assert told["unknown and bought"] == 0, "what was bought comes home"
-    return told | {"strikes": strikes, "seconds": round(time.monotonic() - started)}
+        result = verdict(kie, ends)
+        assert result["unknown and bought"] == 0, "what was bought is recovered"
+    return result | {"strikes": strikes, "seconds": round(time.monotonic() - started)}
 
 
 @asynccontextmanager
@@ -144,7 +144,7 @@ SHORT = Load(tasks=60, creates_per_window=50)
 async def test_replicas_killed_at_random_for_two_minutes_lose_nothing(
     tmp_path: Path, postgresql_url: str, unused_tcp_port_factory: Any
 ) -> None:
-    told = await survive(
+    result = await survive(
         tmp_path,
         unused_tcp_port_factory,
         postgresql_url,
@@ -152,7 +152,7 @@ async def test_replicas_killed_at_random_for_two_minutes_lose_nothing(
         kills(120),
         UNKNOWN_WAIT_SECONDS="30",
     )
-    print("killed for two minutes:", told)  # noqa: T201
+    print("killed for two minutes:", result)  # noqa: T201
 
 
 async def test_replicas_killed_at_random_for_some_seconds_lose_nothing(
@@ -167,10 +167,10 @@ async def test_replicas_killed_at_random_for_some_seconds_lose_nothing(
 async def test_ten_restarts_of_postgresql_under_load_lose_nothing(
     tmp_path: Path, cluster: Cluster, unused_tcp_port_factory: Any
 ) -> None:
-    told = await survive(
+    result = await survive(
         tmp_path, unused_tcp_port_factory, cluster.url, FULL, restarts(cluster, 10)
     )
-    print("PostgreSQL restarted ten times:", told)  # noqa: T201
+    print("PostgreSQL restarted ten times:", result)  # noqa: T201
 
 
 async def test_two_restarts_of_postgresql_under_load_lose_nothing(

@@ -96,14 +96,14 @@ async def test_60_unreadable_tasks_do_not_delay_5_readable_ones_and_all_end(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "alone").mkdir()
-    (tmp_path / "beside").mkdir()
+    (tmp_path / "crowd").mkdir()
     alone, _ = await crowd_of(tmp_path / "alone", 0)
-    beside, ends = await crowd_of(tmp_path / "beside", 60)
+    crowd, ends = await crowd_of(tmp_path / "crowd", 60)
     assert {end.failure.reason for end in ends} == {pb.ERROR_REASON_TASK_TIMEOUT}
 
-    assert beside.mean_gap() <= 1.2 * alone.mean_gap()
-    of_dead = [len(times) for task_id, times in beside.polls.items() if "dead" in task_id]
-    assert max(of_dead) <= 8, "they back off, whoever is answered beside them"
+    assert crowd.mean_gap() <= 1.2 * alone.mean_gap()
+    of_dead = [len(times) for task_id, times in crowd.polls.items() if "dead" in task_id]
+    assert max(of_dead) <= 8, "they back off, even while others are answered"
 
 
 async def ended_as(

@@ -140,8 +140,10 @@ def verdict(kie: Simulator, ends: Sequence[pb.GenerationTask]) -> dict[str, Any]
     good = [t for t in ends if t.status == pb.TASK_STATUS_SUCCESS]
     assert len(good) + len(unknown) == len(ends), "every acknowledged task reaches an end"
     assert all(bought[task.id] == 1 for task in good)
-    told = {t["callBackUrl"].split("/")[-2] for t in kie.tasks if t["callback_acknowledged"]}
-    assert not told & {task.id for task in unknown}, "what was bought comes home by its callback"
+    called_back = {t["callBackUrl"].split("/")[-2] for t in kie.tasks if t["callback_acknowledged"]}
+    assert not called_back & {task.id for task in unknown}, (
+        "what was bought is recovered by its callback"
+    )
     return {
         "tasks": len(ends),
         "succeeded": len(good),

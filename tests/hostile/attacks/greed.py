@@ -49,7 +49,7 @@ async def created_and_cancelled(target: Target) -> Outcome:
     return {"accepted": sum(created)}
 
 
-async def dear_creates(target: Target) -> Outcome:
+async def expensive_creates(target: Target) -> Outcome:
     """Create `count` tasks of a model that the caller may not use."""
     message = create_request(pb.KieParams(veo3=pb.Veo3Params(prompt=STUCK_PROMPT)))
     async with calling(target) as calls:
@@ -127,8 +127,8 @@ async def _upload(target: Target, content: Any) -> Outcome:
     async with calling(target, connections=4) as calls:
         uploads = [calls.upload(messages()) for _ in range(target.count)]
         await asyncio.sleep(OPENING_SECONDS + target.seconds)
-        under_way = sum(not upload.done() for upload in uploads)
+        still_open = sum(not upload.done() for upload in uploads)
         for upload in uploads:
             upload.cancel()
         await asyncio.gather(*(upload.code() for upload in uploads))
-    return {"under way": under_way}
+    return {"open": still_open}
