@@ -102,10 +102,10 @@ async def test_a_call_is_tried_again_for_as_long_as_its_timeout_lasts() -> None:
     quick = Retry(first_delay_seconds=0.001, max_delay_seconds=0.02)
     service = ScriptedService()
     service.answers.extend([UNAVAILABLE] * 20 + [pending(1)])
-    told: list[UnavailableError] = []
-    async with connected(service, retry=quick, on_retry=told.append) as client:
+    retries: list[UnavailableError] = []
+    async with connected(service, retry=quick, on_retry=retries.append) as client:
         await client.create(PARAMS, prompt_id="p-1", timeout=30)
-    assert len(told) == 20
+    assert len(retries) == 20
 
 
 async def test_a_call_that_stays_unavailable_ends_with_its_timeout() -> None:

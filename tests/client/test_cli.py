@@ -142,7 +142,7 @@ def test_every_model_has_a_command_with_an_option_for_every_field() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "code", "told"),
+    ("failure", "code", "shown"),
     [
         (NOT_FOUND, 3, "error: NOT_FOUND TASK_NOT_FOUND: no task 't-1'"),
         (Failure(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"), 4, "GENERATION_TOKEN"),
@@ -155,14 +155,14 @@ def test_every_model_has_a_command_with_an_option_for_every_field() -> None:
     ],
 )
 async def test_a_failed_call_has_its_exit_code_and_words(
-    failure: Failure, code: int, told: str
+    failure: Failure, code: int, shown: str
 ) -> None:
     service = ScriptedService()
     service.answers.append(failure)
     async with serving(service) as address:
         ran = await command(address, "--timeout", "0.5", "get", "t-1")
     assert (ran.code, ran.out) == (code, "")
-    assert told in ran.err
+    assert shown in ran.err
 
 
 async def test_a_refused_create_exits_with_5_and_names_the_task() -> None:
@@ -285,16 +285,18 @@ async def test_a_closed_stdout_is_not_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "shown"),
     [
         (("--cert", "cert.pem", "list"), "--key"),
         (("create", "veo3", "x", "--seed", str(2**40)), str(2**40)),
     ],
 )
-async def test_contradictory_options_are_wrong_usage(arguments: tuple[str, ...], told: str) -> None:
+async def test_contradictory_options_are_wrong_usage(
+    arguments: tuple[str, ...], shown: str
+) -> None:
     ran = await command(NOWHERE, *arguments)
     assert ran.code == 2
-    assert told in ran.err
+    assert shown in ran.err
 
 
 @pytest.mark.parametrize(

@@ -195,13 +195,13 @@ async def test_a_watch_reconnects_for_as_long_as_it_may() -> None:
 async def test_a_lost_connection_and_its_recovery_are_reported() -> None:
     service = ScriptedService()
     service.streams.extend([[pending(1), UNAVAILABLE], [pending(1), success(2)]])
-    told: list[str] = []
+    changes: list[str] = []
     async with connected(service) as client:
         watch = client.watch(
-            "t-1", on_connection=lambda error: told.append("lost" if error else "back")
+            "t-1", on_connection=lambda error: changes.append("lost" if error else "back")
         )
         assert [task.revision async for task in watch] == [1, 2]
-    assert told == ["lost", "back"]
+    assert changes == ["lost", "back"]
 
 
 async def test_a_watch_outlives_a_server_that_restarts() -> None:

@@ -387,21 +387,21 @@ async def test_what_a_caller_runs_is_counted_over_all_replicas(
     )
     assert kie.stats["purchases"]["total"] == 3
     for sent in (3, 4, 5, 6):
-        under_way = await two_under_way(alices[sent % 2], [task.id for task in tasks])
-        kie.finish(under_way[0])
+        in_progress = await two_in_progress(alices[sent % 2], [task.id for task in tasks])
+        kie.finish(in_progress[0])
         await eventually(lambda n=sent: kie.stats["purchases"]["total"] == n + 1)  # type: ignore[misc]
 
 
-async def two_under_way(caller: Caller, task_ids: list[str]) -> list[str]:
+async def two_in_progress(caller: Caller, task_ids: list[str]) -> list[str]:
     """Wait until the provider has two of the tasks, and never more; return its ids of them."""
     async with asyncio.timeout(DEADLINE_SECONDS):
         while True:
             snapshots = [await caller.query(task_id) for task_id in task_ids]
             running = [s for s in snapshots if s.status == pb.TASK_STATUS_PENDING]
-            under_way = [s.provider_task_id for s in running if s.provider_task_id]
-            assert len(under_way) <= 2
-            if len(under_way) == 2:
-                return under_way
+            in_progress = [s.provider_task_id for s in running if s.provider_task_id]
+            assert len(in_progress) <= 2
+            if len(in_progress) == 2:
+                return in_progress
 
 
 # --- watches, uploads, lists ---

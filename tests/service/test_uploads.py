@@ -578,12 +578,12 @@ async def test_a_mismatch_names_both_sizes(service: Service) -> None:
 
 
 async def test_a_wrong_upload_is_aborted_as_soon_as_it_is_certain(service: Service) -> None:
-    async def goes_on() -> AsyncIterator[pb.UploadFileRequest]:
+    async def more_chunks() -> AsyncIterator[pb.UploadFileRequest]:
         yield metadata(size_bytes=3)
         yield chunk(b"abcd")
         await asyncio.Event().wait()
 
-    assert (await refused(service, goes_on())).reason == "UPLOAD_MISMATCH"
+    assert (await refused(service, more_chunks())).reason == "UPLOAD_MISMATCH"
     await at_the_end_no_file(service)
 
 

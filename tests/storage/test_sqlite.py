@@ -114,7 +114,7 @@ async def test_a_locked_database_is_unavailable_and_works_again_after(tmp_path: 
         for write in writes:
             with pytest.raises(StorageUnavailableError, match="locked"):
                 await write
-        assert await read(store, "t") == new("t"), "reads go on"
+        assert await read(store, "t") == new("t"), "reads still work"
         assert await store.page(ListFilter("c"), None, 10) == [new("t")]
     assert await read(store, "u") is None
     await store.ping()

@@ -682,12 +682,12 @@ async def test_tasks_whose_last_poll_failed_come_last_unless_long_overdue(
         new("overdue", stage=Stage.QUEUED, setbacks=3, due_time=NOW - 61),
     )
 
-    def put_off(task: Task) -> Task:
+    def postpone(task: Task) -> Task:
         return task.scheduled(NOW + 10, task.setbacks)
 
     order = []
     for _ in range(3):
-        claim = await store.claim(Lane.POLL, NOW, 1, put_off, NO_QUOTA)
+        claim = await store.claim(Lane.POLL, NOW, 1, postpone, NO_QUOTA)
         order += [task.id for task in claim.tasks]
     assert order == ["overdue", "healthy", "failing"]
 

@@ -59,7 +59,7 @@ UNKNOWN = SUBMITTING.unknown(NOW, NOW + 900)
 CANDIDATE = UNKNOWN.with_candidate("k", NOW)
 QUEUED = SUBMITTING.queued("k", NOW, NOW + 2)
 GIVEN_UP = SUBMITTING.failed(Failure("SUBMISSION_UNKNOWN", ""), NOW)
-UNDER_WAY = Progress(generating=True)
+IN_PROGRESS = Progress(generating=True)
 SUCCESS = Succeeded(("http://x/1.png",), ("image/png",), "{}", complete_time=NOW + 1)
 
 
@@ -76,8 +76,8 @@ def test_a_lost_answer_waits_for_its_callback_and_is_then_given_up() -> None:
 
 
 def test_a_callback_before_the_response_is_lost_is_checked_at_once() -> None:
-    told = SUBMITTING.with_candidate("k", SUBMITTING.due_time)
-    waiting = VERDICTS.after_submission(told, Unknown("reset"), NOW, 0)
+    called_back = SUBMITTING.with_candidate("k", SUBMITTING.due_time)
+    waiting = VERDICTS.after_submission(called_back, Unknown("reset"), NOW, 0)
     assert waiting is not None
     assert (waiting.due_time, waiting.candidate_id) == (NOW, "k")
 
@@ -87,16 +87,20 @@ def test_a_callback_at_the_end_of_the_wait_is_still_checked() -> None:
 
 
 def test_a_callback_before_the_response_makes_the_first_poll_due_at_once() -> None:
-    told = SUBMITTING.with_candidate("k", SUBMITTING.due_time)
-    queued = VERDICTS.after_submission(told, Accepted("k"), NOW, 0)
+    called_back = SUBMITTING.with_candidate("k", SUBMITTING.due_time)
+    queued = VERDICTS.after_submission(called_back, Accepted("k"), NOW, 0)
     assert queued is not None
     assert queued.due_time == NOW
 
 
 def test_an_orphan_whose_record_agrees_is_polled_and_any_other_keeps_waiting() -> None:
-    home = VERDICTS.after_recognition(CANDIDATE, Recognition.AGREES, NOW + 5)
-    assert home is not None
-    assert (home.stage, home.provider_task_id, home.due_time) == (Stage.QUEUED, "k", NOW + 5)
+    adopted = VERDICTS.after_recognition(CANDIDATE, Recognition.AGREES, NOW + 5)
+    assert adopted is not None
+    assert (adopted.stage, adopted.provider_task_id, adopted.due_time) == (
+        Stage.QUEUED,
+        "k",
+        NOW + 5,
+    )
     strange = VERDICTS.after_recognition(CANDIDATE, Recognition.DIFFERS, NOW + 5)
     assert strange is not None
     assert (strange.candidate_id, strange.due_time) == ("", NOW + 900)
@@ -126,7 +130,7 @@ FAILING = QUEUED.scheduled(NOW, 2)  # two polls in a row have failed
 def reached(answered_time: float) -> Verdicts:
     """Verdicts of a service for which another task was answered at a time."""
     known = verdicts()
-    known.reach.learn(UNDER_WAY, 0, answered_time)
+    known.reach.learn(IN_PROGRESS, 0, answered_time)
     return known
 
 
@@ -142,7 +146,7 @@ def ends_by_its_age(known: Verdicts, outcome: Poll, task: Task = FAILING) -> boo
 
 
 def test_a_task_ends_by_its_age_once_an_answer_says_so_or_it_alone_cannot_be_read() -> None:
-    assert ends_by_its_age(VERDICTS, UNDER_WAY, QUEUED)
+    assert ends_by_its_age(VERDICTS, IN_PROGRESS, QUEUED)
     assert ends_by_its_age(VERDICTS, UnknownState("archived"), QUEUED)
     assert ends_by_its_age(VERDICTS, Unreadable("code 500"))
     assert not ends_by_its_age(VERDICTS, Unreadable("code 500"), QUEUED), "one poll may fail"
@@ -228,13 +232,13 @@ def test_credits_that_are_known_while_generating_are_shown_at_once_and_stay() ->
 
 
 def test_the_id_of_a_callback_before_a_refusal_is_checked_before_sending_again() -> None:
-    told = SUBMITTING.with_candidate("k", SUBMITTING.due_time)
-    looked_up = VERDICTS.after_submission(told, Postponed("429"), NOW, NOW)
+    called_back = SUBMITTING.with_candidate("k", SUBMITTING.due_time)
+    looked_up = VERDICTS.after_submission(called_back, Postponed("429"), NOW, NOW)
     assert looked_up is not None
     assert (looked_up.stage, looked_up.due_time) == (Stage.SUBMITTING, NOW)
-    home = VERDICTS.after_recognition(looked_up, Recognition.AGREES, NOW + 1)
-    assert home is not None
-    assert (home.stage, home.provider_task_id) == (Stage.QUEUED, "k")
+    adopted = VERDICTS.after_recognition(looked_up, Recognition.AGREES, NOW + 1)
+    assert adopted is not None
+    assert (adopted.stage, adopted.provider_task_id) == (Stage.QUEUED, "k")
     anew = VERDICTS.after_recognition(looked_up, Recognition.DIFFERS, NOW + 1)
     assert anew is not None
     assert (anew.stage, anew.candidate_id, anew.due_time) == (Stage.ACCEPTED, "", NOW + 1)
@@ -242,19 +246,23 @@ def test_the_id_of_a_callback_before_a_refusal_is_checked_before_sending_again()
 
 def test_a_callback_for_a_task_that_waits_to_be_sent_again_keeps_it_from_being_sent() -> None:
     waiting = SUBMITTING.postponed(NOW, NOW + 30)
-    told = after_callback(waiting, "k", NOW + 1)
-    assert told is not None
-    assert (told.stage, told.candidate_id, told.due_time) == (Stage.SUBMITTING, "k", NOW + 1)
-    given_up = VERDICTS.after_recognition(told, Recognition.UNREADABLE, NOW + 3_700)
+    called_back = after_callback(waiting, "k", NOW + 1)
+    assert called_back is not None
+    assert (called_back.stage, called_back.candidate_id, called_back.due_time) == (
+        Stage.SUBMITTING,
+        "k",
+        NOW + 1,
+    )
+    given_up = VERDICTS.after_recognition(called_back, Recognition.UNREADABLE, NOW + 3_700)
     assert given_up is not None
     assert given_up.stage is Stage.SUBMITTING, "not sent again, as nobody can tell"
 
 
 def test_a_callback_that_names_no_task_keeps_its_task_from_being_sent_again_too() -> None:
     waiting = SUBMITTING.postponed(NOW, NOW + 30)
-    told = after_callback(waiting, "", NOW + 1)
-    assert told is not None
-    assert told.stage is Stage.SUBMITTING
+    called_back = after_callback(waiting, "", NOW + 1)
+    assert called_back is not None
+    assert called_back.stage is Stage.SUBMITTING
     sending = after_callback(SUBMITTING, "", NOW)
     assert sending is not None
     held = VERDICTS.after_submission(sending, Postponed("429"), NOW + 1, NOW)
@@ -266,12 +274,16 @@ def test_an_id_that_arrives_after_a_refusal_is_checked() -> None:
     refused = VERDICTS.after_submission(SUBMITTING, Refused("PROVIDER_ERROR", "no", "500"), NOW, 0)
     assert refused is not None
     assert (refused.status, refused.due_time) == (Status.FAILED, None)
-    told = after_callback(refused, "k", NOW + 3)
-    assert told is not None
-    home = VERDICTS.after_recognition(told, Recognition.SILENT, NOW + 4)
-    assert home is not None
-    assert (home.status, home.provider_task_id, home.due_time) == (Status.FAILED, "k", NOW + 4)
-    late = VERDICTS.after_late_poll(home, SUCCESS, NOW + 5)
+    called_back = after_callback(refused, "k", NOW + 3)
+    assert called_back is not None
+    adopted = VERDICTS.after_recognition(called_back, Recognition.SILENT, NOW + 4)
+    assert adopted is not None
+    assert (adopted.status, adopted.provider_task_id, adopted.due_time) == (
+        Status.FAILED,
+        "k",
+        NOW + 4,
+    )
+    late = VERDICTS.after_late_poll(adopted, SUCCESS, NOW + 5)
     assert late is not None
     assert late.artifacts
     assert late.failure == refused.failure
@@ -291,17 +303,22 @@ def test_a_failure_is_looked_up_once_more_and_by_its_callback() -> None:
     over = VERDICTS.after_late_poll(failed, Failed("no", "500"), NOW + 3_601)
     assert over is not None
     assert over.due_time is None
-    told = after_callback(over, "k", NOW + 4_000)
-    assert told is not None
-    assert told.due_time == NOW + 4_000
-    late = VERDICTS.after_late_poll(told, SUCCESS, NOW + 4_001)
+    called_back = after_callback(over, "k", NOW + 4_000)
+    assert called_back is not None
+    assert called_back.due_time == NOW + 4_000
+    late = VERDICTS.after_late_poll(called_back, SUCCESS, NOW + 4_001)
     assert late is not None
     assert (late.status, len(late.artifacts)) == (Status.FAILED, 1)
 
 
 def test_an_impossible_time_of_the_provider_is_replaced_by_ours() -> None:
-    for told, taken in ((NOW + 1, NOW + 1), (NOW + 99, NOW + 2), (1.0, NOW + 2), (None, NOW + 2)):
-        after = VERDICTS.after_poll(QUEUED, replace(SUCCESS, complete_time=told), NOW + 2)
+    for reported, taken in (
+        (NOW + 1, NOW + 1),
+        (NOW + 99, NOW + 2),
+        (1.0, NOW + 2),
+        (None, NOW + 2),
+    ):
+        after = VERDICTS.after_poll(QUEUED, replace(SUCCESS, complete_time=reported), NOW + 2)
         assert after is not None
         assert after.complete_time == taken
 
@@ -372,15 +389,15 @@ def test_a_task_that_nobody_watches_is_polled_once_its_callback_is_overdue() -> 
     queued = UNWATCHED.after_submission(SUBMITTING, Accepted("k"), NOW, 0)
     assert queued is not None
     assert queued.due_time == NOW + 200
-    assert due_after(10, UNDER_WAY) == 190, "after a watcher has left"
+    assert due_after(10, IN_PROGRESS) == 190, "after a watcher has left"
 
 
 def test_after_the_overdue_poll_the_next_one_is_at_the_timeout() -> None:
-    assert due_after(200, UNDER_WAY) == 3_400
+    assert due_after(200, IN_PROGRESS) == 3_400
     slower = verdicts(left_to_callback=True)
     for _ in range(100):
         slower.schedule.learn("imagen4", 190.0)
-    after = slower.after_poll(QUEUED, UNDER_WAY, NOW + 200)
+    after = slower.after_poll(QUEUED, IN_PROGRESS, NOW + 200)
     assert after is not None
     assert after.due_time == NOW + 3_600, "once is enough, though overdue is later by now"
 
@@ -390,14 +407,14 @@ def test_a_poll_without_a_verdict_is_repeated_soon_though_nobody_watches() -> No
 
 
 def test_once_its_callback_has_come_a_task_is_polled_until_its_record_says_so() -> None:
-    told = after_callback(QUEUED, "", NOW + 5)
-    assert told is not None
-    assert due_after(5, UNDER_WAY, told) <= 2.2
-    home = UNWATCHED.after_recognition(CANDIDATE, Recognition.AGREES, NOW)
-    assert home is not None
-    assert due_after(1, UNDER_WAY, home) <= 2.2
-    assert UNWATCHED.after_recognition(home, Recognition.AGREES, NOW) is None, (
-        "it came home already"
+    called_back = after_callback(QUEUED, "", NOW + 5)
+    assert called_back is not None
+    assert due_after(5, IN_PROGRESS, called_back) <= 2.2
+    adopted = UNWATCHED.after_recognition(CANDIDATE, Recognition.AGREES, NOW)
+    assert adopted is not None
+    assert due_after(1, IN_PROGRESS, adopted) <= 2.2
+    assert UNWATCHED.after_recognition(adopted, Recognition.AGREES, NOW) is None, (
+        "it has arrived already"
     )
 
 
@@ -416,17 +433,17 @@ def test_a_watch_makes_the_next_poll_earlier_and_never_later() -> None:
 
 def learned_from(complete_time: float | None, now: float) -> list[tuple[str, float]]:
     """End a task that was accepted at NOW; return the duration that the schedule learned."""
-    told: list[tuple[str, float]] = []
+    learned: list[tuple[str, float]] = []
 
     class Learner(Schedule):
         def learn(self, model: str, seconds: float) -> None:
-            told.append((model, seconds))
+            learned.append((model, seconds))
 
     learner = replace(VERDICTS, schedule=Learner(2.0, lambda _: 100.0))
     ended = learner.after_poll(QUEUED, replace(SUCCESS, complete_time=complete_time), now)
     assert ended is not None
     learner.learn(ended)
-    return told
+    return learned
 
 
 def test_a_duration_is_learned_only_if_the_provider_reported_it() -> None:
