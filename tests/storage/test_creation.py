@@ -1,4 +1,4 @@
-"""Which of the tasks that come together are stored: decided for each, a known request_id first."""
+"""Which tasks of a batch are stored: decided for each, known request_ids first."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

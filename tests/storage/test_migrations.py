@@ -1,4 +1,4 @@
-"""Migrations: many that start at once, and old replicas that serve on while a new one migrates."""
+"""Migrations: several at once, and old replicas that keep serving while a new one migrates."""
 
 import asyncio
 import sys
@@ -29,7 +29,7 @@ from tests.support.waiting import eventually
 OURS = sorted(path.stem for path in MIGRATIONS.glob("0*.py"))
 APPLIED = "SELECT name FROM schema_migration ORDER BY id"
 
-# What a newer version may bring, by the rules of CONTRIBUTING.md.
+# What a newer version may change, by the rules of CONTRIBUTING.md.
 ADDITIVE = """
 def up(migrator, db):
     db.execute_sql("ALTER TABLE tasks ADD COLUMN note TEXT")
@@ -56,7 +56,7 @@ def up(migrator, db):
 
 
 def version(folder: Path, **migrations: str) -> Path:
-    """A newer version's folder of migrations: ours, and more."""
+    """Return the folder of a newer version's migrations: ours, and more."""
     newer = folder / "migrations"
     newer.mkdir()
     for path in MIGRATIONS.glob("0*.py"):
@@ -75,7 +75,7 @@ def reading(postgresql_url: str) -> Iterator[None]:
 
 
 async def work(store: Store, number: int) -> None:
-    """Do to a task what a replica does."""
+    """Change a task as a replica does."""
     task = new(f"t{number}", request_id=f"r{number}")
     await stored(store, task)
     [claimed] = await claim(store, Lane.SUBMIT, NOW, 1, send)
@@ -198,7 +198,7 @@ async def test_a_migration_that_waits_for_a_table_does_not_block_other_statement
 
 
 def waiting_for_tasks(postgresql_url: str) -> bool:
-    """Whether somebody waits for a lock on the table."""
+    """Return whether a statement waits for a lock on the table."""
     sql = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'tasks'::regclass"
     return bool(rows(postgresql_url, sql))
 

@@ -1,4 +1,4 @@
-"""How the databases answer the hot questions: by an index, however many tasks have ended."""
+"""The plans of hot statements: each uses an index, however many tasks have ended."""
 
 import asyncio
 import re
@@ -53,7 +53,7 @@ FILTERS = [
 
 
 class Plans:
-    """A database with many ended tasks, that is asked how it would answer."""
+    """A database with many ended tasks, whose plans are read."""
 
     def __init__(self, database_url: str, engine: PostgresEngine | SqliteEngine) -> None:
         self._url = database_url
@@ -77,7 +77,7 @@ async def plans(database_url: str) -> Any:
 
 
 def reads_all(plan: str) -> bool:
-    """Whether a plan goes through the whole table, or sorts what it found."""
+    """Return whether a plan scans the whole table, or sorts its result."""
     table = re.search(r"Seq Scan on tasks|SCAN (tasks|t1)(?! USING)", plan)
     return bool(table or re.search(r"\bSort\b|TEMP B-TREE", plan))
 
@@ -85,7 +85,7 @@ def reads_all(plan: str) -> bool:
 @pytest.mark.parametrize("name", STATEMENTS)
 async def test_a_hot_statement_never_scans_the_ended_tasks(plans: Plans, name: str) -> None:
     plan = plans.of(getattr(plans.engine.sql, name), STATEMENTS[name])
-    if name == "count_callers":  # what waits is sorted by its callers
+    if name == "count_callers":  # waiting tasks are sorted by caller
         plan = re.sub(r"\bSort\b|USE TEMP B-TREE FOR .*", "", plan)
     assert not reads_all(plan), plan
 

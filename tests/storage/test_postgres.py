@@ -1,4 +1,4 @@
-"""PostgreSQL as operators have it: encodings, privileges, clocks, names."""
+"""PostgreSQL as operators set it up: encodings, privileges, clocks, names."""
 
 import asyncio
 import signal
@@ -55,7 +55,7 @@ async def test_a_database_without_utf_8_is_refused(cluster: Cluster, encoding: s
 
 
 class _OptionsDropped(socketserver.BaseRequestHandler):
-    """A connection through a pooler that does not pass on what is asked for in `options`."""
+    """A connection through a pooler that drops the `options` of a connection."""
 
     def handle(self) -> None:
         client: socket.socket = self.request
@@ -89,7 +89,7 @@ class _OptionsDropped(socketserver.BaseRequestHandler):
 
 @contextmanager
 def pooler_without_options(url: str) -> Iterator[str]:
-    """Return the URL of a database as it is reached through such a pooler."""
+    """Return the URL of a database through such a pooler."""
     parts = urlsplit(url)
     server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), _OptionsDropped)
     server.target = (parts.hostname, parts.port)  # type: ignore[attr-defined]

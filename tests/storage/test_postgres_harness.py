@@ -1,4 +1,4 @@
-"""The PostgreSQL of the tests: each is apart from the others, and a crash loses nothing."""
+"""The PostgreSQL of the tests: tests are isolated, and a crash loses nothing."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""What the store remembers: never older than what was shown, and bounded."""
+"""The caches: never older than what was shown, and limited in size."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""SQLite: one process on one file, and what may happen to that file."""
+"""SQLite: one process for each file, and what can happen to the file."""
 
 import asyncio
 import os
@@ -49,7 +49,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
     await store.close()
 
 
-# --- what is written ---
+# --- writes ---
 
 
 async def test_a_write_is_persisted_before_it_is_acknowledged(store: Store) -> None:
@@ -75,7 +75,7 @@ async def test_a_row_whose_params_are_text_is_damaged_and_the_others_are_claimed
 
 
 def committed(path: Path) -> int:
-    """Count what another connection sees."""
+    """Count the tasks that another connection sees."""
     [(count,)] = rows(url(path), "SELECT count(*) FROM tasks")
     assert isinstance(count, int)
     return count

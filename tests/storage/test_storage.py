@@ -1,4 +1,4 @@
-"""The store on both databases: what it keeps, what it refuses, and what it survives."""
+"""The store on both databases: what it stores, what it refuses, and what it survives."""
 
 import asyncio
 from collections import Counter
@@ -71,7 +71,7 @@ SCHEMA = {
 
 
 def schema(database_url: str) -> set[Any]:
-    """Return every table and index as the database tells them, but for the migrations' history."""
+    """Return every table and index of the database, except the history of migrations."""
     sql = SCHEMA["postgresql" if is_postgres(database_url) else "sqlite"]
     return set(rows(database_url, sql.replace("%s", "tasks"))) | set(
         rows(database_url, sql.replace("%s", "slots"))
@@ -79,7 +79,7 @@ def schema(database_url: str) -> set[Any]:
 
 
 def by_peewee(database_url: str) -> Any:
-    """Return a database that Peewee talks to."""
+    """Return a Peewee database."""
     if is_postgres(database_url):
         return PostgresqlDatabase(database_url)
     return SqliteDatabase(str(sqlite_path(database_url)))
@@ -132,7 +132,7 @@ def test_every_field_of_a_task_has_a_column() -> None:
     assert columns - derived == set(Task._fields) - kept_in_parts
 
 
-# --- a task as it comes back ---
+# --- a task as it is read ---
 
 FULL = Task(
     id="t",
@@ -580,7 +580,7 @@ async def test_a_lease_is_renewed_unless_another_process_changed_the_task(store:
     assert await store.save(renewed[0], renewed[0].queued("k", NOW, NOW))
 
 
-# --- what ended long ago ---
+# --- tasks that ended long ago ---
 
 
 async def test_a_result_that_became_known_late_is_kept_as_long_as_any_other(store: Store) -> None:
@@ -754,7 +754,7 @@ async def test_turns_are_those_of_the_caller_whatever_its_models(store: Store, d
     }
 
 
-# --- questions about many tasks ---
+# --- reads of many tasks ---
 
 
 @pytest.mark.parametrize("lane", Lane)
