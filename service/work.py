@@ -131,7 +131,7 @@ class Work:
     def _log_submission(self, task: Task, outcome: Submission) -> None:
         match outcome:
             case Postponed(detail):
-                log.warning("the provider takes no tasks now", detail=detail)
+                log.warning("the provider does not accept tasks now", detail=detail)
             case Unknown(detail, answer):
                 log.error("submission outcome unknown", detail=detail, answer=answer)
             case Refused(reason, message, code):

@@ -99,7 +99,7 @@ async def test_while_the_provider_cannot_be_reached_the_log_says_why_and_the_ser
         with capture_logs() as logged:
             created = await service.create()
         assert created.stage == pb.TASK_STAGE_ACCEPTED
-        [line, *_] = [entry for entry in logged if "takes no tasks" in entry["event"]]
+        [line, *_] = [entry for entry in logged if "does not accept tasks" in entry["event"]]
         assert line["detail"].endswith("refused the connection")
         async with session.get(f"http://{service.admin_address}/readyz") as response:
             assert (response.status, await response.text()) == (200, "ok\n")
