@@ -1,7 +1,6 @@
 """The memory of the real process must not grow with streams and large files."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from providers.kie.simulator import Simulator
 from tests.support.killing import Victim, create, patient_client
+from tests.support.memory import resident_mib
 
 pytestmark = pytest.mark.torture
 
@@ -31,13 +31,6 @@ async def victim(
     await victim.stop()
 
 
-def resident_mebibytes(pid: int, field: str = "VmRSS") -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(rf"{field}:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) / 1_024
-
-
 async def test_fifty_thousand_watches_opened_and_cancelled_leave_memory_where_it_was(
     victim: Victim, kie: Simulator
 ) -> None:
@@ -53,7 +46,7 @@ async def test_fifty_thousand_watches_opened_and_cancelled_leave_memory_where_it
             await asyncio.gather(*(call.read() for call in calls))
             for call in calls:
                 call.cancel()
-            after.append(resident_mebibytes(victim.pid))
+            after.append(resident_mib(victim.pid))
     print([round(mebibytes) for mebibytes in after[::5]])  # noqa: T201
     assert after[-1] - after[4] < 8, "after the first thousands, memory stays"
 
@@ -64,11 +57,11 @@ async def test_a_gibibyte_is_uploaded_in_flat_memory(victim: Victim, kie: Simula
         for _ in range(1_024):
             yield pb.UploadFileRequest(chunk=CHUNK)
 
-    before = resident_mebibytes(victim.pid)
+    before = resident_mib(victim.pid)
     async with grpc.aio.insecure_channel(victim.address) as channel:
         answer = await GenerationServiceStub(channel).UploadFile(messages())
     assert answer.file.size_bytes == 1 << 30
-    grown = resident_mebibytes(victim.pid, "VmHWM") - before
+    grown = resident_mib(victim.pid, "VmHWM") - before
     print(f"{grown:.1f} MiB")  # noqa: T201
     assert grown < 30
     assert kie.stats["uploads"]["completed"] == 1

@@ -50,7 +50,7 @@ async def test_the_health_check_follows_the_admin_address_and_ignores_proxies(
     host: str, kie: Simulator, tmp_path: Path, unused_tcp_port: int
 ) -> None:
     address = f"{host}:{unused_tcp_port}"
-    async with served(tmp_path, ADMIN_ADDRESS=address, **to(kie)):
+    async with served(tmp_path, ADMIN_ADDRESS=address, **to(kie.url)):
         check = healthy(address, **DEAD_PROXY)
     assert (check.returncode, check.stderr) == (0, "")
 

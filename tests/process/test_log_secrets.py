@@ -88,7 +88,7 @@ async def test_a_log_full_of_failures_contains_no_secret_and_has_one_format(
         "UNKNOWN_WAIT_SECONDS": "0",
     }
     async with Simulator(INSTANT) as kie:
-        process = await stack.enter_async_context(launch(**variables, **to(kie)))
+        process = await stack.enter_async_context(launch(**variables, **to(kie.url)))
         await cause_failures(process, kie)
         await spoil_the_tokens_file(process, tmp_path)
         await cause_a_traceback(process, kie, tmp_path)

@@ -20,13 +20,14 @@ from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from tests.support.databases import locked
 from tests.support.harness import create_request
+from tests.support.memory import resident_mib
 from tests.support.processes import NAME, Launch, Served, read_to_end, served, started, to
 from tests.support.prompts import STUCK_PROMPT
 from tests.support.refusals import refused
 from tests.support.waiting import eventually
 
 END_SECONDS = 10  # what orchestrators give by default
-RSS_MAX_KIB = 120 * 1_024
+RESIDENT_MAX_MIB = 120
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -61,7 +62,7 @@ async def test_without_a_key_a_task_of_each_model_succeeds(idle: Served) -> None
 
 
 async def test_with_a_key_nothing_is_said_of_a_simulator(launch: Launch, kie: Simulator) -> None:
-    async with launch(**to(kie)) as process:
+    async with launch(**to(kie.url)) as process:
         assert (await process.end((await process.create()).id)).status == pb.TASK_STATUS_SUCCESS
         assert "simulator" not in process.process.text.lower()
     assert len(kie.tasks) == 1
@@ -112,7 +113,7 @@ async def test_an_empty_admin_address_opens_no_port(launch: Launch) -> None:
 
 
 async def test_an_idle_process_fits_in_120_mib(idle: Served) -> None:
-    assert idle.process.resident_kib < RSS_MAX_KIB
+    assert resident_mib(idle.pid) < RESIDENT_MAX_MIB
 
 
 async def test_a_process_whose_database_cannot_be_written_is_alive_but_not_ready(
@@ -173,7 +174,7 @@ async def test_a_create_that_waits_for_a_hung_provider_is_answered_pending_befor
     launch: Launch, kie: Simulator
 ) -> None:
     kie.add_fault("create:hang")
-    async with launch(CREATE_WAIT_SECONDS="60", **to(kie)) as process:
+    async with launch(CREATE_WAIT_SECONDS="60", **to(kie.url)) as process:
         creating = asyncio.ensure_future(process.create())
         await eventually(lambda: kie.stats["faults_struck"])
         signalled = time.monotonic()
@@ -185,7 +186,7 @@ async def test_a_create_that_waits_for_a_hung_provider_is_answered_pending_befor
         )
         assert await process.process.exit_code(END_SECONDS) == 0
         assert time.monotonic() - signalled < END_SECONDS
-    async with launch(**to(kie)) as process:  # sent, and maybe paid: never sent again
+    async with launch(**to(kie.url)) as process:  # sent, and maybe paid: never sent again
         end = await process.end(created.id)
         assert end.failure.reason == pb.ERROR_REASON_SUBMISSION_UNKNOWN
     assert kie.stats["requests"]["/api/v1/jobs/createTask"] == 1
@@ -204,7 +205,7 @@ async def test_an_ignored_signal_does_not_disturb_a_paid_request(
     launch: Launch, kie: Simulator, number: signal.Signals
 ) -> None:
     kie.add_fault("create:slow,seconds=1")
-    async with launch(**to(kie)) as process:
+    async with launch(**to(kie.url)) as process:
         creating = asyncio.ensure_future(process.create())
         await eventually(lambda: kie.stats["faults_struck"])
         process.process.signal(number)

@@ -61,7 +61,7 @@ def tokens(tmp_path: Path) -> dict[str, str]:
 async def test_a_task_has_a_line_for_its_create_its_acceptance_and_its_end_that_name_it(
     launch: Launch, kie: Simulator, tokens: dict[str, str]
 ) -> None:
-    async with launch(**tokens, **to(kie)) as process:
+    async with launch(**tokens, **to(kie.url)) as process:
         for prompt, status in (("a cat", "SUCCESS"), ("a cat [sim:fail]", "FAILED")):
             task = await create(process, prompt)
             await end(process, task.id)
@@ -82,7 +82,7 @@ async def test_the_line_of_a_cancel_names_its_task_and_model(
     launch: Launch, kie: Simulator, tokens: dict[str, str]
 ) -> None:
     kie.add_fault("create:code,code=429")
-    async with launch(CREATE_WAIT_SECONDS="0", **tokens, **to(kie)) as process:
+    async with launch(CREATE_WAIT_SECONDS="0", **tokens, **to(kie.url)) as process:
         task = await create(process, "a cat")
         await eventually(lambda: kie.stats["faults_struck"])
         request = pb.CancelTaskRequest(task_id=task.id)
@@ -99,7 +99,7 @@ async def test_a_task_that_ends_by_its_callback_is_named_as_well(
     address = f"127.0.0.1:{unused_tcp_port}"
     public = {"HTTP_ADDRESS": address, "PUBLIC_URL": f"http://{address}"}
     slow = {"POLL_INTERVAL_SECONDS": "60"}
-    async with launch(**public, **slow, **tokens, **to(kie)) as process:
+    async with launch(**public, **slow, **tokens, **to(kie.url)) as process:
         task = await create(process, "a cat")
         [line] = await eventually(lambda: lines(process, task.id).get("task ended"))
         named = [line[name] for name in ("model", "caller", "prompt_id")]

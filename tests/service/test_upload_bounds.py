@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -17,24 +14,19 @@ from providers.kie.http import Timeouts
 from providers.kie.simulator import Simulator
 from service.bounds import Bounds
 from service.uploads import UploadPace
-from tests.service.test_uploads import (
+from tests.support.harness import Serve, Service, serving
+from tests.support.refusals import refused
+from tests.support.uploading import (
+    MESSAGE,
     MIB,
     UploadHost,
     chunk,
-    host,
-    hosted,
     metadata,
-    refused,
+    raw_host,
     send,
-    service_process,
-    until,
     upload,
 )
-from tests.support.harness import SERVICE, Serve, Service, serving
-from tests.support.refusals import refusal
 
-__all__ = ("host", "hosted")  # fixtures
-MESSAGE = 4 * MIB - 64
 QUICK = Bounds(uploads=UploadPace(bytes_per_second=10_000, window_seconds=0.3))
 
 
@@ -42,33 +34,6 @@ QUICK = Bounds(uploads=UploadPace(bytes_per_second=10_000, window_seconds=0.3))
 def serve_sqlite(tmp_path: Path, kie: Simulator) -> Serve:
     """The service on SQLite only, as no task is stored."""
     return lambda **settings: serving(tmp_path, kie, **settings)
-
-
-Reply = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
-
-
-@asynccontextmanager
-async def raw_host(reply: Reply) -> AsyncIterator[str]:
-    """An upload host that does with each connection what the test says; yield its URL."""
-    writers = []
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-        await reply(reader, writer)
-
-    server = await asyncio.start_server(handle, "127.0.0.1", 0, limit=1_024)
-    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    server.close()
-    for writer in writers:
-        writer.close()
-        writer.transport.abort()
-    await asyncio.gather(*(w.wait_closed() for w in writers), return_exceptions=True)
-
-
-async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Read nothing more."""
-    del reader
-    writer.transport.pause_reading()  # type: ignore[attr-defined]
 
 
 # --- slow callers ---
@@ -85,7 +50,7 @@ async def drip(piece: bytes, seconds: float) -> AsyncIterator[pb.UploadFileReque
 @pytest.mark.parametrize("piece", [b"x", b"", b"x" * 100], ids=["a byte", "nothing", "100 bytes"])
 async def test_an_upload_below_the_minimum_rate_ends(serve: Serve, piece: bytes) -> None:
     async with serve(bounds=QUICK) as service:
-        error = await refused(service, drip(piece, 0.03))
+        error = await refused(send(service, drip(piece, 0.03)))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "UPLOAD_MISMATCH")
     assert "slower than 10000 bytes/s" in error.message
 
@@ -102,7 +67,7 @@ async def test_each_window_counts_for_itself(serve: Serve) -> None:
                 yield message
 
     async with serve(bounds=QUICK) as service:
-        error = await refused(service, quick_then_slow())
+        error = await refused(send(service, quick_then_slow()))
     assert "slower than" in error.message
 
 
@@ -143,7 +108,7 @@ async def test_an_upload_is_aborted_if_the_provider_reads_too_slowly(
             await asyncio.sleep(0.1)  # it is the provider's pace
 
     async with raw_host(sips) as url, serve(bounds=bounds, kie_upload_url=url) as service:
-        error = await refused(service, [metadata(), *[chunk(bytes(MESSAGE))] * 8])
+        error = await refused(send(service, [metadata(), *[chunk(bytes(MESSAGE))] * 8]))
     assert error.reason == "PROVIDER_UNAVAILABLE"
 
 
@@ -207,7 +172,7 @@ async def test_an_early_answer_counts_however_the_provider_closes(
 
     fields = {} if size_bytes is None else {"size_bytes": size_bytes}
     async with raw_host(answers_early) as url, serve_sqlite(kie_upload_url=url) as service:
-        error = await refused(service, [metadata(**fields), *[chunk(bytes(MIB))] * 40])
+        error = await refused(send(service, [metadata(**fields), *[chunk(bytes(MIB))] * 40]))
     assert error.reason == reason
 
 
@@ -220,7 +185,7 @@ async def test_success_false_under_code_200_is_a_refusal_with_the_providers_mess
         return web.json_response({"success": False, "code": 200, "msg": words})
 
     host.handle = refuses
-    error = await refused(hosted, [metadata(), chunk(b"abc")])
+    error = await refused(send(hosted, [metadata(), chunk(b"abc")]))
     assert (error.reason, error.message) == ("PROVIDER_REJECTED", words)
     assert error.retry_seconds is None
     assert host.connections == 1
@@ -244,7 +209,7 @@ async def test_an_unusable_url_is_not_a_success(
     hosted: Service, host: UploadHost, url: object
 ) -> None:
     host.data["downloadUrl"] = url
-    error = await refused(hosted, [metadata(), chunk(b"abc")])
+    error = await refused(send(hosted, [metadata(), chunk(b"abc")]))
     assert error.reason == "PROVIDER_UNAVAILABLE"
     assert error.message == "the provider stored the file but returned no usable URL"
 
@@ -256,68 +221,3 @@ async def test_an_expiry_in_the_past_is_ignored(
     host.data["expiresAt"] = expires_at
     file = await upload(hosted)
     assert file.expire_time.seconds - file.upload_time.seconds == 86_400
-
-
-# --- memory ---
-
-
-def resident_mib(pid: int) -> float:
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found
-    return int(found[1]) / 1_024
-
-
-async def test_an_upload_to_a_provider_that_hangs_holds_one_message_and_little_more(
-    tmp_path: Path,
-) -> None:
-    uploads = 32
-    first, message = metadata().SerializeToString(), chunk(bytes(MESSAGE)).SerializeToString()
-    async with raw_host(hang) as url, service_process(tmp_path, url) as (pid, address):
-        channels = [
-            grpc.aio.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),))
-            for _ in range(uploads)
-        ]
-        sent = 0
-
-        async def without_end() -> AsyncIterator[bytes]:
-            nonlocal sent
-            yield first
-            while True:
-                yield message
-                sent += 1
-
-        before = resident_mib(pid)
-        methods: list[Any] = [c.stream_unary(f"{SERVICE}UploadFile") for c in channels]
-        calls = [method(without_end()) for method in methods]
-        await until(lambda: sent >= uploads, 30)
-        await asyncio.sleep(2)  # whatever is still read ahead
-        growth = (resident_mib(pid) - before) / uploads
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        for channel in channels:
-            await channel.close()
-    assert growth < 12, f"{growth:.1f} MiB for each upload"
-
-
-async def test_refused_uploads_keep_no_messages(tmp_path: Path, host: UploadHost) -> None:
-    first = metadata(size_bytes=3).SerializeToString()
-    message = chunk(bytes(MESSAGE)).SerializeToString()
-    async with (
-        service_process(tmp_path, host.url) as (pid, address),
-        grpc.aio.insecure_channel(address) as channel,
-    ):
-        method: Any = channel.stream_unary(f"{SERVICE}UploadFile")
-
-        async def refuse(times: int) -> None:
-            for _ in range(times):
-                call = method(iter([first, message]))
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await call
-                assert refusal(caught.value).reason == "UPLOAD_MISMATCH"
-
-        await asyncio.gather(*(refuse(2) for _ in range(4)))
-        before = resident_mib(pid)
-        await asyncio.gather(*(refuse(50) for _ in range(4)))
-        growth = resident_mib(pid) - before
-    assert growth < 150, f"{growth:.0f} MiB"

@@ -18,7 +18,6 @@ from grpc_health.v1 import health_pb2_grpc
 
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
-from providers.kie.simulator import Simulator
 from tests.support.harness import API_KEY, create_request, ended
 from tests.support.paths import ROOT
 from tests.support.waiting import START_SECONDS, eventually
@@ -48,11 +47,6 @@ class Process:
 
     def logged(self, event: str) -> dict[str, Any] | None:
         return next((line for line in self.log if line["event"] == event), None)
-
-    @property
-    def resident_kib(self) -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0])
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -96,10 +90,15 @@ class Served:
     """A process that serves, and a channel to it."""
 
     process: Process
+    address: str
     channel: grpc.aio.Channel
     stub: "GenerationServiceAsyncStub"
     health: Any
     admin_url: str
+
+    @property
+    def pid(self) -> int:
+        return self.process.process.pid
 
     async def create(self, prompt: str = "a cat", **options: Any) -> pb.GenerationTask:
         request = create_request({"imagen4": {"prompt": prompt}})
@@ -134,6 +133,7 @@ async def served(folder: Path, **variables: str) -> AsyncIterator[Served]:
         async with grpc.aio.insecure_channel(line["address"]) as channel:
             yield Served(
                 process,
+                line["address"],
                 channel,
                 GenerationServiceStub(channel),
                 health_pb2_grpc.HealthStub(channel),
@@ -152,9 +152,9 @@ def _serving(process: Process) -> dict[str, Any] | None:
 Launch = Callable[..., AbstractAsyncContextManager[Served]]
 
 
-def to(kie: Simulator) -> dict[str, str]:
-    """Return the settings of a process that uses a simulator of the test's."""
-    return {"KIE_API_KEY": API_KEY, "KIE_API_URL": kie.url, "KIE_UPLOAD_URL": kie.url}
+def to(url: str) -> dict[str, str]:
+    """Return the settings of a process whose provider is at a URL."""
+    return {"KIE_API_KEY": API_KEY, "KIE_API_URL": url, "KIE_UPLOAD_URL": url}
 
 
 async def read_to_end(stream: Any) -> None:
