@@ -54,7 +54,7 @@ def test_every_test_that_a_page_quotes_exists(path: Path) -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("path", PAGES, ids=named)
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "deploy/prometheus/alerts.yaml"], ids=named)
 def test_every_log_line_that_a_page_quotes_exists(path: Path) -> None:
     code = "".join(file.read_text() for file in (ROOT / "service").glob("*.py"))
     quoted = [line for lines in LOG_LINES.findall(path.read_text()) for line in lines if line]
