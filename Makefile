@@ -137,8 +137,9 @@ proto-check: install-dev
 		&& for each in generated client/kie_generation/generated; do \
 			diff -r --exclude=__pycache__ "$$each" "$$tmp/$$each" || exit; done
 
-settings-page: install-dev  ## Write the tables of docs/settings.md from the settings class
+settings-page: install-dev  ## Write the settings into docs/settings.md and the schema of the chart
 	@$(BIN)/python -m tests.support.settings_page
+	@$(BIN)/python -m tests.support.chart_schema
 
 image:  ## Build the container image
 	docker build --tag $(IMAGE) .

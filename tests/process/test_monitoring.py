@@ -17,6 +17,7 @@ from prometheus_client.samples import Sample
 
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
+from tests.support.harness import upload_messages
 from tests.support.paths import ROOT
 from tests.support.processes import Served, served, to
 from tests.support.promql import grouping_labels, selectors
@@ -75,11 +76,12 @@ class Exposed:
 
 @pytest.fixture(scope="module")
 async def exposed(tmp_path_factory: pytest.TempPathFactory) -> Exposed:
-    """Scrape a process after a task that succeeded, one that failed, and one forged callback."""
+    """Scrape a process after two tasks, refused calls and a forged callback."""
     settings = {
         "HTTP_ADDRESS": "127.0.0.1:0",
         "PUBLIC_URL": "http://127.0.0.1:1",
         "KIE_STATUS_PER_SECOND": "1",  # a poll waits for it
+        "UPLOAD_MAX_BYTES": "1",
     }
     async with (
         Simulator() as kie,
@@ -87,8 +89,12 @@ async def exposed(tmp_path_factory: pytest.TempPathFactory) -> Exposed:
     ):
         for prompt in ("a cat [sim:seconds=0.1]", "a cat [sim:seconds=0.1] [sim:fail]"):
             await service.end((await service.create(prompt)).id)
-        with pytest.raises(grpc.aio.AioRpcError):
-            await service.stub.QueryTask(pb.QueryTaskRequest())
+        for call in (
+            service.stub.QueryTask(pb.QueryTaskRequest()),
+            service.stub.UploadFile(iter(upload_messages(b"too large"))),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call
         await _forge_callback(service)
         _, text = await service.get("/metrics")
     families = text_string_to_metric_families(text)

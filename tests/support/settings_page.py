@@ -80,11 +80,12 @@ def _lines() -> Iterator[str]:
     for name, field in Settings.model_fields.items():
         if title := TABLES.get(name):
             yield f"\n## {title}\n\n| name | type | default | description |\n|---|---|---|---|\n"
-        columns = name.upper(), _type(field), _default(field.default), described[name]
+        columns = name.upper(), setting_type(field), _default(field.default), described[name]
         yield f"| {' | '.join(columns)} |\n"
 
 
-def _type(field: FieldInfo) -> str:
+def setting_type(field: FieldInfo) -> str:
+    """Return the type of a setting in words, with its bounds."""
     annotation, metadata = field.annotation, list(field.metadata)
     for part in get_args(annotation):
         if part is not NoneType and NoneType in get_args(annotation):
