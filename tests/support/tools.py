@@ -18,9 +18,13 @@ def tool(name: str) -> Path:
 
 def try_tool(name: str, *arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run a tool, or skip the test if it is not built."""
-    command = [tool(name), *arguments]
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        [str(tool(name)), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
