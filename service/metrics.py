@@ -27,7 +27,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from generated.generation.v1 import generation_pb2
 from service.caller_metrics import CallerMetrics
 from service.errors import REFUSALS
-from storage.task import Stage, Status
+from storage.task import Lane, Stage, Status
 
 GENERATION_SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
 SERIES_MAX = 200  # for each metric; more are counted as "other"
@@ -51,6 +51,10 @@ TASK_FAILURES = (
 )
 
 INCONCLUSIVE_CAUSES = ("unavailable", "unreadable", "unknown_state")
+CALLBACK_VERDICTS = (
+    *("received", "wrong signature", "forged", "unknown", "no callback"),
+    "the database is unavailable",
+)
 
 M = TypeVar("M", bound=MetricWrapperBase)
 Buckets = tuple[float, ...]
@@ -231,20 +235,24 @@ class Metrics:
         self._tasks = _Tasks(make)
         self._dependencies = _Dependencies(make)
         self._by_caller = CallerMetrics(self.registry, caller_names) if caller_names else None
+        self._start_at_zero(models)
+
+    def _start_at_zero(self, models: Iterable[str]) -> None:
+        """Create series at 0: `increase()` does not see one that first appears as 1."""
         for method in GENERATION_SERVICE.methods:
             self.calls(method.name)
+        for verdict in CALLBACK_VERDICTS:
+            self._dependencies.callbacks[(verdict,)].inc(0)
+        for lane in Lane:
+            _ = self._tasks.limiter_wait[(lane,)]
         for model in models:
-            self._start_at_zero(model)
-
-    def _start_at_zero(self, model: str) -> None:
-        """Create a model's series at 0: `increase()` does not see one that first appears as 1."""
-        for stage in Stage:
-            self._tasks.moves[model, stage].inc(0)
-        self._tasks.ends[model, Status.SUCCESS, ""].inc(0)
-        for cause in INCONCLUSIVE_CAUSES:
-            self._tasks.inconclusive[model, cause].inc(0)
-        for reason in TASK_FAILURES:
-            self._tasks.ends[model, Status.FAILED, reason].inc(0)
+            for stage in Stage:
+                self._tasks.moves[model, stage].inc(0)
+            self._tasks.ends[model, Status.SUCCESS, ""].inc(0)
+            for cause in INCONCLUSIVE_CAUSES:
+                self._tasks.inconclusive[model, cause].inc(0)
+            for reason in TASK_FAILURES:
+                self._tasks.ends[model, Status.FAILED, reason].inc(0)
 
     # --- callers ---
 

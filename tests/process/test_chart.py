@@ -291,7 +291,7 @@ async def test_the_probes_and_the_end_of_a_pod_fit_the_process(
         name: re.sub(r":(\d+)$", ":0", re.sub("/(config|data)/", rf"{tmp_path}/\1/", value))
         for name, value in rendered.plain_env.items()
     }
-    async with served(tmp_path, **environment, **to(kie)) as service:
+    async with served(tmp_path, **environment, **to(kie.url)) as service:
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert (await service.get(rendered.container[probe]["httpGet"]["path"]))[0] == 200
         await service.stop()

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import grpc
 import pytest
 import yaml
@@ -19,7 +18,7 @@ from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from tests.support.harness import upload_messages
 from tests.support.paths import ROOT
-from tests.support.processes import Served, served, to
+from tests.support.processes import served, to
 from tests.support.promql import grouping_labels, selectors
 from tests.support.tools import run_tool
 
@@ -76,17 +75,9 @@ class Exposed:
 
 @pytest.fixture(scope="module")
 async def exposed(tmp_path_factory: pytest.TempPathFactory) -> Exposed:
-    """Scrape a process after two tasks, refused calls and a forged callback."""
-    settings = {
-        "HTTP_ADDRESS": "127.0.0.1:0",
-        "PUBLIC_URL": "http://127.0.0.1:1",
-        "KIE_STATUS_PER_SECOND": "1",  # a poll waits for it
-        "UPLOAD_MAX_BYTES": "1",
-    }
-    async with (
-        Simulator() as kie,
-        served(tmp_path_factory.mktemp("monitored"), **settings, **to(kie)) as service,
-    ):
+    """Scrape a process after two tasks and two refused calls."""
+    folder = tmp_path_factory.mktemp("monitored")
+    async with Simulator() as kie, served(folder, UPLOAD_MAX_BYTES="1", **to(kie.url)) as service:
         for prompt in ("a cat [sim:seconds=0.1]", "a cat [sim:seconds=0.1] [sim:fail]"):
             await service.end((await service.create(prompt)).id)
         for call in (
@@ -95,17 +86,9 @@ async def exposed(tmp_path_factory: pytest.TempPathFactory) -> Exposed:
         ):
             with pytest.raises(grpc.aio.AioRpcError):
                 await call
-        await _forge_callback(service)
         _, text = await service.get("/metrics")
     families = text_string_to_metric_families(text)
     return Exposed([sample for family in families for sample in family.samples])
-
-
-async def _forge_callback(service: Served) -> None:
-    address = (service.process.logged("serving") or {})["http_address"]
-    url = f"http://{address}/callbacks/kie/task/forged"
-    async with aiohttp.ClientSession() as session, session.post(url, json={}) as response:
-        assert response.status == 401
 
 
 # --- the dashboard and the alerts ask for what exists ---

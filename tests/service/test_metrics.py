@@ -452,6 +452,15 @@ def test_series_of_possible_ends_start_at_0() -> None:
     assert page.value("generation_task_moves_total", model="veo3", stage="ACCEPTED") == 0
 
 
+def test_series_of_verdicts_and_lanes_start_at_0() -> None:
+    page = page_of(Metrics([]))
+    [verdicts] = re.findall(r"^\| verdict \| (.+) \|$", DOCUMENT, re.MULTILINE)
+    for verdict in re.findall(r"`([^`]+)`", verdicts):
+        assert page.value("generation_callbacks_total", verdict=verdict) == 0, verdict
+    for lane in ("submit", "poll", "late"):
+        assert page.value("generation_limiter_wait_seconds_count", lane=lane) == 0
+
+
 def test_values_beyond_the_bound_are_counted_as_other() -> None:
     metrics = Metrics([])
     for n in range(10_000):
