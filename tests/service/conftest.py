@@ -1,7 +1,7 @@
 """The service in this process, on each database."""
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from providers.kie.simulator import Simulator
+from tests.support.callers import Caller, Files, Serving, bounds
 from tests.support.harness import Serve, Service, serving
 from tests.support.uploading import STREAM, UploadHost
 
@@ -49,3 +50,38 @@ async def hosted(serve: Serve, host: UploadHost) -> AsyncIterator[Service]:
     """The service in front of that upload host."""
     async with serve(kie_upload_url=host.url) as service:
         yield service
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """Tokens of alice and bob, and no limits."""
+    files = Files(tmp_path / "tokens", tmp_path / "limits.toml")
+    files.name("alice", "bob")
+    files.limit("")
+    return files
+
+
+@pytest.fixture
+def serve_both(
+    tmp_path: Path,
+    kie: Simulator,
+    database_url: str,
+    files: Files,
+) -> Serving:
+    """Serve alice and bob with the limits that are given.
+
+    A task is sent only because something wakes the poller, however loaded the machine is.
+    """
+
+    @asynccontextmanager
+    async def serve(limits: str = "", **settings: Any) -> AsyncIterator[tuple[Caller, Caller]]:
+        files.limit(limits)
+        given: dict[str, Any] = {
+            "auth_tokens_file": files.tokens,
+            "caller_limits_file": files.limits,
+        }
+        given |= {"create_wait_seconds": 0, "database_url": database_url, "bounds": bounds()}
+        async with serving(tmp_path, kie, **given | settings) as service:
+            yield Caller("alice", service), Caller("bob", service)
+
+    return serve

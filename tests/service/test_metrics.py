@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,6 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
 from generated.generation.v1 import generation_pb2 as pb
@@ -27,65 +26,17 @@ from service.metrics import GENERATION_SERVICE, SERIES_MAX, Metrics, Queue
 from storage.engine import DatabaseTimeouts
 from storage.errors import StorageUnavailableError
 from tests.support.harness import API_KEY, SERVICE, Serve, Service, serving, upload_messages
+from tests.support.metrics_page import ADMIN, Page, page_when, scrape
 from tests.support.paths import ROOT
 from tests.support.prompts import STUCK
 from tests.support.waiting import eventually
 
 DOCUMENT = (ROOT / "docs/metrics.md").read_text()
-ADMIN: dict[str, Any] = {"admin_address": "127.0.0.1:0"}
 JOBS = "/api/v1/jobs/"
-WAIT_SECONDS = 10
-
-
-class Page:
-    """A page of metrics, read as a scraper reads it."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.families = list(text_string_to_metric_families(text))
-
-    def value(self, name: str, **labels: str) -> float | None:
-        """Return the value of the one series with these labels; None if there is none."""
-        found = [
-            sample.value
-            for family in self.families
-            for sample in family.samples
-            if (sample.name, sample.labels) == (name, labels)
-        ]
-        assert len(found) <= 1
-        return found[0] if found else None
-
-    def series(self, name: str) -> list[dict[str, str]]:
-        """Return the labels of all series of a name."""
-        return [s.labels for family in self.families for s in family.samples if s.name == name]
-
-    def calls(self, method: str, code: str) -> float | None:
-        return self.value("generation_call_seconds_count", method=method, code=code)
-
-    def provider_calls(self, endpoint: str, code: str) -> float | None:
-        name = "generation_provider_call_seconds_count"
-        return self.value(name, endpoint=endpoint, code=code)
 
 
 def page_of(metrics: Metrics) -> Page:
     return Page(generate_latest(metrics.registry).decode())
-
-
-async def scrape(service: Service) -> Page:
-    async with (
-        aiohttp.ClientSession() as session,
-        session.get(f"http://{service.admin_address}/metrics") as response,
-    ):
-        assert response.status == 200
-        return Page(await response.text())
-
-
-async def until(service: Service, condition: Callable[[Page], Any]) -> Page:
-    """Scrape until a condition holds."""
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not condition(page := await scrape(service)):
-            pass
-    return page
 
 
 async def refused(call: Awaitable[Any]) -> grpc.StatusCode:
@@ -166,7 +117,7 @@ async def test_a_watch_is_counted_once_by_its_end(measured: Service) -> None:
     assert page.calls("WatchTask", "CANCELLED") is None
 
     watch.cancel()
-    page = await until(measured, lambda page: page.calls("WatchTask", "CANCELLED"))
+    page = await page_when(measured, lambda page: page.calls("WatchTask", "CANCELLED"))
     assert page.calls("WatchTask", "CANCELLED") == 1
     assert page.calls("WatchTask", "OK") == 1
 
@@ -335,7 +286,7 @@ async def test_a_task_that_nobody_may_send_is_overdue(serve: Serve) -> None:
     async with serve(**ADMIN, create_wait_seconds=0, kie_running_max=1) as service:
         await service.create(STUCK)
         await service.create(STUCK)
-        await until(
+        await page_when(
             service,
             lambda page: (page.value("generation_queue_overdue_seconds", lane="submit") or 0) > 0.1,
         )
@@ -381,7 +332,7 @@ async def test_the_lag_of_the_event_loop_is_measured_until_the_end(serve: Serve)
         return [t for t in asyncio.all_tasks() if "measure_loop_lag" in repr(t.get_coro())]
 
     async with serve(**ADMIN) as service:
-        await until(service, lambda page: page.value("generation_event_loop_lag_seconds_count"))
+        await page_when(service, lambda page: page.value("generation_event_loop_lag_seconds_count"))
         assert len(measuring()) == 1
     assert measuring() == []
 

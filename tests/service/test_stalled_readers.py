@@ -10,8 +10,8 @@ from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from service.watch import Watcher
 from storage.task import Task
-from tests.service.test_metrics import ADMIN, Page, until
 from tests.support.harness import Serve
+from tests.support.metrics_page import ADMIN, Page, page_when
 from tests.support.refusals import refusal
 
 STREAMS = 50
@@ -62,7 +62,7 @@ async def test_a_client_that_stalls_and_disconnects_is_a_cancelled_call(
         created = await service.create(LONG_STUCK)
         async with grpc.aio.insecure_channel(service.address) as channel:
             await stalled(GenerationServiceStub(channel), created.id, beats)
-        page = await until(service, none_open)
+        page = await page_when(service, none_open)
         assert page.calls("WatchTask", "CANCELLED") == STREAMS
         assert page.calls("WatchTask", "INTERNAL") == 0
 
@@ -74,7 +74,7 @@ async def test_the_stream_of_a_stalled_client_expires_and_frees_its_place(
     async with serve(**ADMIN, **settings, watch_max_streams=STREAMS) as service:
         created = await service.create(LONG_STUCK)
         calls = await stalled(service.stub, created.id, beats)
-        await until(service, none_open)
+        await page_when(service, none_open)
         await service.stub.WatchTask(pb.WatchTaskRequest(task_id=created.id)).read()
 
         with pytest.raises(grpc.aio.AioRpcError) as caught:
