@@ -85,3 +85,9 @@ def serve_both(
             yield Caller("alice", service), Caller("bob", service)
 
     return serve
+
+
+@pytest.fixture
+def port(unused_tcp_port: int) -> int:
+    """A free port for the callback server."""
+    return unused_tcp_port

@@ -1,20 +1,10 @@
 """Callbacks: a hint to poll at once, an orphan's way home, and nothing else."""
 
 import asyncio
-import gzip
-import hmac
-import io
-import json
-import re
 import statistics
 import time
-from base64 import b64encode, urlsafe_b64encode
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -22,24 +12,19 @@ from pydantic import SecretStr
 
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
-from service.bounds import Bounds
 from service.callbacks import CallbackUrls
-from service.http import HttpLimits
 from service.schedule import Overdue
-from storage.opening import open_store
-from storage.postgresql.connection import is_postgres
-from storage.store import Store
-from tests.support.databases import change, rows
-from tests.support.harness import (
-    API_KEY,
-    INSTANT,
-    Serve,
-    Service,
-    ended,
-    has_artifacts,
-    poller_bounds,
-    serving,
+from tests.support.calling_back import (
+    OFTEN,
+    a_while,
+    callback_url,
+    polls_of,
+    post,
+    verdicts,
+    with_callbacks,
 )
+from tests.support.databases import change, rows
+from tests.support.harness import Serve, Service, ended, has_artifacts, poller_bounds, serving
 from tests.support.prompts import STUCK
 from tests.support.waiting import eventually
 
@@ -49,43 +34,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "veo3": {"prompt": "a cat"},
     "sora2": {"prompt": "a cat"},
 }
-SLOW_POLLS: dict[str, Any] = {"poll_interval_seconds": 5}
-
-
-@pytest.fixture
-def port(unused_tcp_port: int) -> int:
-    """A free port for the callback server."""
-    return unused_tcp_port
-
-
-def with_callbacks(port: int, **settings: Any) -> dict[str, Any]:
-    return {
-        "http_address": f"127.0.0.1:{port}",
-        "public_url": f"http://127.0.0.1:{port}",
-        **SLOW_POLLS,
-        **settings,
-    }
-
-
-async def post(url: str, body: Any = None, **headers: str) -> int:
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(url, json=body if body is not None else {}, headers=headers) as response,
-    ):
-        return response.status
-
-
-async def post_raw(url: str, body: bytes, **headers: str) -> int:
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(url, data=io.BytesIO(body), headers=headers) as response,
-    ):
-        return response.status
-
-
-def callback_url(kie: Simulator) -> str:
-    url: str = kie.tasks[-1]["callBackUrl"]
-    return url
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -222,280 +170,6 @@ async def test_a_callback_for_a_missing_task_is_404(serve: Serve, port: int) -> 
         assert service.kie.tasks == []
 
 
-async def test_a_forged_callback_is_refused(serve: Serve, port: int) -> None:
-    async with serve(**with_callbacks(port)) as service:
-        first = await service.create(STUCK)
-        second = await service.create(STUCK)
-        base, seal = callback_url(service.kie).rsplit("/", 1)
-        assert base.endswith(second.id)
-        forged = base.removesuffix(second.id) + first.id
-        for url in (f"{forged}/{seal}", f"{base}/{'0' * 64}", f"{base}/%00%ff", f"{base}/x"):
-            assert await post(url, {"data": {"taskId": "x"}}) == 401
-
-
-async def seals(serve: Serve, port: int, urls: dict[str, str], **settings: Any) -> dict[str, int]:
-    """Return how each of these callbacks for no task is answered: 404 for a right seal."""
-    async with serve(**with_callbacks(port, **settings)):
-        return {name: await post(url) for name, url in urls.items()}
-
-
-async def made_url(serve: Serve, port: int, **settings: Any) -> str:
-    """Return the callback URL of a task that a service with these settings creates."""
-    async with serve(**with_callbacks(port, **settings)) as service:
-        await service.create(STUCK)
-        return callback_url(service.kie)
-
-
-async def test_the_first_of_several_secrets_makes_urls_and_all_of_them_verify(
-    serve: Serve, port: int
-) -> None:
-    base = f"http://127.0.0.1:{port}"
-    secrets = SecretStr("new,old")
-    url = await made_url(serve, port, callback_secret=secrets)
-    assert url == CallbackUrls(base, b"new").url(url.split("/")[-2])
-    known = {name: CallbackUrls(base, name.encode()).url("nobody") for name in ("new", "old", "x")}
-    answers = await seals(serve, port, known, callback_secret=secrets)
-    assert answers == {"new": 404, "old": 404, "x": 401}
-
-
-async def test_callbacks_in_progress_survive_a_new_key(serve: Serve, port: int) -> None:
-    url = await made_url(serve, port)
-    async with serve(**with_callbacks(port, kie_api_key=SecretStr("another-key"))):
-        assert await post(url) == 200
-
-
-async def test_an_older_replica_and_this_version_verify_each_others_urls(
-    serve: Serve, port: int
-) -> None:
-    """Versions before this one derive the secret from the key."""
-    derived = hmac.digest(API_KEY.encode(), b"generation.v1 callback URLs", "sha256")
-    older = CallbackUrls(f"http://127.0.0.1:{port}", derived)
-    url = await made_url(serve, port)
-    assert older.is_ours(*url.split("/")[-2:])
-    assert await seals(serve, port, {"older": older.url("nobody")}) == {"older": 404}
-
-
-async def test_the_secret_of_a_database_is_not_derived_from_a_later_key_and_both_verify(
-    serve: Serve, port: int
-) -> None:
-    url = await made_url(serve, port)
-    task_id = url.split("/")[-2]
-    derived = hmac.digest(b"another-key", b"generation.v1 callback URLs", "sha256")
-    base = f"http://127.0.0.1:{port}"
-    async with serve(**with_callbacks(port, kie_api_key=SecretStr("another-key"))) as service:
-        assert await post(CallbackUrls(base, derived).url(task_id)) == 200
-        assert await post(CallbackUrls(base, b"x").url(task_id)) == 401
-        [(kept,)] = rows(service.database_url, "SELECT value FROM secrets")
-    assert CallbackUrls(base, bytes(kept)).url(task_id) == url
-
-
-async def test_processes_that_start_at_once_keep_one_secret(database_url: str) -> None:
-    opened = [open_store(database_url) for _ in range(4 if is_postgres(database_url) else 1)]
-    proposals = [bytes([number]) * 32 for number in range(16)]
-    kept = await asyncio.gather(
-        *(opened[i % len(opened)].callback_secrets(p) for i, p in enumerate(proposals))
-    )
-    assert kept == [kept[0]] * 16
-    assert kept[0][0] in proposals
-    assert await opened[0].callback_secrets(b"later") == kept[0]
-    for store in opened:
-        await store.close()
-
-
-GZIPPED = gzip.compress(b'{"data": {"taskId": "x"}}')
-ODD_BODIES: dict[str, tuple[bytes, dict[str, str]]] = {
-    "nothing": (b"", {}),
-    "garbage": (b"\x00\xff\xfe garbage", {}),
-    "a list": (b"[]", {}),
-    "a text": (b'"x"', {}),
-    "data as a list": (b'{"data": []}', {}),
-    "an id that is a number": (b'{"data": {"taskId": 5}}', {}),
-    "an id that is null": (b'{"taskId": null}', {}),
-    "deep nesting": (b"[" * 60_000, {}),
-    "a number of 5,000 digits": (b'{"data": {"costTime": ' + b"9" * 5_000 + b"}}", {}),
-    "1.1 MiB": (b'{"data": "' + b"x" * 1_153_434 + b'"}', {}),
-    "a cut character": ('{"data": {"msg": "größ'.encode()[:-1], {}),
-    "a byte order mark": (b'\xef\xbb\xbf{"data": {"taskId": "x"}}', {}),
-    "UTF-16": ('{"data": {"taskId": "x"}}'.encode("utf-16"), {}),
-    "false gzip": (b"no gzip", {"Content-Encoding": "gzip"}),
-    "gzip": (GZIPPED, {"Content-Encoding": "gzip"}),
-    "gzip that is cut": (GZIPPED[:-12], {"Content-Encoding": "gzip"}),
-    "a gzip bomb": (gzip.compress(bytes(50_000_000)), {"Content-Encoding": "gzip"}),
-    "an unknown encoding": (b"{}", {"Content-Encoding": "zstd"}),
-    "an unknown charset": (b"{}", {"Content-Type": "application/json; charset=none"}),
-    "form data": (b"--x--", {"Content-Type": "multipart/form-data"}),
-}
-
-
-@pytest.mark.parametrize(("body", "headers"), ODD_BODIES.values(), ids=ODD_BODIES.keys())
-async def test_a_valid_seal_is_enough_to_poll_whatever_the_body(
-    tmp_path: Path, kie: Simulator, port: int, body: bytes, headers: dict[str, str]
-) -> None:
-    async with serving(tmp_path, kie, **with_callbacks(port)) as service:
-        created = await service.create(STUCK)
-        assert await post_raw(f"{callback_url(kie)}/", body, **headers) == 200
-        await eventually(lambda: polls_of(kie, created.provider_task_id) == 1)
-        assert not ended(await service.query(created.id))
-
-
-async def test_a_body_that_never_ends_is_abandoned_and_the_task_is_polled(
-    tmp_path: Path, kie: Simulator, port: int
-) -> None:
-    bounds = Bounds(http=HttpLimits(request_seconds=0.3))
-    async with serving(tmp_path, kie, bounds=bounds, **with_callbacks(port)) as service:
-        created = await service.create(STUCK)
-        path = urlsplit(callback_url(kie)).path
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
-        )
-        writer.write(head.encode())
-        async with asyncio.timeout(5):
-            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-            await reader.read()
-        writer.close()
-        await eventually(lambda: polls_of(kie, created.provider_task_id) == 1)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b'{"data": {"taskId": "%s", "cost": 999}}',
-        b'\xef\xbb\xbf{"task_id": "%s"}',
-        b'{"taskId": "%s", "data": {"costTime": ' + b"9" * 5_000 + b"}}",
-        b'{"data": {"taskId" : "%s", "resultJson": "gr\xc3',
-        b'{"code": 200, "data": {"msg": "\xff\xff", "taskId": "%s"}}',
-        b'{"code": 200, "data": {"taskId": "%s", "more": "' + b"x" * 100_000,
-    ],
-)
-async def test_an_id_is_found_in_a_body_that_is_odd_or_cut(
-    tmp_path: Path, kie: Simulator, port: int, body: bytes
-) -> None:
-    settings = with_callbacks(port, create_wait_seconds=0)
-    async with serving(tmp_path, kie, **settings) as service:
-        kie.add_fault("create:accept_then_reset")
-        kie.add_fault("callback:drop")
-        created = await service.create()
-        await eventually(lambda: service.kie.tasks)
-        url, bought = callback_url(kie), kie.tasks[0]["id"]
-        async with asyncio.timeout(10):
-            while not ended(await service.query(created.id)):
-                assert await post_raw(url, body.replace(b"%s", bought.encode())) == 200
-        assert (await service.query(created.id)).provider_task_id == bought
-
-
-KEY = "webhook-key-of-the-tests"
-
-
-def digest_of(task_id: str, stamp: str, key: str = KEY) -> bytes:
-    return hmac.digest(key.encode(), f"{task_id}.{stamp}".encode(), "sha256")
-
-
-SIGNATURES: dict[str, tuple[Callable[[bytes], str], float]] = {
-    "base64": (lambda d: b64encode(d).decode(), 1),
-    "base64 without padding": (lambda d: b64encode(d).decode().rstrip("="), 1),
-    "url-safe base64": (lambda d: urlsafe_b64encode(d).decode(), 1),
-    "url-safe base64 without padding": (lambda d: urlsafe_b64encode(d).decode().rstrip("="), 1),
-    "hex": (bytes.hex, 1),
-    "upper-case hex": (lambda d: d.hex().upper(), 1),
-    "milliseconds": (lambda d: b64encode(d).decode(), 1_000),
-}
-
-
-class Metered:
-    """The callbacks that a service has counted."""
-
-    def __init__(self, service: Service) -> None:
-        self._url = f"http://{service.admin_address}/metrics"
-
-    async def verdicts(self) -> dict[str, int]:
-        async with aiohttp.ClientSession() as session, session.get(self._url) as response:
-            lines = re.findall(
-                r'generation_callbacks_total{verdict="(.*)"} (\d+)', await response.text()
-            )
-        return {verdict: int(count) for verdict, count in lines}
-
-
-@asynccontextmanager
-async def signed_callbacks(folder: Path, port: int) -> AsyncIterator[tuple[Service, Metered]]:
-    """The service with a webhook key, a task that never ends, and its callbacks' verdicts."""
-    async with Simulator(replace(INSTANT, webhook_key=KEY)) as kie:
-        settings = with_callbacks(port, kie_webhook_key=SecretStr(KEY), admin_address="127.0.0.1:0")
-        async with serving(folder, kie, **settings) as service:
-            yield service, Metered(service)
-
-
-@pytest.mark.parametrize(("encode", "unit"), SIGNATURES.values(), ids=SIGNATURES.keys())
-async def test_kies_signature_is_read_in_every_form(
-    tmp_path: Path, port: int, encode: Callable[[bytes], str], unit: float
-) -> None:
-    async with signed_callbacks(tmp_path, port) as (service, metered):
-        created = await service.create(STUCK)
-        stamp = str(int(time.time() * unit))
-        body = b"\xef\xbb\xbf" + json.dumps({"taskId": created.provider_task_id}).encode()
-        status = await post_raw(
-            callback_url(service.kie),
-            body,
-            **{
-                "X-Webhook-Timestamp": stamp,
-                "X-Webhook-Signature": encode(digest_of(created.provider_task_id, stamp)),
-            },
-        )
-        assert status == 200
-        assert await metered.verdicts() == {"received": 1}
-
-
-async def test_a_wrong_signature_with_a_valid_seal_is_counted_and_the_task_is_polled(
-    tmp_path: Path, port: int
-) -> None:
-    async with signed_callbacks(tmp_path, port) as (service, metered):
-        created = await service.create(STUCK)
-        url, body = callback_url(service.kie), {"data": {"taskId": created.provider_task_id}}
-
-        async def signed(task_id: str, when: float, by: str) -> int:
-            stamp = str(int(when))
-            digest = b64encode(digest_of(task_id, stamp, by)).decode()
-            headers = {"X-Webhook-Timestamp": stamp, "X-Webhook-Signature": digest}
-            return await post(url, body, **headers)
-
-        now = time.time()
-        assert await signed(created.provider_task_id, now, KEY) == 200
-        assert await signed(created.provider_task_id, now - 3_600, KEY) == 200
-        assert await signed(created.provider_task_id, now, "another key") == 200
-        assert await signed("another task", now, KEY) == 200
-        assert await post(url, body) == 200
-        assert await post(url, body, **{"X-Webhook-Timestamp": "²"}) == 200
-        assert await metered.verdicts() == {"received": 1, "wrong signature": 5}
-        await eventually(lambda: polls_of(service.kie, created.provider_task_id) >= 1)
-
-
-async def test_an_unsigned_id_is_not_looked_up(tmp_path: Path, port: int) -> None:
-    async with signed_callbacks(tmp_path, port) as (service, _):
-        service.kie.add_fault("create:accept_then_reset")
-        creating = asyncio.create_task(service.create(STUCK))
-        await eventually(lambda: service.kie.tasks)
-        url, bought = callback_url(service.kie), service.kie.tasks[0]["id"]
-        assert await post(url, {"data": {"taskId": bought}}) == 200
-        await a_while(service)
-        assert polls_of(service.kie, bought) == 0
-        creating.cancel()
-
-
-async def test_signatures_are_checked_with_the_stores_clock(
-    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On PostgreSQL all replicas and the callbacks' window share the database's clock."""
-    ahead = 7_200.0
-    monkeypatch.setattr(Store, "now", lambda _: time.time() + ahead)
-    async with signed_callbacks(tmp_path, port) as (service, metered):
-        created = await service.create(STUCK)
-        stamp = str(int(time.time() + ahead))
-        signature = b64encode(digest_of(created.provider_task_id, stamp)).decode()
-        headers = {"X-Webhook-Timestamp": stamp, "X-Webhook-Signature": signature}
-        await post(callback_url(service.kie), {"taskId": created.provider_task_id}, **headers)
-        assert await metered.verdicts() == {"received": 1}
-
-
 # --- many callbacks ---
 
 
@@ -579,8 +253,8 @@ async def test_a_scanner_of_the_callback_port_is_counted_and_not_logged(
             assert await post(f"{base}{path}") == 404
         for _ in range(20):
             assert await post(f"{base}/callbacks/kie/%1b[2J%0aINFO/%c2%85") == 401
-        verdicts = await Metered(service).verdicts()
-    assert verdicts == {"no callback": 5, "forged": 20}
+        counted = await verdicts(service)
+    assert counted == {"no callback": 5, "forged": 20}
     assert "\x1b" not in caplog.text
     assert "[2J" not in caplog.text
 
@@ -602,9 +276,6 @@ async def test_callback_urls_are_kept_out_of_results_messages_and_the_database(
 async def test_without_a_public_url_no_callback_is_asked_for(service: Service) -> None:
     await service.create()
     assert service.kie.tasks[-1]["callBackUrl"] is None
-
-
-OFTEN: dict[str, Any] = {"poll_interval_seconds": 0.02}
 
 
 async def test_a_task_that_nobody_watches_costs_at_most_two_status_requests(
@@ -674,15 +345,3 @@ async def test_a_record_that_lags_behind_its_callback_is_polled_again(
         created = await service.create()
         await service.until(created.id, ended)
         assert polls_of(service.kie, created.provider_task_id) == 4
-
-
-async def a_while(service: Service) -> None:
-    """Let another task of 0.5 s come and go: many intervals."""
-    another = await service.create({"imagen4": {"prompt": "x [sim:seconds=0.5]"}})
-    await service.until(another.id, ended)
-
-
-def polls_of(kie: Simulator, task_id: str) -> int:
-    [task] = [task for task in kie.tasks if task["id"] == task_id]
-    count: int = task["polls"]["count"]
-    return count

@@ -8,11 +8,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
 from generated.generation.v1 import generation_pb2 as pb
+from tests.support.calling_back import OFTEN, post, with_callbacks
 from tests.support.harness import has_artifacts, serving
 from tests.support.kie_socket import Raw, Request, SocketKie, envelope, http
 from tests.support.waiting import eventually
@@ -163,19 +163,6 @@ async def test_no_task_ends_during_an_outage(tmp_path: Path) -> None:
 # --- signs of a purchase ---
 
 
-def with_callbacks(port: int) -> dict[str, Any]:
-    return {
-        "http_address": f"127.0.0.1:{port}",
-        "public_url": f"http://127.0.0.1:{port}",
-        "create_wait_seconds": 0,
-    }
-
-
-async def call_back(url: str, body: Any) -> None:
-    async with aiohttp.ClientSession() as session, session.post(url, json=body) as answer:
-        assert answer.status == 200
-
-
 class Bought:
     """Every create was bought, whatever the answer; the record repeats no request."""
 
@@ -207,9 +194,14 @@ async def test_a_callback_after_a_refusal_adds_the_result_to_the_failed_task(
 ) -> None:
     bought = Bought(REFUSALS[number])
     kie: Any = SocketKie(bought)
-    async with kie, serving(tmp_path, kie, **with_callbacks(unused_tcp_port)) as service:
+    async with (
+        kie,
+        serving(
+            tmp_path, kie, **with_callbacks(unused_tcp_port, create_wait_seconds=0, **OFTEN)
+        ) as service,
+    ):
         failed = await service.end((await service.create()).id)
-        await call_back(bought.urls[0], {"data": {"taskId": "k-1"}})
+        assert await post(bought.urls[0], {"data": {"taskId": "k-1"}}) == 200
         late = await service.until(failed.id, has_artifacts)
     assert (late.status, late.failure) == (pb.TASK_STATUS_FAILED, failed.failure)
     assert kie.count("create") == 1
@@ -227,16 +219,21 @@ async def test_a_callback_keeps_its_task_from_being_sent_a_second_time(
         async def _answered(self, request: Request) -> Raw:
             raw = self.answer(request)
             if request.endpoint == "create" and before_the_answer:
-                await call_back(bought.urls[0], {"data": {"taskId": "k-1"}})
+                assert await post(bought.urls[0], {"data": {"taskId": "k-1"}}) == 200
                 called.set()
             return raw
 
     kie: Any = SlowKie(bought)
-    async with kie, serving(tmp_path, kie, **with_callbacks(unused_tcp_port)) as service:
+    async with (
+        kie,
+        serving(
+            tmp_path, kie, **with_callbacks(unused_tcp_port, create_wait_seconds=0, **OFTEN)
+        ) as service,
+    ):
         task = await service.create()
         if not before_the_answer:
             await service.until_put_back(task.id)
-            await call_back(bought.urls[0], {"data": {"taskId": "k-1"}})
+            assert await post(bought.urls[0], {"data": {"taskId": "k-1"}}) == 200
         end = await service.end(task.id)
     assert end.status == pb.TASK_STATUS_SUCCESS
     assert [artifact.url for artifact in end.artifacts] == [URL]
@@ -253,14 +250,19 @@ async def test_a_record_that_changes_from_fail_to_success_adds_its_artifacts(
             bought(request) if request.endpoint == "create" else next(answers, bought(request))
         )
     )
-    async with kie, serving(tmp_path, kie, **with_callbacks(unused_tcp_port)) as service:
+    async with (
+        kie,
+        serving(
+            tmp_path, kie, **with_callbacks(unused_tcp_port, create_wait_seconds=0, **OFTEN)
+        ) as service,
+    ):
         created = await service.create()
         await eventually(lambda: bool(bought.urls))
-        await call_back(bought.urls[0], {"data": {"taskId": "k-1"}})
+        assert await post(bought.urls[0], {"data": {"taskId": "k-1"}}) == 200
         failed = await service.end(created.id)
         assert failed.failure.reason == pb.ERROR_REASON_GENERATION_FAILED
         await asyncio.sleep(1.1)  # callbacks of one second may share a poll
-        await call_back(bought.urls[0], {"data": {"taskId": "k-1"}})
+        assert await post(bought.urls[0], {"data": {"taskId": "k-1"}}) == 200
         late = await service.until(failed.id, has_artifacts)
     assert late.failure == failed.failure
 
@@ -278,11 +280,11 @@ async def test_the_hosts_in_a_callback_are_logged_if_its_task_ends_without_a_res
     )
     body = {"data": {"taskId": "k-1", "resultUrls": ["https://files.example/a.png?key=1"]}}
     with capture_logs() as logs:
-        settings = with_callbacks(unused_tcp_port) | {"poll_interval_seconds": 5}
+        settings = with_callbacks(unused_tcp_port, create_wait_seconds=0)
         async with kie, serving(tmp_path, kie, **settings) as service:
             created = await service.create()
             await eventually(lambda: bool(bought.urls))
-            await call_back(bought.urls[0], body)
+            assert await post(bought.urls[0], body) == 200
             await service.end(created.id)
     named = [log["hosts"] for log in logs if "named results" in log["event"]]
     assert named == [["files.example"]]

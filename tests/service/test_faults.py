@@ -6,7 +6,6 @@ docs/guarantees.md has the same table.
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import grpc
 import pytest
@@ -16,6 +15,7 @@ from providers.kie.http import Timeouts
 from providers.kie.simulator.faults import KINDS
 from service.holds import HoldTimes
 from service.limits import LimitBounds
+from tests.support.calling_back import OFTEN, with_callbacks
 from tests.support.harness import Serve, poller_bounds, upload_messages
 from tests.support.refusals import refusal
 from tests.support.waiting import eventually
@@ -111,10 +111,6 @@ def how_it_ended(task: pb.GenerationTask) -> str:
     return pb.ErrorReason.Name(task.failure.reason).removeprefix("ERROR_REASON_")
 
 
-def with_callbacks(port: int) -> dict[str, Any]:
-    return {"http_address": f"127.0.0.1:{port}", "public_url": f"http://127.0.0.1:{port}"}
-
-
 @pytest.mark.parametrize("fault", CREATES)
 async def test_a_fault_on_create_without_callbacks(serve: Serve, fault: str) -> None:
     bought, end, _ = CREATES[fault]
@@ -129,7 +125,7 @@ async def test_a_fault_on_create_with_callbacks(
     serve: Serve, unused_tcp_port: int, fault: str
 ) -> None:
     bought, _, end = CREATES[fault]
-    settings = with_callbacks(unused_tcp_port)
+    settings = with_callbacks(unused_tcp_port, **OFTEN)
     async with serve(create_wait_seconds=0, unknown_wait_seconds=1, **settings) as service:
         service.kie.update(seconds={"imagen4": [0.3, 0.3]})
         service.kie.add_fault(f"create:{fault}")
@@ -150,7 +146,7 @@ async def test_a_fault_on_a_poll(serve: Serve, fault: str) -> None:
 async def test_a_fault_on_a_callback_costs_time_at_most(
     serve: Serve, unused_tcp_port: int, fault: str
 ) -> None:
-    async with serve(poll_interval_seconds=0.3, **with_callbacks(unused_tcp_port)) as service:
+    async with serve(**with_callbacks(unused_tcp_port, poll_interval_seconds=0.3)) as service:
         service.kie.add_fault(f"callback:{fault}")
         task = await service.end((await service.create()).id)
         assert how_it_ended(task) == "SUCCESS"
