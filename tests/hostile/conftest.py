@@ -1,23 +1,8 @@
 """How hard the tests attack."""
 
-from dataclasses import dataclass
-
 import pytest
 
-
-@dataclass(frozen=True)
-class Scale:
-    """The form of an attack: how long it lasts, and how much larger than the short form it is.
-
-    Attributes:
-        p99_seconds_max: How long the other caller may wait. A short attack leaves it some 200
-            calls, so that one pause of the machine, or the burst with which an attack opens, is
-            more than a hundredth of them. And it shares the machine with the other tests.
-    """
-
-    seconds: float
-    factor: int
-    p99_seconds_max: float
+from tests.hostile.drill import Scale
 
 
 @pytest.fixture(

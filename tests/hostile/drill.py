@@ -22,6 +22,21 @@ SECONDS_MIN = 1.0  # of an attack that ends sooner, so that there are enough cal
 
 
 @dataclass(frozen=True)
+class Scale:
+    """The form of an attack: how long it lasts, and how much larger than the short form it is.
+
+    Attributes:
+        p99_seconds_max: How long the other caller may wait. A short attack leaves it some 200
+            calls, so that one pause of the machine, or the burst with which an attack opens, is
+            more than a hundredth of them. And it shares the machine with the other tests.
+    """
+
+    seconds: float
+    factor: int
+    p99_seconds_max: float
+
+
+@dataclass(frozen=True)
 class Drill:
     """One attack.
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.attacks import greed
-from tests.hostile.conftest import Scale
-from tests.hostile.drill import Drill, withstands
+from tests.hostile.drill import Drill, Scale, withstands
 from tests.hostile.processes import Setup
 
 QUEUE_MAX = 400

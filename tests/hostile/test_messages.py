@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.attacks import messages
-from tests.hostile.conftest import Scale
-from tests.hostile.drill import Drill, withstands
+from tests.hostile.drill import Drill, Scale, withstands
 
 CALLERS = pytest.mark.parametrize("caller", ["", "alice"], ids=["stranger", "caller"])
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.attacks import sockets
-from tests.hostile.conftest import Scale
-from tests.hostile.drill import Drill, withstands
+from tests.hostile.drill import Drill, Scale, withstands
 from tests.hostile.processes import Descriptors, Setup
 
 SILENCE_SECONDS = 10  # that the service grants an HTTP connection

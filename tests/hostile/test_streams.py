@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.attacks import streams
-from tests.hostile.conftest import Scale
-from tests.hostile.drill import Drill, withstands
+from tests.hostile.drill import Drill, Scale, withstands
 from tests.hostile.processes import Setup
 from tests.hostile.target import Attack
 

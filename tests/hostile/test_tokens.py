@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from tests.hostile.attacks import tokens
-from tests.hostile.conftest import Scale
-from tests.hostile.drill import Drill, withstands
+from tests.hostile.drill import Drill, Scale, withstands
 from tests.hostile.processes import Setup
 
 HEARTBEATS = Setup({"WATCH_HEARTBEAT_SECONDS": "1"})

@@ -171,19 +171,17 @@ async def test_a_full_disk_is_unavailable_and_leaves_nothing_half_written(
 
 FILE_LIMIT = """
 import asyncio, resource, sys
-from pathlib import Path
 from storage.errors import StorageUnavailableError
 from storage.creation import Created, CreateLimits
 from storage.pages import ListFilter
 from storage.opening import open_store
 from tests.support.storing import new
-from tests.storage.test_sqlite import url
 
 def largest_file(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 async def main():
-    store = open_store(url(Path(sys.argv[1])))
+    store = open_store(f"sqlite:///{sys.argv[1]}/generation.db")
     largest_file(300_000)
     created = 0
     while True:
@@ -200,7 +198,7 @@ async def main():
     task = new("after", params=bytes(20_000))
     assert await store.create(task, CreateLimits(1_000)) == Created(task)
     await store.close()
-    store = open_store(url(Path(sys.argv[1])))
+    store = open_store(f"sqlite:///{sys.argv[1]}/generation.db")
     assert len(await store.page(ListFilter("c"), None, 100)) == created + 1
     await store.close()
     print("recovered")

@@ -20,7 +20,7 @@ from providers.kie.envelope import (
 )
 from providers.kie.registry import ADAPTERS
 from service.verdicts import Verdicts
-from tests.unit.test_verdicts import NOW, QUEUED, SUBMITTING, VERDICTS
+from tests.support.judging import NOW, QUEUED, SUBMITTING, VERDICTS
 
 ANSWERS = 20_000
 ID = "281e5b0d7c1f4b6e9a3c2d1e0f9f39b9"
