@@ -44,12 +44,12 @@ def callback_url(kie: Simulator) -> str:
 
 
 async def verdicts(service: Service) -> dict[str, int]:
-    """Return how many callbacks the service has counted, by verdict."""
+    """Return how many callbacks the service has received, by verdict."""
     samples = [sample for family in (await scrape(service)).families for sample in family.samples]
     return {
         sample.labels["verdict"]: int(sample.value)
         for sample in samples
-        if sample.name == "generation_callbacks_total"
+        if sample.name == "generation_callbacks_total" and sample.value
     }
 
 

@@ -21,9 +21,10 @@ PAGES = sorted(
     path
     for pattern in (
         *("*.md", "docs/*.md", "benchmarks/README.md", "examples/**/*.md", "client/*.md"),
-        *("protos/**/*.proto", "compose.yaml", "deploy/*"),
+        *("protos/**/*.proto", "compose.yaml", "deploy/**/*"),
     )
     for path in ROOT.glob(pattern)
+    if path.is_file()
 )
 CODE = sorted(
     path
