@@ -1,19 +1,24 @@
 """The Helm chart: what it renders fits the service, and a process with the rendered environment."""
 
+import asyncio
 import json
 import re
+import signal
 import tomllib
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from service.settings import Settings
 from tests.support.paths import ROOT
 from tests.support.processes import served, to
 from tests.support.tools import run_tool, try_tool
+from tests.support.waiting import eventually
 
 CHART = ROOT / "deploy/helm/generation"
 SETTINGS = {name.upper() for name in Settings.model_fields}
@@ -276,24 +281,41 @@ def test_the_chart_installs_the_version_of_the_service() -> None:
 
 # --- a real process with the rendered environment ---
 
+TOKEN = "secret"
+METADATA: dict[str, Any] = {"metadata": (("authorization", f"Bearer {TOKEN}"),)}
 
-async def test_the_probes_and_the_end_of_a_pod_fit_the_process(
+
+def environment(rendered: Rendered, folder: Path) -> dict[str, str]:
+    """Put the files of a pod into a folder, and return its environment for that place."""
+    for name in ("config/tokens", "config/limits", "data"):
+        (folder / name).mkdir(parents=True)
+    token_hash = sha256(TOKEN.encode()).hexdigest()
+    (folder / "config/tokens/tokens").write_text(f"me {token_hash}\n")
+    limits = rendered.one("ConfigMap")["data"]["limits.toml"]
+    (folder / "config/limits/limits.toml").write_text(limits)
+    return {
+        name: re.sub(r":(\d+)$", ":0", re.sub("/(config|data)/", rf"{folder}/\1/", value))
+        for name, value in rendered.plain_env.items()
+    }
+
+
+async def test_a_pod_answers_its_probes_and_ends_within_its_grace_without_losing_a_paid_request(
     kie: Simulator, tmp_path: Path
 ) -> None:
     rendered = Rendered("database=sqlite", "callerLimits=[default]")
-    for folder in ("config/tokens", "config/limits", "data"):
-        (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "config/tokens/tokens").write_text(f"me {'0' * 64}\n")
-    (tmp_path / "config/limits/limits.toml").write_text(
-        rendered.one("ConfigMap")["data"]["limits.toml"]
-    )
-    environment = {
-        name: re.sub(r":(\d+)$", ":0", re.sub("/(config|data)/", rf"{tmp_path}/\1/", value))
-        for name, value in rendered.plain_env.items()
-    }
-    async with served(tmp_path, **environment, **to(kie.url)) as service:
+    settings = environment(rendered, tmp_path) | to(kie.url)
+    async with served(tmp_path, **settings) as service:
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert (await service.get(rendered.container[probe]["httpGet"]["path"]))[0] == 200
-        await service.stop()
-        grace = rendered.pod["terminationGracePeriodSeconds"]
+        kie.add_fault("create:slow,seconds=2")
+        creating = asyncio.create_task(service.create(**METADATA))
+        await eventually(lambda: kie.stats["faults_struck"])
+        service.process.signal(signal.SIGTERM)
+        grace: float = rendered.pod["terminationGracePeriodSeconds"]
         assert await service.process.exit_code(grace) == 0
+        await asyncio.wait([creating])
+    async with served(tmp_path, **settings) as service:
+        [task] = (await service.stub.ListTasks(pb.ListTasksRequest(), **METADATA)).tasks
+        ended = await service.end(task.id, **METADATA)
+    assert ended.status == pb.TASK_STATUS_SUCCESS
+    assert len(kie.tasks) == 1

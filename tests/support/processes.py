@@ -104,10 +104,10 @@ class Served:
         request = create_request({"imagen4": {"prompt": prompt}})
         return (await self.stub.CreateTask(request, timeout=20, **options)).task
 
-    async def end(self, task_id: str) -> pb.GenerationTask:
+    async def end(self, task_id: str, **options: Any) -> pb.GenerationTask:
         """Watch a task to its end."""
-        request = pb.WatchTaskRequest(task_id=task_id)
-        last = [answer.task async for answer in self.stub.WatchTask(request, timeout=20)][-1]
+        watch = self.stub.WatchTask(pb.WatchTaskRequest(task_id=task_id), timeout=20, **options)
+        last = [answer.task async for answer in watch][-1]
         assert ended(last)
         return last
 
