@@ -158,15 +158,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UPLOAD_TOO_LARGE: _ErrorReason.ValueType  # 17
     """RESOURCE_EXHAUSTED: the file is larger than UPLOAD_MAX_BYTES."""
     ERROR_REASON_UPLOAD_MISMATCH: _ErrorReason.ValueType  # 18
-    """INVALID_ARGUMENT: the content does not match the metadata, the file is empty, or metadata was missing from the first
-    message or sent again.
+    """INVALID_ARGUMENT: the content does not match the metadata, the file is empty or arrived too slowly, or metadata was
+    missing from the first message or sent again.
     """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 19
     """UNAUTHENTICATED: the caller's token is missing or invalid."""
     ERROR_REASON_STORAGE_UNAVAILABLE: _ErrorReason.ValueType  # 20
     """UNAVAILABLE: the database is unavailable. Retry."""
     ERROR_REASON_STREAM_EXPIRED: _ErrorReason.ValueType  # 21
-    """UNAVAILABLE: the stream has reached its maximum age. Reconnect with the last revision received."""
+    """UNAVAILABLE: the stream has reached its maximum age: reconnect with the last revision received. Or a request did not
+    arrive in time: send it again.
+    """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 22
     """UNAVAILABLE: the server is shutting down. Reconnect with the last revision received."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 23
@@ -222,15 +224,17 @@ ERROR_REASON_TASK_TIMEOUT: ErrorReason.ValueType  # 16
 ERROR_REASON_UPLOAD_TOO_LARGE: ErrorReason.ValueType  # 17
 """RESOURCE_EXHAUSTED: the file is larger than UPLOAD_MAX_BYTES."""
 ERROR_REASON_UPLOAD_MISMATCH: ErrorReason.ValueType  # 18
-"""INVALID_ARGUMENT: the content does not match the metadata, the file is empty, or metadata was missing from the first
-message or sent again.
+"""INVALID_ARGUMENT: the content does not match the metadata, the file is empty or arrived too slowly, or metadata was
+missing from the first message or sent again.
 """
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 19
 """UNAUTHENTICATED: the caller's token is missing or invalid."""
 ERROR_REASON_STORAGE_UNAVAILABLE: ErrorReason.ValueType  # 20
 """UNAVAILABLE: the database is unavailable. Retry."""
 ERROR_REASON_STREAM_EXPIRED: ErrorReason.ValueType  # 21
-"""UNAVAILABLE: the stream has reached its maximum age. Reconnect with the last revision received."""
+"""UNAVAILABLE: the stream has reached its maximum age: reconnect with the last revision received. Or a request did not
+arrive in time: send it again.
+"""
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 22
 """UNAVAILABLE: the server is shutting down. Reconnect with the last revision received."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 23

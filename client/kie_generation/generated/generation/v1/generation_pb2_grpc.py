@@ -27,8 +27,9 @@ if _version_not_supported:
 
 class GenerationServiceStub:
     """Generates images and videos. Clients may send a keepalive ping every 10 seconds on an idle connection, not more often.
-    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: retry),
-    or INTERNAL (a bug: report the id in the message).
+    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry), STREAM_EXPIRED
+    (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the caller's requests are
+    incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
     """
 
     def __init__(self, channel):
@@ -71,8 +72,9 @@ class GenerationServiceStub:
 
 class GenerationServiceServicer:
     """Generates images and videos. Clients may send a keepalive ping every 10 seconds on an idle connection, not more often.
-    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: retry),
-    or INTERNAL (a bug: report the id in the message).
+    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry), STREAM_EXPIRED
+    (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the caller's requests are
+    incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
     """
 
     def CreateTask(self, request, context):
@@ -200,8 +202,9 @@ def add_GenerationServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class GenerationService:
     """Generates images and videos. Clients may send a keepalive ping every 10 seconds on an idle connection, not more often.
-    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: retry),
-    or INTERNAL (a bug: report the id in the message).
+    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry), STREAM_EXPIRED
+    (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the caller's requests are
+    incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
     """
 
     @staticmethod

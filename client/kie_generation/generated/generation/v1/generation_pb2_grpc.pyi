@@ -51,8 +51,9 @@ GRPC_VERSION: str
 
 class GenerationServiceStub:
     """Generates images and videos. Clients may send a keepalive ping every 10 seconds on an idle connection, not more often.
-    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: retry),
-    or INTERNAL (a bug: report the id in the message).
+    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry), STREAM_EXPIRED
+    (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the caller's requests are
+    incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
     """
 
     @_typing.overload
@@ -121,8 +122,9 @@ class GenerationServiceStub:
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
     """Generates images and videos. Clients may send a keepalive ping every 10 seconds on an idle connection, not more often.
-    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: retry),
-    or INTERNAL (a bug: report the id in the message).
+    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry), STREAM_EXPIRED
+    (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the caller's requests are
+    incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -187,8 +189,9 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Generates images and videos. Clients may send a keepalive ping every 10 seconds on an idle connection, not more often.
-    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE or SHUTTING_DOWN (UNAVAILABLE: retry),
-    or INTERNAL (a bug: report the id in the message).
+    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry), STREAM_EXPIRED
+    (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the caller's requests are
+    incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
     """
 
     @_abc_1.abstractmethod
