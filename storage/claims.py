@@ -119,7 +119,7 @@ class Slots:
         """Make those slots of quotas that do not exist yet."""
         for quota in quotas:
             for number in range(quota.limit):
-                self._engine.execute(self._engine.sql.add_slot, quota.name, number)
+                self._engine.execute(self._engine.sql.slots.add, quota.name, number)
         return [None] * len(quotas)
 
     def take(self, quota: Quota, wanted: int, now: float, spare: int = 0) -> tuple[int, float]:
@@ -130,13 +130,13 @@ class Slots:
         if not quota.limit or not wanted:
             return wanted, 0.0
         execute, sql = self._engine.execute, self._engine.sql
-        free = execute(sql.free_slots, quota.name, quota.limit, now, wanted + spare).fetchall()
+        free = execute(sql.slots.free, quota.name, quota.limit, now, wanted + spare).fetchall()
         taken = free[: max(0, len(free) - spare)]
         for (number,) in taken:
-            execute(sql.take_slot, now + quota.seconds, quota.name, number)
+            execute(sql.slots.take, now + quota.seconds, quota.name, number)
         if len(taken) == wanted:
             return wanted, 0.0
-        ((next_time,),) = execute(sql.next_slot, quota.name, quota.limit).fetchall()
+        ((next_time,),) = execute(sql.slots.next_free, quota.name, quota.limit).fetchall()
         return len(taken), max(next_time, now + LOCK_RETRY_SECONDS)
 
 
@@ -154,11 +154,11 @@ class Claims:
         claims = []
         for lane, now, limit, move, quota in requests:
             overdue = now - OVERDUE_SECONDS
-            rows = self._engine.execute(self._sql.due, lane, now, limit).fetchall()
+            rows = self._engine.execute(self._sql.claims.due, lane, now, limit).fetchall()
             first = [row for row in rows if not row[SETBACKS] or row[DUE_TIME] <= overdue]
             last = [row for row in rows if row[SETBACKS] and row[DUE_TIME] > overdue]
             if last and len(rows) == limit:  # more tasks without setbacks may be due
-                sql = self._sql.due_first
+                sql = self._sql.claims.due_first
                 first = self._engine.execute(sql, lane, now, overdue, limit).fetchall()
                 last = last[: limit - len(first)]
             taken, next_time = self._slots.take(quota, len(first), now)
@@ -203,11 +203,12 @@ class Claims:
         """Return how many tasks may be taken; if a limit leaves no room, also when to try again."""
         room: float = sending.room
         if sending.running_max.in_all < math.inf:
-            room = min(room, sending.running_max.in_all - self._number(self._sql.count, Lane.POLL))
+            running = self._number(self._sql.counts.lane, Lane.POLL)
+            room = min(room, sending.running_max.in_all - running)
             if room <= 0:
                 return 0, math.inf
         if sending.sending_max < math.inf and self._engine.shared:  # others may be sending, too
-            room = min(room, sending.sending_max - self._number(self._sql.count_sending))
+            room = min(room, sending.sending_max - self._number(self._sql.counts.sending))
             if room <= 0:
                 return 0, now + SENDING_RETRY_SECONDS
         return int(room), 0.0
@@ -221,11 +222,11 @@ class Claims:
         """Return the waiting tasks to consider; if all are few, also their rows."""
         if not sending.closed_models:
             few = min(room, FEW_TASKS)
-            rows = self._engine.execute(self._sql.due, Lane.SUBMIT, now, few + 1).fetchall()
+            rows = self._engine.execute(self._sql.claims.due, Lane.SUBMIT, now, few + 1).fetchall()
             if len(rows) <= few:
                 waiting = _in_turns(map(_waiting_columns, rows), sending.depth)
                 return waiting, {row[0]: row for row in rows}
-        queues = self._engine.execute(self._sql.waiting_queues).fetchall()
+        queues = self._engine.execute(self._sql.claims.waiting_queues).fetchall()
         queues = [queue for queue in queues if queue[1] not in sending.closed_models]
         keys = self._engine.first_waiting(queues, now, sending.depth)
         return _in_turns(keys, sending.depth), None
@@ -242,13 +243,14 @@ class Claims:
             return waiting
         if not self._engine.try_lock():
             return None
-        running = dict(self._engine.execute(self._sql.count_callers, Lane.POLL).fetchall())
+        running = dict(self._engine.execute(self._sql.counts.callers, Lane.POLL).fetchall())
         free = {caller: limit - running.get(caller, 0) for caller, limit in limits.items()}
         return [w for w in waiting if free[w.caller] >= min(w.turn, room)]
 
     def _due_after(self, now: float) -> float:
         """Return when the next task that is not due yet has to be sent; infinity is never."""
-        ((due_time,),) = self._engine.execute(self._sql.due_after, Lane.SUBMIT, now).fetchall()
+        sql = self._sql.lanes.due_after
+        due_time: float | None = self._engine.execute(sql, Lane.SUBMIT, now).fetchone()[0]
         return math.inf if due_time is None else due_time
 
     def _moved(self, rows: Iterable[Row], move: Move) -> list[Task]:
@@ -259,7 +261,7 @@ class Claims:
     def _readable(self, row: Row) -> Task | None:
         task = readable(row)
         if task is None:  # take it out of the queue, or it would block it permanently
-            self._engine.execute(self._sql.set_aside, row[0])
+            self._engine.execute(self._sql.tasks.set_aside, row[0])
         return task
 
 

@@ -152,12 +152,12 @@ class _Waiting:
 
     def count(self) -> int:
         """Return how many wait in all."""
-        return int(self._engine.execute(self._engine.sql.count, Lane.SUBMIT).fetchone()[0])
+        return int(self._engine.execute(self._engine.sql.counts.lane, Lane.SUBMIT).fetchone()[0])
 
     def count_callers(self) -> Mapping[str, int]:
         """Return how many of each caller wait."""
         if time.monotonic() - self._counted >= COUNTS_SECONDS:
-            rows = self._engine.execute(self._engine.sql.count_callers, Lane.SUBMIT).fetchall()
+            rows = self._engine.execute(self._engine.sql.counts.callers, Lane.SUBMIT).fetchall()
             self._callers = Counter(dict(rows))
             self._counted = time.monotonic()
         return self._callers
@@ -200,11 +200,11 @@ class _LastMinute:
         if full and full.tasks >= limit and now < full.free_time:
             return full
         execute, sql = self._engine.execute, self._engine.sql
-        ((tasks,),) = execute(sql.created_since, caller, now - MINUTE_SECONDS).fetchall()
+        ((tasks,),) = execute(sql.counts.created_since, caller, now - MINUTE_SECONDS).fetchall()
         if not tasks:
             return _Minute(0, now + MINUTE_SECONDS)
         # The oldest of the last `limit` tasks: once it is a minute old, one more is allowed.
-        ((oldest,),) = execute(sql.nth_newest, caller, min(tasks, limit) - 1).fetchall()
+        ((oldest,),) = execute(sql.counts.nth_newest, caller, min(tasks, limit) - 1).fetchall()
         minute = _Minute(tasks, oldest + MINUTE_SECONDS)
         if tasks >= limit:
             self._full[caller] = minute

@@ -41,7 +41,7 @@ class Saves:
 
     def renew(self, tasks: Iterable[Task], due_time: float) -> list[Task]:
         """Postpone the tasks that are still current, without a new version; return those."""
-        execute, sql = self._engine.execute, self._engine.sql.renew
+        execute, sql = self._engine.execute, self._engine.sql.tasks.renew
         return [
             task._replace(due_time=due_time)
             for task in tasks

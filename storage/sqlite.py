@@ -108,7 +108,7 @@ class SqliteEngine:
         return time.time()
 
     async def get(self, task_id: str) -> Row | None:
-        return await self.one(self.sql.get, task_id)
+        return await self.one(self.sql.tasks.get, task_id)
 
     async def one(self, sql: str, *params: object) -> Row | None:
         row: Row | None = self._reads.execute_sql(sql, params).fetchone()
@@ -137,21 +137,25 @@ class SqliteEngine:
         return self.db.execute_sql(sql, params)
 
     def insert(self, rows: Sequence[Row]) -> list[bool]:
-        return [bool(self.db.execute_sql(self.sql.insert, row).rowcount) for row in rows]
+        sql = self.sql.tasks.insert
+        return [bool(self.db.execute_sql(sql, row).rowcount) for row in rows]
 
     def find_requests(self, requests: Sequence[tuple[str, str]]) -> list[Row]:
-        found = (self.execute(self.sql.find_request, *request).fetchone() for request in requests)
+        sql = self.sql.tasks.find_request
+        found = (self.execute(sql, *request).fetchone() for request in requests)
         return [row for row in found if row is not None]
 
     def save(self, changes: Sequence[Row]) -> list[bool]:
-        return [bool(self.db.execute_sql(self.sql.save, change).rowcount) for change in changes]
+        sql = self.sql.tasks.save
+        return [bool(self.db.execute_sql(sql, change).rowcount) for change in changes]
 
     def lock(self, task_ids: Sequence[str], lane: str, now: float) -> list[Row]:
-        found = (self.execute(self.sql.lock, task_id, lane, now).fetchone() for task_id in task_ids)
+        sql = self.sql.claims.lock
+        found = (self.execute(sql, task_id, lane, now).fetchone() for task_id in task_ids)
         return [row for row in found if row is not None]
 
     def first_waiting(self, queues: Sequence[tuple[str, str]], now: float, depth: int) -> list[Row]:
-        sql = self.sql.first_waiting
+        sql = self.sql.claims.first_waiting
         found = (self.execute(sql, caller, model, now, depth) for caller, model in queues)
         return [row for rows in found for row in rows]
 

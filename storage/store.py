@@ -75,7 +75,7 @@ class Store:
 
     async def find_request(self, caller: str, request_id: str) -> Task | None:
         """Return the task that was created with the caller's request_id."""
-        row = await self._one("find_request", self._sql.find_request, caller, request_id)
+        row = await self._one("find_request", self._sql.tasks.find_request, caller, request_id)
         return None if row is None else task_of(row)
 
     async def newer(self, revisions: Mapping[str, int]) -> list[Task]:
@@ -117,30 +117,30 @@ class Store:
 
     async def newest_ended(self, before: float, limit: int) -> list[Task]:
         """Return the tasks that ended last, newest first, of those that ended before a time."""
-        rows = await self._all("newest_ended", self._sql.newest_ended, before, limit)
+        rows = await self._all("newest_ended", self._sql.tasks.newest_ended, before, limit)
         return list(filter(None, map(readable, rows)))
 
     async def next_due_times(self) -> dict[Lane, float]:
         """Return when the first task of each lane is due, in unix seconds; infinity is never."""
-        row = await self._one("next_due_times", self._sql.next_due)
+        row = await self._one("next_due_times", self._sql.lanes.next_due)
         assert row is not None
         return {lane: math.inf if t is None else t for lane, t in zip(Lane, row, strict=True)}
 
     async def count(self, lane: Lane) -> int:
         """Return how many tasks wait in a lane."""
-        row = await self._one("count", self._sql.count, lane)
+        row = await self._one("count", self._sql.counts.lane, lane)
         assert row is not None
         return int(row[0])
 
     async def queues(self) -> dict[Lane, tuple[int, float]]:
         """Return how many tasks wait in each lane, and when the first is due; infinity is never."""
-        rows = await self._all("queues", self._sql.queues)
+        rows = await self._all("queues", self._sql.lanes.queues)
         found = {Lane(lane): (count, first) for lane, count, first in rows}
         return {lane: found.get(lane, (0, math.inf)) for lane in Lane}
 
     async def cancelled(self) -> list[tuple[str, int, float]]:
         """Return each caller that cancelled tasks, how many are kept, and when the oldest ended."""
-        rows = await self._all("cancelled", self._sql.cancelled)
+        rows = await self._all("cancelled", self._sql.purges.count_cancelled)
         return [(row[0], row[1], row[2]) for row in rows]
 
     # --- writes of callers and of the poller ---
@@ -229,28 +229,30 @@ class Store:
 
     async def make_abandoned_due(self, now: float) -> None:
         """Make due what waits for workers that are gone: for the start of the only process."""
-        await self._execute("make_abandoned_due", self._sql.make_abandoned_due, now, now)
+        await self._execute("make_abandoned_due", self._sql.lanes.make_abandoned_due, now, now)
 
     async def make_polls_due(self, now: float) -> None:
         """Make due the polls that an outage postponed, now that the provider answers again.
 
         Tasks with more than one setback wait: their polls failed while others were answered.
         """
-        await self._execute("make_polls_due", self._sql.make_polls_due, now, now)
+        await self._execute("make_polls_due", self._sql.lanes.make_polls_due, now, now)
 
     async def purge(self, ended_before: float, limit: int) -> int:
         """Delete the oldest tasks that ended, and changed last, before a time; return how many.
 
         Their request_ids are forgotten. Tasks that may still be delivered late are kept.
         """
-        return await self._execute("purge", self._sql.purge, ended_before, ended_before, limit)
+        return await self._execute(
+            "purge", self._sql.purges.ended, ended_before, ended_before, limit
+        )
 
     async def purge_cancelled(self, caller: str, ended_before: float, limit: int) -> int:
         """Delete the oldest cancelled tasks of a caller that ended before a time; return how many.
 
         Their request_ids are forgotten.
         """
-        return await self._execute("purge", self._sql.purge_cancelled, caller, ended_before, limit)
+        return await self._execute("purge", self._sql.purges.cancelled, caller, ended_before, limit)
 
     async def ping(self) -> None:
         """Raise StorageUnavailableError unless the database can be written to now."""
@@ -264,9 +266,10 @@ class Store:
 
     def _callback_secrets(self, proposed: bytes) -> list[bytes]:
         execute = self._engine.execute
-        execute(self._sql.add_secret, CALLBACKS, proposed)
+        execute(self._sql.secrets.add, CALLBACKS, proposed)
         found = (
-            execute(self._sql.secret, name).fetchone() for name in (CALLBACKS, IMPORTED_CALLBACKS)
+            execute(self._sql.secrets.get, name).fetchone()
+            for name in (CALLBACKS, IMPORTED_CALLBACKS)
         )
         return [bytes(row[0]) for row in found if row]
 

@@ -19,9 +19,9 @@ class BulkStatements:
 
     def __init__(self, sql: Statements) -> None:
         of_tasks = ", ".join(f"tasks.{_name(column)}" for column in COLUMNS)
-        self.get = sql.get.replace('"id" = %s', '"id" = ANY(%s)')
-        self.lock = sql.lock.replace('"id" = %s', '"id" = ANY(%s)')
-        of_queue = sql.first_waiting.replace('"caller" = %s', '"caller" = queue.caller')
+        self.get = sql.tasks.get.replace('"id" = %s', '"id" = ANY(%s)')
+        self.lock = sql.claims.lock.replace('"id" = %s', '"id" = ANY(%s)')
+        of_queue = sql.claims.first_waiting.replace('"caller" = %s', '"caller" = queue.caller')
         of_queue = of_queue.replace('"model" = %s', '"model" = queue.model')
         self.first_waiting = (
             "SELECT waiting.* FROM unnest(%s::text[], %s::text[]) AS queue (caller, model)"  # noqa: S608

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -24,26 +25,26 @@ FEW, MANY = 1_000, 1_000_000
 
 # Each hot statement, with its parameters.
 STATEMENTS: dict[str, tuple[object, ...]] = {
-    "get": ("ended-7",),
-    "find_request": ("c", "request-7"),
-    "due": (Lane.POLL, NOW, 10),
-    "due_first": (Lane.POLL, NOW, NOW - 60, 10),
-    "lock": ("ended-7", Lane.SUBMIT, NOW),
-    "next_due": (),
-    "count": (Lane.POLL,),
-    "count_callers": (Lane.POLL,),
-    "due_after": (Lane.SUBMIT, NOW),
-    "created_since": ("c", NOW - 60),
-    "nth_newest": ("c", 10),
-    "cancelled": (),
-    "purge_cancelled": ("c", NOW, 10),
-    "count_sending": (),
-    "waiting_queues": (),
-    "first_waiting": ("c", "imagen4", NOW, 10),
-    "renew": (NOW, "ended-7", 5),
-    "make_abandoned_due": (NOW, NOW),
-    "make_polls_due": (NOW, NOW),
-    "purge": (NOW - 19_000, NOW - 19_000, 10),
+    "tasks.get": ("ended-7",),
+    "tasks.find_request": ("c", "request-7"),
+    "claims.due": (Lane.POLL, NOW, 10),
+    "claims.due_first": (Lane.POLL, NOW, NOW - 60, 10),
+    "claims.lock": ("ended-7", Lane.SUBMIT, NOW),
+    "lanes.next_due": (),
+    "counts.lane": (Lane.POLL,),
+    "counts.callers": (Lane.POLL,),
+    "lanes.due_after": (Lane.SUBMIT, NOW),
+    "counts.created_since": ("c", NOW - 60),
+    "counts.nth_newest": ("c", 10),
+    "purges.count_cancelled": (),
+    "purges.cancelled": ("c", NOW, 10),
+    "counts.sending": (),
+    "claims.waiting_queues": (),
+    "claims.first_waiting": ("c", "imagen4", NOW, 10),
+    "tasks.renew": (NOW, "ended-7", 5),
+    "lanes.make_abandoned_due": (NOW, NOW),
+    "lanes.make_polls_due": (NOW, NOW),
+    "purges.ended": (NOW - 19_000, NOW - 19_000, 10),
 }
 FILTERS = [
     ListFilter("c"),
@@ -84,8 +85,8 @@ def reads_all(plan: str) -> bool:
 
 @pytest.mark.parametrize("name", STATEMENTS)
 async def test_a_hot_statement_never_scans_the_ended_tasks(plans: Plans, name: str) -> None:
-    plan = plans.of(getattr(plans.engine.sql, name), STATEMENTS[name])
-    if name == "count_callers":  # waiting tasks are sorted by caller
+    plan = plans.of(attrgetter(name)(plans.engine.sql), STATEMENTS[name])
+    if name == "counts.callers":  # waiting tasks are sorted by caller
         plan = re.sub(r"\bSort\b|USE TEMP B-TREE FOR .*", "", plan)
     assert not reads_all(plan), plan
 
@@ -114,8 +115,8 @@ async def test_a_claim_steps_over_the_waiting_tasks_of_a_caller_at_its_limit(
     analyse(database_url)
     engine = plans.engine
     asked: list[tuple[str, Sequence[object]]] = [
-        (engine.sql.waiting_queues, ()),
-        (engine.sql.first_waiting, ("limited", "imagen4", NOW, 10)),
+        (engine.sql.claims.waiting_queues, ()),
+        (engine.sql.claims.first_waiting, ("limited", "imagen4", NOW, 10)),
     ]
     if isinstance(engine, PostgresEngine):
         asked.append((engine._bulk.first_waiting, (["limited"], ["imagen4"], NOW, 10)))
