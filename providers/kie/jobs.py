@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from providers.base import Failed, Poll, Progress, UnknownState, Unreadable
+from providers.base import Poll, Progress, UnknownState, Unreadable
 from providers.kie.envelope import OK, Envelope, read_other_code
 from providers.kie.kept import kept_record, kept_text
 from providers.kie.params import Params
-from providers.kie.results import credits_consumed, succeeded
+from providers.kie.results import FailureFields, credits_consumed, failed, succeeded
 from providers.kie.success_flag import flagged
-from providers.kie.values import as_int, as_time, clean, first_words
+from providers.kie.values import as_int, clean
+
+FAILURE_FIELDS = FailureFields(
+    messages=("failMsg", "errorMessage"), codes=("failCode", "errorCode")
+)
 
 
 def input_body(params: Params) -> dict[str, Any]:
@@ -34,7 +38,7 @@ def read_job(envelope: Envelope) -> Poll:
         case "success":
             return succeeded(record)
         case "fail":
-            return _failed(record)
+            return failed(record, FAILURE_FIELDS)
         case None | "":
             return flagged(record)
         case _:
@@ -48,14 +52,4 @@ def _progress(record: Mapping[str, Any], *, generating: bool) -> Progress:
         percent=None if percent is None else min(max(percent, 0), 100),
         credits_consumed=credits_consumed(record),
         record=kept_record(record),
-    )
-
-
-def _failed(record: Mapping[str, Any]) -> Failed:
-    code = record.get("failCode")
-    return Failed(
-        message=first_words(record, "failMsg", "errorMessage") or "the provider gave no reason",
-        provider_code=clean(record.get("errorCode") if code is None else code, 50),
-        credits_consumed=credits_consumed(record),
-        complete_time=as_time(record.get("completeTime")),
     )

@@ -1,14 +1,23 @@
-"""From a provider's record to URLs, media types and result_json."""
+"""From a record that has ended to its outcome: URLs, media types and result_json, or a failure."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from providers.base import Succeeded
+from providers.base import Failed, Succeeded
 from providers.kie.kept import dump, kept_record
-from providers.kie.values import REQUEST_NAMES, as_credits, as_time, clean, field_name, unwrapped
+from providers.kie.values import (
+    REQUEST_NAMES,
+    as_credits,
+    as_time,
+    clean,
+    field_name,
+    first_words,
+    unwrapped,
+)
 
 RESULTS_MAX = 1_000
 URL_MAX_CHARACTERS = 16_384
@@ -76,6 +85,25 @@ def _first_urls(places: list[Any]) -> tuple[Any, tuple[str, ...]]:
 def _result_json(result: Mapping[str, Any], urls: tuple[str, ...]) -> str:
     text = dump({**result, "resultUrls": urls})
     return text if len(text) <= RESULT_MAX_CHARACTERS else dump({"resultUrls": urls})
+
+
+@dataclass(frozen=True, slots=True)
+class FailureFields:
+    """The fields of a failed record in one model family, each followed by the other family's."""
+
+    messages: tuple[str, str]
+    codes: tuple[str, str]
+
+
+def failed(record: Mapping[str, Any], fields: FailureFields) -> Failed:
+    """Return the outcome of a failed record."""
+    codes = (record.get(name) for name in fields.codes)
+    return Failed(
+        message=first_words(record, *fields.messages) or "the provider gave no reason",
+        provider_code=clean(next((code for code in codes if code is not None), None), 50),
+        credits_consumed=credits_consumed(record),
+        complete_time=as_time(record.get("completeTime")),
+    )
 
 
 def credits_consumed(record: Mapping[str, Any]) -> float | None:

@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from providers.base import Failed, Poll, Progress, UnknownState, Unreadable
+from providers.base import Poll, Progress, UnknownState, Unreadable
 from providers.kie.envelope import OK, Envelope, read_other_code
 from providers.kie.kept import kept_record, kept_text
-from providers.kie.results import credits_consumed, succeeded
-from providers.kie.values import as_int, as_time, clean, first_words
+from providers.kie.results import FailureFields, credits_consumed, failed, succeeded
+from providers.kie.values import as_int, clean
+
+FAILURE_FIELDS = FailureFields(
+    messages=("errorMessage", "failMsg"), codes=("errorCode", "failCode")
+)
 
 
 def read_flagged(envelope: Envelope, result_field: str) -> Poll:
@@ -33,18 +37,8 @@ def flagged(record: Mapping[str, Any], result_field: str = "response") -> Poll:
         case 1:
             return succeeded(record, result_field)
         case 2 | 3:  # 3: created, but generation failed upstream
-            return _failed(record)
+            return failed(record, FAILURE_FIELDS)
         case _ if not record or flag is None:
             return Unreadable("a record without a state", record=kept_record(record))
         case _:
             return UnknownState(clean(flag, 50), kept_record(record))
-
-
-def _failed(record: Mapping[str, Any]) -> Failed:
-    code = record.get("errorCode")
-    return Failed(
-        message=first_words(record, "errorMessage", "failMsg") or "the provider gave no reason",
-        provider_code=clean(record.get("failCode") if code is None else code, 50),
-        credits_consumed=credits_consumed(record),
-        complete_time=as_time(record.get("completeTime")),
-    )
