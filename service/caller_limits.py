@@ -38,7 +38,7 @@ def _matches(pattern: str, model: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class LimitSet:
     """The limits of one caller; infinity is no limit.
 
     Attributes:
@@ -63,7 +63,7 @@ class Limits:
         """Return whether the caller may use a model."""
         return any(_matches(pattern, model) for pattern in self.models)
 
-    def halved(self) -> "Limits":
+    def halved(self) -> "LimitSet":
         """Return the default limits of one of several callers: half of the service's."""
         return replace(
             self,
@@ -78,10 +78,10 @@ class Limits:
 class LimitsTable:
     """The limits of every caller at one moment."""
 
-    default: Limits
-    callers: Mapping[str, Limits]
+    default: LimitSet
+    callers: Mapping[str, LimitSet]
 
-    def of(self, caller: str) -> Limits:
+    def of(self, caller: str) -> LimitSet:
         """Return the limits of a caller."""
         return self.callers.get(caller, self.default)
 
@@ -92,7 +92,7 @@ class CallerLimits:
     def __init__(
         self,
         file: Path | None,
-        service: Limits,
+        service: LimitSet,
         callers: Callers,
         metrics: Metrics,
         *,
@@ -117,13 +117,13 @@ class CallerLimits:
         self._callers = callers
         self._metrics = metrics
         self._models = models
-        self._content = read_limits(file.read_bytes()) if file else LimitsFile()
+        self._content = read_limits(file.read_bytes()) if file else LimitsFileContent()
         self._problem = ""  # with the current file
         self._table = self._make_table()
         self._warn_of_unknown_models()
         metrics.show_config_problems("caller_limits", 0)
 
-    def of(self, caller: str) -> Limits:
+    def of(self, caller: str) -> LimitSet:
         """Return the current limits of a caller."""
         return self.table().of(caller)
 
@@ -205,7 +205,7 @@ class _Table(BaseModel):
     models: list[Pattern] | None = None
 
 
-class LimitsFile(BaseModel):
+class LimitsFileContent(BaseModel):
     """The content of the file."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
@@ -214,14 +214,14 @@ class LimitsFile(BaseModel):
     callers: dict[Annotated[str, AfterValidator(_caller_name)], _Table] = {}
 
 
-def read_limits(content: bytes) -> LimitsFile:
+def read_limits(content: bytes) -> LimitsFileContent:
     """Read a limits file.
 
     Raises:
         CallerLimitsError: It is not TOML, or breaks rules; the message names each one.
     """
     try:
-        return LimitsFile.model_validate(tomllib.loads(content.decode()))
+        return LimitsFileContent.model_validate(tomllib.loads(content.decode()))
     except ValidationError as error:
         problems = (_problem(each) for each in error.errors(include_input=False))
         raise CallerLimitsError("; ".join(dict.fromkeys(problems))) from None
@@ -256,7 +256,7 @@ def _key(part: object) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else repr(name)
 
 
-def _with(limits: Limits, given: _Table) -> Limits:
+def _with(limits: LimitSet, given: _Table) -> LimitSet:
     changes: dict[str, Any] = given.model_dump(exclude_none=True)
     if given.models is not None:
         changes["models"] = tuple(given.models)

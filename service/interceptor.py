@@ -42,7 +42,7 @@ HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 UPLOAD_METHOD = "/generation.v1.GenerationService/UploadFile"
 AUTHORIZATION = "authorization"
 
-Work = Callable[[Call, Any, Any], Awaitable[Any]]
+CallWork = Callable[[Call, Any, Any], Awaitable[Any]]
 
 
 class Boundary(grpc.aio.ServerInterceptor):
@@ -114,7 +114,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             method.handler = grpc.stream_unary_rpc_method_handler(behaviour)
         return method
 
-    def _work(self, path: str, handler: Any, serialize: Callable[[Any], bytes]) -> Work:
+    def _work(self, path: str, handler: Any, serialize: Callable[[Any], bytes]) -> CallWork:
         """Return what a call does between its start and its end."""
         parse = parser(handler.request_deserializer)
         inbox = self._inbox
@@ -151,7 +151,7 @@ class Boundary(grpc.aio.ServerInterceptor):
 
         return count
 
-    def _around(self, method: Method, work: Work) -> Handler:
+    def _around(self, method: Method, work: CallWork) -> Handler:
         calls, endings = self._calls, self._endings
 
         async def behaviour(requests: Any, context: Any) -> Any:

@@ -17,7 +17,7 @@ from storage.task import Lane, Task
 
 log = structlog.get_logger()
 
-Work = Callable[[Task], Awaitable[None]]
+LaneWork = Callable[[Task], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Jobs:
     def __init__(
         self,
         *,
-        works: Mapping[Lane, Work],
+        works: Mapping[Lane, LaneWork],
         store: Store,
         hub: Hub,
         leases: Leases,

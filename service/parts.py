@@ -14,7 +14,7 @@ from providers.kie.http import Timeouts
 from service import descriptors
 from service.bounds import Bounds
 from service.callbacks import CallbackUrls, callback_urls
-from service.caller_limits import CallerLimits, Limits
+from service.caller_limits import CallerLimits, LimitSet
 from service.callers import Callers
 from service.hub import Hub
 from service.loop_lag import measure_loop_lag
@@ -110,9 +110,9 @@ async def _provider(
     return KieProvider(simulator.url, simulator.url, "simulator", observe, timeouts)
 
 
-def _service_limits(settings: Settings) -> Limits:
+def _service_limits(settings: Settings) -> LimitSet:
     """Return the limits of a caller that is the only one."""
-    return Limits(
+    return LimitSet(
         queue=settings.queue_max_tasks,
         running=settings.kie_running_max or math.inf,
         watches=settings.watch_max_streams,

@@ -14,7 +14,7 @@ from service.reach import Reach
 from service.schedule import Schedule
 from service.seen import Seen
 from service.settings import Settings
-from service.timeouts import Timeouts
+from service.timeouts import TaskTimeouts
 from service.verdicts import Verdicts
 from service.work import SubmitOptions, Work
 from service.writer import Writer
@@ -130,7 +130,7 @@ def _verdicts(parts: Parts) -> Verdicts:
     return Verdicts(
         schedule=schedule,
         reach=reach,
-        timeouts=Timeouts(schedule, reach, max_age_seconds, bounds.timeouts),
+        timeouts=TaskTimeouts(schedule, reach, max_age_seconds, bounds.timeouts),
         task_max_age_seconds=max_age_seconds,
         unknown_wait_seconds=settings.effective_unknown_wait_seconds,
         delivery_seconds=parts.provider.delivery_seconds,

@@ -33,7 +33,7 @@ BOUNDS = TimeoutBounds()
 
 
 @dataclass(frozen=True, slots=True)
-class Timeouts:
+class TaskTimeouts:
     """Decides when a task has timed out. Times are unix seconds.
 
     Attributes:

@@ -27,7 +27,7 @@ from providers.base import (
 )
 from service.reach import Reach
 from service.schedule import Schedule
-from service.timeouts import Timeouts, Unfinished, age_of
+from service.timeouts import TaskTimeouts, Unfinished, age_of
 from storage.task import Artifact, Failure, Stage, Task
 
 UNKNOWN = "SUBMISSION_UNKNOWN"
@@ -72,7 +72,7 @@ class Verdicts:
 
     schedule: Schedule
     reach: Reach
-    timeouts: Timeouts
+    timeouts: TaskTimeouts
     task_max_age_seconds: float
     unknown_wait_seconds: float
     delivery_seconds: float

@@ -23,7 +23,7 @@ SaveEach = Callable[[Sequence[tuple[Task, Task]]], Sequence[Task | None]]
 
 _NAMES = [column.name for column in COLUMNS]
 SETBACKS, DUE_TIME = _NAMES.index("setbacks"), _NAMES.index("due_time")
-# The columns of a row that `_in_turns` needs, in its order.
+# The columns of a row that `_numbered` needs, in its order.
 _waiting_columns = itemgetter(
     *map(_NAMES.index, ("id", "caller", "create_time", "setbacks", "model"))
 )
@@ -224,12 +224,12 @@ class Claims:
             few = min(room, FEW_TASKS)
             rows = self._engine.execute(self._sql.claims.due, Lane.SUBMIT, now, few + 1).fetchall()
             if len(rows) <= few:
-                waiting = _in_turns(map(_waiting_columns, rows), sending.depth)
+                waiting = _numbered(map(_waiting_columns, rows), sending.depth)
                 return waiting, {row[0]: row for row in rows}
         queues = self._engine.execute(self._sql.claims.waiting_queues).fetchall()
         queues = [queue for queue in queues if queue[1] not in sending.closed_models]
         keys = self._engine.first_waiting(queues, now, sending.depth)
-        return _in_turns(keys, sending.depth), None
+        return _numbered(keys, sending.depth), None
 
     def _may_run(
         self, waiting: Sequence[Waiting], room: int, running_max: RunningMax
@@ -265,7 +265,7 @@ class Claims:
         return task
 
 
-def _in_turns(keys: Iterable[Row], depth: int) -> list[Waiting]:
+def _numbered(keys: Iterable[Row], depth: int) -> list[Waiting]:
     """Number the first tasks of each caller by creation.
 
     Args:

@@ -83,7 +83,7 @@ class LimitReached:
     retry_seconds: float | None = None
 
 
-Answer = Created | Existing | LimitReached
+CreateResult = Created | Existing | LimitReached
 
 
 class Creations:
@@ -94,8 +94,8 @@ class Creations:
         self._waiting = _Waiting(engine)
         self._last_minute = _LastMinute(engine)
 
-    def store_each(self, creations: Sequence[Creation]) -> list[Answer]:
-        """Store the tasks that the limits allow, in their order; return an answer for each."""
+    def store_each(self, creations: Sequence[Creation]) -> list[CreateResult]:
+        """Store the tasks that the limits allow, in their order; return a result for each."""
         refusals = self._refusals(creations)
         admitted = [c for c, refusal in zip(creations, refusals, strict=True) if refusal is None]
         stored = self._engine.insert([row_of(c.task) for c in admitted]) if admitted else []
@@ -103,14 +103,14 @@ class Creations:
         self._waiting.add(c.task.caller for c in admitted if c.task.id in new)
         earlier = self._earlier([c for c in admitted if c.task.id not in new])
 
-        def answer(creation: Creation) -> Answer:
+        def result(creation: Creation) -> CreateResult:
             if creation.task.id in new:
                 return Created(creation.task)
             if creation.request in earlier:
                 return Existing(earlier[creation.request])
             return self.store_each([creation])[0]  # another process purged the earlier task
 
-        return [refusal or answer(c) for c, refusal in zip(creations, refusals, strict=True)]
+        return [refusal or result(c) for c, refusal in zip(creations, refusals, strict=True)]
 
     def moved(self, before: Task, after: Task) -> None:
         """Count a task that left the queue or returned to it."""

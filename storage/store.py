@@ -322,9 +322,9 @@ class Store:
 
     # --- the cache ---
 
-    def _keep_created(self, answer: Created | Existing | LimitReached) -> None:
-        if not isinstance(answer, LimitReached):
-            self._recent.keep([answer.task])
+    def _keep_created(self, result: Created | Existing | LimitReached) -> None:
+        if not isinstance(result, LimitReached):
+            self._recent.keep([result.task])
 
     def _keep_claimed(self, claim: Claim) -> None:
         self._recent.keep(claim.tasks)

@@ -18,6 +18,7 @@ from peewee import Database, IntegrityError
 from playhouse.migrations import Runner
 
 from storage import sqlite
+from storage.engine import Row
 from storage.errors import StorageConfigError, StorageError, storage_errors
 from storage.postgresql.bulk import bulk_insert
 from storage.postgresql.clock import READ_CLOCK
@@ -52,8 +53,6 @@ ADD_IMPORTED_CALLBACKS = """
     SELECT %s, %s WHERE NOT EXISTS (SELECT FROM secrets WHERE value = %s)
     ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value
 """
-
-Row = Sequence[Any]
 
 
 class TransferError(StorageError):

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from storage.creation import Answer, Created, CreateLimits, Existing, LimitReached
+from storage.creation import Created, CreateLimits, CreateResult, Existing, LimitReached
 from storage.opening import open_store
 from storage.store import Store
 from storage.task import Failure, Lane, Stage, Task
@@ -24,13 +24,13 @@ async def store(database_url: str) -> AsyncIterator[Store]:
     await opened.close()
 
 
-async def together(store: Store, *creations: tuple[Task, CreateLimits]) -> Sequence[Answer]:
+async def together(store: Store, *creations: tuple[Task, CreateLimits]) -> Sequence[CreateResult]:
     """Create in one batch."""
     gate = Gate(store)
     await gate.reached()
     jobs = await enqueued(*(store.create(task, limits) for task, limits in creations))
     await gate.open()
-    answers: Sequence[Answer] = await asyncio.gather(*jobs)
+    answers: Sequence[CreateResult] = await asyncio.gather(*jobs)
     return answers
 
 

@@ -2,7 +2,7 @@
 
 from service.reach import Reach
 from service.schedule import Schedule
-from service.timeouts import Timeouts
+from service.timeouts import TaskTimeouts
 from service.verdicts import Verdicts
 from storage.task import Failure, Task
 
@@ -15,7 +15,7 @@ def verdicts(*, left_to_callback: bool = False) -> Verdicts:
     return Verdicts(
         schedule=schedule,
         reach=reach,
-        timeouts=Timeouts(schedule, reach, 3_600.0),
+        timeouts=TaskTimeouts(schedule, reach, 3_600.0),
         task_max_age_seconds=3_600.0,
         unknown_wait_seconds=900.0,
         delivery_seconds=KEPT_SECONDS,

@@ -24,7 +24,7 @@ from providers.base import Accepted, Progress, Succeeded
 from service.callback_polls import after_callback
 from service.reach import Reach
 from service.schedule import Schedule
-from service.timeouts import Timeouts
+from service.timeouts import TaskTimeouts
 from service.verdicts import Verdicts
 from storage.task import Task
 
@@ -115,7 +115,7 @@ def unwatched(kind: str, *, callbacks_come: bool, tasks: int = TASKS, seed: int 
     verdicts = Verdicts(
         schedule=schedule,
         reach=reach,
-        timeouts=Timeouts(schedule, reach, TASK_MAX_AGE_SECONDS),
+        timeouts=TaskTimeouts(schedule, reach, TASK_MAX_AGE_SECONDS),
         task_max_age_seconds=TASK_MAX_AGE_SECONDS,
         unknown_wait_seconds=0,
         delivery_seconds=math.inf,
