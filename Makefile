@@ -39,7 +39,7 @@ install: .venv/installed  ## Install what the service and its client need into .
 
 install-dev: .venv/installed-dev  ## Also install the development tools
 
-run: install  ## Serve on 127.0.0.1:50051; without KIE_API_KEY with the bundled simulator
+run: install  ## Serve on 127.0.0.1:50051; without KIE_API_KEY for a trial with the bundled simulator
 	@exec $(BIN)/python -m service
 
 simulator: install  ## Run only the simulator of Kie, on PORT (8099)

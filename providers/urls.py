@@ -16,3 +16,9 @@ def split_http_url(text: str) -> SplitResult | None:
     except ValueError:  # an invalid port or IPv6 address
         return None
     return parts if is_absolute and is_visible(text) else None
+
+
+def without_userinfo(url: str) -> str:
+    """Return a URL without the user name and password that it may contain."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -34,7 +34,7 @@ from service.descriptors import raise_limit
 from service.listen import StartError
 from service.logs import configure_logs
 from service.server import serving
-from service.settings import Settings, SettingsError, load_settings
+from service.settings import Settings, SettingsError, check_serving, load_settings
 from storage.errors import StorageConfigError, StorageError
 from storage.opening import migrate
 from storage.postgresql.connection import is_postgres
@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] = ()) -> int:
     given = _parser().parse_args(arguments)
     try:
         settings = load_settings()
+        if given.command == "serve":
+            check_serving(settings)
     except SettingsError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the log format is one of the settings
         return EXIT_BAD_SETTINGS

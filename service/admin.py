@@ -1,7 +1,7 @@
 """For operators: /healthz, /readyz and /metrics over HTTP."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 
 from aiohttp import hdrs, web
@@ -31,6 +31,8 @@ class Admin:
         metrics: Metrics,
         read_queues: ReadQueues,
         draining: Callable[[], bool],
+        notes: Callable[[], Iterable[str]],
+        *,
         queues_seconds: float,
     ) -> None:
         """Answer from these parts.
@@ -40,6 +42,7 @@ class Admin:
             metrics: /metrics shows them.
             read_queues: Reads the queues for /metrics.
             draining: Returns whether the server is shutting down.
+            notes: Returns what /readyz reports of a service that is ready, a line for each.
             queues_seconds: How long the queues may take to read; without them, /metrics still has
                 the rest.
         """
@@ -47,6 +50,7 @@ class Admin:
         self._metrics = metrics
         self._read_queues = read_queues
         self._draining = draining
+        self._notes = notes
         self._queues_seconds = queues_seconds
         self._render = make_aiohttp_handler(metrics.registry, disable_compression=True)
         self._pages: dict[str, Handler] = {
@@ -79,7 +83,7 @@ class Admin:
             await self._store.ping()
         except StorageUnavailableError:
             return web.Response(status=503, text="the database is unavailable\n")
-        return web.Response(text="ok\n")
+        return web.Response(text="".join(f"{line}\n" for line in ("ok", *self._notes())))
 
     async def _show(self, request: web.BaseRequest) -> web.StreamResponse:
         try:

@@ -195,6 +195,9 @@ class _Dependencies:
         self.config_problems = make.gauge(
             "generation_config_problems", "Problems in a file that is re-read", "file"
         )
+        self.simulated = make.gauge(
+            "generation_simulated", "1 if the provider is a simulator: results are samples"
+        )
         self.missing_descriptors = make.gauge(
             "generation_missing_descriptors",
             "File descriptors that WATCH_MAX_STREAMS needs beyond the limit",
@@ -282,6 +285,10 @@ class Metrics:
     def show_config_problems(self, file: str, count: int) -> None:
         """Show the number of problems in a file that is re-read while the service runs."""
         self._dependencies.config_problems.labels(file).set(count)
+
+    def show_simulated(self, simulated: bool) -> None:
+        """Show whether results are samples."""
+        self._dependencies.simulated.set(simulated)
 
     def show_missing_descriptors(self, count: int) -> None:
         """Show how many file descriptors are missing."""

@@ -11,6 +11,7 @@ import structlog
 
 from providers.kie.client import KieProvider
 from providers.kie.http import Timeouts
+from providers.urls import without_userinfo
 from service import descriptors
 from service.bounds import Bounds
 from service.callbacks import CallbackUrls, callback_urls
@@ -26,6 +27,7 @@ from storage.opening import open_store
 from storage.sqlite import sqlite_path
 from storage.store import Store
 
+SIMULATOR_KEY = "simulator"  # a simulator takes any key
 CALLER_LISTS = 8  # lists at a time for each caller, unless the limits file says otherwise
 
 log = structlog.get_logger()
@@ -93,21 +95,44 @@ async def create_parts(
 async def _provider(
     settings: Settings, timeouts: Timeouts, metrics: Metrics, stack: AsyncExitStack
 ) -> KieProvider:
-    observe = metrics.provider_called
-    if settings.kie_api_key is not None:
-        key = settings.kie_api_key.get_secret_value()
-        return KieProvider(settings.kie_api_url, settings.kie_upload_url, key, observe, timeouts)
+    metrics.show_simulated(settings.simulated)
+    api_url, upload_url = settings.kie_api_url, settings.kie_upload_url
+    if settings.uses_bundled_simulator:
+        api_url = upload_url = await _start_simulator(settings, stack)
+    if settings.simulated:
+        _warn_of_samples(settings, api_url)
+    key = settings.kie_api_key.get_secret_value() if settings.kie_api_key else SIMULATOR_KEY
+    return KieProvider(api_url, upload_url, key, metrics.provider_called, timeouts)
+
+
+async def _start_simulator(settings: Settings, stack: AsyncExitStack) -> str:
+    """Start the bundled simulator, and return its URL."""
     # Imported only where it is used, so that production does not load it.
     from providers.kie.simulator import Simulator, SimulatorSettings  # noqa: PLC0415
 
     database = sqlite_path(settings.database_url.get_secret_value()) or Path("generation")
     simulator = Simulator(SimulatorSettings(state_file=Path(f"{database}.simulator")))
     await stack.enter_async_context(simulator)
-    log.warning(
-        "KIE_API_KEY IS NOT SET: tasks go to the bundled simulator, and their results are samples",
-        simulator=simulator.url,
-    )
-    return KieProvider(simulator.url, simulator.url, "simulator", observe, timeouts)
+    return simulator.url
+
+
+def _warn_of_samples(settings: Settings, api_url: str) -> None:
+    url = without_userinfo(api_url)
+    if settings.kie_simulator:
+        log.warning(
+            "KIE_SIMULATOR IS TRUE: tasks go to a simulator, and their results are samples",
+            simulator=url,
+        )
+    elif settings.kie_api_key is None:
+        log.warning(
+            "KIE_API_KEY IS NOT SET: tasks go to the bundled simulator, and their results are"
+            " samples",
+            simulator=url,
+        )
+    else:
+        log.warning(
+            "KIE_API_URL IS NOT PUBLIC: results count as simulated (docs/settings.md)", url=url
+        )
 
 
 def _service_limits(settings: Settings) -> LimitSet:

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -209,11 +209,18 @@ async def _start_admin(parts: Parts, stack: AsyncExitStack) -> str:
         parts.metrics,
         lambda: _queues(parts.store),
         lambda: parts.hub.draining,
-        parts.bounds.database.queues_seconds,
+        lambda: _notes(parts),
+        queues_seconds=parts.bounds.database.queues_seconds,
     )
     return await start_http(
         HttpServer(admin.answer, parts.bounds.http), "ADMIN_ADDRESS", address, stack
     )
+
+
+def _notes(parts: Parts) -> Iterator[str]:
+    """Yield what an operator should know of a service that is ready."""
+    if parts.settings.simulated:
+        yield "simulated: results are samples"
 
 
 async def _queues(store: Store) -> list[Queue]:

@@ -3,14 +3,13 @@
 `make settings-page` writes docs/settings.md from the docstrings below the fields.
 """
 
-import ssl
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from providers.public_address import is_public_url
+from service.setting_rules import broken_rules
 from service.setting_types import (
     Address,
     AddressOrEmpty,
@@ -32,6 +31,7 @@ from service.setting_types import (
     TrimmedSecret,
     is_loopback,
 )
+from storage.postgresql.connection import is_postgres
 
 MAY_BE_EMPTY = frozenset({"admin_address", "http_address"})
 UNKNOWN_WAIT_SECONDS = 900.0
@@ -88,11 +88,18 @@ class Settings(BaseSettings):
     """How long ended tasks are kept, at least an hour; 0 = forever. A deleted task's request_id is
     forgotten. Cancelled tasks are kept for [a day at most](guarantees.md#the-limits-of-callers)."""
 
+    kie_simulator: bool | None = None
+    """`true`: use a simulator of Kie, whose results are samples: the bundled one, or the one at
+    KIE_API_URL. `false`: never use one. By default the bundled one is used if there is no
+    KIE_API_KEY, but only with SQLite and a LISTEN_ADDRESS on loopback; otherwise the service does
+    not start. A loopback or private KIE_API_URL counts as a simulator unless this is `false`."""
+
     kie_api_key: HeaderToken | None = None
-    """Your key. Without it the bundled simulator is used, and a warning in the log says so."""
+    """Your key. It cannot be combined with KIE_SIMULATOR=true."""
 
     kie_api_url: HttpUrl = "https://api.kie.ai"
-    """Kie's API, or another server with the same API, such as the simulator. Needs KIE_API_KEY."""
+    """Kie's API, or another server with the same API, such as a simulator. Needs KIE_API_KEY or
+    KIE_SIMULATOR=true."""
 
     kie_upload_url: HttpUrl = "https://kieai.redpandaai.co"
     """The same for uploads, for which Kie has a host of its own."""
@@ -202,7 +209,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _cross_field_rules(self) -> Self:
-        if broken := [*self._caller_rules(), *self._tls_rules(), *self._provider_rules()]:
+        if broken := list(broken_rules(self)):
             raise ValueError("\n".join(broken))
         return self
 
@@ -219,50 +226,17 @@ class Settings(BaseSettings):
         listed = self.callback_secret.get_secret_value() if self.callback_secret else ""
         return tuple(secret.encode() for secret in listed.split(",") if secret)
 
-    def _caller_rules(self) -> Iterator[str]:
-        authenticated = self.auth_tokens_file or self.allow_unauthenticated
-        if not authenticated and not is_loopback(self.listen_address):
-            yield (
-                "LISTEN_ADDRESS: an address that other machines can reach needs AUTH_TOKENS_FILE"
-                " or ALLOW_UNAUTHENTICATED=true"
-            )
+    @property
+    def simulated(self) -> bool:
+        """Whether results are samples: tasks go to a simulator of Kie."""
+        if self.kie_simulator is not None:
+            return self.kie_simulator
+        return self.kie_api_key is None or not is_public_url(self.kie_api_url)
 
-    def _tls_rules(self) -> Iterator[str]:
-        cert, key, ca = self.tls_cert_file, self.tls_key_file, self.tls_client_ca_file
-        if (cert is None) != (key is None):
-            yield "TLS_CERT_FILE, TLS_KEY_FILE: must be set together"
-        if cert and key and not _is_certificate_with_key(cert, key):
-            yield (
-                "TLS_CERT_FILE, TLS_KEY_FILE: must be a certificate and its key,"
-                " in PEM and without a passphrase"
-            )
-        if ca and not cert:
-            yield "TLS_CLIENT_CA_FILE: needs TLS_CERT_FILE and TLS_KEY_FILE"
-        if ca and not _holds_certificates(ca):
-            yield "TLS_CLIENT_CA_FILE: must contain certificates in PEM"
-
-    def _provider_rules(self) -> Iterator[str]:
-        if self.kie_api_key is None and {"kie_api_url", "kie_upload_url"} & self.model_fields_set:
-            yield "KIE_API_KEY: must be set with KIE_API_URL or KIE_UPLOAD_URL"
-        if self.public_url and not self.http_address:
-            yield "HTTP_ADDRESS: must be set with PUBLIC_URL"
-
-
-def _is_certificate_with_key(cert: Path, key: Path) -> bool:
-    try:
-        # Without a password argument, OpenSSL would ask for one on the terminal.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: b"")
-    except (OSError, ValueError):  # ssl's errors are of both kinds
-        return False
-    return True
-
-
-def _holds_certificates(ca: Path) -> bool:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(ca)
-    except (OSError, ValueError):
-        return False
-    return True
+    @property
+    def uses_bundled_simulator(self) -> bool:
+        """Whether the service starts a simulator of its own."""
+        return self.kie_api_key is None and "kie_api_url" not in self.model_fields_set
 
 
 def load_settings() -> Settings:
@@ -275,6 +249,28 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise SettingsError("\n".join(map(_line, error.errors(include_input=False)))) from None
+
+
+def check_serving(settings: Settings) -> None:
+    """Refuse what would be served with samples by accident.
+
+    The commands on the database need no key, so this is no rule of the settings themselves.
+
+    Raises:
+        SettingsError: There is no key, and nobody asked for a simulator.
+    """
+    if settings.kie_api_key is not None or settings.kie_simulator:
+        return
+    is_trial = (
+        settings.kie_simulator is None
+        and is_loopback(settings.listen_address)
+        and not is_postgres(settings.database_url.get_secret_value())
+    )
+    if not is_trial:
+        raise SettingsError(
+            "KIE_API_KEY: must be set; without it, set KIE_SIMULATOR=true to use a simulator,"
+            " whose results are samples"
+        )
 
 
 def _line(error: Any) -> str:

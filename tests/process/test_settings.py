@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from service.settings import Settings, SettingsError, load_settings
+from service.settings import Settings, SettingsError, check_serving, load_settings
 from tests.support.paths import ROOT
 
 SECRET = "never-to-be-shown"
@@ -26,6 +26,7 @@ DEFAULTS = {
     "DATABASE_URL": "sqlite:///generation.db",
     "DATABASE_HINTS": True,
     "TASK_RETENTION_SECONDS": 0.0,
+    "KIE_SIMULATOR": None,
     "KIE_API_KEY": None,
     "KIE_API_URL": "https://api.kie.ai",
     "KIE_UPLOAD_URL": "https://kieai.redpandaai.co",
@@ -243,6 +244,7 @@ BAD = {
     ),
     "DATABASE_HINTS": ("maybe", "2"),
     "TASK_RETENTION_SECONDS": ("60", "-1", "nan", "inf", "a day"),
+    "KIE_SIMULATOR": ("maybe", "2"),
     "KIE_API_KEY": ("two words", "ends-with-a-newline\n", "schlüssel", "tab\t"),
     "KIE_WEBHOOK_KEY": ("ends-with-a-newline\n", " begins-with-a-space", "ends-with-cr\r"),
     "CALLBACK_SECRET": (
@@ -421,6 +423,113 @@ def test_an_address_of_kie_without_a_key_is_refused_rather_than_simulated(
 ) -> None:
     [line] = refused(monkeypatch, **{name: "https://kie.example"})
     assert line.startswith("KIE_API_KEY: ")
+
+
+SIMULATORS = (
+    "http://127.0.0.1:8099",
+    "http://localhost:8099",
+    "http://[::1]:8099",
+    "http://10.0.0.7:8099",
+    "http://simulator:8099",
+    "http://kie.internal",
+)
+KIE = "https://kie.example"
+
+
+@pytest.mark.parametrize("url", SIMULATORS)
+def test_a_simulator_can_be_named_and_needs_no_key(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load(monkeypatch, KIE_SIMULATOR="true", KIE_API_URL=url, KIE_UPLOAD_URL=url)
+    assert settings.simulated
+    assert not settings.uses_bundled_simulator
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [
+        {"KIE_API_URL": KIE, "KIE_UPLOAD_URL": KIE},
+        {"KIE_API_URL": SIMULATORS[0], "KIE_UPLOAD_URL": KIE},
+        {"KIE_API_URL": KIE, "KIE_UPLOAD_URL": SIMULATORS[0]},
+        {"KIE_API_URL": SIMULATORS[0]},
+        {"KIE_UPLOAD_URL": SIMULATORS[0]},
+    ],
+)
+def test_a_simulator_that_would_be_mixed_with_a_public_host_is_refused(
+    urls: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [line] = refused(monkeypatch, KIE_SIMULATOR="true", **urls)
+    assert line.startswith("KIE_API_URL, KIE_UPLOAD_URL: ")
+
+
+@pytest.mark.parametrize("urls", [{}, {"KIE_API_URL": KIE}, {"KIE_API_URL": SIMULATORS[0]}])
+def test_a_key_together_with_a_simulator_is_refused(
+    urls: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = refused(monkeypatch, KIE_SIMULATOR="true", KIE_API_KEY=SECRET, **urls)
+    assert lines[0].startswith("KIE_SIMULATOR: ")
+    assert "KIE_API_KEY" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("variables", "simulated"),
+    [
+        ({}, True),
+        ({"KIE_SIMULATOR": "true"}, True),
+        ({"KIE_API_KEY": SECRET}, False),
+        ({"KIE_API_KEY": SECRET, "KIE_API_URL": KIE}, False),
+        ({"KIE_API_KEY": SECRET, "KIE_SIMULATOR": "false"}, False),
+        *(({"KIE_API_KEY": SECRET, "KIE_API_URL": url}, True) for url in SIMULATORS),
+        ({"KIE_API_KEY": SECRET, "KIE_API_URL": SIMULATORS[0], "KIE_SIMULATOR": "false"}, False),
+    ],
+)
+def test_results_count_as_samples_unless_the_provider_is_public_or_declared_real(
+    variables: dict[str, str], simulated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(monkeypatch, **variables).simulated is simulated
+
+
+ALLOWED = {"ALLOW_UNAUTHENTICATED": "true"}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"DATABASE_URL": "postgresql://host/name"},
+        {"DATABASE_URL": "postgres://host/name"},
+        {"DATABASE_URL": "postgresql://host/name", "KIE_SIMULATOR": ""},
+        {"DATABASE_URL": "postgresql://host/name", "KIE_API_KEY": ""},
+        *({"LISTEN_ADDRESS": address, **ALLOWED} for address in BEYOND_LOOPBACK),
+        {"KIE_SIMULATOR": "false"},
+    ],
+)
+def test_a_service_without_a_key_does_not_start_where_samples_could_be_taken_for_results(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load(monkeypatch, **variables)
+    with pytest.raises(SettingsError) as caught:
+        check_serving(settings)
+    assert str(caught.value).startswith("KIE_API_KEY: ")
+    assert "KIE_SIMULATOR=true" in str(caught.value)
+
+
+@pytest.mark.parametrize("provider", [{"KIE_SIMULATOR": "true"}, {"KIE_API_KEY": SECRET}])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"DATABASE_URL": "postgresql://host/name"},
+        {"LISTEN_ADDRESS": "0.0.0.0:50051", **ALLOWED},
+    ],
+)
+def test_a_service_with_a_key_or_an_explicit_simulator_starts_anywhere(
+    variables: dict[str, str], provider: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_serving(load(monkeypatch, **variables, **provider))
+
+
+def test_a_trial_on_loopback_with_sqlite_needs_neither_key_nor_simulator() -> None:
+    check_serving(load_settings())
 
 
 @pytest.mark.parametrize("alone", ["TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE"])

@@ -109,7 +109,7 @@ async def test_a_task_that_ends_by_its_callback_is_named_as_well(
 async def test_an_outage_of_the_database_is_logged_once_and_so_is_its_end(
     tmp_path: Path, cluster: Cluster
 ) -> None:
-    async with served(tmp_path, DATABASE_URL=cluster.url) as process:
+    async with served(tmp_path, DATABASE_URL=cluster.url, KIE_SIMULATOR="true") as process:
         task = await process.create(STUCK_PROMPT)
         watch: Any = process.stub.WatchTask(pb.WatchTaskRequest(task_id=task.id))
         await watch.read()
@@ -122,7 +122,9 @@ async def test_an_outage_of_the_database_is_logged_once_and_so_is_its_end(
         assert any("storage unavailable" in line["event"] for line in warnings)
         await asyncio.to_thread(cluster.start)
         await eventually(lambda: process.process.logged("storage available again"))
-        await eventually(lambda: process.process.logged("hints between replicas are back"))
+        await eventually(
+            lambda: process.process.logged("hints between replicas are available again")
+        )
 
 
 # --- the format of lines ---

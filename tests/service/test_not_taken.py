@@ -102,4 +102,5 @@ async def test_while_the_provider_cannot_be_reached_the_log_says_why_and_the_ser
         [line, *_] = [entry for entry in logged if "does not accept tasks" in entry["event"]]
         assert line["detail"].endswith("refused the connection")
         async with session.get(f"http://{service.admin_address}/readyz") as response:
-            assert (response.status, await response.text()) == (200, "ok\n")
+            assert response.status == 200
+            assert (await response.text()).startswith("ok\n")

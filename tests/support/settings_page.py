@@ -26,7 +26,7 @@ END = "<!-- The end of the tables. -->\n"
 TABLES = {
     "listen_address": "Serving",
     "database_url": "Database",
-    "kie_api_key": "Kie",
+    "kie_simulator": "Kie",
     "public_url": "Callbacks",
     "queue_max_tasks": "Tasks",
     "max_streams_per_connection": "Connections",

@@ -29,8 +29,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and (not .Values.tokensSecret) (ne (toString .Values.settings.ALLOW_UNAUTHENTICATED) "true") }}
 {{- fail "tokensSecret is empty: name a Secret with tokens, or set settings.ALLOW_UNAUTHENTICATED to true" }}
 {{- end }}
-{{- if not .Values.secrets.KIE_API_KEY }}
-{{- fail "secrets.KIE_API_KEY is missing: without it the service would return the simulator's samples" }}
+{{- if and (not .Values.secrets.KIE_API_KEY) (ne (toString .Values.settings.KIE_SIMULATOR) "true") }}
+{{- fail "secrets.KIE_API_KEY is missing: set it, or settings.KIE_SIMULATOR to true for the samples of a simulator" }}
 {{- end }}
 {{- if and (eq .Values.database "postgresql") (not .Values.secrets.DATABASE_URL) }}
 {{- fail "secrets.DATABASE_URL is missing: it must be the URL of a PostgreSQL database" }}

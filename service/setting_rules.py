@@ -1,0 +1,84 @@
+"""The rules between settings: what cannot be combined, and what needs something else.
+
+A message begins with the names of the settings, and never contains a value.
+"""
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from providers.public_address import is_public_url
+from service.setting_types import is_loopback
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+
+def broken_rules(settings: "Settings") -> Iterator[str]:
+    """Yield a sentence for each rule that the settings break."""
+    yield from _caller_rules(settings)
+    yield from _tls_rules(settings)
+    yield from _provider_rules(settings)
+
+
+def _caller_rules(settings: "Settings") -> Iterator[str]:
+    authenticated = settings.auth_tokens_file or settings.allow_unauthenticated
+    if not authenticated and not is_loopback(settings.listen_address):
+        yield (
+            "LISTEN_ADDRESS: an address that other machines can reach needs AUTH_TOKENS_FILE"
+            " or ALLOW_UNAUTHENTICATED=true"
+        )
+
+
+def _tls_rules(settings: "Settings") -> Iterator[str]:
+    cert, key = settings.tls_cert_file, settings.tls_key_file
+    ca = settings.tls_client_ca_file
+    if (cert is None) != (key is None):
+        yield "TLS_CERT_FILE, TLS_KEY_FILE: must be set together"
+    if cert and key and not _is_certificate_with_key(cert, key):
+        yield (
+            "TLS_CERT_FILE, TLS_KEY_FILE: must be a certificate and its key,"
+            " in PEM and without a passphrase"
+        )
+    if ca and not cert:
+        yield "TLS_CLIENT_CA_FILE: needs TLS_CERT_FILE and TLS_KEY_FILE"
+    if ca and not _holds_certificates(ca):
+        yield "TLS_CLIENT_CA_FILE: must contain certificates in PEM"
+
+
+def _provider_rules(settings: "Settings") -> Iterator[str]:
+    given = {"kie_api_url", "kie_upload_url"} & settings.model_fields_set
+    if settings.kie_simulator:
+        yield from _simulator_rules(settings, given)
+    elif settings.kie_api_key is None and given:
+        yield "KIE_API_KEY: must be set with KIE_API_URL or KIE_UPLOAD_URL"
+    if settings.public_url and not settings.http_address:
+        yield "HTTP_ADDRESS: must be set with PUBLIC_URL"
+
+
+def _simulator_rules(settings: "Settings", given: set[str]) -> Iterator[str]:
+    if settings.kie_api_key is not None:
+        yield "KIE_SIMULATOR: must not be true with KIE_API_KEY: its results are samples"
+    if len(given) == 1 or any(is_public_url(getattr(settings, name)) for name in given):
+        yield (
+            "KIE_API_URL, KIE_UPLOAD_URL: with KIE_SIMULATOR=true, set both to a simulator on a"
+            " loopback or private address, or neither"
+        )
+
+
+def _is_certificate_with_key(cert: Path, key: Path) -> bool:
+    try:
+        # Without a password argument, OpenSSL would ask for one on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: b"")
+    except (OSError, ValueError):  # ssl's errors are of both kinds
+        return False
+    return True
+
+
+def _holds_certificates(ca: Path) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(ca)
+    except (OSError, ValueError):
+        return False
+    return True
