@@ -188,7 +188,7 @@ def pieces(total: int, size: int) -> list[int]:
     return [min(size, total - done) for done in range(0, total, size)]
 
 
-async def until(condition: Callable[[], bool], seconds: float) -> bool:
+async def comes_true(condition: Callable[[], bool], seconds: float) -> bool:
     """Wait until a condition holds; return whether it did in time."""
     try:
         await eventually(condition, seconds)

@@ -16,11 +16,10 @@ from tests.hostile.target import Attack, Outcome, Target
 from tests.support.harness import API_KEY
 from tests.support.paths import ROOT
 from tests.support.postgres import free_port
-from tests.support.waiting import eventually
+from tests.support.waiting import START_SECONDS, eventually
 
 SERVICE_ROOT = Path(os.environ.get("HOSTILE_SERVICE_ROOT", ROOT)).resolve()
 
-START_SECONDS = 30
 ATTACK_SECONDS = 180
 STOP_SECONDS_MAX = 10.0
 MIB = 1 << 20

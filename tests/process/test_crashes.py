@@ -13,7 +13,7 @@ from kie_generation import GenerationClient, GenerationError
 from kie_generation.generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from tests.support.harness import INSTANT
-from tests.support.killing import Victim, create, patient_client, verdict
+from tests.support.killing import Victim, check_ledger, create, patient_client
 
 SUCCESS = pb.TASK_STATUS_SUCCESS
 UNKNOWN = pb.ERROR_REASON_SUBMISSION_UNKNOWN
@@ -63,7 +63,7 @@ async def test_a_process_killed_at_any_await_loses_nothing_and_pays_for_nothing_
             task = await ending
         finally:
             await victim.stop()
-    verdict(kie, [task])
+    check_ledger(kie, [task])
     if end == SUCCESS:
         assert task.status == SUCCESS, task
     else:
@@ -117,7 +117,7 @@ async def _kill_at_random(folder: Path, kie: Simulator, ports: list[int], *, kil
         finally:
             await victim.stop()
     assert len(ends) > kills
-    print(verdict(kie, ends))  # noqa: T201 - for the person who runs it
+    print(check_ledger(kie, ends))  # noqa: T201 - for the person who runs it
 
 
 def _ports(factory: object) -> list[int]:

@@ -18,7 +18,7 @@ from kie_generation.watch import ended
 from providers.kie.simulator import Simulator
 from tests.support.databases import rows
 from tests.support.harness import INSTANT
-from tests.support.killing import Victim, create, patient_client, replicas, verdict
+from tests.support.killing import Victim, check_ledger, create, patient_client, replicas
 from tests.support.postgres import Cluster
 
 STATUS_PER_SECOND = 30
@@ -74,7 +74,7 @@ async def survive(
         assert kie.stats["creates_refused"] == {}
         assert kie.stats["peaks"]["creates_in_a_window"] <= load.creates_per_window
         assert kie.stats["peaks"]["records_in_a_second"] <= STATUS_PER_SECOND
-        result = verdict(kie, ends)
+        result = check_ledger(kie, ends)
         assert result["unknown and bought"] == 0, "what was bought is recovered"
     return result | {"strikes": strikes, "seconds": round(time.monotonic() - started)}
 

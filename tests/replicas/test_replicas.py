@@ -5,7 +5,7 @@ import itertools
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from storage.schema import MIGRATIONS
 from storage.store import Store
 from storage.task import Task
 from tests.support.databases import change, rows
-from tests.support.harness import INSTANT, Service, ended, poller_bounds, serving
+from tests.support.harness import INSTANT, Service, ended, poller_bounds
 from tests.support.killing import Victim, creates, patient_client, replicas
 from tests.support.prompts import STUCK, STUCK_PROMPT
 from tests.support.refusals import refusal
@@ -34,30 +34,6 @@ from tests.support.waiting import eventually
 
 PASSES_ON_SECONDS = 15.0
 SUCCESS = pb.TASK_STATUS_SUCCESS
-
-
-@pytest.fixture
-def fleet(tmp_path: Path, kie: Simulator, postgresql_url: str) -> Callable[..., Any]:
-    """Start several replicas in this process, on one database."""
-
-    @asynccontextmanager
-    async def start(
-        count: int = 3, simulator: Simulator = kie, **settings: Any
-    ) -> AsyncIterator[list[Service]]:
-        settings = {"database_url": postgresql_url} | settings
-        async with AsyncExitStack() as stack:
-            running = [serving(tmp_path, simulator, **settings) for _ in range(count)]
-            yield [await stack.enter_async_context(replica) for replica in running]
-
-    return start
-
-
-@pytest.fixture
-async def elsewhere(postgresql_url: str) -> AsyncIterator[Store]:
-    """Another replica's writes to the database, one move at a time."""
-    store = open_store(postgresql_url)
-    yield store
-    await store.close()
 
 
 # --- any replica serves any call ---
@@ -250,7 +226,7 @@ async def moved(store: Store, task_id: str, percent: int) -> Task:
             return saved
 
 
-async def until(watching: AsyncIterator[pb.GenerationTask], percent: int) -> float:
+async def seconds_until_shown(watching: AsyncIterator[pb.GenerationTask], percent: int) -> float:
     """Return the seconds until a watcher sees a percentage."""
     started = time.monotonic()
     async for task in watching:
@@ -269,7 +245,7 @@ async def test_what_another_replica_commits_is_shown_by_its_hint_or_else_by_the_
         await anext(watching)
         for percent in range(10, 50, 10):
             await moved(elsewhere, created.id, percent)
-            assert await until(watching, percent) < most_seconds
+            assert await seconds_until_shown(watching, percent) < most_seconds
 
 
 def listeners(database_url: str) -> list[int]:
@@ -296,11 +272,11 @@ async def test_a_lost_connection_of_the_hints_is_opened_again_and_nothing_is_mis
         for pid in lost:
             rows(postgresql_url, "SELECT pg_terminate_backend(?)", pid)
         await moved(elsewhere, created.id, 10)  # while no connection listens
-        assert await until(watching, 10) < 4, "when it listens again, it compares"
+        assert await seconds_until_shown(watching, 10) < 4, "when it listens again, it compares"
         await eventually(lambda: len(set(listeners(postgresql_url)) - lost) == 2)
         for percent in range(20, 60, 10):
             await moved(elsewhere, created.id, percent)
-            assert await until(watching, percent) < 0.8, "by a hint again"
+            assert await seconds_until_shown(watching, percent) < 0.8, "by a hint again"
 
 
 # --- leases ---

@@ -17,8 +17,8 @@ from kie_generation.generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from tests.support.harness import API_KEY
 from tests.support.paths import ROOT
+from tests.support.waiting import START_SECONDS
 
-START_SECONDS = 30
 PATIENT = Retry(attempts=200, first_delay_seconds=0.05, max_delay_seconds=0.3)
 
 
@@ -132,7 +132,7 @@ def purchases(kie: Simulator) -> Counter[str]:
     return Counter(task["callBackUrl"].split("/")[-2] for task in kie.tasks)
 
 
-def verdict(kie: Simulator, ends: Sequence[pb.GenerationTask]) -> dict[str, Any]:
+def check_ledger(kie: Simulator, ends: Sequence[pb.GenerationTask]) -> dict[str, Any]:
     """Check what must be true after any crash; return a summary for people."""
     bought = purchases(kie)
     assert max(bought.values(), default=0) <= 1, "nothing is bought twice"

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import grpc
 
 from generated.generation.v1 import generation_pb2 as pb
-from tests.hostile.frames import Sender, headers, until
+from tests.hostile.frames import Sender, comes_true, headers
 from tests.hostile.target import (
     CALL_SECONDS,
     SERVICE,
@@ -111,7 +111,7 @@ async def unfinished_messages(target: Target) -> Outcome:
     for _ in range(target.count):
         connection.begin_message(block, part)
         await asyncio.sleep(0)
-    await until(lambda: not connection.unsent_bytes, target.seconds)
+    await comes_true(lambda: not connection.unsent_bytes, target.seconds)
     return {"unsent MiB": connection.unsent_bytes / (1 << 20)}
 
 

@@ -9,7 +9,16 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from benchmarks.h2 import End, request
 from generated.generation.v1 import generation_pb2 as pb
-from tests.hostile.frames import Deaf, Sender, Stream, half_open, headers, pieces, reset_call, until
+from tests.hostile.frames import (
+    Deaf,
+    Sender,
+    Stream,
+    comes_true,
+    half_open,
+    headers,
+    pieces,
+    reset_call,
+)
 from tests.hostile.target import SERVICE, Outcome, Target, calling, imagen4
 from tests.support.prompts import STUCK_PROMPT
 
@@ -144,7 +153,7 @@ async def _hold(target: Target, frames: Frames) -> Outcome:
         connection.flush()
         streams += opened
         await asyncio.sleep(0)
-    await until(lambda: all(s.messages or not s.is_open for s in streams), OPENING_SECONDS)
+    await comes_true(lambda: all(s.messages or not s.is_open for s in streams), OPENING_SECONDS)
     await asyncio.sleep(target.seconds)
     return {"served": sum(stream.is_served for stream in streams)}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.h2 import request
 from generated.generation.v1 import generation_pb2 as pb
-from tests.hostile.frames import Sender, Stream, headers, until
+from tests.hostile.frames import Sender, Stream, comes_true, headers
 from tests.hostile.target import SERVICE, Outcome, Target, calling, imagen4
 from tests.support.prompts import STUCK_PROMPT
 
@@ -24,7 +24,7 @@ async def revoked_token(target: Target) -> Outcome:
         await asyncio.sleep(REREAD_SECONDS)
         query = pb.QueryTaskRequest(task_id=task_id).SerializeToString()
         answered = await calls.unary("QueryTask", query) is not None
-    await until(lambda: not any(watch.is_open for watch in watches), target.seconds)
+    await comes_true(lambda: not any(watch.is_open for watch in watches), target.seconds)
     return {"answered": float(answered), "watches open": sum(watch.is_open for watch in watches)}
 
 
@@ -60,5 +60,5 @@ async def _watch(target: Target, message: bytes) -> list[Stream]:
     for watch in watches:
         connection.call(frames, watch)
     connection.flush()
-    assert await until(lambda: all(watch.is_served for watch in watches), LONGEST_SECONDS)
+    assert await comes_true(lambda: all(watch.is_served for watch in watches), LONGEST_SECONDS)
     return watches
