@@ -1,27 +1,20 @@
 """Which tasks of a batch are stored: decided for each, known request_ids first."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
-import pytest
+from peewee import IntegrityError
 
 from storage.creation import Created, CreateLimits, CreateResult, Existing, LimitReached
-from storage.opening import open_store
 from storage.store import Store
 from storage.task import Failure, Lane, Stage, Task
-from tests.support.storing import NO_LIMIT, NOW, Gate, enqueued, new, saved, send, stored
+from tests.support.databases import rows
+from tests.support.storing import NO_LIMIT, NOW, Gate, enqueued, new, read, saved, send, stored
 
 TWO = CreateLimits(1_000, 2)
 TWO_A_MINUTE = CreateLimits(1_000, creates_per_minute=2)
 FULL = LimitReached("queue", 2, "caller")
-
-
-@pytest.fixture
-async def store(database_url: str) -> AsyncIterator[Store]:
-    """An empty store."""
-    opened = open_store(database_url)
-    yield opened
-    await opened.close()
 
 
 async def together(store: Store, *creations: tuple[Task, CreateLimits]) -> Sequence[CreateResult]:
@@ -175,3 +168,86 @@ async def test_tasks_that_ended_count_for_the_minute(store: Store) -> None:
     await saved(store, first, first.failed(Failure("CANCELLED", "no"), NOW))
     await saved(store, second, second.failed(Failure("PROVIDER_REJECTED", "no"), NOW))
     assert isinstance(await store.create(alices("c"), TWO_A_MINUTE), LimitReached)
+
+
+# --- request_ids ---
+
+
+async def test_a_request_id_of_one_caller_makes_one_task_whatever_its_state(
+    store: Store,
+) -> None:
+    first = new("first", request_id="r")
+    await stored(store, first)
+    assert await store.create(new("second", request_id="r", prompt_id="q"), NO_LIMIT) == Existing(
+        first
+    )
+
+    ended = await saved(store, first, first.failed(Failure("CANCELLED", "no"), NOW))
+    assert await store.create(new("third", request_id="r"), NO_LIMIT) == Existing(ended)
+    assert await store.find_request("c", "r") == ended
+    assert await read(store, "second") is None
+
+
+async def test_a_request_id_of_another_caller_is_another(store: Store) -> None:
+    first, second = new("first", request_id="r"), new("second", request_id="r", caller="d")
+    await stored(store, first, second)
+    assert await store.find_request("c", "r") == first
+    assert await store.find_request("d", "r") == second
+
+
+async def test_tasks_without_a_request_id_are_never_the_same(store: Store) -> None:
+    await stored(store, *(new(f"t{i}") for i in range(3)))
+    assert await store.find_request("c", "") is None
+
+
+async def test_racing_creates_with_one_request_id_make_one_task(
+    store: Store, database_url: str
+) -> None:
+    racing = (store.create(new(f"t{i}", request_id="r"), NO_LIMIT) for i in range(50))
+    answers = await asyncio.gather(*racing)
+    assert Counter(map(type, answers)) == {Created: 1, Existing: 49}
+    assert len({answer.task for answer in answers if not isinstance(answer, LimitReached)}) == 1
+    assert rows(database_url, "SELECT count(*) FROM tasks") == [(1,)]
+
+
+async def test_a_duplicate_id_is_a_bug_and_affects_no_other_task(store: Store) -> None:
+    await stored(store, new("t"))
+    answers = await asyncio.gather(
+        store.create(new("t", prompt_id="q"), NO_LIMIT),
+        store.create(new("u"), NO_LIMIT),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[0], IntegrityError)
+    assert answers[1] == Created(new("u"))
+    assert await read(store, "t") == new("t")
+
+
+# --- the queue's limit ---
+
+
+async def test_only_tasks_that_wait_to_be_sent_count_for_the_queues_limit(store: Store) -> None:
+    first, second = new("t0"), new("t1", due_time=NOW + 900)
+    await stored(store, first, second)
+    assert await store.create(new("t2"), CreateLimits(2)) == LimitReached("queue", 2, "service")
+    assert await read(store, "t2") is None
+
+    await saved(store, first, send(first))
+    assert await store.create(new("t2"), CreateLimits(2)) == Created(new("t2"))
+    assert await store.create(new("t3"), CreateLimits(2)) == LimitReached("queue", 2, "service")
+
+    await saved(store, second, second.failed(Failure("CANCELLED", "no"), NOW))
+    assert await store.create(new("t3"), CreateLimits(2)) == Created(new("t3"))
+
+
+async def test_a_full_queue_still_knows_its_request_ids(store: Store) -> None:
+    first = new("first", request_id="r")
+    await stored(store, first)
+    assert await store.create(new("second", request_id="r"), CreateLimits(1)) == Existing(first)
+
+
+async def test_racing_creates_do_not_pass_the_queues_limit(store: Store) -> None:
+    answers = await asyncio.gather(
+        *(store.create(new(f"t{i}"), CreateLimits(7)) for i in range(50))
+    )
+    assert Counter(map(type, answers)) == {Created: 7, LimitReached: 43}
+    assert await store.count(Lane.SUBMIT) == 7

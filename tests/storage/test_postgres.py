@@ -36,6 +36,7 @@ from tests.support.killing import Victim
 from tests.support.postgres import Cluster
 from tests.support.prompts import STUCK
 from tests.support.storing import NO_LIMIT, NOW, new, stored
+from tests.support.waiting import eventually
 
 PROTOCOL_3 = struct.pack("!I", 3 << 16)
 
@@ -263,15 +264,11 @@ async def test_a_process_that_waits_for_a_migration_can_be_stopped(
     with database.connection_context():
         database.execute_sql(key, (lock_key(database, "migrations"),))
         starting = asyncio.ensure_future(victim.start())
-        async with asyncio.timeout(20):
-            while True:
-                found = database.execute_sql(
-                    "SELECT count(*) FROM pg_stat_activity"
-                    " WHERE application_name = 'generation' AND pid <> pg_backend_pid()"
-                ).fetchone()
-                if found[0]:
-                    break
-                await asyncio.sleep(0.01)
+        others = (
+            "SELECT 1 FROM pg_stat_activity"
+            " WHERE application_name = 'generation' AND pid <> pg_backend_pid()"
+        )
+        await eventually(lambda: database.execute_sql(others).fetchone())
         assert victim._process
         victim._process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(victim._process.wait(), 5) == -signal.SIGTERM

@@ -23,13 +23,6 @@ SUCCESS = new("t", status=Status.SUCCESS, stage=None, due_time=None, complete_ti
 FAILED = new("t").failed(Failure("CANCELLED", "no"), NOW)
 
 
-@pytest.fixture
-async def store(database_url: str) -> object:
-    store = open_store(database_url)
-    yield store
-    await store.close()
-
-
 def remembered(store: Store, task_id: str) -> Task | None:
     return store._recent.get(task_id)
 

@@ -15,6 +15,7 @@ from storage.task import Failure, Stage, Status, Task
 from storage.transfer import ImportResult, Skipped, TransferError, import_sqlite
 from tests.support.databases import change, fill, locked, rows
 from tests.support.storing import NO_LIMIT, NOW, any_task, new, saved, stored
+from tests.support.waiting import eventually
 
 SLOTS = "SELECT quota, number, free_time FROM slots ORDER BY quota, number"
 
@@ -298,9 +299,7 @@ async def test_a_service_is_refused_the_file_while_it_is_imported(
     await keep(postgresql_url)
     with locked(postgresql_url):
         importing = asyncio.create_task(asyncio.to_thread(import_sqlite, path, postgresql_url))
-        async with asyncio.timeout(10):
-            while rows(file_url, "PRAGMA user_version") != [(2,)]:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await eventually(lambda: rows(file_url, "PRAGMA user_version") == [(2,)])
         with pytest.raises(StorageConfigError, match="in use by another process"):
             open_store(file_url)
     assert await importing == ImportResult(1, 0, [])
