@@ -51,7 +51,7 @@ demo: install  ## Run one task of each model on a service with the simulator; re
 demo-picture: install  ## Record docs/demo.svg from a run of the demo
 	@$(BIN)/python -m examples.demo.picture
 
-test: install-dev  ## Run the tests; FILE=tests/test_x.py runs only that file, folder or test
+test: install-dev  ## Run the tests; FILE=tests/unit/test_x.py runs only that file, folder or test
 	@$(PYTEST) $(FILE)
 
 check: install-dev lint proto-check samples .tools/grpcurl  ## Run everything that CI runs

@@ -39,12 +39,6 @@ def page_of(metrics: Metrics) -> Page:
     return Page(generate_latest(metrics.registry).decode())
 
 
-async def refused(call: Awaitable[Any]) -> grpc.StatusCode:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value.code()
-
-
 async def failure_of(call: Awaitable[Any]) -> grpc.StatusCode:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call

@@ -12,6 +12,7 @@ from storage.store import Store
 from storage.task import Lane, Stage, Status, Task
 from tests.support.databases import change, rows
 from tests.support.storing import (
+    LANES,
     NO_QUOTA,
     NOW,
     claim,
@@ -40,13 +41,6 @@ async def test_a_claim_takes_only_what_is_due_now(store: Store) -> None:
     await stored(store, *(new(name, due_time=time) for name, time in due_times.items()))
     claimed = await claim(store, Lane.SUBMIT, NOW, 10, send)
     assert [task.id for task in claimed] == ["before", "now"]
-
-
-LANES = {
-    Lane.SUBMIT: new("submit"),
-    Lane.POLL: new("poll", stage=Stage.QUEUED),
-    Lane.LATE: new("late", stage=None, status=Status.FAILED),
-}
 
 
 @pytest.mark.parametrize("lane", Lane)

@@ -7,9 +7,8 @@ import pytest
 from storage.pages import ListFilter
 from storage.store import Store
 from storage.task import Lane, Status, Task
-from tests.storage.test_claims import LANES
 from tests.support.databases import change
-from tests.support.storing import NOW, new, some_tasks, stored
+from tests.support.storing import LANES, NOW, new, some_tasks, stored
 
 
 @pytest.mark.parametrize("lane", Lane)

@@ -18,6 +18,7 @@ STILL = SimulatorSettings(
     direct_rate=0,
     queuing_rate=0,
 )
+IMAGE = "https://example.com/cat.png"
 IMAGEN4 = {"model": "google/imagen4-fast", "input": {"prompt": "a cat"}}
 SORA2 = {"model": "sora-2-text-to-video", "input": {"prompt": "a cat"}}
 VEO3 = {"prompt": "a cat", "model": "veo3_fast"}

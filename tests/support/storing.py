@@ -12,7 +12,7 @@ from typing import Any
 from storage.claims import Quota, Sending, Waiting
 from storage.creation import Created, CreateLimits
 from storage.store import Store
-from storage.task import Artifact, Failure, Lane, Status, Task
+from storage.task import Artifact, Failure, Lane, Stage, Status, Task
 
 NOW = 1_800_000_000.0
 NO_LIMIT = CreateLimits(1_000_000)
@@ -32,6 +32,13 @@ def new(task_id: str, **changes: Any) -> Task:
         due_time=NOW,
     )
     return task._replace(**changes)
+
+
+LANES = {
+    Lane.SUBMIT: new("submit"),
+    Lane.POLL: new("poll", stage=Stage.QUEUED),
+    Lane.LATE: new("late", stage=None, status=Status.FAILED),
+}
 
 
 async def stored(store: Store, *tasks: Task) -> None:
