@@ -280,7 +280,9 @@ def test_only_a_task_in_progress_has_a_percentage(stage: int) -> None:
 @pytest.mark.parametrize(
     "arguments", [("get", "t-1", "--json"), ("get", "--json", "t-1"), ("--json", "get", "t-1")]
 )
-async def test_json_may_be_asked_for_anywhere(arguments: tuple[str, ...]) -> None:
+async def test_the_json_option_is_accepted_before_and_after_the_command(
+    arguments: tuple[str, ...],
+) -> None:
     service = ScriptedService()
     service.answers.append(pending(1))
     async with serving(service) as address:

@@ -62,7 +62,7 @@ async def test_without_a_key_a_task_of_each_model_succeeds(idle: Served) -> None
         assert (await idle.end(answer.task.id)).status == pb.TASK_STATUS_SUCCESS
 
 
-async def test_with_a_key_nothing_is_said_of_a_simulator(launch: Launch, kie: Simulator) -> None:
+async def test_with_a_key_the_log_mentions_no_simulator(launch: Launch, kie: Simulator) -> None:
     async with launch(**to(kie.url)) as process:
         assert (await process.end((await process.create()).id)).status == pb.TASK_STATUS_SUCCESS
         assert "simulator" not in process.process.text.lower()
@@ -70,7 +70,7 @@ async def test_with_a_key_nothing_is_said_of_a_simulator(launch: Launch, kie: Si
 
 
 @pytest.mark.parametrize("name", ["", NAME])
-async def test_the_health_service_says_serving_overall_and_by_name(idle: Served, name: str) -> None:
+async def test_the_health_service_is_serving_overall_and_by_name(idle: Served, name: str) -> None:
     answer = await idle.health.Check(health_pb2.HealthCheckRequest(service=name))
     assert answer.status == SERVING
 

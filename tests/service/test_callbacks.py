@@ -273,7 +273,7 @@ async def test_callback_urls_are_kept_out_of_results_messages_and_the_database(
         assert not any(seal in str(value) for value in row)
 
 
-async def test_without_a_public_url_no_callback_is_asked_for(service: Service) -> None:
+async def test_without_a_public_url_no_callback_is_requested(service: Service) -> None:
     await service.create()
     assert service.kie.tasks[-1]["callBackUrl"] is None
 

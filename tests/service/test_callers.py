@@ -10,7 +10,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import grpc
 import pytest
 import structlog
@@ -24,6 +23,7 @@ from service.bounds import Bounds
 from service.callers import TokensFileError, read_tokens
 from service.settings import Settings
 from tests.support.harness import Serve, Service, create_request, upload_messages
+from tests.support.metrics_page import page_when
 from tests.support.prompts import STUCK
 from tests.support.refusals import refusal, refused
 
@@ -309,7 +309,7 @@ async def test_a_file_that_becomes_a_pipe_blocks_nothing(guarded: Guarded) -> No
     assert (await refused(guarded.list(bearer(ALICE)))).reason == "UNAUTHENTICATED"
 
 
-async def test_a_file_that_is_gone_changes_nothing(guarded: Guarded) -> None:
+async def test_a_deleted_file_changes_nothing(guarded: Guarded) -> None:
     guarded.file.unlink()
     assert await guarded.list(bearer(ALICE)) == []
     guarded.write(line("bob", BOB))
@@ -318,11 +318,9 @@ async def test_a_file_that_is_gone_changes_nothing(guarded: Guarded) -> None:
 
 async def test_a_bad_line_is_seen_in_the_metrics(guarded: Guarded) -> None:
     guarded.write(line("alice", ALICE) + "bob secret-token\n")
-    async with aiohttp.ClientSession() as http, asyncio.timeout(5):
-        while True:
-            async with http.get(f"http://{guarded.service.admin_address}/metrics") as answer:
-                if 'generation_config_problems{file="tokens"} 1.0' in await answer.text():
-                    return
+    await page_when(
+        guarded.service, lambda page: page.value("generation_config_problems", file="tokens") == 1
+    )
 
 
 async def test_a_token_that_is_revoked_ends_its_watches_and_uploads(guarded: Guarded) -> None:

@@ -62,7 +62,7 @@ async def test_a_refused_create_is_refused_again_under_its_request_id_and_not_se
     assert service.kie.stats["purchases"]["total"] == 0
 
 
-async def test_the_edge_that_answers_403_without_an_envelope_counts_as_our_key_being_bad(
+async def test_a_403_without_an_envelope_counts_as_a_rejected_key(
     service: Service,
 ) -> None:
     service.kie.add_fault("create:http,status=403,body=error code: 1010")

@@ -181,7 +181,7 @@ async def test_an_unreachable_provider_is_not_connected(serve: Serve, unused_tcp
     assert page.provider_calls("/api/file-stream-upload", "not_connected") == 1
 
 
-async def test_an_upload_that_its_caller_aborted_is_given_up_and_not_the_providers_fault(
+async def test_an_upload_that_its_caller_aborts_counts_as_given_up_at_the_provider(
     measured: Service,
 ) -> None:
     messages = upload_messages(b"x" * 100_000, size_bytes=200_000)
@@ -276,7 +276,7 @@ async def test_the_queues_are_read_from_the_database_at_each_scrape(serve: Serve
         assert (await scrape(service)).value("generation_queue_tasks", lane="submit") == 0
 
 
-async def test_a_task_that_nobody_may_send_is_overdue(serve: Serve) -> None:
+async def test_a_task_that_waits_for_a_free_place_is_shown_as_overdue(serve: Serve) -> None:
     async with serve(**ADMIN, create_wait_seconds=0, kie_running_max=1) as service:
         await service.create(STUCK)
         await service.create(STUCK)

@@ -32,7 +32,7 @@ def call_of(caller: str) -> Call:
     return call
 
 
-def test_a_caller_who_reads_nothing_is_refused_until_a_call_is_over() -> None:
+def test_a_caller_that_reads_no_response_is_refused_until_a_call_ends() -> None:
     refusals: list[tuple[str, str]] = []
     outbox = Outbox(2 * len(LARGE), lambda caller, limit: refusals.append((caller, limit)))
     finish = outbox.finisher(bytes)

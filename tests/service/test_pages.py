@@ -185,7 +185,7 @@ async def test_pages_contain_each_task_once_while_others_are_created_and_ended(
         assert met == ids(range(19, -1, -1))
 
 
-async def test_a_page_that_is_asked_for_again_is_the_same(serve: Serve, database_url: str) -> None:
+async def test_a_page_requested_again_is_the_same(serve: Serve, database_url: str) -> None:
     await store_tasks(database_url, map(stored, range(9)))
     async with serve() as service:
         token = (await page(service, page_size=3)).next_page_token

@@ -162,13 +162,13 @@ async def left_alone(kie: Kie) -> None:
     await asyncio.wait([call])
 
 
-async def test_stopping_does_not_wait_for_requests_whose_clients_have_gone() -> None:
+async def test_stopping_does_not_wait_for_requests_whose_clients_have_disconnected() -> None:
     async with asyncio.timeout(5), running() as kie:
         kie.simulator.add_fault("credit:slow,seconds=1000")
         await left_alone(kie)
 
 
-async def test_a_hung_request_hangs_nobody_else() -> None:
+async def test_a_hung_request_does_not_delay_others() -> None:
     async with running() as kie:
         kie.simulator.add_fault("credit:hang")
         await left_alone(kie)

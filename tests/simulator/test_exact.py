@@ -175,7 +175,7 @@ async def test_an_exact_answer_without_a_message_is_an_empty_http_200(kie: Kie) 
     assert await raw(kie) == (200, b"")
 
 
-async def test_an_exact_answer_goes_to_one_family_alone(kie: Kie) -> None:
+async def test_an_exact_answer_can_be_limited_to_one_family(kie: Kie) -> None:
     kie.simulator.add_fault(
         FaultRule(endpoint="create", kind="exact", family="veo3", exact=Exact(body='{"code": 1}'))
     )

@@ -77,7 +77,7 @@ async def test_a_slow_fault_only_delays(kie: Kie) -> None:
     assert (await kie.post(JOBS, IMAGEN4))["code"] == 200
 
 
-async def test_a_slow_create_is_bought_though_its_client_has_gone(kie: Kie) -> None:
+async def test_a_slow_create_is_paid_for_even_if_its_client_disconnects(kie: Kie) -> None:
     kie.simulator.add_fault("create:slow,seconds=0.02")
     await abandoned(kie)
     await eventually(lambda: bought(kie) == 1)
@@ -149,7 +149,7 @@ async def test_a_fault_of_a_model_spares_the_rest_of_its_family(kie: Kie) -> Non
     assert (await kie.post(VEO, {**VEO3, "model": "veo3"}))["code"] == 455
 
 
-async def test_a_fault_strikes_as_often_as_it_says_after_what_it_lets_pass(kie: Kie) -> None:
+async def test_a_fault_lets_the_first_calls_pass_and_then_strikes_as_often_as_set(kie: Kie) -> None:
     kie.simulator.add_fault("create:code,times=2,after=1")
     codes = [(await kie.post(JOBS, IMAGEN4))["code"] for _ in range(4)]
     assert codes == [200, 500, 500, 200]

@@ -74,7 +74,7 @@ async def test_a_result_is_not_there_before_its_task_succeeds(kie: Kie) -> None:
     ("asked", "status", "length"),
     [("bytes=0-9", 206, 10), ("bytes=-5", 206, 5), ("bytes=99999-", 416, 0)],
 )
-async def test_a_part_of_a_result_can_be_asked_for(
+async def test_a_range_of_a_result_can_be_requested(
     kie: Kie, asked: str, status: int, length: int
 ) -> None:
     task_id = await kie.create(VEO, VEO3)
@@ -137,7 +137,7 @@ async def test_a_1080p_version_is_available_some_time_after_its_video() -> None:
         assert waiting["msg"].startswith("1080P is processing")
 
 
-async def test_a_4k_version_asked_for_again_is_code_422_with_data(kie: Kie) -> None:
+async def test_a_second_request_for_a_4k_version_is_code_422_with_data(kie: Kie) -> None:
     path, order = "/api/v1/veo/get-4k-video", {"taskId": await kie.create(VEO, VEO3)}
     kie.simulator.finish(order["taskId"])
     first = await kie.post(path, order)

@@ -114,7 +114,7 @@ PARTS = (
 )
 
 
-async def test_an_upload_whose_client_goes_away_leaves_nothing_behind(kie: Kie) -> None:
+async def test_an_upload_whose_client_disconnects_leaves_nothing_behind(kie: Kie) -> None:
     host, port = kie.simulator.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"{HEAD}Content-Length: 100000\r\n\r\n{PARTS}".encode())

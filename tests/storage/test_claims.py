@@ -319,7 +319,7 @@ async def test_tasks_whose_last_poll_failed_come_last_unless_long_overdue(
     assert order == ["overdue", "healthy", "failing"]
 
 
-async def test_tasks_without_setbacks_are_claimed_however_many_with_setbacks_are_due_before_them(
+async def test_tasks_without_setbacks_are_claimed_before_any_number_of_tasks_with_setbacks(
     store: Store,
 ) -> None:
     failing = [
@@ -357,7 +357,7 @@ async def test_tasks_of_closed_models_wait_and_others_are_sent(store: Store) -> 
 
 
 @pytest.mark.parametrize("depth", [1, 3, 100])
-async def test_turns_are_those_of_the_caller_whatever_its_models(store: Store, depth: int) -> None:
+async def test_a_caller_has_one_turn_for_all_its_models(store: Store, depth: int) -> None:
     models = ["imagen4", "veo3", "sora2"]
     tasks = [
         new(f"{caller}{i}", caller=caller, model=models[i % 3], create_time=NOW + i)

@@ -315,7 +315,7 @@ async def test_a_job_that_raises_fails_alone_and_leaves_nothing(store: Store) ->
     assert {task.id for task in listed} == {"first", "second", "third"}
 
 
-async def test_a_commit_that_fails_tells_each_write_what_it_would_have_returned(
+async def test_a_failed_commit_raises_with_what_each_write_would_have_returned(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await stored(store, new("t"), new("u"))

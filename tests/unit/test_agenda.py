@@ -57,7 +57,7 @@ def test_a_due_time_that_was_read_before_a_wake_does_not_hide_it(agenda: Agenda)
     assert agenda.due_time(Lane.SUBMIT) == 0
 
 
-def test_tasks_that_are_held_back_are_due_when_a_new_one_arrives_but_not_with_a_poll(
+def test_held_tasks_are_due_when_the_submit_lane_is_woken_but_not_the_poll_lane(
     agenda: Agenda,
 ) -> None:
     agenda.set_due_times({Lane.SUBMIT: NOW}, NOW)

@@ -79,13 +79,13 @@ def test_a_wait_is_never_shorter_than_the_interval_nor_longer_than_eight() -> No
             assert INTERVAL <= made.wait("m", age, 0) <= 8 * INTERVAL * 1.1
 
 
-def test_there_is_no_poll_before_the_shortest_known_duration() -> None:
+def test_no_poll_happens_before_the_shortest_known_duration() -> None:
     first, second = polls(schedule(LIKE_IMAGES), until=14)[:2]
     assert 12 <= first < 15
     assert second - first < 2.3
 
 
-def test_the_first_wait_is_no_longer_than_eight_intervals_either() -> None:
+def test_the_first_wait_is_at_most_eight_intervals() -> None:
     _, longest = waits(schedule([200.0 + number for number in range(100)]), age=0)
     assert longest <= 8 * INTERVAL * 1.1
 

@@ -5,14 +5,7 @@ from typing import Any
 
 import pytest
 
-from storage.task import (
-    Artifact,
-    Failure,
-    Lane,
-    Stage,
-    Status,
-    Task,
-)
+from storage.task import Artifact, Failure, Lane, Stage, Status, Task
 
 CREATED, NOW, DUE = 1_000.0, 2_000.0, 2_030.0
 ARTIFACTS = (Artifact("https://x.example/1.png", "image/png"),)
@@ -162,7 +155,7 @@ def test_a_snapshot_cannot_be_changed_in_place() -> None:
 # --- what each move changes ---
 
 
-def test_submitting_says_when_it_was_sent() -> None:
+def test_submitting_stores_when_the_request_is_sent() -> None:
     after = ACCEPTED.submitting(NOW, DUE)
     assert changes(ACCEPTED, after) == {
         "stage": Stage.SUBMITTING,

@@ -121,7 +121,7 @@ def ends_by_its_age(known: Verdicts, outcome: Poll, task: Task = FAILING) -> boo
     return after.ended
 
 
-def test_a_task_ends_by_its_age_once_an_answer_says_so_or_it_alone_cannot_be_read() -> None:
+def test_a_task_past_its_age_ends_if_its_record_is_read_or_it_alone_is_unreadable() -> None:
     assert ends_by_its_age(VERDICTS, IN_PROGRESS, QUEUED)
     assert ends_by_its_age(VERDICTS, UnknownState("archived"), QUEUED)
     assert ends_by_its_age(VERDICTS, Unreadable("code 500"))
@@ -234,7 +234,7 @@ def test_a_callback_for_a_task_that_waits_to_be_sent_again_keeps_it_from_being_s
     assert given_up.stage is Stage.SUBMITTING, "not sent again, as nobody can tell"
 
 
-def test_a_callback_that_names_no_task_keeps_its_task_from_being_sent_again_too() -> None:
+def test_a_callback_without_an_id_keeps_its_task_from_being_sent_again_too() -> None:
     waiting = SUBMITTING.postponed(NOW, NOW + 30)
     called_back = after_callback(waiting, "", NOW + 1)
     assert called_back is not None
@@ -382,7 +382,7 @@ def test_a_poll_without_a_verdict_is_repeated_soon_though_nobody_watches() -> No
     assert due_after(200, Unavailable("502")) <= 17.6
 
 
-def test_once_its_callback_has_come_a_task_is_polled_until_its_record_says_so() -> None:
+def test_after_its_callback_a_task_is_polled_until_its_record_agrees() -> None:
     called_back = after_callback(QUEUED, "", NOW + 5)
     assert called_back is not None
     assert due_after(5, IN_PROGRESS, called_back) <= 2.2
