@@ -20,7 +20,7 @@ from tests.support.databases import change, fill, rows
 from tests.support.harness import Serve, Service
 from tests.support.prompts import STUCK
 from tests.support.refusals import refusal
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_SECONDS, eventually
 
 HOUR = 3_600.0
 OFTEN = replace(BOUNDS, purge=PurgeBounds(pause_seconds=0.01))
@@ -52,6 +52,12 @@ async def gone(service: Service, task_id: str) -> bool:
     return False
 
 
+async def until_gone(service: Service, task_id: str) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not await gone(service, task_id):
+            pass
+
+
 async def test_a_task_that_ended_long_ago_is_purged_with_its_request_id(
     serve: Serve, batches: list[int]
 ) -> None:
@@ -62,9 +68,7 @@ async def test_a_task_that_ended_long_ago_is_purged_with_its_request_id(
     change(service.database_url, AGE, HOUR - 60, HOUR - 60, young.id)
     async with serve(task_retention_seconds=HOUR, bounds=OFTEN) as service:
         await eventually(lambda: sum(batches) > 0)
-        async with asyncio.timeout(10):
-            while not await gone(service, old.id):
-                pass
+        await until_gone(service, old.id)
         assert (await service.query(young.id)).result_json == young.result_json
         assert (await service.create(request_id="young")).id == young.id
         assert len(service.kie.tasks) == 2
@@ -225,8 +229,6 @@ async def test_a_service_forgets_old_cancelled_tasks_and_their_request_ids(
         await service.stub.CancelTask(pb.CancelTaskRequest(task_id=task.id))
         assert (await service.create(STUCK, request_id="r")).id == task.id
         change(service.database_url, AGE, 25 * HOUR, 25 * HOUR, task.id)
-        async with asyncio.timeout(10):
-            while not await gone(service, task.id):
-                pass
+        await until_gone(service, task.id)
         assert (await service.create(STUCK, request_id="r")).id != task.id
         assert not await gone(service, running.id)
