@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
+from typing import Any
 
 import pytest
 
@@ -329,6 +330,26 @@ async def test_tasks_without_setbacks_are_claimed_before_any_number_of_tasks_wit
     await stored(store, *failing, *healthy)
     claimed = await claim(store, Lane.POLL, NOW, 4, off(60))
     assert [task.setbacks for task in claimed] == [0, 0, 1, 1]
+
+
+async def test_a_claim_of_polls_reads_the_due_tasks_in_one_statement(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stored(
+        store,
+        new("failing", stage=Stage.QUEUED, setbacks=1),
+        *(new(f"healthy-{i}", stage=Stage.QUEUED) for i in range(3)),
+    )
+    execute, statements = store._engine.execute, []
+
+    def recording(sql: str, *params: object) -> Any:
+        statements.append(sql)
+        return execute(sql, *params)
+
+    monkeypatch.setattr(store._engine, "execute", recording)
+    assert len(await claim(store, Lane.POLL, NOW, 16, off(60))) == 4
+    reads = [sql for sql in statements if sql.startswith("SELECT")]
+    assert reads == [store._engine.sql.claims.due]
 
 
 async def test_tasks_of_closed_models_wait_and_others_are_sent(store: Store) -> None:
