@@ -54,14 +54,15 @@ demo-picture: install  ## Record docs/demo.svg from a run of the demo
 test: install-dev  ## Run the tests; FILE=tests/unit/test_x.py runs only that file, folder or test
 	@$(PYTEST) $(FILE)
 
-check: install-dev lint proto-check samples .tools/grpcurl  ## Run everything that CI runs
+check: install-dev lint proto-check samples .tools/grpcurl .tools/helm .tools/promtool  ## Run everything that CI runs
 	@$(PYTEST)
 
-# Go programs that tests use. `make test` never builds them: it skips the tests of those that are missing.
+# Go programs that tests use. `make test` never builds them: it skips the tests of those that are missing. promtool without service
+# discovery takes half as long to build, and checks rules as well.
 tools: $(patsubst %,.tools/%,$(shell sed 's|.*/||; s|@.*||' tools.txt))  ## Build the tools of tools.txt into .tools/, with Go (minutes)
 
 .tools/%: tools.txt
-	@$(call with,go,GOBIN="$(CURDIR)/.tools" go install "$$(grep "/$*@" tools.txt)" && touch $@)
+	@$(call with,go,GOBIN="$(CURDIR)/.tools" go install $$(grep "/$*@" tools.txt) && touch $@)
 
 examples: install-dev samples  ## Build the sample clients in examples/, and run them against the service
 	@$(PYTEST) -n 0 -v tests/client/test_examples.py
