@@ -253,6 +253,7 @@ def test_a_setting_reaches_the_service_as_it_is_written(
         ("secrets.LOG_LEVEL.name=x", "LOG_LEVEL"),
         ("secrets.KIE_API_KEY=null", "secrets.KIE_API_KEY"),
         ("secrets.DATABASE_URL=null", "secrets.DATABASE_URL"),
+        ("secrets.KIE_API_KEY=null,settings.KIE_SIMULATOR=true", "settings.KIE_API_URL"),
         ("tokensSecret=", "tokensSecret"),
         ("tls.clientCa=true", "tls.secretName"),
         ("database=mysql", "database"),

@@ -32,6 +32,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and (not .Values.secrets.KIE_API_KEY) (ne (toString .Values.settings.KIE_SIMULATOR) "true") }}
 {{- fail "secrets.KIE_API_KEY is missing: set it, or settings.KIE_SIMULATOR to true for the samples of a simulator" }}
 {{- end }}
+{{- if and (eq (toString .Values.settings.KIE_SIMULATOR) "true") (eq .Values.database "postgresql") (not .Values.settings.KIE_API_URL) }}
+{{- fail "settings.KIE_SIMULATOR: each replica would have a simulator of its own; use database=sqlite, or settings.KIE_API_URL and settings.KIE_UPLOAD_URL of one that they share" }}
+{{- end }}
 {{- if and (eq .Values.database "postgresql") (not .Values.secrets.DATABASE_URL) }}
 {{- fail "secrets.DATABASE_URL is missing: it must be the URL of a PostgreSQL database" }}
 {{- end }}
