@@ -26,7 +26,6 @@ class HttpLimits:
     """What one server allows its clients.
 
     Attributes:
-        body_bytes: How much of a request's body is read at most.
         request_seconds: From the opening of a connection, or the first byte of a later request, to
             the end of that request.
         answer_seconds: From there to the last byte of the response.
@@ -38,7 +37,6 @@ class HttpLimits:
         connections: Beyond these, the connection whose state changed longest ago is closed.
     """
 
-    body_bytes: int = 0
     request_seconds: float = 10.0
     answer_seconds: float = 30.0
     idle_seconds: float = 75.0
@@ -73,7 +71,8 @@ class HttpServer(web.Server):
         """Record that a connection is new or has changed its state.
 
         If there are too many, the one that changed longest ago is closed. A client that opens many
-        mostly loses its own: another client's request is answered long before its turn.
+        mostly closes its own: a request of another client is answered before its connection is the
+        oldest.
         """
         self._oldest_first.pop(connection, None)
         if len(self._oldest_first) >= self._limits.connections:

@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import grpc
 import structlog
@@ -18,7 +18,7 @@ from service.admin import Admin
 from service.admission import Admission
 from service.bounds import BOUNDS, Bounds, Grace
 from service.callback_polls import CallbackPolls
-from service.callbacks import BODY_MAX_BYTES, Callbacks
+from service.callbacks import Callbacks
 from service.callers import Callers
 from service.creating import Creator
 from service.events import TaskEvents
@@ -79,7 +79,7 @@ async def serving(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
             await _start_admin(parts, stack),
             await _start_callbacks(parts, polling.callbacks, stack),
         )
-        # From here on it spends money: nothing above may still fail.
+        # From here on the service spends money, so all that may fail comes before.
         _start_polling(parts, polling, stack)
         _start_upkeep(parts, stack)
         await server.start()
@@ -235,6 +235,5 @@ async def _start_callbacks(parts: Parts, polls: CallbackPolls, stack: AsyncExitS
     key = parts.settings.kie_webhook_key
     reader = KieCallbacks(key.get_secret_value().encode() if key else None)
     callbacks = Callbacks(parts.urls, reader, polls, parts.metrics, parts.store.now)
-    limits = replace(parts.bounds.http, body_bytes=BODY_MAX_BYTES)
-    server = HttpServer(callbacks.answer, limits)
+    server = HttpServer(callbacks.answer, parts.bounds.http)
     return await start_http(server, "HTTP_ADDRESS", parts.settings.http_address, stack)

@@ -15,7 +15,6 @@ from service.http import HttpLimits, HttpServer, read_body
 from tests.support.harness import Serve
 
 SHORT = HttpLimits(
-    body_bytes=1_000,
     request_seconds=0.4,
     answer_seconds=0.4,
     idle_seconds=3,
