@@ -35,7 +35,8 @@ class Admission:
                 " use another one, or ask the operator to allow it",
             )
         if task.model in self._disabled_models:
-            return ServiceError("MODEL_UNAVAILABLE", f"{task.model} is disabled here")
+            words = f"the model {task.model} is disabled on this server"
+            return ServiceError("MODEL_UNAVAILABLE", words)
         return None
 
     def create_limits(self, caller: str) -> CreateLimits:

@@ -104,7 +104,7 @@ class Callers:
         digest = sha256(token.encode(errors="replace")).digest()
         caller = self._callers.get(digest)
         if caller is None:
-            raise ServiceError("UNAUTHENTICATED", "the token is not known")
+            raise ServiceError("UNAUTHENTICATED", "the token is not valid")
         credential = self._verified[token] = Credential(caller, digest)
         return credential
 
@@ -135,7 +135,7 @@ class Callers:
 
     def _complain(self, *problems: str) -> None:
         for problem in sorted({*problems} - {*self.problems}):
-            log.warning("tokens file", problem=problem)
+            log.warning("tokens file has a problem", problem=problem)
         self.problems = problems
 
 

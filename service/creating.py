@@ -151,7 +151,7 @@ def _same(task: Task, request: pb.CreateTaskRequest) -> Task:
     if (task.prompt_id, params) != (request.prompt_id, request.provider_params):
         raise ServiceError(
             "REQUEST_ID_REUSED",
-            "the request_id was used with other parameters",
+            "the request_id was already used with different parameters; choose a new one",
             metadata={"task_id": task.id},
         )
     return task

@@ -217,7 +217,8 @@ class Inbox:
         most = self._limits.requests_per_caller
         return ServiceError(
             "RATE_LIMITED",
-            f"{most} requests of this caller were started but do not arrive; finish or cancel them",
+            f"{most} requests of this caller were started but have not arrived;"
+            " finish or cancel them",
             metadata={"limit": "requests", "max": str(most), "scope": "caller"},
         )
 

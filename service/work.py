@@ -1,8 +1,8 @@
 """The work on a claimed task, from asking the provider to the verdict.
 
     submit       send the paid request
-    poll         ask for a task in progress, or find out whether a paid request was accepted
-    poll_late    ask for a result that is paid for, of a task that has ended without it
+    poll         ask for the record of a task in progress, or whether a paid request was accepted
+    poll_late    ask for the record of a task that ended without its paid result
 
 A task that was submitted without a known response is an orphan until its record is found.
 """
@@ -102,7 +102,9 @@ class Work:
 
     async def _send(self, task: Task) -> Submission:
         if task.model in self.options.disabled_models:
-            return Refused("MODEL_UNAVAILABLE", f"{task.model} is disabled here", "")
+            return Refused(
+                "MODEL_UNAVAILABLE", f"the model {task.model} is disabled on this server", ""
+            )
         make_url = self.options.callback_url
         callback_url = make_url(task.id) if make_url else None
         return await self.provider.submit(ProviderParams.FromString(task.params), callback_url)
@@ -120,7 +122,7 @@ class Work:
             return outcome
         found = await self._recognise(task, candidate)
         log.warning(
-            "a request that was not accepted names a task",
+            "the response to a create that was not accepted names a task",
             provider_task_id=candidate,
             recognition=found.value,
         )
@@ -143,7 +145,7 @@ class Work:
     # --- poll ---
 
     async def poll(self, task: Task) -> None:
-        """Ask for a task in progress."""
+        """Ask for the record of a task in progress."""
         if task.stage is Stage.SUBMITTING:
             await self._look_for_orphan(task)
             return
@@ -154,7 +156,7 @@ class Work:
         await self._learn_reach(task, outcome)
 
     async def poll_late(self, task: Task) -> None:
-        """Ask for a result that is paid for, of a task that has ended without it."""
+        """Ask for the record of a task that ended without its paid result."""
         if not task.provider_task_id:
             await self._look_for_orphan(task)
             return
@@ -177,7 +179,7 @@ class Work:
                 self.metrics.poll_inconclusive(task.model, "unknown_state")
                 self.seen.state(state)
             case Succeeded(differs=True):
-                log.warning("a record repeats another request than ours")
+                log.warning("the record repeats a different request")
             case _:
                 pass
         return outcome

@@ -363,4 +363,4 @@ async def test_a_duplicate_provider_id_and_a_foreign_record_are_logged(
                 await service.end((await service.create()).id)
     events = [log["event"] for log in logs]
     assert events.count("two tasks have the same id at the provider") == 1
-    assert events.count("a record repeats another request than ours") == 2
+    assert events.count("the record repeats a different request") == 2
