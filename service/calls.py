@@ -55,7 +55,7 @@ class Call:
         self.context = context
         self._task = asyncio.current_task()
 
-    def over(self) -> None:
+    def finish(self) -> None:
         """Forget the asyncio task: it refers to its context variables, and so to this call."""
         self._task = None
 

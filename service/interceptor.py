@@ -170,7 +170,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 endings.succeed(method, time.monotonic() - started)
                 return answer
             finally:
-                call.over()
+                call.finish()
                 calls.discard(call)
             await endings.delay(call, refusal)
             abort = context.abort_with_status(refusal.status())
