@@ -143,8 +143,8 @@ class Settings(BaseSettings):
     """How long CreateTask waits for the provider to accept or refuse the task; 0 = not at all."""
 
     poll_interval_seconds: SomeSeconds = 2
-    """The shortest time between two polls of a task. It grows with the task's age and with failed
-    polls, up to 8 times, depending on how long tasks of the model usually take."""
+    """The shortest time between two polls of a task. The time grows up to 8 times with the task's
+    age and with failed polls, depending on how long tasks of the model usually take."""
 
     task_max_age_seconds: SomeSeconds = 3_600
     """When a task fails with TASK_TIMEOUT, counted from its acceptance by the provider. While the
