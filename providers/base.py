@@ -1,8 +1,9 @@
 """The provider as the service sees it: one protocol, and the outcomes that its methods return.
 
 A provider never raises for what the other side did: it reports what happened, and the poller
-decides. The three outcomes of a paid request are never merged: *refused* (the answer is no), *not
-sent* (no connection) and *unknown* (sent, but no readable answer arrived).
+decides. The outcomes of a paid request that was not accepted are never merged: *refused* (the
+answer is no), *postponed* (nothing was bought, and the request may be sent again) and *unknown*
+(sent, but no readable answer arrived).
 
     Submission      Accepted | Refused | Postponed | Unknown
     Poll            Progress | Succeeded | Failed | Unavailable | Unreadable | UnknownState
@@ -11,7 +12,7 @@ Nor are the three ways in which a poll is inconclusive: the provider is *unavail
 no request, or none with our key), the answer about this task is *unreadable*, or the *state* of the
 task is *unknown* to this version.
 
-Exceptions are for errors that the caller can fix:
+Exceptions are for what the caller gets as an error:
 
     ParamsError     a rule of the parameters is broken, by field
     UploadError     the provider did not accept an upload, by reason
@@ -136,7 +137,7 @@ class Recognition(Enum):
 class Progress:
     """The task is queued at the provider, or generating, perhaps with 0-100 percent.
 
-    `record` is the provider's record as JSON text: it is kept if the task ends by its age.
+    `record` is the provider's record as JSON text: it is kept if the task times out.
     """
 
     generating: bool
@@ -186,7 +187,7 @@ class Unavailable:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """An answer about this very task that is inconclusive.
+    """An inconclusive answer about this task.
 
     Attributes:
         detail: Why, for the log. It contains no secret.

@@ -1,4 +1,4 @@
-"""Polls that callbacks cause: at once if possible, at most one a second of each task."""
+"""Polls that callbacks cause: at once if possible, and at most one a second for each task."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ from storage.task import Lane, Stage, Status, Task
 
 
 class CallbackPolls:
-    """Polls tasks of which the provider has called back."""
+    """Polls tasks for which the provider has called back."""
 
     def __init__(
         self,

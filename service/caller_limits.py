@@ -39,7 +39,7 @@ def _matches(pattern: str, model: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class LimitSet:
-    """The limits of one caller; infinity is no limit.
+    """The limits of one caller; infinity means no limit.
 
     Attributes:
         queue: Tasks waiting to be sent.

@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 
 class Method:
-    """What is known of a method before its calls, so that they need not look it up."""
+    """What all calls of a method share, looked up once."""
 
     __slots__ = ("calls", "handler", "is_open", "name", "slow_seconds")
 
@@ -66,7 +66,7 @@ class Endings:
             )
 
     async def delay(self, call: Call, refusal: ServiceError) -> None:
-        """Wait before the answer if the caller's calls are refused again and again."""
+        """Wait before the response if the caller's calls are refused again and again."""
         if refusal.code in DELAYED:
             await self._pace.hold(call.caller)
 

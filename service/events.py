@@ -1,4 +1,4 @@
-"""What callers do to tasks, and what that means to the poller."""
+"""What callers do to tasks, and what the poller does about it."""
 
 import structlog
 

@@ -1,4 +1,4 @@
-"""The follower: shows to the watchers here what other processes on the database commit.
+"""The follower: publishes in this process what other processes on the database commit.
 
 Hints tell at once which tasks have changed. Hints may be lost, so every watched task is also
 compared with the database from time to time, in one query.
@@ -27,7 +27,7 @@ class FollowTimes:
 
 
 class Follower:
-    """Publishes here what was committed elsewhere."""
+    """Publishes what other processes commit."""
 
     def __init__(self, store: Store, hub: Hub, times: FollowTimes) -> None:
         self._store = store

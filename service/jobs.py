@@ -32,7 +32,7 @@ class JobTimes:
 
 
 class Jobs:
-    """Starts jobs, and lets none of them harm another."""
+    """Starts jobs, and isolates them from each other."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Jobs:
         job.add_done_callback(self._running.discard)
 
     def follow_up(self, task_id: str, call: Callable[[], Awaitable[None]]) -> None:
-        """Make a call when the job on a task has ended; several for one task are one."""
+        """Call `call` when the job on a task has ended. A later call replaces an earlier one."""
         self._follow_ups[task_id] = call
 
     async def finish(self, grace_seconds: float) -> None:
@@ -100,9 +100,9 @@ class Jobs:
             await follow_up()
 
     async def _take_fresh_slot(self, quota: Quota, slot_time: float) -> None:
-        """Take another rate slot if the one that was taken is not valid any longer.
+        """Take another slot if the one that was taken is not valid any longer.
 
-        A rate slot is valid only briefly, and the request could not start in time.
+        A slot is valid only briefly, and the request could not start in time.
         """
         while quota.limit and (now := self._store.now()) - slot_time > self._times.slot_seconds:
             try:

@@ -105,7 +105,7 @@ class Leases:
     # --- confirmed ---
 
     def add_unconfirmed(self, lane: Lane, tasks: Iterable[Task]) -> None:
-        """Remember claims whose commit may have failed."""
+        """Remember claims of which it is not known whether they were committed."""
         self._unconfirmed += [(lane, task) for task in tasks]
 
     async def confirm(self) -> list[tuple[Lane, Task]]:
@@ -135,7 +135,7 @@ class Leases:
         self._connected_since = math.inf
 
     def judgement_time(self) -> float:
-        """Return from when on an expired lease shows that its holder has died.
+        """Return the time from which an expired lease shows that its holder has died.
 
         After an outage of the database the holder first gets the time to renew it. Infinity while
         the database is unavailable.

@@ -1,8 +1,8 @@
 """The limits on work in progress: may this lane start something now, and which task?
 
-The account at the provider limits how many requests may be sent in a time, and how many tasks may
-run. Tasks beyond these limits wait, and their callers are served round-robin. Tasks that the
-provider does not accept right now wait, too: see service/holds.py.
+The account at the provider limits how many requests may be sent in a window of time, and how many
+tasks may run. Tasks beyond these limits wait, and their callers are served round-robin. Tasks that
+the provider does not accept right now wait, too: see service/holds.py.
 """
 
 import itertools
@@ -24,7 +24,7 @@ PROBE_DEPTH = 1_000  # how many waiting tasks of a caller are looked at to find 
 
 @dataclass(frozen=True, slots=True)
 class AccountLimits:
-    """What the account at the provider allows; 0 is no limit."""
+    """What the account at the provider allows; 0 means no limit."""
 
     creates_per_10_seconds: int
     status_per_second: int
@@ -37,16 +37,18 @@ class LimitBounds:
     """Limits that no setting changes.
 
     Attributes:
-        creates_window_seconds: The account's 10 s, and how much the latency of requests may vary.
-        status_window_seconds: The same for the account's limit in 1 s.
+        creates_window_seconds: The account's window of 10 s, plus a margin for uneven latency.
+        status_window_seconds: The account's window of 1 s, plus the same margin.
         submit_jobs_max: How many tasks are sent at a time.
         poll_jobs_max: How many tasks are polled at a time.
-        late_jobs_max: How many late deliveries are asked for at a time.
-        polls_claimed_max: How many polls start together, so that callbacks get through a burst.
-        recheck_seconds: When a limit is looked at again: other processes may have made room.
-        passed_over_seconds: The same for the limits of callers.
+        late_jobs_max: How many ended tasks are polled for a late delivery at a time.
+        polls_claimed_max: How many polls start together at most, so that callbacks are not delayed
+            by a burst of polls.
+        recheck_seconds: How soon a limit of the account that was reached is checked again, as
+            other processes may have made room.
+        passed_over_seconds: The same for a limit of a caller.
         passed_over_pause_seconds: How long a new task waits if its caller is at its limit.
-        holds: How long tasks are held that the provider would not accept.
+        holds: How long tasks are held while the provider does not accept them.
     """
 
     creates_window_seconds: float = 10.3
@@ -184,7 +186,7 @@ class Limits:
         self._gates[lane].jobs += 1
 
     def job_ended(self, lane: Lane, model: str) -> None:
-        """Count a job no more, and wake the poller if others may start now."""
+        """Count a job as ended, and wake the poller if others may start now."""
         gate = self._gates[lane]
         was_full = not gate.free
         gate.jobs -= 1
@@ -197,7 +199,7 @@ class Limits:
         return self._holds.learn(model, outcome, now)
 
     def task_left_provider(self, caller: str) -> None:
-        """Wake the poller if a task may wait for this one of its caller, or for any, to end."""
+        """Wake the poller if tasks wait because too many run, of this caller or of the account."""
         if self._running_full:
             self._gates[Lane.SUBMIT].opening_time = 0.0
             self._agenda.wake()
@@ -209,7 +211,7 @@ class _Gate:
     """The jobs of a lane.
 
     Attributes:
-        quota: How many requests they may send in a time.
+        quota: How many requests they may send in a window of time.
         jobs_max: How many there may be at a time.
         jobs: How many there are.
         opening_time: When the account's limits may allow more.

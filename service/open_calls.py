@@ -33,7 +33,7 @@ class OpenCalls:
 
         Args:
             limit: The name of the limit: `watches`, `uploads` or `lists`.
-            service_max: How many calls may be open in all; infinity is no limit.
+            service_max: How many calls may be open in all; infinity means no limit.
             caller_max: Returns how many of them may be a caller's.
             on_refusal: Called with the caller and the limit of each refused call.
             on_change: Called with the number of open calls whenever it changes.

@@ -7,7 +7,7 @@ import structlog
 from storage.errors import StorageUnavailableError
 
 RETRY_SECONDS = 1.0  # between two attempts to reach the database
-QUIET_SECONDS = 5.0  # longer than that
+QUIET_SECONDS = 5.0  # without a failure; several attempts must fit in
 
 log = structlog.get_logger()
 

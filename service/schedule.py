@@ -25,11 +25,11 @@ TYPICAL_SHARE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """From which age on the callback of a task is overdue.
+    """The age from which the callback of a task is overdue.
 
     Attributes:
-        factor: As a multiple of the age by which most tasks have ended.
-        min_seconds: Not before: the provider may send a callback three times more, 15 s each.
+        factor: The age, as a multiple of the one by which most tasks have ended.
+        min_seconds: The lowest age: the provider may repeat a callback three times, 15 s each.
     """
 
     factor: float = 2.0
@@ -56,9 +56,9 @@ class Schedule:
 
         Args:
             interval_seconds: The shortest time between two polls of one task.
-            typical_max_seconds: Within which time most tasks of a model end, as long as nothing
-                has been learned.
-            overdue: From which age on a callback is overdue.
+            typical_max_seconds: Returns the time within which most tasks of a model end; used until
+                enough has been learned.
+            overdue: When a callback is overdue.
         """
         self._interval_seconds = interval_seconds
         self._typical_max_seconds = typical_max_seconds
@@ -90,7 +90,7 @@ class Schedule:
         return self._interval_seconds * min(factor, LONGEST_FACTOR)
 
     def overdue_age(self, model: str) -> float:
-        """Return the age from which on the callback of a task is overdue."""
+        """Return the age from which the callback of a task is overdue."""
         return max(self._overdue.factor * self._typical(model), self._overdue.min_seconds)
 
     def _factor(self, model: str, age: float) -> float:

@@ -14,8 +14,8 @@ from storage.rows import COLUMNS, readable
 from storage.task import Lane, Task
 
 LOCK_RETRY_SECONDS = 0.02
-SENDING_RETRY_SECONDS = 0.1  # until a create of another process may have been answered
-FEW_TASKS = 16  # so many waiting tasks are read, and locked, before it is known which may be taken
+SENDING_RETRY_SECONDS = 0.1  # by then a create of another process may have been answered
+FEW_TASKS = 16  # if no more tasks wait, all are read and locked before the choice among them
 OVERDUE_SECONDS = 60.0  # overdue this long, a task is polled even if its last poll failed
 
 Move = Callable[[Task], Task]
@@ -42,7 +42,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """At most `limit` requests in any `seconds`, over all processes; 0 is no limit."""
+    """At most `limit` requests in any `seconds`, over all processes; 0 means no limit."""
 
     name: str
     limit: int
@@ -56,7 +56,7 @@ def _no_limit(caller: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class RunningMax:
-    """How many tasks may run at the provider: in all, and of a caller; infinity is no limit."""
+    """How many tasks may run at the provider: in all, and of a caller; infinity means no limit."""
 
     in_all: float = math.inf
     of: Callable[[str], float] = _no_limit
@@ -99,7 +99,7 @@ class Claim:
 
     Attributes:
         next_time: When more may be claimed, in unix seconds; infinity: once a task has ended.
-        passed_over: Callers at their limit of running tasks, so that tasks of theirs wait.
+        passed_over: Callers at their limit of running tasks, whose other tasks wait.
         due_time: If there are such callers, when the first task of others is due.
     """
 
@@ -175,7 +175,7 @@ class Claims:
 
     def _in_turns(self, now: float, sending: Sending) -> Claim:
         limits = (sending.running_max.in_all, sending.sending_max, sending.quota.limit or math.inf)
-        # One process at a time: others would take slots for the very same tasks, and waste them.
+        # One process at a time: two would take slots for the same tasks, and waste half of them.
         if min(limits) < math.inf and not self._engine.try_lock():
             return Claim([], now + LOCK_RETRY_SECONDS)
         room, retry_time = self._room(now, sending)
@@ -236,7 +236,7 @@ class Claims:
     ) -> Sequence[Waiting] | None:
         """Return the tasks whose callers may run more; None if another process is deciding.
 
-        Of each caller so few remain that no choice of `room` tasks exceeds its limit.
+        So few remain of each caller that no choice of `room` tasks exceeds its limit.
         """
         limits = {w.caller: running_max.of(w.caller) for w in waiting}
         if all(limit >= running_max.in_all for limit in limits.values()):

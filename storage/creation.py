@@ -14,7 +14,7 @@ from storage.engine import Engine
 from storage.rows import row_of, task_of
 from storage.task import Lane, Task
 
-COUNTS_SECONDS = 0.1  # after which what other processes store and send is counted again
+COUNTS_SECONDS = 0.1  # how long a count is used: other processes store and send tasks, too
 MINUTE_SECONDS = 60.0
 CALLER, REQUEST_ID = 1, 2  # their positions in a row
 
@@ -26,7 +26,7 @@ class CreateLimits:
     Attributes:
         queue_max_tasks: How many tasks may wait to be sent.
         caller_queue_max_tasks: How many of them may be the caller's.
-        creates_per_minute: How many tasks the caller may create in any minute; None is no limit.
+        creates_per_minute: How many tasks the caller may create in any minute; None means no limit.
     """
 
     queue_max_tasks: int

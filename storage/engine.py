@@ -1,4 +1,4 @@
-"""What the store asks of a database: all that SQLite and PostgreSQL do differently, and no more."""
+"""What the store needs from a database: only what SQLite and PostgreSQL do differently."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

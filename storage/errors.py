@@ -20,7 +20,7 @@ from peewee import (
 )
 from psycopg2.errors import InsufficientPrivilege, InvalidSchemaName
 
-# What a driver raises for mistakes of ours, and not because the database is unavailable.
+# What a driver raises for our own mistakes, and not because the database is unavailable.
 _BUGS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 # Drivers count these as such mistakes, but only the operator of the database can fix them.
 _OPERATORS = (InsufficientPrivilege, InvalidSchemaName)

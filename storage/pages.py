@@ -93,7 +93,7 @@ def _tasks_query(which: ListFilter, keys: Sequence[Key]) -> Any:
 
 
 def _reaching(keys: Sequence[Key], size: float, at_least: int) -> Sequence[Key]:
-    """Return the first keys, up to the one that exceeds a size, but at least so many."""
+    """Return the first keys, up to the one that exceeds a size, and at least `at_least`."""
     totals = accumulate(key.size for key in keys)
     within = sum(total <= size for total in totals)
     return keys[: max(within + 1, at_least)]

@@ -26,7 +26,7 @@ class Saves:
     def save_each(self, changes: Sequence[tuple[Task, Task]]) -> list[Task | None]:
         """Store changes (before, after); return each snapshot with its new version.
 
-        None if `before` is not the current snapshot any more.
+        None if `before` is no longer the current snapshot.
         """
         saved = [after._replace(version=before.version + 1) for before, after in changes]
         rows = [

@@ -11,8 +11,9 @@ from storage.task import Lane, Stage
 # Peewee prints INSERT OR IGNORE for SQLite, which would ignore more than this.
 KNOWN_REQUEST = ' ON CONFLICT ("caller", "request_id") DO NOTHING'
 
-# The callers that have tasks to send, with the models of these. It steps from one to the next by an
-# index, so the number of their tasks does not matter. SQLite has no statistics, so it is named.
+# The callers that have tasks to send, with the models of these tasks. The query steps from one to
+# the next by an index, so the number of tasks does not matter. SQLite has no statistics of the
+# table, so the index is named.
 WAITING_QUEUES = """
     WITH RECURSIVE queue (caller, model) AS (
         SELECT * FROM (

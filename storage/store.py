@@ -157,7 +157,7 @@ class Store:
     async def save(self, before: Task, after: Task) -> Task | None:
         """Store the snapshot that a move made of `before`, and return it with its new version.
 
-        None if `before` is not the current one any more.
+        None if `before` is no longer the current one.
         """
         saved = await self._write(
             "save",

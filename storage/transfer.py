@@ -80,7 +80,7 @@ def import_sqlite(path: Path, database_url: str, batch_rows: int = BATCH_ROWS) -
     """Import all tasks of a file that no service uses into PostgreSQL, and retire the file.
 
     Raises:
-        StorageConfigError: There is no such file, a service uses it, or the URL is another kind.
+        StorageConfigError: There is no such file, a service uses it, or the URL is of another kind.
         TransferError: PostgreSQL has other tasks with the same request_ids, or has lost some.
         StorageUnavailableError: One of the two is unavailable. Repeat the import.
     """

@@ -1,4 +1,4 @@
-"""A thread that talks to the database, and does together what waits for it.
+"""A thread that talks to the database, and combines the jobs that wait for it.
 
 A flush to the disk, or a round trip, costs more than everything else, so jobs share it.
 """
@@ -48,11 +48,11 @@ class _Outage:
 
 
 class Worker:
-    """Runs jobs against a database in its own thread, with a connection of its own.
+    """Runs jobs against a database in its own thread, with its own connection.
 
-    Jobs that wait together and have the same batch function are done by one call of it, with all of
-    their arguments. A job is acknowledged after the commit that holds it. A job that raises fails
-    alone; the others of its batch are run again without it.
+    A job is one operation of the store. Jobs that wait together and have the same batch function
+    are done by one call of it, with all of their arguments. A job is acknowledged after the commit
+    that holds it. A job that raises fails alone; the others of its batch are run again without it.
 
     Attributes:
         busy_since: Since when it works, by the monotonic clock; infinity while it waits for jobs.
@@ -99,7 +99,7 @@ class Worker:
         on_result: Callable[[Result], None] = lambda _: None,
         on_failure: Callable[[], None] = lambda: None,
     ) -> Result:
-        """Have a job done, and return its result once it is committed.
+        """Run a job, and return its result once it is committed.
 
         Args:
             batch: Called in the thread with the arguments of all waiting jobs that share it;

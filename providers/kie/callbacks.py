@@ -10,7 +10,7 @@ from hashlib import sha256
 from providers.base import Callback
 
 SIGNATURE_AGE_SECONDS = 300.0
-MILLISECONDS_FROM = 10**11  # as seconds, this is in the year 5138
+MILLISECONDS_FROM = 10**11  # larger times are milliseconds; as seconds, this is the year 5138
 TIMESTAMP_MAX_DIGITS = 15
 ID_MAX_CHARACTERS = 255
 # In a body that cannot be parsed, perhaps because its end is missing. Quotes inside a string are

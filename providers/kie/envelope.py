@@ -83,7 +83,7 @@ class UnreadableAnswerError(Exception):
     """An answer that is not an envelope: an error page, garbage, nothing.
 
     Attributes:
-        about_us: Whether it is about this very request, not a page that every client would get.
+        about_us: Whether it is about this request, and not a page that every client would get.
         text: What arrived.
     """
 
@@ -144,7 +144,7 @@ def read_submission(envelope: Envelope, *, prompt: str = "") -> Submission:
 
     Args:
         envelope: The answer.
-        prompt: That of the request: where an answer quotes it, its words have no meaning.
+        prompt: The prompt of the request: words of it that an answer quotes are ignored.
     """
     task_id = envelope.task_id
     if envelope.code == OK:

@@ -124,7 +124,7 @@ def reason_of(code: int, message: str, *, prompt: str = "") -> str:
     Args:
         code: The envelope's code, or the HTTP status where there is no envelope.
         message: The provider's message.
-        prompt: That of our request, which the message may quote.
+        prompt: The prompt of our request, which the message may quote.
     """
     words = _own_words(message, prompt)
     if PAUSED.search(words):

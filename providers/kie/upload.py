@@ -92,7 +92,7 @@ class _Source:
     Attributes:
         stall_seconds: The time for each piece.
         error: The exception that ended the chunks: aiohttp hides it behind its own.
-        waiting: Whether the caller is to send the next chunk.
+        waiting: Whether the next chunk is awaited from the caller.
         ended: Whether all chunks were taken.
         stall: The timeout, rescheduled with each piece and at the end of the chunks.
     """

@@ -12,7 +12,7 @@ from typing import Any
 
 MESSAGE_MAX_CHARACTERS = 1_000
 ID_MAX_CHARACTERS = 255
-NUMBER_MAX_DIGITS = 300  # close to the range of a float; Python refuses to parse more than 4,300
+NUMBER_MAX_DIGITS = 300  # a float holds 308; Python refuses to parse more than 4,300
 LAYERS_MAX = 4  # how often JSON text is decoded inside JSON text
 DEPTH_MAX = 6  # how deep an id is searched for
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")

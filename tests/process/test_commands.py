@@ -22,7 +22,7 @@ from tests.support.storing import new, stored
 OURS = sorted(path.stem for path in MIGRATIONS.glob("0*.py"))
 SECONDS = 30
 SUCCESS = pb.TASK_STATUS_SUCCESS
-# As a process leaves it that was killed between claiming a task and storing the answer.
+# The state of a task whose process was killed between the claim and the response.
 SUBMITTING = (
     "UPDATE tasks SET stage = 'SUBMITTING', provider_task_id = '', accept_time = NULL,"
     " due_time = 4000000000 WHERE id = ?"

@@ -51,7 +51,7 @@ async def cause_failures(process: Served, kie: Simulator) -> None:
 
 
 async def cause_a_traceback(process: Served, kie: Simulator, folder: Path) -> None:
-    """End a task over bad weather, damage its row, and find it by its request_id."""
+    """End a task in spite of inconclusive polls, damage its row, and find it by its request_id."""
     kie.add_fault("record:reset,times=2")
     request = create_request({"imagen4": {"prompt": PROMPT}}, request_id="r")
     created = (await process.stub.CreateTask(request, **ALICE)).task

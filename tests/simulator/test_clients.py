@@ -49,7 +49,7 @@ def ask(url: str, body: Any = None) -> Any:
 
 
 def followed(base_url: str, path: str, body: Any) -> list[Any]:
-    """Every record that a client sees that polls at once and treats any code but 200 as the end."""
+    """Return every record that a client sees if it polls at once and stops at any code but 200."""
     created = ask(base_url + path, body)
     assert created["code"] == 200
     records: list[Any] = []
