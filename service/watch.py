@@ -4,9 +4,9 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from service.errors import ServiceError, invalid, not_found
+from service.events import TaskEvents
 from service.hub import Hub
 from service.metrics import Metrics
 from service.open_calls import OpenCalls
@@ -17,13 +17,6 @@ from storage.task import Task
 JITTER = 0.1  # a share of the maximum age, so that streams opened together do not end together
 
 
-class WatchListener(Protocol):
-    """Polls watched tasks more often than the others."""
-
-    async def on_watched(self, task: Task) -> None:
-        """Learn that a caller watches a task."""
-
-
 class Watcher:
     """Writes streams: the current snapshot, each newer one, heartbeats, and the final snapshot."""
 
@@ -32,7 +25,7 @@ class Watcher:
         store: Store,
         hub: Hub,
         metrics: Metrics,
-        listener: WatchListener,
+        events: TaskEvents,
         *,
         open_streams: OpenCalls,
         heartbeat_seconds: float,
@@ -41,7 +34,7 @@ class Watcher:
         self._store = store
         self._hub = hub
         self._metrics = metrics
-        self._listener = listener
+        self._events = events
         self._open_streams = open_streams
         self._heartbeat_seconds = heartbeat_seconds
         self._max_age_seconds = max_age_seconds
@@ -73,7 +66,7 @@ class Watcher:
                     if task.ended or task.revision != after_revision:
                         await write(task)
                     if not task.ended:
-                        await self._listener.on_watched(task)
+                        await self._events.on_watched(task)
                     while not task.ended:
                         newer = await subscription.newer(task.revision, self._heartbeat_seconds)
                         if newer is None and subscription.draining:
@@ -118,5 +111,5 @@ class Watcher:
         except StorageUnavailableError:
             return task
         self._hub.publish(task)
-        await self._listener.on_watched(task)
+        await self._events.on_watched(task)
         return task

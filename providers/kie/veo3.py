@@ -1,7 +1,7 @@
 """Veo 3 through its own Kie API: its rules, requests and records."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -64,11 +64,6 @@ class Veo3(Params):
             yield "duration_seconds", f"must be 8 with {where}"
 
 
-def body(params: Params) -> dict[str, Any]:
-    """Return the body, without nesting."""
-    return params.wire()
-
-
 def read(envelope: Envelope) -> Poll:
     """Read a record: its results are in `response`, as strings."""
     return read_flagged(envelope, "response")
@@ -79,7 +74,7 @@ ADAPTER = Adapter(
     params=Veo3,
     create_path="/api/v1/veo/generate",
     record_path="/api/v1/veo/record-info",
-    body=body,
+    body=Params.wire,
     read=read,
     typical_max_seconds=313,
 )
