@@ -72,7 +72,7 @@ _HINTS: Mapping[str, str] = {
     "PROVIDER_ERROR": "create the task again: a new request may succeed",
     "PROVIDER_REJECTED": "change the parameters that the provider names",
     "PROVIDER_UNAUTHORIZED": "the operator must fix the service's key at the provider",
-    "REQUEST_ID_REUSED": "this --request-id was already used with different parameters: choose a new one",
+    "REQUEST_ID_REUSED": "this --request-id was used with different parameters: choose a new one",
     "UPLOAD_MISMATCH": "the file must not be empty, and must not change during the upload",
     "UPLOAD_TOO_LARGE": "use a smaller file",
 }
