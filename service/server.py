@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from generated.generation.v1 import generation_pb2
 from generated.generation.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
@@ -36,6 +35,7 @@ from service.parts import Parts, create_parts, start_background
 from service.poller import Poller
 from service.polling import Polling, make_polling
 from service.purge import Purger
+from service.reflection import add_reflection
 from service.servicer import Servicer
 from service.settings import Settings
 from service.uploads import Uploads
@@ -174,7 +174,7 @@ def _grpc_server(
     health = Health(("", SERVICE_NAME))
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
-    reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+    add_reflection(server, names)
     return server, health
 
 

@@ -10,6 +10,9 @@ from google.protobuf.message import DecodeError
 
 from service.errors import ServiceError
 
+# No message of this service can begin so: it would be field 15 or 11, as a group.
+JSON_STARTS = (b"{", b"[")
+
 Handler = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -52,7 +55,9 @@ def parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         try:
             return deserialize(data)
         except DecodeError:
-            raise ServiceError("INVALID_PARAMS", "the request could not be parsed") from None
+            is_json = data.startswith(JSON_STARTS)
+            words = "is JSON; this port takes protobuf" if is_json else "could not be parsed"
+            raise ServiceError("INVALID_PARAMS", f"the request {words}") from None
 
     return parse
 

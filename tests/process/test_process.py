@@ -91,6 +91,7 @@ async def test_reflection_lists_the_services_and_knows_their_messages(idle: Serv
     assert {service.name for service in answers[0].list_services_response.service} == {
         NAME,
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
     }
     files = answers[1].file_descriptor_response.file_descriptor_proto
@@ -257,7 +258,7 @@ async def test_a_second_process_on_the_same_database_is_refused_and_the_first_co
     async with launch() as first:
         async with started(tmp_path) as second:
             assert await second.exit_code() == 2
-        [line] = second.log
+        line = second.log[-1]
         assert (line["level"], line["event"]) == ("critical", "cannot start")
         assert line["error"] == "generation.db is in use by another process of this service"
         assert (await first.create()).id

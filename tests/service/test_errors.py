@@ -285,6 +285,7 @@ METHODS = ["CreateTask", "QueryTask", "WatchTask", "UploadFile", "ListTasks", "C
 OTHERS = [
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ]
 GARBAGE = {
@@ -294,6 +295,17 @@ GARBAGE = {
     "bad UTF-8": b"\x0a\x02\xff\xfe",
     "a group that never ends": b"\x0b" * 200,
 }
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("data", [b"{}", b'{"task_id": "x"}', b"[]"])
+async def test_a_message_in_json_is_named_as_such(
+    service: Service, method: str, data: bytes
+) -> None:
+    send: Any = service.channel.stream_stream(f"/generation.v1.GenerationService/{method}")
+    error = await refused(send(iter([data]), timeout=5).read())
+    assert error.reason == "INVALID_PARAMS"
+    assert "JSON" in error.message
 
 
 @pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE.keys())
