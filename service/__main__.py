@@ -35,6 +35,7 @@ from service.listen import StartError
 from service.logs import configure_logs
 from service.server import serving
 from service.settings import Settings, SettingsError, check_serving, load_settings
+from service.start_line import log_start
 from storage.errors import StorageConfigError, StorageError
 from storage.opening import migrate
 from storage.postgresql.connection import is_postgres
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] = ()) -> int:
             case "import":
                 import_tasks(settings, given.source)
             case _:
+                log_start(settings)
                 if is_postgres(database_url := settings.database_url.get_secret_value()):
                     # Before the loop handles signals: waiting for another process may take long.
                     migrate(database_url)
