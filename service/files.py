@@ -34,12 +34,19 @@ class WatchedFile:
         """Return the content if the file has changed since the last check.
 
         Raises:
-            OSError: It cannot be read.
+            OSError: It cannot be read. It counts as changed when it can be read again.
         """
-        if self._path is None or (stamp := _stamp_of(self._path)) == self._stamp:
+        if self._path is None:
             return None
+        try:
+            if (stamp := _stamp_of(self._path)) == self._stamp:
+                return None
+            content = self._path.read_bytes()
+        except OSError:
+            self._stamp = None
+            raise
         self._stamp = stamp
-        return self._path.read_bytes()
+        return content
 
 
 def _stamp_of(file: Path) -> object:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from pydantic import SecretStr
 
 from providers.kie.client import KieProvider
 from providers.kie.http import Timeouts
@@ -22,7 +23,9 @@ from service.loop_lag import measure_loop_lag
 from service.metrics import Metrics
 from service.open_calls import LimitedCalls, OpenCalls
 from service.outage_log import OutageLog
+from service.setting_types import api_key_in
 from service.settings import Settings
+from service.watched_secret import current_secret
 from storage.opening import open_store
 from storage.sqlite import sqlite_path
 from storage.store import Store
@@ -101,7 +104,13 @@ async def _provider(
         api_url = upload_url = await _start_simulator(settings, stack)
     if settings.simulated:
         _warn_of_samples(settings, api_url)
-    key = settings.kie_api_key.get_secret_value() if settings.kie_api_key else SIMULATOR_KEY
+    key = current_secret(
+        "kie_api_key",
+        settings.kie_api_key or SecretStr(SIMULATOR_KEY),
+        settings.kie_api_key_file,
+        api_key_in,
+        metrics,
+    )
     return KieProvider(api_url, upload_url, key, metrics.provider_called, timeouts)
 
 

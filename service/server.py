@@ -37,10 +37,12 @@ from service.polling import Polling, make_polling
 from service.purge import Purger
 from service.reflection import add_reflection
 from service.servicer import Servicer
+from service.setting_types import webhook_key_in
 from service.settings import Settings
 from service.uploads import Uploads
 from service.warm_up import warm_answers
 from service.watch import Watcher
+from service.watched_secret import current_secret
 from storage.store import Store
 
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
@@ -232,8 +234,16 @@ async def _queues(store: Store) -> list[Queue]:
 async def _start_callbacks(parts: Parts, polls: CallbackPolls, stack: AsyncExitStack) -> str:
     if parts.urls is None:
         return ""
-    key = parts.settings.kie_webhook_key
-    reader = KieCallbacks(key.get_secret_value().encode() if key else None)
-    callbacks = Callbacks(parts.urls, reader, polls, parts.metrics, parts.store.now)
+    callbacks = Callbacks(
+        parts.urls, _callback_reader(parts), polls, parts.metrics, parts.store.now
+    )
     server = HttpServer(callbacks.answer, parts.bounds.http)
     return await start_http(server, "HTTP_ADDRESS", parts.settings.http_address, stack)
+
+
+def _callback_reader(parts: Parts) -> KieCallbacks:
+    key, file = parts.settings.kie_webhook_key, parts.settings.kie_webhook_key_file
+    if key is None:
+        return KieCallbacks(None)
+    name = "kie_webhook_key"
+    return KieCallbacks(current_secret(name, key, file, webhook_key_in, parts.metrics))

@@ -14,12 +14,22 @@ from service.setting_types import is_loopback
 if TYPE_CHECKING:
     from service.settings import Settings
 
+# The secrets that can come from a file, whose setting has the same name with _FILE.
+FROM_FILES = ("database_url", "kie_api_key", "kie_webhook_key", "callback_secret")
+
 
 def broken_rules(settings: "Settings") -> Iterator[str]:
     """Yield a sentence for each rule that the settings break."""
+    yield from _secret_rules(settings)
     yield from _caller_rules(settings)
     yield from _tls_rules(settings)
     yield from _provider_rules(settings)
+
+
+def _secret_rules(settings: "Settings") -> Iterator[str]:
+    for name in FROM_FILES:
+        if {name, f"{name}_file"} <= settings.model_fields_set:
+            yield f"{name.upper()}, {name.upper()}_FILE: only one of the two may be set"
 
 
 def _caller_rules(settings: "Settings") -> Iterator[str]:

@@ -5,6 +5,7 @@ A message completes the sentence "NAME: ...", and never contains the value.
 
 import math
 import re
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
 from providers.kie.registry import ADAPTERS
-from providers.urls import split_http_url
+from providers.urls import is_visible, split_http_url
 from service.caller_limits import read_limits
 from service.callers import read_tokens
 from storage.errors import StorageConfigError
@@ -23,6 +24,7 @@ from storage.sqlite import SQLITE_PREFIX, sqlite_path
 PORT_MAX = 65_535
 CHANNEL_MAX = 1_000_000
 RETENTION_MIN_SECONDS = 3_600.0
+SECRET_FILE_MAX_BYTES = 64 << 10
 ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^:\[\]\s]+)):([0-9]{1,5})")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 HEADER_TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -96,18 +98,18 @@ def _header_token(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _trimmed(secret: SecretStr) -> SecretStr:
-    if (value := secret.get_secret_value()) != value.strip():
-        raise ValueError("must not begin or end with a space or newline")
+def _visible(secret: SecretStr) -> SecretStr:
+    if not is_visible(secret.get_secret_value()):
+        raise ValueError("must not contain spaces, newlines or control characters")
     return secret
 
 
 def _secrets(listed: SecretStr) -> SecretStr:
     for secret in listed.get_secret_value().split(","):
-        if not secret or secret != secret.strip() or len(secret.splitlines()) > 1:
+        if not secret or not is_visible(secret):
             raise ValueError(
-                "must be secrets separated by commas; none may be empty, contain newlines,"
-                " or begin or end with a space"
+                "must be secrets separated by commas; none may be empty, or contain spaces,"
+                " newlines or control characters"
             )
     return listed
 
@@ -128,6 +130,56 @@ def _database_url(url: SecretStr) -> SecretStr:
     if not usable:
         raise ValueError(f"must look like {SQLITE_PREFIX}generation.db or postgresql://host/name")
     return url
+
+
+def secret_in(content: bytes) -> str:
+    """Return the secret that a file contains: its text without the newlines at its end.
+
+    Raises:
+        ValueError: The content is no secret; the message does not contain it.
+    """
+    if len(content) > SECRET_FILE_MAX_BYTES:
+        raise ValueError(f"must not be larger than {SECRET_FILE_MAX_BYTES >> 10} KiB")
+    try:
+        secret = content.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise ValueError("must be text in UTF-8") from None
+    if not secret:
+        raise ValueError("must not be empty")
+    return secret
+
+
+def read_secret(path: Path) -> str:
+    """Return the secret in a file.
+
+    Raises:
+        ValueError: It cannot be read, or contains no secret.
+    """
+    try:
+        with path.open("rb") as file:
+            return secret_in(file.read(SECRET_FILE_MAX_BYTES + 1))
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+
+
+def api_key_in(content: bytes) -> str:
+    """Return the key in the content of KIE_API_KEY_FILE; ValueError if it is invalid."""
+    return _header_token(SecretStr(secret_in(content))).get_secret_value()
+
+
+def webhook_key_in(content: bytes) -> str:
+    """Return the key in the content of KIE_WEBHOOK_KEY_FILE; ValueError if it is invalid."""
+    return _visible(SecretStr(secret_in(content))).get_secret_value()
+
+
+def _file_of(check: Callable[[SecretStr], SecretStr]) -> AfterValidator:
+    """Return a validator of a file with a secret that has to pass a check."""
+
+    def validate(path: Path) -> Path:
+        check(SecretStr(read_secret(path)))
+        return path
+
+    return AfterValidator(validate)
 
 
 def _retention(seconds: float) -> float:
@@ -153,8 +205,13 @@ TokensFile = Annotated[ReadableFile, AfterValidator(_tokens_file)]
 LimitsFile = Annotated[ReadableFile, AfterValidator(_limits_file)]
 
 HeaderToken = Annotated[SecretStr, AfterValidator(_header_token)]
-TrimmedSecret = Annotated[SecretStr, AfterValidator(_trimmed)]
+Secret = Annotated[SecretStr, AfterValidator(_visible)]
 Secrets = Annotated[SecretStr, AfterValidator(_secrets)]
+
+DatabaseUrlFile = Annotated[ReadableFile, _file_of(_database_url)]
+HeaderTokenFile = Annotated[ReadableFile, _file_of(_header_token)]
+SecretFile = Annotated[ReadableFile, _file_of(_visible)]
+SecretsFile = Annotated[ReadableFile, _file_of(_secrets)]
 
 Models = Annotated[frozenset[str], NoDecode, BeforeValidator(_names), AfterValidator(_known_models)]
 

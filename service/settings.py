@@ -5,11 +5,18 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import SecretStr, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from providers.public_address import is_public_url
-from service.setting_rules import broken_rules
+from service.setting_rules import FROM_FILES, broken_rules
 from service.setting_types import (
     Address,
     AddressOrEmpty,
@@ -18,18 +25,23 @@ from service.setting_types import (
     ChannelOrZero,
     Count,
     DatabaseUrl,
+    DatabaseUrlFile,
     HeaderToken,
+    HeaderTokenFile,
     HttpUrl,
     LimitsFile,
     Models,
     ReadableFile,
     Retention,
     Seconds,
+    Secret,
+    SecretFile,
     Secrets,
+    SecretsFile,
     SomeSeconds,
     TokensFile,
-    TrimmedSecret,
     is_loopback,
+    read_secret,
 )
 from storage.postgresql.connection import is_postgres
 
@@ -76,7 +88,10 @@ class Settings(BaseSettings):
     admin_address: AddressOrEmpty = "127.0.0.1:9090"
     """Where /healthz, /readyz and [/metrics](metrics.md) are served over HTTP. Empty: off."""
 
-    database_url: DatabaseUrl = SecretStr("sqlite:///generation.db")
+    database_url_file: DatabaseUrlFile | None = None
+    """A file with the value of DATABASE_URL; see [Secrets from files](#secrets-from-files)."""
+
+    database_url: DatabaseUrl = Field(SecretStr("sqlite:///generation.db"), validate_default=True)
     """`sqlite:///FILE`, for one process at a time, or `postgresql://user:password@host/name`, for
     any number of replicas."""
 
@@ -94,7 +109,11 @@ class Settings(BaseSettings):
     KIE_API_KEY, but only with SQLite and a LISTEN_ADDRESS on loopback; otherwise the service does
     not start. A loopback or private KIE_API_URL counts as a simulator unless this is `false`."""
 
-    kie_api_key: HeaderToken | None = None
+    kie_api_key_file: HeaderTokenFile | None = None
+    """A file with the value of KIE_API_KEY; see [Secrets from files](#secrets-from-files). When it
+    changes, the next request uses the new key."""
+
+    kie_api_key: HeaderToken | None = Field(None, validate_default=True)
     """Your key. It cannot be combined with KIE_SIMULATOR=true."""
 
     kie_api_url: HttpUrl = "https://api.kie.ai"
@@ -127,11 +146,18 @@ class Settings(BaseSettings):
     http_address: AddressOrEmpty = "127.0.0.1:8080"
     """Where callbacks are received, if PUBLIC_URL is set."""
 
-    kie_webhook_key: TrimmedSecret | None = None
+    kie_webhook_key_file: SecretFile | None = None
+    """A file with the value of KIE_WEBHOOK_KEY; see [Secrets from files](#secrets-from-files). When
+    it changes, the next callback is verified with the new key."""
+
+    kie_webhook_key: Secret | None = Field(None, validate_default=True)
     """The key of Kie's own signatures. With it, a callback without a valid signature is not trusted
     to name the provider's id of a task."""
 
-    callback_secret: Secrets | None = None
+    callback_secret_file: SecretsFile | None = None
+    """A file with the value of CALLBACK_SECRET; see [Secrets from files](#secrets-from-files)."""
+
+    callback_secret: Secrets | None = Field(None, validate_default=True)
     """The key of the HMAC in our callback URLs. Separate several with commas: the first signs new
     URLs, and all of them verify, so that a secret can be replaced. By default the secret is
     generated once and kept in the database; a new KIE_API_KEY does not change it."""
@@ -205,7 +231,14 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _without_empty(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in given.items() if v != "" or k in MAY_BE_EMPTY}
+        return {k: v for k, v in given.items() if v not in ("", None) or k in MAY_BE_EMPTY}
+
+    @field_validator(*FROM_FILES, mode="before")
+    @classmethod
+    def _or_from_its_file(cls, value: Any, info: ValidationInfo) -> Any:
+        # The field of the file comes first, so that an error of its content has its name.
+        file = info.data.get(f"{info.field_name}_file")
+        return value if file is None else read_secret(file)
 
     @model_validator(mode="after")
     def _cross_field_rules(self) -> Self:

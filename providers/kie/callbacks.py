@@ -4,7 +4,7 @@ import hmac
 import json
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 
 from providers.base import Callback
@@ -25,7 +25,12 @@ URL_SAFE = str.maketrans("-_", "+/")
 class KieCallbacks:
     """Reads callbacks, and verifies them if there is a key."""
 
-    def __init__(self, webhook_key: bytes | None) -> None:
+    def __init__(self, webhook_key: Callable[[], str] | None) -> None:
+        """Use a key.
+
+        Args:
+            webhook_key: Returns the current key of the signatures. None trusts every callback.
+        """
         self._webhook_key = webhook_key
 
     def read(self, headers: Mapping[str, str], text: str, now: float) -> Callback:
@@ -41,7 +46,7 @@ class KieCallbacks:
             provider_task_id=task_id,
             hosts=frozenset(HOST.findall(text)[:HOSTS_MAX]),
             authentic=self._webhook_key is None
-            or _is_signed(self._webhook_key, headers, task_id, now),
+            or _is_signed(self._webhook_key().encode(), headers, task_id, now),
         )
 
 

@@ -1,7 +1,7 @@
 """The provider Kie.ai: the one place where its API is called, and where errors become outcomes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,7 @@ from providers.kie.http import (
     Exchange,
     Sessions,
     Timeouts,
+    authorization,
     describe,
     read_envelope,
 )
@@ -71,18 +72,29 @@ class KieProvider:
         self,
         api_url: str,
         upload_url: str,
-        api_key: str,
+        api_key: str | Callable[[], str],
         observe: CallObserver = _unobserved,
         timeouts: Timeouts = TIMEOUTS,
     ) -> None:
-        self._api_key = api_key
+        """Open the connection pools.
+
+        Args:
+            api_url: The base URL of the API.
+            upload_url: The base URL of the upload host.
+            api_key: The key, or a function that returns the current one before each request.
+            observe: Is called after each request.
+            timeouts: How long requests may take.
+        """
+        self._current_key = api_key if callable(api_key) else lambda: api_key
         self._observe = observe
         self._timeouts = timeouts
         self._api_url = api_url.rstrip("/")
         # A provider inside our network, such as the simulator, can also reach other hosts there.
         self._public_urls = is_public_url(api_url)
-        self._sessions = Sessions(api_key)
-        self._uploader = Uploader(self._sessions.writes, upload_url, api_key, observe, timeouts)
+        self._sessions = Sessions()
+        self._uploader = Uploader(
+            self._sessions.writes, upload_url, self._current_key, observe, timeouts
+        )
 
     async def close(self) -> None:
         """Close every connection."""
@@ -142,15 +154,17 @@ class KieProvider:
         limit.reschedule(now + self._timeouts.second_look_seconds)
 
     async def _post(self, path: str, body: Mapping[str, Any], exchange: Exchange) -> Submission:
+        key = self._current_key()
         try:
             async with self._sessions.writes.post(
                 self._api_url + path,
                 json=body,
+                headers=authorization(key),
                 timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS),
                 allow_redirects=False,
             ) as response:
                 seal = str(body.get("callBackUrl", "")).rpartition("/")[2]
-                envelope = await self._read(response, exchange, seal)
+                envelope = await self._read(response, exchange, key, seal)
                 return read_submission(envelope, prompt=_prompt(body))
         except NOT_CONNECTED as error:
             exchange.broke(error)
@@ -202,24 +216,26 @@ class KieProvider:
         return envelope
 
     async def _ask(self, path: str, provider_task_id: str, exchange: Exchange) -> Envelope:
+        key = self._current_key()
         async with self._sessions.reads.get(
             self._api_url + path,
             params={"taskId": provider_task_id},
+            headers=authorization(key),
             timeout=aiohttp.ClientTimeout(
                 total=self._timeouts.poll_seconds, connect=CONNECT_SECONDS
             ),
             allow_redirects=False,
         ) as response:
-            return await self._read(response, exchange)
+            return await self._read(response, exchange, key)
 
     async def _read(
-        self, response: aiohttp.ClientResponse, exchange: Exchange, seal: str = ""
+        self, response: aiohttp.ClientResponse, exchange: Exchange, *secrets: str
     ) -> Envelope:
         """Read an answer, without our key and without the seal of our callback URL."""
         return await read_envelope(
             response,
             exchange,
-            secrets=(self._api_key, seal),
+            secrets=secrets,
             rest_seconds=self._timeouts.rest_seconds,
         )
 

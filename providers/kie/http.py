@@ -61,14 +61,14 @@ class Sessions:
             "sent, no answer" (never to repeat) are different errors.
     """
 
-    def __init__(self, api_key: str) -> None:
-        self._headers = {hdrs.AUTHORIZATION: f"Bearer {api_key}", hdrs.USER_AGENT: USER_AGENT}
+    def __init__(self) -> None:
         self.reads = self._session(aiohttp.TCPConnector(limit=POLL_CONNECTIONS))
         self.writes = self._session(aiohttp.TCPConnector(limit=0, force_close=True))
 
-    def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    @staticmethod
+    def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            headers=self._headers,
+            headers={hdrs.USER_AGENT: USER_AGENT},
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             max_line_size=HEADER_MAX_BYTES,
@@ -79,6 +79,11 @@ class Sessions:
         """Close every connection."""
         await self.reads.close()
         await self.writes.close()
+
+
+def authorization(api_key: str) -> dict[str, str]:
+    """Return the headers that authenticate a request."""
+    return {hdrs.AUTHORIZATION: f"Bearer {api_key}"}
 
 
 class Exchange:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import traceback
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Any, cast
 
 import aiohttp
@@ -11,7 +11,15 @@ from aiohttp import hdrs
 
 from providers.base import CallObserver, StoredFile, Upload, UploadError
 from providers.kie.envelope import OK, Envelope
-from providers.kie.http import BROKEN, CONNECT_SECONDS, Exchange, Timeouts, describe, read_envelope
+from providers.kie.http import (
+    BROKEN,
+    CONNECT_SECONDS,
+    Exchange,
+    Timeouts,
+    authorization,
+    describe,
+    read_envelope,
+)
 from providers.kie.reasons import upload_reason
 from providers.kie.values import as_time, clean
 from providers.urls import split_http_url
@@ -29,13 +37,13 @@ class Uploader:
         self,
         session: aiohttp.ClientSession,
         base_url: str,
-        api_key: str,
+        current_key: Callable[[], str],
         observe: CallObserver,
         timeouts: Timeouts,
     ) -> None:
         self._session = session
         self._url = base_url.rstrip("/") + UPLOAD_PATH
-        self._api_key = api_key
+        self._current_key = current_key
         self._observe = observe
         self._timeouts = timeouts
 
@@ -51,6 +59,7 @@ class Uploader:
         return stored
 
     async def _send(self, upload: Upload, source: "_Source", exchange: Exchange) -> Envelope:
+        key = self._current_key()
         form = aiohttp.MultipartWriter("form-data")
         _add_text(form, "uploadPath", upload.upload_path)
         _add_text(form, "fileName", upload.file_name)
@@ -61,6 +70,7 @@ class Uploader:
                 self._session.post(
                     self._url,
                     data=form,
+                    headers=authorization(key),
                     timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS),
                     allow_redirects=False,
                 ) as response,
@@ -68,7 +78,7 @@ class Uploader:
                 return await read_envelope(
                     response,
                     exchange,
-                    secrets=(self._api_key,),
+                    secrets=(key,),
                     rest_seconds=self._timeouts.rest_seconds,
                 )
         except BROKEN as error:

@@ -23,15 +23,19 @@ DEFAULTS = {
     "TLS_CLIENT_CA_FILE": None,
     "HTTP_ADDRESS": "127.0.0.1:8080",
     "ADMIN_ADDRESS": "127.0.0.1:9090",
+    "DATABASE_URL_FILE": None,
     "DATABASE_URL": "sqlite:///generation.db",
     "DATABASE_HINTS": True,
     "TASK_RETENTION_SECONDS": 0.0,
     "KIE_SIMULATOR": None,
+    "KIE_API_KEY_FILE": None,
     "KIE_API_KEY": None,
     "KIE_API_URL": "https://api.kie.ai",
     "KIE_UPLOAD_URL": "https://kieai.redpandaai.co",
     "PUBLIC_URL": None,
+    "KIE_WEBHOOK_KEY_FILE": None,
     "KIE_WEBHOOK_KEY": None,
+    "CALLBACK_SECRET_FILE": None,
     "CALLBACK_SECRET": None,
     "KIE_CREATES_PER_10_SECONDS": 20,
     "KIE_STATUS_PER_SECOND": 10,
@@ -158,7 +162,12 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("listed", "secrets"),
-    [("", ()), ("one", (b"one",)), ("new,old", (b"new", b"old")), ("a b,c", (b"a b", b"c"))],
+    [
+        ("", ()),
+        ("one", (b"one",)),
+        ("new,old", (b"new", b"old")),
+        ("näw,c", ("näw".encode(), b"c")),
+    ],
 )
 def test_callback_secrets_are_separated_by_commas(
     listed: str, secrets: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
@@ -196,6 +205,12 @@ def test_disabled_models_are_names_between_commas(
 
 # --- bad values ---
 
+SECRETS_IN_FILES = (
+    "DATABASE_URL_FILE",
+    "KIE_API_KEY_FILE",
+    "KIE_WEBHOOK_KEY_FILE",
+    "CALLBACK_SECRET_FILE",
+)
 BAD_ADDRESSES = (
     "50051",
     ":50051",
@@ -224,6 +239,7 @@ BAD = {
     "TLS_CERT_FILE": ("/no/such/file", "/"),
     "TLS_KEY_FILE": ("/no/such/file", "/"),
     "TLS_CLIENT_CA_FILE": ("/no/such/file", "/"),
+    **dict.fromkeys(SECRETS_IN_FILES, ("/no/such/file", "/", str(ROOT / "docs/demo.svg"))),
     "DATABASE_URL": (
         "mysql://user:word@host/db",
         "postgresql://host/db?what=1",
@@ -246,10 +262,18 @@ BAD = {
     "TASK_RETENTION_SECONDS": ("60", "-1", "nan", "inf", "a day"),
     "KIE_SIMULATOR": ("maybe", "2"),
     "KIE_API_KEY": ("two words", "ends-with-a-newline\n", "schlüssel", "tab\t"),
-    "KIE_WEBHOOK_KEY": ("ends-with-a-newline\n", " begins-with-a-space", "ends-with-cr\r"),
+    "KIE_WEBHOOK_KEY": (
+        "ends-with-a-newline\n",
+        " begins-with-a-space",
+        "ends-with-cr\r",
+        "two words",
+        "tab\tinside",
+        "no-break\u00a0space",
+    ),
     "CALLBACK_SECRET": (
         "ends-with-a-newline\n",
         " begins-with-a-space",
+        "two words",
         "first, second",
         "first,second ",
         "first\n,second",

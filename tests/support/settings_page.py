@@ -25,7 +25,7 @@ END = "<!-- The end of the tables. -->\n"
 # The title of a table, and its first setting.
 TABLES = {
     "listen_address": "Serving",
-    "database_url": "Database",
+    "database_url_file": "Database",
     "kie_simulator": "Kie",
     "public_url": "Callbacks",
     "queue_max_tasks": "Tasks",

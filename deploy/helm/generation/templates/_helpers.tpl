@@ -29,13 +29,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and (not .Values.tokensSecret) (ne (toString .Values.settings.ALLOW_UNAUTHENTICATED) "true") }}
 {{- fail "tokensSecret is empty: name a Secret with tokens, or set settings.ALLOW_UNAUTHENTICATED to true" }}
 {{- end }}
-{{- if and (not .Values.secrets.KIE_API_KEY) (ne (toString .Values.settings.KIE_SIMULATOR) "true") }}
+{{- $simulator := eq (toString .Values.settings.KIE_SIMULATOR) "true" }}
+{{- if not (or .Values.secrets.KIE_API_KEY .Values.settings.KIE_API_KEY_FILE $simulator) }}
 {{- fail "secrets.KIE_API_KEY is missing: set it, or settings.KIE_SIMULATOR to true for the samples of a simulator" }}
 {{- end }}
-{{- if and (eq (toString .Values.settings.KIE_SIMULATOR) "true") (eq .Values.database "postgresql") (not .Values.settings.KIE_API_URL) }}
+{{- if and $simulator (eq .Values.database "postgresql") (not .Values.settings.KIE_API_URL) }}
 {{- fail "settings.KIE_SIMULATOR: each replica would have a simulator of its own; use database=sqlite, or settings.KIE_API_URL and settings.KIE_UPLOAD_URL of one that they share" }}
 {{- end }}
-{{- if and (eq .Values.database "postgresql") (not .Values.secrets.DATABASE_URL) }}
+{{- if and (eq .Values.database "postgresql") (not .Values.secrets.DATABASE_URL) (not .Values.settings.DATABASE_URL_FILE) }}
 {{- fail "secrets.DATABASE_URL is missing: it must be the URL of a PostgreSQL database" }}
 {{- end }}
 {{- if and .Values.tls.clientCa (not .Values.tls.secretName) }}
