@@ -54,7 +54,7 @@ demo-picture: install  ## Record docs/demo.svg from a run of the demo
 test: install-dev  ## Run the tests; FILE=tests/unit/test_x.py runs only that file, folder or test
 	@$(PYTEST) $(FILE)
 
-check: install-dev lint proto-check samples .tools/grpcurl .tools/helm .tools/promtool  ## Run everything that CI runs
+check: install-dev lint proto-check samples .tools/grpcurl  ## Run everything that CI runs
 	@$(PYTEST)
 
 # Go programs that tests use. `make test` never builds them: it skips the tests of those that are missing. promtool without service
@@ -62,7 +62,7 @@ check: install-dev lint proto-check samples .tools/grpcurl .tools/helm .tools/pr
 tools: $(patsubst %,.tools/%,$(shell sed 's|.*/||; s|@.*||' tools.txt))  ## Build the tools of tools.txt into .tools/, with Go (minutes)
 
 .tools/%: tools.txt
-	@$(call with,go,GOBIN="$(CURDIR)/.tools" go install $$(grep "/$*@" tools.txt) && touch $@)
+	@$(call with,go,GOBIN="$(CURDIR)/.tools" go install $$(grep "/$*@" tools.txt),touch $@)
 
 examples: install-dev samples  ## Build the sample clients in examples/, and run them against the service
 	@$(PYTEST) -n 0 -v tests/client/test_examples.py
@@ -72,17 +72,17 @@ samples: examples/go/build/example examples/node/node_modules/.package-lock.json
 PROTO := protos/generation/v1/generation.proto
 
 examples/go/build/example: $(PROTO) $(addprefix examples/go/,main.go go.mod go.sum buf.gen.yaml) | install-dev
-	@$(call with,go,cd examples/go && PATH="$(CURDIR)/$(BIN):$$PATH" go generate && go build -buildvcs=false -o build/example)
+	@cd examples/go && $(call with,go,go mod download,PATH="$(CURDIR)/$(BIN):$$PATH" go generate && go build -buildvcs=false -o build/example)
 
 examples/node/node_modules/.package-lock.json: $(addprefix examples/node/,package.json package-lock.json)
-	@$(call with,npm,npm ci --prefix examples/node --ignore-scripts --no-audit --no-fund --silent && touch $@)
+	@$(call with,npm,npm ci --prefix examples/node --ignore-scripts --no-audit --no-fund --silent,touch $@)
 
 examples/java/target/example.jar: $(PROTO) examples/java/pom.xml examples/java/src/main/java/example/Example.java
-	@$(call with,mvn,mvn --quiet --batch-mode --file examples/java/pom.xml package)
+	@cd examples/java && $(call with,mvn,mvn --quiet --batch-mode generate-sources,mvn --quiet --batch-mode package)
 
-# Run the command $(2), which makes the target, if the program $(1) is installed.
-with = if command -v $(1) >/dev/null; then echo "building $@ ..." && $(2); \
-	else echo "SKIPPED: $@ is not built, because $(1) is not installed"; fi
+# Make the target with the program $(1): $(2) fetches what it needs, $(3) builds. Without the program, or offline, it is skipped.
+with = if ! command -v $(1) >/dev/null; then echo "SKIPPED: $@ is not built, because $(1) is not installed"; \
+	else echo "building $@ ..." && if $(2); then $(3); else echo "SKIPPED: $@ is not built, because a download failed"; fi; fi
 
 format: install-dev  ## Format the code, and fix what the linter can fix
 	@$(BIN)/ruff check --quiet --fix-only

@@ -10,6 +10,7 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import IO, Any
 
+import grpc
 import pytest
 import structlog
 
@@ -20,7 +21,7 @@ from tests.support.paths import ROOT
 from tests.support.postgres import Cluster
 from tests.support.processes import Launch, Served, served, to
 from tests.support.prompts import STUCK_PROMPT
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_SECONDS, eventually
 
 TOKEN = "token-of-alice"
 ALICE: Any = {"metadata": [("authorization", f"Bearer {TOKEN}")]}
@@ -81,13 +82,22 @@ async def test_a_task_has_a_line_for_its_create_its_acceptance_and_its_end_that_
 async def test_the_line_of_a_cancel_names_its_task_and_model(
     launch: Launch, kie: Simulator, tokens: dict[str, str]
 ) -> None:
-    kie.add_fault("create:code,code=429")
+    kie.add_fault("create:code,code=429,times=0")
     async with launch(CREATE_WAIT_SECONDS="0", **tokens, **to(kie.url)) as process:
         task = await create(process, "a cat")
         await eventually(lambda: kie.stats["faults_struck"])
         request = pb.CancelTaskRequest(task_id=task.id)
-        while (await process.stub.CancelTask(request, **ALICE)).task.failure.reason == 0:
-            pass
+
+        async def is_cancelled() -> bool:
+            try:
+                cancelled = await process.stub.CancelTask(request, **ALICE)
+            except grpc.aio.AioRpcError:  # the task is still being sent
+                return False
+            return bool(cancelled.task.failure.reason)
+
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not await is_cancelled():
+                pass
         [line] = await eventually(lambda: lines(process, task.id).get("task ended"))
         named = [line[name] for name in ("reason", "model", "caller", "prompt_id")]
         assert named == ["CANCELLED", "imagen4", "alice", "prompt-7"]

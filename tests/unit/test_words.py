@@ -30,7 +30,9 @@ CODE = sorted(
     path
     for folder in ("service", "storage", "providers", "client", "examples", "benchmarks", "tests")
     for path in (ROOT / folder).rglob("*.py")
-    if not path.name.endswith(("_pb2.py", "_pb2_grpc.py")) and path != Path(__file__)
+    if not path.name.endswith(("_pb2.py", "_pb2_grpc.py"))
+    and path != Path(__file__)
+    and "node_modules" not in path.parts
 )
 # The value of a metric's label, which is an interface.
 KEPT = {"the database is away"}
