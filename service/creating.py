@@ -15,7 +15,7 @@ from service.events import TaskEvents
 from service.hub import Hub, Subscription
 from service.metrics import Metrics
 from service.rules import check_create
-from storage.creation import Existing, LimitReached
+from storage.creation import Created, LimitReached
 from storage.store import Store
 from storage.task import Stage, Task
 
@@ -63,41 +63,28 @@ class Creator:
         """
         check_create(request, self._provider)
         task = self._new_task(request)
-        # Subscribed before the task exists, so that no snapshot is missed.
-        with self._hub.subscribe(task.id, wants=_has_verdict) as subscription:
-            earlier = await self._store_new(task, request)
-            if earlier is None:
-                task = await _until_verdict(task, subscription, self._deadline(seconds_left))
-        if earlier is not None:
-            task = await self._verdict_of(earlier, seconds_left)
-        if task.failure and task.failure.reason in REFUSALS:
-            raise ServiceError(
-                task.failure.reason, task.failure.message, metadata={"task_id": task.id}
-            )
-        return task
-
-    async def _store_new(self, task: Task, request: pb.CreateTaskRequest) -> Task | None:
-        """Store a new task, or return the existing one with the same request_id.
-
-        Only a new request_id can be refused for its model or by a limit.
-        """
         if refusal := self._admission.refusal_of_model(task):
             earlier = await self._earlier(task)
-            if earlier is None:
+            if earlier is None:  # a known request_id is never refused
                 raise refusal
-            return _same(earlier, request)
-        match await self._store.create(task, self._admission.create_limits(task.caller)):
-            case LimitReached() as reached:
-                raise self._admission.refusal_by(reached, task.caller)
-            case Existing(earlier):
-                return _same(earlier, request)
-            case _:
-                self._metrics.task_created(task.model, task.caller)
-                log.info(
-                    "task created", task_id=task.id, model=task.model, prompt_id=task.prompt_id
-                )
-                self._events.on_created(task)
-                return None
+            return await self._existing(earlier, request, seconds_left)
+        limits = self._admission.create_limits(task.caller)
+        # Subscribed before the task exists, so that no snapshot is missed.
+        with self._hub.subscribe(task.id, wants=_has_verdict) as subscription:
+            result = await self._store.create(task, limits)
+            if isinstance(result, Created):
+                self._report(task)
+                deadline = self._deadline(seconds_left)
+                return _unless_refused(await _until_verdict(task, subscription, deadline))
+        if isinstance(result, LimitReached):
+            raise self._admission.refusal_by(result, task.caller)
+        return await self._existing(result.task, request, seconds_left)
+
+    def _report(self, task: Task) -> None:
+        """Count and log a task that was stored, and have it sent."""
+        self._metrics.task_created(task.model, task.caller)
+        log.info("task created", task_id=task.id, model=task.model, prompt_id=task.prompt_id)
+        self._events.on_created(task)
 
     async def _earlier(self, task: Task) -> Task | None:
         """Return the existing task with the request_id of a new one, if any."""
@@ -119,11 +106,15 @@ class Creator:
             due_time=now,
         )
 
-    async def _verdict_of(self, task: Task, seconds_left: SecondsLeft) -> Task:
-        """Wait for the verdict on a task that existed before."""
+    async def _existing(
+        self, task: Task, request: pb.CreateTaskRequest, seconds_left: SecondsLeft
+    ) -> Task:
+        """Wait for the verdict on the existing task with the same request_id."""
+        _check_same(task, request)
         with self._hub.subscribe(task.id, wants=_has_verdict) as subscription:
             newest = await self._store.get(task.id) or task
-            return await _until_verdict(newest, subscription, self._deadline(seconds_left))
+            deadline = self._deadline(seconds_left)
+            return _unless_refused(await _until_verdict(newest, subscription, deadline))
 
     def _deadline(self, seconds_left: SecondsLeft) -> float:
         """Return until when to wait for a verdict, by the monotonic clock."""
@@ -145,8 +136,15 @@ def _has_verdict(task: Task) -> bool:
     return task.ended or task.stage in {Stage.QUEUED, Stage.GENERATING}
 
 
-def _same(task: Task, request: pb.CreateTaskRequest) -> Task:
-    """Return the task if the request would create an equal one; compare messages, not bytes."""
+def _unless_refused(task: Task) -> Task:
+    """Return the task, unless the provider refused it: that is the caller's error."""
+    if task.failure and task.failure.reason in REFUSALS:
+        raise ServiceError(task.failure.reason, task.failure.message, metadata={"task_id": task.id})
+    return task
+
+
+def _check_same(task: Task, request: pb.CreateTaskRequest) -> None:
+    """Refuse a request that would not create an equal task; compare messages, not bytes."""
     params = pb.ProviderParams.FromString(task.params)
     if (task.prompt_id, params) != (request.prompt_id, request.provider_params):
         raise ServiceError(
@@ -154,4 +152,3 @@ def _same(task: Task, request: pb.CreateTaskRequest) -> Task:
             "the request_id was already used with different parameters; choose a new one",
             metadata={"task_id": task.id},
         )
-    return task
