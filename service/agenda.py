@@ -38,7 +38,7 @@ class Agenda:
         self._next_time = 0.0
         self._run_started = 0.0  # by the monotonic clock
         self._woken = asyncio.Event()
-        self._stopped = False
+        self._stopping = asyncio.Event()
 
     # --- for the loop ---
 
@@ -103,9 +103,15 @@ class Agenda:
 
     def stop(self) -> None:
         """End the poller once its current run is over."""
-        self._stopped = True
+        self._stopping.set()
         self.wake()
 
     def is_stopped(self) -> bool:
         """Return whether the poller has to end."""
-        return self._stopped
+        return self._stopping.is_set()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait, but not longer than until the poller has to end."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()

@@ -20,17 +20,19 @@ from storage.engine import DatabaseTimeouts
 
 @dataclass(frozen=True, slots=True)
 class Grace:
-    """How long a shutdown may take; together less than the 10 s that orchestrators allow.
+    """How long the steps of a shutdown may take; paid requests get the rest of SHUTDOWN_SECONDS.
 
     Attributes:
-        calls_seconds: For calls in progress.
+        calls_seconds: For calls in progress, and for polls.
         cancelled_calls_seconds: For the calls that are then cancelled.
-        polls_seconds: For requests to the provider.
+        closing_seconds: For closing the database, which is kept free at the end.
+        database_seconds: For closing a database that is slow; then it is abandoned.
     """
 
     calls_seconds: float = 3.0
     cancelled_calls_seconds: float = 1.0
-    polls_seconds: float = 5.0
+    closing_seconds: float = 0.3
+    database_seconds: float = 0.8
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,16 +15,32 @@ Status = health_pb2.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # the library has no types
-    """The status of each service: SERVING from the start to `shut_down`."""
+    """The status of each service: SERVING from the start to `shut_down`.
+
+    Attributes:
+        draining: Whether the process is shutting down.
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
         self._statuses = dict.fromkeys(names, Status.SERVING)
         self._changed = asyncio.Event()
+        self._closed = False
+        self.draining = False
 
     def shut_down(self) -> None:
         """Report NOT_SERVING from now on, to watchers as well."""
+        self.draining = True
         self._statuses = dict.fromkeys(self._statuses, Status.NOT_SERVING)
-        self._changed.set()
+        self._notify()
+
+    def close(self) -> None:
+        """End the streams of watchers, once they have the last status."""
+        self._closed = True
+        self._notify()
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the proto's name
         """Return the status of a service; NOT_FOUND if there is no such service."""
@@ -34,11 +50,15 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # the librar
         return Status(status=status)
 
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
-        """Write the status of a service, and the last one when the server shuts down."""
-        if not self._changed.is_set():
-            await context.write(self._status(request.service))
-            await self._changed.wait()
-        await context.write(self._status(request.service))
-
-    def _status(self, service: str) -> Any:
-        return Status(status=self._statuses.get(service, Status.SERVICE_UNKNOWN))
+        """Write the status of a service, and each change until the server shuts down."""
+        written = None
+        while True:
+            changed = self._changed
+            status = self._statuses.get(request.service, Status.SERVICE_UNKNOWN)
+            if status != written:
+                await context.write(Status(status=status))
+                written = status
+            elif self._closed:
+                return
+            else:
+                await changed.wait()

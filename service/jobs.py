@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from service.agenda import Agenda
 from service.hub import Hub
 from service.leases import Leases
 from service.limits import Limits
@@ -40,6 +41,7 @@ class Jobs:
         works: Mapping[Lane, LaneWork],
         store: Store,
         hub: Hub,
+        agenda: Agenda,
         leases: Leases,
         limits: Limits,
         times: JobTimes,
@@ -47,10 +49,11 @@ class Jobs:
         self._works = works
         self._store = store
         self._hub = hub
+        self._agenda = agenda
         self._leases = leases
         self._limits = limits
         self._times = times
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], Lane] = {}
         self._follow_ups: dict[str, Callable[[], Awaitable[None]]] = {}
 
     def start(self, lane: Lane, task: Task, slot_time: float = 0.0) -> None:
@@ -65,21 +68,25 @@ class Jobs:
         self._limits.job_started(lane)
         self._leases.hold(lane, task)
         job = asyncio.create_task(self._run(lane, task, slot_time))
-        self._running.add(job)
-        job.add_done_callback(self._running.discard)
+        self._running[job] = lane
+        job.add_done_callback(self._running.pop)
 
     def follow_up(self, task_id: str, call: Callable[[], Awaitable[None]]) -> None:
         """Call `call` when the job on a task has ended. A later call replaces an earlier one."""
         self._follow_ups[task_id] = call
 
-    async def finish(self, grace_seconds: float) -> None:
-        """Wait for the jobs, then cancel those that take longer. Start none from now on."""
-        if self._running:
-            await asyncio.wait(self._running, timeout=grace_seconds)
-        remaining = [*self._running]
-        for job in remaining:
-            job.cancel()
-        await asyncio.gather(*remaining, return_exceptions=True)
+    async def finish(self, poll_seconds: float, send_seconds: float) -> None:
+        """Wait for the jobs, then cancel those that take longer. Start none from now on.
+
+        Args:
+            poll_seconds: How long polls may take: they are repeated after the next start.
+            send_seconds: How long paid requests may take: they are never repeated.
+        """
+        sends = {job for job, lane in self._running.items() if lane is Lane.SUBMIT}
+        polls = set(self._running) - sends
+        _, unanswered = await asyncio.gather(_end(polls, poll_seconds), _end(sends, send_seconds))
+        if unanswered:
+            log.error("paid requests abandoned, as they were not answered", count=unanswered)
 
     async def _run(self, lane: Lane, task: Task, slot_time: float) -> None:
         """Isolate failures: an exception in one job must not stop the loop.
@@ -90,7 +97,8 @@ class Jobs:
         structlog.contextvars.bind_contextvars(**log_fields(task))
         try:
             await self._take_fresh_slot(self._limits.quota(lane), slot_time)
-            await self._works[lane](task)
+            if lane is Lane.SUBMIT or not self._agenda.is_stopped():
+                await self._works[lane](task)
         except Exception:
             log.exception("task job failed")
         finally:
@@ -102,17 +110,33 @@ class Jobs:
     async def _take_fresh_slot(self, quota: Quota, slot_time: float) -> None:
         """Take another slot if the one that was taken is not valid any longer.
 
-        A slot is valid only briefly, and the request could not start in time.
+        A slot is valid only briefly, and the request could not start in time. During a
+        shutdown no slot is taken, as no request is started.
         """
-        while quota.limit and (now := self._store.now()) - slot_time > self._times.slot_seconds:
+        if not quota.limit:
+            return
+        while (now := self._store.now()) - slot_time > self._times.slot_seconds:
+            if self._agenda.is_stopped():
+                return
             try:
                 free_time = await self._store.take_slot(quota, now)
             except StorageUnavailableError:
                 free_time = now + RETRY_SECONDS
             if free_time:
-                await asyncio.sleep(free_time - now)
+                await self._agenda.sleep(free_time - now)
             else:
                 slot_time = now
+
+
+async def _end(jobs: set[asyncio.Task[None]], seconds: float) -> int:
+    """Wait for jobs, then cancel those that take longer; return how many they were."""
+    if not jobs:
+        return 0
+    _, remaining = await asyncio.wait(jobs, timeout=max(0.0, seconds))
+    for job in remaining:
+        job.cancel()
+    await asyncio.gather(*remaining, return_exceptions=True)
+    return len(remaining)
 
 
 def log_fields(task: Task) -> dict[str, str]:

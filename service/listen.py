@@ -15,6 +15,7 @@ from service.settings import Settings
 
 C_INT_MAX = 2**31 - 1
 PENDING_HARD = 3  # times the limit: up to there C-core drops calls at random, beyond it all
+HTTP_END_SECONDS = 0.1  # for the response to a request that is in progress at the end
 AGE_GRACE_SECONDS = 60.0  # more than WATCH_MAX_AGE_SECONDS: the age of a stream has a jitter
 CHANNEL_OPTIONS = (
     ("grpc.so_reuseport", 0),  # fail if the port is already in use
@@ -122,7 +123,7 @@ async def start_http(server: HttpServer, setting: str, address: str, stack: Asyn
         StartError: The address cannot be used; the message names the setting.
     """
     host, port = split_address(address)
-    runner = web.ServerRunner(server, shutdown_timeout=1)
+    runner = web.ServerRunner(server, shutdown_timeout=HTTP_END_SECONDS)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     try:

@@ -77,7 +77,7 @@ async def create_parts(
         observe=metrics.database,
         timeouts=bounds.database,
     )
-    stack.push_async_callback(store.close)
+    stack.push_async_callback(_close, store, bounds.grace.database_seconds)
     provider = await _provider(settings, bounds.kie, metrics, stack)
     stack.push_async_callback(provider.close)
     metrics.show_missing_descriptors(_missing_descriptors(settings))
@@ -190,6 +190,15 @@ def _missing_descriptors(settings: Settings) -> int:
             missing=missing,
         )
     return missing
+
+
+async def _close(store: Store, seconds: float) -> None:
+    """Finish the writes that wait, unless the database takes too long."""
+    try:
+        async with asyncio.timeout(seconds):
+            await store.close()
+    except TimeoutError:
+        log.warning("connections to the database abandoned, as it does not answer")
 
 
 def start_background(duty: Coroutine[None, None, None], stack: AsyncExitStack) -> None:

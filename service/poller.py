@@ -10,6 +10,8 @@ A claim is a lease: it postpones the task, and is renewed while the work lasts. 
 has died is due again when the lease expires.
 """
 
+from contextlib import suppress
+
 from service.agenda import Agenda
 from service.forever import forever
 from service.jobs import Jobs
@@ -49,14 +51,21 @@ class Poller:
     async def run(self) -> None:
         """Work until `stop` is called."""
         await forever(self._run_and_wait, "poller", 0, self._outage_log, self._agenda.is_stopped)
+        with suppress(StorageUnavailableError):  # what was claimed by then, and is not sent
+            await self._start_confirmed()
 
     def stop(self) -> None:
-        """Claim nothing more: `run` ends once the jobs on what it has claimed are started."""
+        """Claim and send nothing more: what is claimed and not sent goes back to the queue."""
         self._agenda.stop()
 
-    async def finish(self, grace_seconds: float) -> None:
-        """Wait for the jobs, then cancel those that take longer; call it after `run` has ended."""
-        await self._jobs.finish(grace_seconds)
+    async def finish(self, poll_seconds: float, send_seconds: float) -> None:
+        """Wait for the jobs, then cancel those that take longer; call it after `run` has ended.
+
+        Args:
+            poll_seconds: How long polls may take.
+            send_seconds: How long paid requests may take.
+        """
+        await self._jobs.finish(poll_seconds, send_seconds)
 
     async def _run_and_wait(self) -> None:
         try:
@@ -75,7 +84,8 @@ class Poller:
         now = self._store.now()
         due = [lane for lane in Lane if self._look_time(lane) <= now]
         for lane in due:
-            await self._serve(lane, now)
+            if not self._agenda.is_stopped():
+                await self._serve(lane, now)
         if due or self._agenda.is_outdated(now):
             await self._read_due_times(now)
         self._agenda.plan(min(map(self._look_time, Lane)), now)

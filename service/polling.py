@@ -157,6 +157,7 @@ def _jobs(parts: Parts, core: _Core) -> Jobs:
         works={Lane.SUBMIT: work.submit, Lane.POLL: work.poll, Lane.LATE: work.poll_late},
         store=parts.store,
         hub=parts.hub,
+        agenda=core.agenda,
         leases=core.leases,
         limits=core.limits,
         times=parts.bounds.poller.jobs,

@@ -15,7 +15,7 @@ from generated.generation.v1.generation_pb2_grpc import add_GenerationServiceSer
 from providers.kie.callbacks import KieCallbacks
 from service.admin import Admin
 from service.admission import Admission
-from service.bounds import BOUNDS, Bounds, Grace
+from service.bounds import BOUNDS, Bounds
 from service.callback_polls import CallbackPolls
 from service.callbacks import Callbacks
 from service.callers import Callers
@@ -25,20 +25,19 @@ from service.follow import Follower
 from service.forever import forever
 from service.health import Health
 from service.http import HttpServer
-from service.hub import Hub
 from service.interceptor import Boundary
 from service.listen import bind, channel_options, start_http
 from service.messages import Answers
 from service.metrics import Queue
 from service.pages import Pages
 from service.parts import Parts, create_parts, start_background
-from service.poller import Poller
 from service.polling import Polling, make_polling
 from service.purge import Purger
 from service.reflection import add_reflection
 from service.servicer import Servicer
 from service.setting_types import webhook_key_in
 from service.settings import Settings
+from service.shutdown import Shutdown, ShutdownTimes
 from service.uploads import Uploads
 from service.warm_up import warm_answers
 from service.watch import Watcher
@@ -78,14 +77,23 @@ async def serving(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
         server, health = _grpc_server(parts, boundary, _servicer(parts, polling.events, answers))
         addresses = Addresses(
             bind(server, settings),
-            await _start_admin(parts, stack),
+            await _start_admin(parts, health, stack),
             await _start_callbacks(parts, polling.callbacks, stack),
         )
         # From here on the service spends money, so all that may fail comes before.
-        _start_polling(parts, polling, stack)
         _start_upkeep(parts, stack)
+        loop = _start_polling(parts, polling, stack)
+        shutdown = Shutdown(
+            server,
+            boundary,
+            parts.hub,
+            health,
+            poller=polling.poller,
+            polling=loop,
+            times=_shutdown_times(parts),
+        )
+        stack.push_async_callback(shutdown.run)
         await server.start()
-        stack.push_async_callback(_drain, server, health, parts.hub, boundary, bounds.grace)
         log.info(
             "serving",
             address=addresses.address,
@@ -99,18 +107,19 @@ async def serving(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
 # --- polling ---
 
 
-def _start_polling(parts: Parts, polling: Polling, stack: AsyncExitStack) -> None:
+def _start_polling(parts: Parts, polling: Polling, stack: AsyncExitStack) -> asyncio.Task[None]:
+    """Start the poller, and return its loop."""
     renew_seconds = parts.bounds.poller.leases.renew_seconds
     renewal = forever(polling.leases.renew_once, "lease renewal", renew_seconds, parts.outage_log)
     start_background(renewal, stack)
-    loop = asyncio.create_task(polling.poller.run())
-    stack.push_async_callback(_stop_polling, polling.poller, loop, parts.bounds.grace)
+    return asyncio.create_task(polling.poller.run())
 
 
-async def _stop_polling(poller: Poller, loop: asyncio.Task[None], grace: Grace) -> None:
-    poller.stop()
-    await loop
-    await poller.finish(grace.polls_seconds)
+def _shutdown_times(parts: Parts) -> ShutdownTimes:
+    settings = parts.settings
+    return ShutdownTimes(
+        settings.drain_delay_seconds, settings.shutdown_seconds, parts.bounds.grace
+    )
 
 
 def _start_upkeep(parts: Parts, stack: AsyncExitStack) -> None:
@@ -180,29 +189,10 @@ def _grpc_server(
     return server, health
 
 
-async def _drain(
-    server: grpc.aio.Server, health: Health, hub: Hub, boundary: Boundary, grace: Grace
-) -> None:
-    """End the calls: watchers are asked to reconnect, other calls get a moment to finish.
-
-    No client can delay this: a call that does not end in time is cancelled, and one that does not
-    end even then is abandoned.
-    """
-    log.info("shutting down")
-    hub.drain()
-    health.shut_down()
-    await server.stop(grace.calls_seconds)
-    try:
-        async with asyncio.timeout(grace.cancelled_calls_seconds):
-            await boundary.idle()
-    except TimeoutError:
-        log.warning("calls abandoned, as they did not end")
-
-
 # --- HTTP ---
 
 
-async def _start_admin(parts: Parts, stack: AsyncExitStack) -> str:
+async def _start_admin(parts: Parts, health: Health, stack: AsyncExitStack) -> str:
     address = parts.settings.admin_address
     if not address:
         return ""
@@ -210,7 +200,7 @@ async def _start_admin(parts: Parts, stack: AsyncExitStack) -> str:
         parts.store,
         parts.metrics,
         lambda: _queues(parts.store),
-        lambda: parts.hub.draining,
+        lambda: health.draining,
         lambda: _notes(parts),
         queues_seconds=parts.bounds.database.queues_seconds,
     )

@@ -218,6 +218,16 @@ class Settings(BaseSettings):
     upload_retention_seconds: SomeSeconds = 86_400
     """The assumed lifetime of an uploaded file when the provider reports none."""
 
+    shutdown_seconds: SomeSeconds = 9
+    """How long the process may take to end, from the end of DRAIN_DELAY_SECONDS. Watches end at
+    once, other calls and polls within a third of it and 3 s at most, and paid requests get all the
+    time that is left: the provider may take up to 60 s to answer them. The orchestrator has to
+    wait for longer than both settings together."""
+
+    drain_delay_seconds: Seconds = 0
+    """How long the process still serves calls after the signal to stop, while it already reports
+    NOT_SERVING and /readyz responds with 503, so that load balancers stop sending calls first."""
+
     metrics_per_caller: bool = False
     """Whether [/metrics](metrics.md) also counts creates, refusals and ended tasks by caller."""
 

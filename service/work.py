@@ -67,7 +67,7 @@ class Work:
         writer: Saves it.
         leases: Which tasks are held by this process.
         limits: Learns whether the provider accepts tasks.
-        agenda: Wakes the poller after an outage of the provider.
+        agenda: Wakes the poller after an outage of the provider, and knows of a shutdown.
         metrics: Counts polls without a verdict.
         seen: Logs anomalies.
     """
@@ -90,6 +90,9 @@ class Work:
         if not await self.leases.keep(task):
             log.error("paid request not sent: another process has taken over the task")
             return
+        if self.agenda.is_stopped():
+            await self._give_back(task)
+            return
         outcome = await self._send(task)
         if not isinstance(outcome, Accepted):
             outcome = await self._look_for_purchase(task, outcome)
@@ -98,6 +101,15 @@ class Work:
         await self._settle(
             task,
             lambda current, now: self.verdicts.after_submission(current, outcome, now, hold_until),
+        )
+
+    async def _give_back(self, task: Task) -> None:
+        """Return a task to the queue: there may be no time for the response to a paid request."""
+        log.info("paid request not sent: the service is shutting down")
+        outcome = Postponed("the service is shutting down")
+        await self._settle(
+            task,
+            lambda current, now: self.verdicts.after_submission(current, outcome, now, now),
         )
 
     async def _send(self, task: Task) -> Submission:

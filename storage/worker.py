@@ -88,6 +88,7 @@ class Worker:
         self._outage: _Outage | None = None
         self.busy_since = math.inf
         self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
@@ -121,7 +122,7 @@ class Worker:
     async def close(self) -> None:
         """Finish the waiting jobs, and end the thread."""
         self._jobs.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await self._ended.wait()
 
     # --- in the thread ---
 
@@ -130,6 +131,7 @@ class Worker:
             for unit in [jobs] if self._one_commit else _by_batch(jobs):
                 self._loop.call_soon_threadsafe(_deliver, self._perform(unit))
         self._db.close()
+        self._loop.call_soon_threadsafe(self._ended.set)
 
     def _next_jobs(self) -> list[_Job]:
         """Wait for a job, and take those behind it; return no job at the end."""

@@ -125,6 +125,8 @@ class Hints:
         self._received = _Received()
         self._unsent = _Unsent()
         self._closing = False
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
         self._outage_logged = False
         self.connected = False
         self.busy_since = math.inf
@@ -147,7 +149,7 @@ class Hints:
         """End the thread."""
         self._closing = True
         self._unsent.wake()
-        await asyncio.to_thread(self._thread.join)
+        await self._ended.wait()
         self._unsent.close()
 
     # --- in the thread ---
@@ -166,6 +168,7 @@ class Hints:
             if not self._closing:
                 self._unsent.wait(timeout=RECONNECT_SECONDS)
                 self._unsent.drain_wakes()
+        self._loop.call_soon_threadsafe(self._ended.set)
 
     def _listen(self, connection: Any) -> None:
         connection.autocommit = True

@@ -32,6 +32,7 @@ TABLES = {
     "max_streams_per_connection": "Connections",
     "watch_max_streams": "Watches",
     "uploads_max": "Uploads",
+    "shutdown_seconds": "Shutdown",
     "metrics_per_caller": "Metrics and logs",
 }
 TYPES: dict[object, str] = {
