@@ -245,6 +245,26 @@ def test_a_setting_reaches_the_service_as_it_is_written(
 
 
 @pytest.mark.parametrize(
+    ("values", "seconds"),
+    [
+        ((), 43),
+        (("settings.SHUTDOWN_SECONDS=60",), 75),
+        (("settings.SHUTDOWN_SECONDS=0.5", "settings.DRAIN_DELAY_SECONDS=0"), 11),
+        (("settings.SHUTDOWN_SECONDS=null", "settings.DRAIN_DELAY_SECONDS=null"), 19),
+    ],
+)
+def test_a_pod_has_ten_seconds_more_to_stop_than_its_settings_say(
+    values: tuple[str, ...], seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered = Rendered(*values)
+    for name in ("SHUTDOWN_SECONDS", "DRAIN_DELAY_SECONDS"):
+        monkeypatch.setenv(name, rendered.plain_env.get(name, ""))
+    settings = Settings()
+    assert rendered.pod["terminationGracePeriodSeconds"] == seconds
+    assert 10 <= seconds - settings.shutdown_seconds - settings.drain_delay_seconds < 11
+
+
+@pytest.mark.parametrize(
     ("value", "named"),
     [
         ("settings.SHUTDOWN=1", "SHUTDOWN"),
@@ -303,17 +323,25 @@ def environment(rendered: Rendered, folder: Path) -> dict[str, str]:
 async def test_a_pod_answers_its_probes_and_ends_within_its_grace_without_losing_a_paid_request(
     kie: Simulator, tmp_path: Path
 ) -> None:
-    rendered = Rendered("database=sqlite", "callerLimits=[default]")
+    rendered = Rendered(
+        "database=sqlite", "callerLimits=[default]", "settings.DRAIN_DELAY_SECONDS=1"
+    )
+    paths = {
+        probe: rendered.container[f"{probe}Probe"]["httpGet"]["path"]
+        for probe in ("startup", "readiness", "liveness")
+    }
     settings = environment(rendered, tmp_path) | to(kie.url)
     async with served(tmp_path, **settings) as service:
-        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            assert (await service.get(rendered.container[probe]["httpGet"]["path"]))[0] == 200
-        kie.add_fault("create:slow,seconds=2")
+        for path in paths.values():
+            assert (await service.get(path))[0] == 200
+        kie.add_fault("create:slow,seconds=3")
         creating = asyncio.create_task(service.create(**METADATA))
         await eventually(lambda: kie.stats["faults_struck"])
         service.process.signal(signal.SIGTERM)
-        grace: float = rendered.pod["terminationGracePeriodSeconds"]
-        assert await service.process.exit_code(grace) == 0
+        while (await service.get(paths["readiness"]))[0] != 503:
+            assert not creating.done()
+        assert (await service.get(paths["liveness"]))[0] == 200
+        assert await service.process.exit_code(rendered.pod["terminationGracePeriodSeconds"]) == 0
         await asyncio.wait([creating])
     async with served(tmp_path, **settings) as service:
         [task] = (await service.stub.ListTasks(pb.ListTasksRequest(), **METADATA)).tasks

@@ -57,3 +57,9 @@ def test_only_the_replicas_reach_the_database() -> None:
 def test_what_holds_a_connection_for_each_watch_has_enough_descriptors() -> None:
     for name in ("balancer", "generation"):
         assert SERVICES[name]["ulimits"]["nofile"] >= 40_000
+
+
+def test_a_replica_has_ten_seconds_more_to_stop_than_its_settings_say() -> None:
+    generation = SERVICES["generation"]
+    shutdown = generation["environment"]["SHUTDOWN_SECONDS"]
+    assert generation["stop_grace_period"] == f"{shutdown + 10}s"

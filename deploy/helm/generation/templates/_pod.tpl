@@ -1,6 +1,8 @@
-{{/* How long a pod may take to stop: 3 s for calls, 5 s for requests to the provider, and 10 s to spare. */}}
+{{/* How long a pod may take to stop, by its settings or their defaults, and 10 s to spare. */}}
 {{- define "generation.graceSeconds" -}}
-18
+{{- $shutdown := dig "SHUTDOWN_SECONDS" 9 .Values.settings -}}
+{{- $drainDelay := dig "DRAIN_DELAY_SECONDS" 0 .Values.settings -}}
+{{- addf $shutdown $drainDelay 10 | ceil | int64 -}}
 {{- end }}
 
 {{- define "generation.env" -}}
