@@ -78,12 +78,16 @@ class Refused:
 
     If the answer contains the id of a task, something may have been bought all the same:
     `provider_task_id` is that id, or "".
+
+    `account` means that any task would be refused, and that nothing was bought: the key, the
+    credits or a proxy on the way is the cause.
     """
 
     reason: str
     message: str
     provider_code: str
     provider_task_id: str = ""
+    account: bool = False
 
 
 @dataclass(frozen=True, slots=True)

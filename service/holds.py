@@ -1,7 +1,8 @@
 """Which tasks are held while the provider does not accept them.
 
 A model that the provider does not accept holds only its own tasks; a provider that cannot be
-reached holds all. Once a hold is over, one task is sent as a probe before the others.
+reached, or that refuses the account, holds all. Once a hold is over, one task is sent as a probe
+before the others.
 """
 
 import math
@@ -10,9 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from providers.base import Postponed, Submission, Unknown
+from providers.base import Accepted, Postponed, Refused, Submission, Unknown
+from service.account_hold import AccountHold, describe
 from storage.claims import Waiting
 from storage.task import Task
+
+ACCOUNT, ALL_MODELS = "the account", "all models"
+DOUBLINGS_MAX = 32  # of the length of a hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +33,43 @@ class HoldTimes:
     max_seconds: float = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What the outcome of a create means for its task, and for the tasks that wait.
+
+    Attributes:
+        outcome: The outcome. While the account is held, its refusal is a postponement.
+        until: When a task that was postponed may be sent again.
+        held: What is held because of the outcome: ACCOUNT, ALL_MODELS, a model, or "" for nothing.
+    """
+
+    outcome: Submission
+    until: float
+    held: str = ""
+
+
 class Holds:
     """The holds of one process. Times are unix seconds."""
 
-    def __init__(self, times: HoldTimes) -> None:
+    def __init__(self, times: HoldTimes, account: AccountHold) -> None:
         new_hold = partial(_Hold, times)
-        self._provider = new_hold()
+        self.account = account
+        self._of_account = new_hold()
+        self._of_all = new_hold()
         self._models: defaultdict[str, _Hold] = defaultdict(new_hold)
+
+    async def restore(self, now: float) -> None:
+        """Continue the hold of the account that an earlier process has left behind."""
+        if await self.account.restore(now):
+            self._of_account.reopen()
 
     def room(self, now: float) -> float:
         """Return how many tasks may be sent, of whatever model."""
-        return self._provider.room(now)
+        return min(self._of_account.room(now), self._of_all.room(now))
 
     def opening_time(self) -> float:
         """Return when the hold of all models ends; infinity while its probe is in progress."""
-        return self._provider.opening_time()
+        return max(self._of_account.opening_time(), self._of_all.opening_time())
 
     def next_opening_time(self) -> float:
         """Return when the next model may be tried again."""
@@ -51,7 +78,7 @@ class Holds:
     @property
     def probes_any(self) -> bool:
         """Whether one task is to be tried before all others."""
-        return self._provider.half_open
+        return self._of_account.half_open or self._of_all.half_open
 
     @property
     def probes(self) -> bool:
@@ -76,28 +103,50 @@ class Holds:
     def sent(self, tasks: Sequence[Task]) -> None:
         """Record which tasks are being sent: some may be probes."""
         if tasks:
-            self._provider.start_probe()
+            self._of_account.start_probe()
+            self._of_all.start_probe()
         for task in tasks:
             if task.model in self._models:
                 self._models[task.model].start_probe()
 
-    def learn(self, model: str, outcome: Submission, now: float) -> float:
-        """Learn whether tasks are accepted; return when a postponed task may be sent again."""
-        if isinstance(outcome, Unknown):
-            return now
-        if not isinstance(outcome, Postponed):
-            self._provider.clear()
-            self._models.pop(model, None)
-            return now
-        if outcome.reached:
-            self._provider.clear()
-        hold = self._models[model] if outcome.reached else self._provider
-        hold.extend(now)
-        return hold.until
+    def learn(self, task: Task, outcome: Submission, now: float) -> Learned:
+        """Learn from the outcome of a create whether tasks are accepted."""
+        match outcome:
+            case Unknown():
+                return Learned(outcome, now)
+            case Postponed(reached=False):
+                self._of_all.extend(now)
+                return Learned(outcome, self._of_all.until, ALL_MODELS)
+            case Postponed():
+                self._of_all.clear()
+                hold = self._models[task.model]
+                hold.extend(now)
+                return Learned(outcome, hold.until, task.model)
+            case Accepted() | Refused():
+                self._of_all.clear()
+                self._models.pop(task.model, None)
+        if isinstance(outcome, Accepted):
+            if self.account.accepted(task, now):
+                self._of_account.clear()
+        elif outcome.account and self.account.seconds:
+            return self._refused(task, outcome, now)
+        return Learned(outcome, now)
+
+    def _refused(self, task: Task, refusal: Refused, now: float) -> Learned:
+        """Hold all tasks. Only the task that opens the hold fails; others wait for its end."""
+        opens = not self._of_account.half_open
+        if self._of_account.extend(now, self.account.first_expiry_time(now)):
+            self.account.refused(refusal, now)
+        if opens or self.account.has_expired(task, now):
+            return Learned(refusal, now, ACCOUNT)
+        waits = Postponed(describe(refusal), provider_task_id=refusal.provider_task_id)
+        return Learned(waits, self._of_account.until, ACCOUNT)
 
     def ended(self, model: str) -> bool:
         """Record that a task is no longer being sent; return whether it was a probe."""
-        holds = [self._provider, *([self._models[model]] if model in self._models else [])]
+        holds = [self._of_account, self._of_all]
+        if model in self._models:
+            holds.append(self._models[model])
         was_probe = any(hold.probing for hold in holds)
         for hold in holds:
             hold.probing = False
@@ -128,12 +177,19 @@ class _Hold:
     def start_probe(self) -> None:
         self.probing = self.half_open
 
-    def extend(self, now: float) -> None:
+    def extend(self, now: float, latest: float = math.inf) -> bool:
+        """Hold tasks again, until `latest` if that is sooner; return False if they are held."""
         if now < self.until:
-            return  # the answer to a request that was sent before the hold
-        seconds = self._times.first_seconds * 2.0**self._count
-        self.until = now + min(seconds, self._times.max_seconds)
+            return False  # the answer to a request that was sent before the hold
+        first = self._times.first_seconds
+        seconds = min(first * 2.0 ** min(self._count, DOUBLINGS_MAX), self._times.max_seconds)
+        self.until = min(now + seconds, max(latest, now + first))
         self._count += 1
+        return True
+
+    def reopen(self) -> None:
+        """Be over, but let one task go first."""
+        self._count = max(self._count, 1)
 
     def clear(self) -> None:
         self.until = 0.0

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from providers.base import Submission
+from service.account_hold import AccountHold
 from service.agenda import Agenda
 from service.caller_limits import CallerLimits
-from service.holds import Holds, HoldTimes
+from service.holds import Holds, HoldTimes, Learned
 from service.metrics import Metrics
 from storage.claims import Claim, Quota, RunningMax, Sending, Waiting
 from storage.store import Store
-from storage.task import Lane, Stage
+from storage.task import Lane, Stage, Task
 
 PROBE_DEPTH = 1_000  # how many waiting tasks of a caller are looked at to find a probe
 
@@ -68,11 +69,13 @@ class Limits:
 
     def __init__(
         self,
+        *,
         account: AccountLimits,
         bounds: LimitBounds,
         callers: CallerLimits,
         agenda: Agenda,
         metrics: Metrics,
+        holds: Holds,
     ) -> None:
         self._account = account
         self._bounds = bounds
@@ -80,7 +83,7 @@ class Limits:
         self._agenda = agenda
         self._metrics = metrics
         self._gates = _gates(account, bounds)
-        self._holds = Holds(bounds.holds)
+        self._holds = holds
         self._turns = Turns()
         self._running_full = False
         self._passed_over: frozenset[str] = frozenset()
@@ -194,9 +197,18 @@ class Limits:
         if was_full or was_probe:
             self._agenda.wake()
 
-    def learn_availability(self, model: str, outcome: Submission, now: float) -> float:
-        """Learn whether the provider accepts tasks; return when a postponed one may be resent."""
-        return self._holds.learn(model, outcome, now)
+    def learn_availability(self, task: Task, outcome: Submission, now: float) -> Learned:
+        """Learn whether the provider accepts tasks."""
+        return self._holds.learn(task, outcome, now)
+
+    @property
+    def account(self) -> AccountHold:
+        """Whether the provider refuses the account."""
+        return self._holds.account
+
+    async def restore_holds(self, now: float) -> None:
+        """Continue what an earlier process has left behind."""
+        await self._holds.restore(now)
 
     def task_left_provider(self, caller: str) -> None:
         """Wake the poller if tasks wait because too many run, of this caller or of the account."""

@@ -198,6 +198,9 @@ class _Dependencies:
         self.simulated = make.gauge(
             "generation_simulated", "1 if the provider is a simulator: results are samples"
         )
+        self.account_held = make.gauge(
+            "generation_account_held", "1 while the provider refuses the account", "reason"
+        )
         self.missing_descriptors = make.gauge(
             "generation_missing_descriptors",
             "File descriptors that WATCH_MAX_STREAMS needs beyond the limit",
@@ -242,6 +245,7 @@ class Metrics:
 
     def _start_at_zero(self, models: Iterable[str]) -> None:
         """Create series at 0: `increase()` does not see one that first appears as 1."""
+        self.show_account_held("")
         for method in GENERATION_SERVICE.methods:
             self.calls(method.name)
         for verdict in CALLBACK_VERDICTS:
@@ -341,6 +345,11 @@ class Metrics:
     def provider_called(self, endpoint: str, code: str, seconds: float) -> None:
         """Count a request to the provider: a providers.base.CallObserver."""
         self._dependencies.provider_calls[endpoint, code].observe(seconds)
+
+    def show_account_held(self, reason: str) -> None:
+        """Show why the account is refused; "" if it is not."""
+        for known in REFUSALS:
+            self._dependencies.account_held.labels(known).set(known == reason)
 
     def called_back(self, result: str) -> None:
         """Count a callback by its result."""

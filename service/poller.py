@@ -109,6 +109,7 @@ class Poller:
         for quota in {self._limits.quota(lane) for lane in Lane}:
             await self._store.add_slots(quota)
         now = self._store.now()
+        await self._limits.restore_holds(now)
         if not self._store.shared:
             await self._store.make_abandoned_due(now)
         self._agenda.set_due_times(await self._store.next_due_times(), now)

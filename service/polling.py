@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from service.account_hold import AccountHold
 from service.agenda import Agenda
 from service.callback_polls import CallbackPolls
 from service.events import TaskEvents
+from service.holds import Holds
 from service.jobs import Jobs
 from service.leases import Leases
 from service.limits import AccountLimits, Limits
@@ -30,12 +32,14 @@ class Polling:
         leases: Have to be renewed for as long as the poller works.
         events: What callers do to tasks.
         callbacks: The polls that callbacks cause.
+        account: Whether the provider refuses the account.
     """
 
     poller: Poller
     leases: Leases
     events: TaskEvents
     callbacks: CallbackPolls
+    account: AccountHold
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +88,22 @@ def make_polling(parts: Parts) -> Polling:
             seen=core.seen,
             outage_log=parts.outage_log,
         ),
+        account=core.limits.account,
     )
 
 
 def _core(parts: Parts) -> _Core:
     bounds = parts.bounds.poller
     agenda = Agenda(bounds.agenda)
-    account = _account(parts.settings)
-    limits = Limits(account, bounds.limits, parts.limits, agenda, parts.metrics)
+    account = AccountHold(parts.store, parts.metrics, parts.settings.account_hold_seconds)
+    limits = Limits(
+        account=_account(parts.settings),
+        bounds=bounds.limits,
+        callers=parts.limits,
+        agenda=agenda,
+        metrics=parts.metrics,
+        holds=Holds(bounds.limits.holds, account),
+    )
     verdicts = _verdicts(parts)
     return _Core(
         agenda=agenda,

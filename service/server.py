@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from generated.generation.v1 import generation_pb2
 from generated.generation.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
 from providers.kie.callbacks import KieCallbacks
+from service.account_hold import AccountHold
 from service.admin import Admin
 from service.admission import Admission
 from service.bounds import BOUNDS, Bounds
@@ -77,7 +78,7 @@ async def serving(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
         server, health = _grpc_server(parts, boundary, _servicer(parts, polling.events, answers))
         addresses = Addresses(
             bind(server, settings),
-            await _start_admin(parts, health, stack),
+            await _start_admin(parts, health, polling.account, stack),
             await _start_callbacks(parts, polling.callbacks, stack),
         )
         # From here on the service spends money, so all that may fail comes before.
@@ -192,7 +193,9 @@ def _grpc_server(
 # --- HTTP ---
 
 
-async def _start_admin(parts: Parts, health: Health, stack: AsyncExitStack) -> str:
+async def _start_admin(
+    parts: Parts, health: Health, account: AccountHold, stack: AsyncExitStack
+) -> str:
     address = parts.settings.admin_address
     if not address:
         return ""
@@ -201,7 +204,7 @@ async def _start_admin(parts: Parts, health: Health, stack: AsyncExitStack) -> s
         parts.metrics,
         lambda: _queues(parts.store),
         lambda: health.draining,
-        lambda: _notes(parts),
+        lambda: _notes(parts, account),
         queues_seconds=parts.bounds.database.queues_seconds,
     )
     return await start_http(
@@ -209,10 +212,12 @@ async def _start_admin(parts: Parts, health: Health, stack: AsyncExitStack) -> s
     )
 
 
-def _notes(parts: Parts) -> Iterator[str]:
+def _notes(parts: Parts, account: AccountHold) -> Iterator[str]:
     """Yield what an operator should know of a service that is ready."""
     if parts.settings.simulated:
         yield "simulated: results are samples"
+    if account.note:
+        yield account.note
 
 
 async def _queues(store: Store) -> list[Queue]:

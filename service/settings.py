@@ -168,6 +168,11 @@ class Settings(BaseSettings):
     create_wait_seconds: Seconds = 10
     """How long CreateTask waits for the provider to accept or refuse the task; 0 = not at all."""
 
+    account_hold_seconds: Seconds = 3_600
+    """How long a task waits while the provider refuses the account: the key, the credits, or an
+    error page of a proxy. Until then one task at a time is tried. 0 = refused tasks fail, and none
+    waits."""
+
     poll_interval_seconds: SomeSeconds = 2
     """The shortest time between two polls of a task. The time grows up to 8 times with the task's
     age and with failed polls, depending on how long tasks of the model usually take."""

@@ -297,6 +297,11 @@ class Verdicts:
         return self.schedule.wait(task.model, age_of(task, now), setbacks)
 
 
+def after_hold(task: Task, refusal: Refused, now: float) -> Task | None:
+    """End a task that was held for too long, for the reason that others were refused for."""
+    return _refused(task, refusal, now) if task.stage is Stage.ACCEPTED else None
+
+
 def _refused(task: Task, outcome: Refused, now: float) -> Task:
     """End a task as refused; if something says that it was accepted, look up its record."""
     failed = task.failed(Failure(outcome.reason, outcome.message, outcome.provider_code), now)

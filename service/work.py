@@ -7,6 +7,7 @@
 A task that was submitted without a known response is an orphan until its record is found.
 """
 
+import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,15 +30,19 @@ from providers.base import (
     Unreadable,
 )
 from service.agenda import Agenda
+from service.holds import ACCOUNT, ALL_MODELS, Learned
+from service.jobs import log_fields
 from service.leases import Leases
 from service.limits import Limits
 from service.metrics import Metrics
 from service.seen import Seen
-from service.verdicts import Verdicts
+from service.verdicts import Verdicts, after_hold
 from service.writer import Decide, Writer
 from storage.errors import StorageUnavailableError
 from storage.store import Store
 from storage.task import Lane, Stage, Task
+
+EXPIRED_AT_A_TIME = 64  # tasks
 
 log = structlog.get_logger()
 
@@ -96,12 +101,17 @@ class Work:
         outcome = await self._send(task)
         if not isinstance(outcome, Accepted):
             outcome = await self._look_for_purchase(task, outcome)
-        self._log_submission(task, outcome)
-        hold_until = self.limits.learn_availability(task.model, outcome, self.store.now())
+        learned = self.limits.learn_availability(task, outcome, self.store.now())
+        self._log_submission(task, learned)
         await self._settle(
             task,
-            lambda current, now: self.verdicts.after_submission(current, outcome, now, hold_until),
+            lambda current, now: self.verdicts.after_submission(
+                current, learned.outcome, now, learned.until
+            ),
         )
+        await self.limits.account.save(self.store.now())
+        if learned.held == ACCOUNT and isinstance(outcome, Refused):
+            await self._fail_expired(outcome)
 
     async def _give_back(self, task: Task) -> None:
         """Return a task to the queue: there may be no time for the response to a paid request."""
@@ -142,10 +152,18 @@ class Work:
             return Accepted(candidate)
         return replace(outcome, provider_task_id="") if found is Recognition.DIFFERS else outcome
 
-    def _log_submission(self, task: Task, outcome: Submission) -> None:
-        match outcome:
-            case Postponed(detail):
+    def _log_submission(self, task: Task, learned: Learned) -> None:
+        match learned.outcome:
+            case Postponed(detail) if learned.held == ALL_MODELS:
                 log.warning("the provider does not accept tasks now", detail=detail)
+            case Postponed(detail) if learned.held == ACCOUNT:
+                log.warning("the provider refuses the account, the task waits", detail=detail)
+            case Postponed(detail):
+                log.warning(
+                    "the provider does not accept tasks of one model now",
+                    detail=detail,
+                    model=task.model,
+                )
             case Unknown(detail, answer):
                 log.error("submission outcome unknown", detail=detail, answer=answer)
             case Refused(reason, message, code):
@@ -153,6 +171,26 @@ class Work:
             case Accepted(provider_task_id):
                 log.info("task accepted", provider_task_id=provider_task_id)
                 self.seen.accepted(task, provider_task_id)
+
+    async def _fail_expired(self, refusal: Refused) -> None:
+        """Fail waiting tasks that were held for too long, for the reason of the last refusal."""
+        failed = True
+        try:
+            while failed and (before := self.limits.account.expired_before(self.store.now())):
+                tasks = await self.store.waiting_since(before, EXPIRED_AT_A_TIME)
+                failed = any(await asyncio.gather(*(self._fail(task, refusal) for task in tasks)))
+        except StorageUnavailableError:
+            return  # the next probe does it
+
+    async def _fail(self, task: Task, refusal: Refused) -> bool:
+        """Fail a waiting task unless it has changed; return whether it failed."""
+
+        def decide(current: Task, now: float) -> Task | None:
+            expired = self.limits.account.has_expired(current, now)
+            return after_hold(current, refusal, now) if expired else None
+
+        with structlog.contextvars.bound_contextvars(**log_fields(task)):
+            return await self.writer.write(task, decide) is not None
 
     # --- poll ---
 

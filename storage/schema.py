@@ -110,5 +110,20 @@ class SecretRow(Model):
         legacy_table_names = False
 
 
-TABLES = [TaskRow, SlotRow, SecretRow]
+class HoldRow(Model):
+    """Since when tasks have been held, and when the provider last confirmed the cause.
+
+    It lets a hold survive restarts. `refused_time` shows whether a hold is still current.
+    """
+
+    name = TextField(primary_key=True)
+    since = DoubleField()
+    refused_time = DoubleField()
+
+    class Meta:
+        table_name = "holds"
+        legacy_table_names = False
+
+
+TABLES = [TaskRow, SlotRow, SecretRow, HoldRow]
 MIGRATIONS = Path(__file__).parent / "migrations"

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from peewee import SQL, Database, Select, fn
+from peewee import EXCLUDED, SQL, Case, Database, Select, fn
 
 from storage.rows import COLUMNS, FIXED_COLUMNS
-from storage.schema import SecretRow, SlotRow, TaskRow
+from storage.schema import HoldRow, SecretRow, SlotRow, TaskRow
 from storage.task import Lane, Stage
 
 # Peewee prints INSERT OR IGNORE for SQLite, which would ignore more than this.
@@ -36,6 +36,7 @@ WAITING_QUEUES = """
     SELECT caller, model FROM queue
 """
 
+ACCOUNT = "account"  # the name of the hold of all tasks while the account is refused
 CALLBACKS = "callbacks"  # the name of the secret that makes callback URLs
 IMPORTED_CALLBACKS = "callbacks of an imported file"  # of one that only verifies them
 
@@ -52,6 +53,7 @@ class Statements:
         self.purges = PurgeStatements(printer)
         self.slots = SlotStatements(printer)
         self.secrets = SecretStatements(printer)
+        self.holds = HoldStatements(printer)
 
 
 class _Printer:
@@ -155,6 +157,8 @@ class ClaimStatements:
         tasks = '"tasks" AS "t1"'
         tasks_waiting = tasks if printer.locks_rows else f'{tasks} INDEXED BY "tasks_waiting"'
         self.waiting_queues = WAITING_QUEUES.format(*[tasks_waiting] * 3)
+        since = (row.lane == _literal(Lane.SUBMIT), row.create_time <= arg)
+        self.waiting_since = printer.text(row.select(*COLUMNS).where(*since).limit(arg))
         self.first_waiting = printer.text(
             row.select(row.id, row.caller, row.create_time, row.setbacks, row.model)
             .where(row.lane == _literal(Lane.SUBMIT), row.caller == arg, row.model == arg)
@@ -213,6 +217,28 @@ class SecretStatements:
         values = secret.insert_many([[arg, arg]], fields=[secret.name, secret.value])
         self.add = text(values.on_conflict_ignore())
         self.get = text(secret.select(secret.value).where(secret.name == arg))
+
+
+class HoldStatements:
+    """Since when tasks are held."""
+
+    def __init__(self, printer: _Printer) -> None:
+        arg, text, hold = printer.arg, printer.text, HoldRow
+        current = (hold.name == arg) & (hold.refused_time >= arg)
+        self.since = text(hold.select(hold.since).where(current))
+        is_over = (hold.refused_time < arg, EXCLUDED.since)
+        self.hold = text(
+            hold.insert_many([[arg, arg, arg]], fields=[hold.name, hold.since, hold.refused_time])
+            .on_conflict(
+                conflict_target=[hold.name],
+                update={
+                    hold.since: Case(None, [is_over], hold.since),
+                    hold.refused_time: EXCLUDED.refused_time,
+                },
+            )
+            .returning(hold.since)
+        )
+        self.release = text(hold.delete().where(hold.name == arg))
 
 
 def octet_length(db: Database, column: Any) -> Any:

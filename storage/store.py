@@ -19,7 +19,8 @@ from storage.pages import ListFilter, read_page
 from storage.recent import MAX_BYTES, RecentTasks
 from storage.rows import readable, task_of
 from storage.saves import Saves
-from storage.statements import CALLBACKS, IMPORTED_CALLBACKS
+from storage.shared import Shared
+from storage.statements import ACCOUNT
 from storage.task import Lane, Task
 
 Result = TypeVar("Result")
@@ -39,6 +40,7 @@ class Store:
         self._creations = Creations(engine)
         self._saves = Saves(engine, self._creations.moved)
         self._slots = Slots(engine)
+        self._shared = Shared(engine)
         self._claims = Claims(engine, self._slots, self._saves.save_each)
 
     @property
@@ -125,6 +127,18 @@ class Store:
         row = await self._one("next_due_times", self._sql.lanes.next_due)
         assert row is not None
         return {lane: math.inf if t is None else t for lane, t in zip(Lane, row, strict=True)}
+
+    async def waiting_since(self, created_before: float, limit: int) -> list[Task]:
+        """Return tasks that wait to be sent and were created before a time."""
+        rows = await self._all(
+            "waiting_since", self._sql.claims.waiting_since, created_before, limit
+        )
+        return list(filter(None, map(readable, rows)))
+
+    async def account_held_since(self, refused_after: float) -> float | None:
+        """Return since when the account is held; None unless it was refused after a time."""
+        row = await self._one("account_held_since", self._sql.holds.since, ACCOUNT, refused_after)
+        return None if row is None else float(row[0])
 
     async def count(self, lane: Lane) -> int:
         """Return how many tasks wait in a lane."""
@@ -222,9 +236,25 @@ class Store:
                 at the same time, one of them wins.
         """
         return await self._write(
-            "callback_secrets",
-            lambda _: [self._callback_secrets(proposed)],
-            on_result=_no_task_changed,
+            "callback_secrets", self._shared.callback_secrets_each, proposed, _no_task_changed
+        )
+
+    async def hold_account(self, now: float, refused_after: float) -> float:
+        """Record that the account is refused; return since when it is held.
+
+        Args:
+            now: When it was refused.
+            refused_after: A hold that was last confirmed before this time is over.
+        """
+        request = (now, refused_after)
+        return await self._write(
+            "hold_account", self._shared.hold_account_each, request, _no_task_changed
+        )
+
+    async def release_account(self) -> None:
+        """Record that the account is accepted again."""
+        await self._execute(
+            "release_account", self._sql.holds.release, ACCOUNT, on_result=_no_task_changed
         )
 
     async def make_abandoned_due(self, now: float) -> None:
@@ -261,17 +291,6 @@ class Store:
                 await self._execute("ping", self._engine.touch, on_result=_no_task_changed)
         except TimeoutError:
             raise StorageUnavailableError("the database is busy") from None
-
-    # --- in the writer's thread, inside its transaction ---
-
-    def _callback_secrets(self, proposed: bytes) -> list[bytes]:
-        execute = self._engine.execute
-        execute(self._sql.secrets.add, CALLBACKS, proposed)
-        found = (
-            execute(self._sql.secrets.get, name).fetchone()
-            for name in (CALLBACKS, IMPORTED_CALLBACKS)
-        )
-        return [bytes(row[0]) for row in found if row]
 
     # --- the way to the engine ---
 

@@ -21,7 +21,7 @@ from providers.base import (
     Unreadable,
 )
 from providers.kie.kept import kept_text
-from providers.kie.reasons import TRY_LATER, reason_of
+from providers.kie.reasons import ACCOUNT_REASONS, TRY_LATER, reason_of
 from providers.kie.values import (
     as_int,
     as_object,
@@ -45,6 +45,8 @@ UNAVAILABLE_STATUSES = UNAVAILABLE_CODES | {407, 408, 425}
 POSTPONED_BECAUSE = {429: "the account's limit is reached", 455: "the provider is in maintenance"}
 HTTP_CLIENT_ERRORS = range(400, 500)
 HTTP_SUCCESSES = range(200, 300)
+# Pages of a proxy about this very request: too slow, too large, cannot be processed.
+OWN_PAGE_STATUSES = frozenset({408, 413, 422, 425, 499})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,12 @@ class Envelope:
     def record(self) -> Mapping[str, Any] | None:
         """`data` if it is an object, even as JSON text or as the only item of a list."""
         return as_object(self.data) or ({} if isinstance(self.data, dict) else None)
+
+    @property
+    def blocks_all(self) -> bool:
+        """Whether it is the page of a proxy that would answer any request like this."""
+        is_page = self.bare and not self.text.lstrip().startswith(("{", "["))
+        return is_page and self.code not in OWN_PAGE_STATUSES
 
     @property
     def task_id(self) -> str:
@@ -157,7 +165,8 @@ def read_submission(envelope: Envelope, *, prompt: str = "") -> Submission:
     if reason == TRY_LATER:
         why = POSTPONED_BECAUSE.get(envelope.code, "the provider is busy")
         return Postponed(f"{why} (code {code}: {envelope.message})", provider_task_id=task_id)
-    return Refused(reason, envelope.message or f"code {code}", code, task_id)
+    account = reason in ACCOUNT_REASONS or envelope.blocks_all
+    return Refused(reason, envelope.message or f"code {code}", code, task_id, account)
 
 
 def unreadable_submission(error: UnreadableAnswerError) -> Unknown:

@@ -23,6 +23,8 @@ REASONS_BY_CODE = {
 }
 # Codes that are unambiguous, whatever the message says.
 CLEAR_CODES = frozenset({401, 402, 403, 433})
+# Any other task would be refused, too.
+ACCOUNT_REASONS = frozenset({"PROVIDER_UNAUTHORIZED", "CREDITS_EXHAUSTED"})
 
 
 def _sentences(*patterns: str) -> re.Pattern[str]:

@@ -85,6 +85,7 @@ async def test_a_log_full_of_failures_contains_no_secret_and_has_one_format(
         "KIE_WEBHOOK_KEY": WEBHOOK_KEY,
         "CALLBACK_SECRET": CALLBACK_SECRET,
         "CREATE_WAIT_SECONDS": "1",
+        "ACCOUNT_HOLD_SECONDS": "0",  # each refused create is reported
         "UNKNOWN_WAIT_SECONDS": "0",
     }
     async with Simulator(INSTANT) as kie:

@@ -104,3 +104,17 @@ async def test_while_the_provider_cannot_be_reached_the_log_says_why_and_the_ser
         async with session.get(f"http://{service.admin_address}/readyz") as response:
             assert response.status == 200
             assert (await response.text()).startswith("ok\n")
+
+
+@pytest.mark.parametrize("code", [429, 455])
+async def test_if_one_model_is_held_the_log_names_it_and_does_not_speak_for_all(
+    tmp_path: Path, kie: Simulator, code: int
+) -> None:
+    kie.add_fault(f"create:code,code={code},msg=wait,times=0")
+    async with serving(tmp_path, kie, create_wait_seconds=0) as service:
+        with capture_logs() as logged:
+            await service.until_put_back((await service.create()).id)
+    [line, *_] = [entry for entry in logged if "does not accept tasks" in entry["event"]]
+    assert line["event"] == "the provider does not accept tasks of one model now"
+    assert line["model"] == "imagen4"
+    assert f"code {code}" in line["detail"]

@@ -40,6 +40,7 @@ STATEMENTS: dict[str, tuple[object, ...]] = {
     "purges.cancelled": ("c", NOW, 10),
     "counts.sending": (),
     "claims.waiting_queues": (),
+    "claims.waiting_since": (NOW, 10),
     "claims.first_waiting": ("c", "imagen4", NOW, 10),
     "tasks.renew": (NOW, "ended-7", 5),
     "lanes.make_abandoned_due": (NOW, NOW),

@@ -49,9 +49,8 @@ SCHEMA = {
 def schema(database_url: str) -> set[Any]:
     """Return every table and index of the database, except the history of migrations."""
     sql = SCHEMA["postgresql" if is_postgres(database_url) else "sqlite"]
-    return set(rows(database_url, sql.replace("%s", "tasks"))) | set(
-        rows(database_url, sql.replace("%s", "slots"))
-    )
+    tables = (table._meta.table_name for table in TABLES)
+    return {row for name in tables for row in rows(database_url, sql.replace("%s", name))}
 
 
 def by_peewee(database_url: str) -> Any:

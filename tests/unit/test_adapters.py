@@ -76,7 +76,7 @@ VARIANTS: list[tuple[str, str, Any]] = [
     ("sora2", "api_model", pb.Sora2Params.ApiModel),
 ]
 UNSHOWN = ("detail", "answer", "record")  # for the log, or for an operator
-UNSHOWN_VALUES = {"provider_task_id": "", "reached": True, "differs": False}
+UNSHOWN_VALUES = {"provider_task_id": "", "reached": True, "differs": False, "account": False}
 TASK_ID = "task-1"
 ACCEPTED = b'{"code":200,"msg":"success","data":{"taskId":"task-1"}}'
 

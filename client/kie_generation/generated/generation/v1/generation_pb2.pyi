@@ -80,8 +80,8 @@ class _TaskStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskStage.V
     TASK_STAGE_UNSPECIFIED: _TaskStage.ValueType  # 0
     """The task has ended."""
     TASK_STAGE_ACCEPTED: _TaskStage.ValueType  # 1
-    """Stored, but not sent to the provider yet, or not accepted for now (rate limit, maintenance, provider unreachable). The
-    task can be cancelled.
+    """Stored, but not sent to the provider yet, or not accepted for now (rate limit, maintenance, account refused, provider
+    unreachable). The task can be cancelled.
     """
     TASK_STAGE_SUBMITTING: _TaskStage.ValueType  # 2
     """The paid request is being sent, or its response was lost."""
@@ -96,8 +96,8 @@ class TaskStage(_TaskStage, metaclass=_TaskStageEnumTypeWrapper):
 TASK_STAGE_UNSPECIFIED: TaskStage.ValueType  # 0
 """The task has ended."""
 TASK_STAGE_ACCEPTED: TaskStage.ValueType  # 1
-"""Stored, but not sent to the provider yet, or not accepted for now (rate limit, maintenance, provider unreachable). The
-task can be cancelled.
+"""Stored, but not sent to the provider yet, or not accepted for now (rate limit, maintenance, account refused, provider
+unreachable). The task can be cancelled.
 """
 TASK_STAGE_SUBMITTING: TaskStage.ValueType  # 2
 """The paid request is being sent, or its response was lost."""
