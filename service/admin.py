@@ -9,14 +9,14 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 
 from service.http import Handler
 from service.metrics import Metrics, ReadQueues
+from service.vitals import Vitals
 from storage.errors import StorageUnavailableError
-from storage.store import Store
 
 INDEX = """<!DOCTYPE html>
 <title>generation service</title>
 <ul>
-<li><a href="/healthz">/healthz</a>: the process is alive
-<li><a href="/readyz">/readyz</a>: it can serve
+<li><a href="/healthz">/healthz</a>: the process is alive; otherwise it has to be restarted
+<li><a href="/readyz">/readyz</a>: calls may be sent to it
 <li><a href="/metrics">/metrics</a>: for Prometheus
 </ul>
 """
@@ -27,10 +27,9 @@ class Admin:
 
     def __init__(
         self,
-        store: Store,
+        vitals: Vitals,
         metrics: Metrics,
         read_queues: ReadQueues,
-        draining: Callable[[], bool],
         notes: Callable[[], Iterable[str]],
         *,
         queues_seconds: float,
@@ -38,18 +37,16 @@ class Admin:
         """Answer from these parts.
 
         Args:
-            store: /readyz pings it.
+            vitals: /healthz and /readyz report them.
             metrics: /metrics shows them.
             read_queues: Reads the queues for /metrics.
-            draining: Returns whether the server is shutting down.
             notes: Returns what /readyz reports of a service that is ready, a line for each.
             queues_seconds: How long the queues may take to read; without them, /metrics still has
                 the rest.
         """
-        self._store = store
+        self._vitals = vitals
         self._metrics = metrics
         self._read_queues = read_queues
-        self._draining = draining
         self._notes = notes
         self._queues_seconds = queues_seconds
         self._render = make_aiohttp_handler(metrics.registry, disable_compression=True)
@@ -74,16 +71,10 @@ class Admin:
         return web.Response(text=INDEX, content_type="text/html")
 
     async def _healthz(self, _: web.BaseRequest) -> web.Response:
-        return web.Response(text="ok\n")
+        return _report(self._vitals.why_not_alive(), ())
 
     async def _readyz(self, _: web.BaseRequest) -> web.Response:
-        if self._draining():
-            return web.Response(status=503, text="shutting down\n")
-        try:
-            await self._store.ping()
-        except StorageUnavailableError:
-            return web.Response(status=503, text="the database is unavailable\n")
-        return web.Response(text="".join(f"{line}\n" for line in ("ok", *self._notes())))
+        return _report(self._vitals.why_not_ready(), self._notes())
 
     async def _show(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
@@ -96,3 +87,10 @@ class Admin:
             return await self._render(request)  # type: ignore[arg-type] # it reads what both have
         except (TypeError, ValueError):  # a version in Accept that is not a number
             return web.Response(status=HTTPStatus.NOT_ACCEPTABLE)
+
+
+def _report(trouble: str, notes: Iterable[str]) -> web.Response:
+    """Answer 503 with what is wrong, or 200 with `ok` and a line for each note."""
+    if trouble:
+        return web.Response(status=HTTPStatus.SERVICE_UNAVAILABLE, text=f"{trouble}\n")
+    return web.Response(text="".join(f"{line}\n" for line in ("ok", *notes)))

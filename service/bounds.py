@@ -15,6 +15,7 @@ from service.schedule import Overdue
 from service.timeouts import TimeoutBounds
 from service.uploads import UploadPace
 from service.verdicts import VerdictBounds
+from service.vitals import VitalTimes
 from storage.engine import DatabaseTimeouts
 
 
@@ -49,6 +50,21 @@ class PollerBounds:
 
 
 @dataclass(frozen=True, slots=True)
+class UpkeepBounds:
+    """The limits of what runs next to the poller.
+
+    Attributes:
+        vitals: For what health checks report.
+        follow: For following other processes.
+        purge: For deleting old tasks.
+    """
+
+    vitals: VitalTimes = field(default_factory=VitalTimes)
+    follow: FollowTimes = field(default_factory=FollowTimes)
+    purge: PurgeBounds = field(default_factory=PurgeBounds)
+
+
+@dataclass(frozen=True, slots=True)
 class Bounds:
     """The limits; tests shorten them.
 
@@ -60,8 +76,7 @@ class Bounds:
         database: For a database that is busy or does not answer.
         grace: For a shutdown.
         poller: For the poller.
-        follow: For following other processes.
-        purge: For deleting old tasks.
+        upkeep: For what runs next to it.
         recheck_seconds: The time between two checks of the files of tokens and limits.
     """
 
@@ -72,8 +87,7 @@ class Bounds:
     database: DatabaseTimeouts = field(default_factory=DatabaseTimeouts)
     grace: Grace = field(default_factory=Grace)
     poller: PollerBounds = field(default_factory=PollerBounds)
-    follow: FollowTimes = field(default_factory=FollowTimes)
-    purge: PurgeBounds = field(default_factory=PurgeBounds)
+    upkeep: UpkeepBounds = field(default_factory=UpkeepBounds)
     recheck_seconds: float = RECHECK_SECONDS
 
 

@@ -11,32 +11,46 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from service.vitals import Vitals
+
+LIVENESS = "liveness"  # the name under which an orchestrator asks whether to restart the process
+
 Status = health_pb2.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # the library has no types
-    """The status of each service: SERVING from the start to `shut_down`.
+    """The status of each service, and of `liveness`."""
 
-    Attributes:
-        draining: Whether the process is shutting down.
-    """
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._statuses = dict.fromkeys(names, Status.SERVING)
+    def __init__(self, names: Iterable[str], vitals: Vitals) -> None:
+        self._names = tuple(names)
+        self._vitals = vitals
+        self._statuses: dict[str, Any] = {}
         self._changed = asyncio.Event()
         self._closed = False
-        self.draining = False
+        self._refresh()
+
+    async def run_once(self) -> None:
+        """Check the vitals, and report what has changed."""
+        await self._vitals.check()
+        self._refresh()
 
     def shut_down(self) -> None:
         """Report NOT_SERVING from now on, to watchers as well."""
-        self.draining = True
-        self._statuses = dict.fromkeys(self._statuses, Status.NOT_SERVING)
-        self._notify()
+        self._vitals.draining = True
+        self._refresh()
 
     def close(self) -> None:
         """End the streams of watchers, once they have the last status."""
         self._closed = True
         self._notify()
+
+    def _refresh(self) -> None:
+        ready = _status(self._vitals.why_not_ready())
+        statuses = dict.fromkeys(self._names, ready)
+        statuses[LIVENESS] = _status(self._vitals.why_not_alive())
+        if statuses != self._statuses:
+            self._statuses = statuses
+            self._notify()
 
     def _notify(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
@@ -44,6 +58,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # the librar
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the proto's name
         """Return the status of a service; NOT_FOUND if there is no such service."""
+        self._refresh()
         status = self._statuses.get(request.service)
         if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
@@ -62,3 +77,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # the librar
                 return
             else:
                 await changed.wait()
+
+
+def _status(trouble: str) -> Any:
+    return Status.NOT_SERVING if trouble else Status.SERVING

@@ -10,6 +10,7 @@ A claim is a lease: it postpones the task, and is renewed while the work lasts. 
 has died is due again when the lease expires.
 """
 
+import time
 from contextlib import suppress
 
 from service.agenda import Agenda
@@ -26,7 +27,12 @@ from storage.task import Lane, Task
 
 
 class Poller:
-    """Claims what is due, and starts the work on it. Times are unix seconds."""
+    """Claims what is due, and starts the work on it. Times are unix seconds.
+
+    Attributes:
+        progress_time: When it last made progress, by the monotonic clock.
+        ended: Whether its loop has ended.
+    """
 
     def __init__(
         self,
@@ -47,12 +53,19 @@ class Poller:
         self._metrics = metrics
         self._outage_log = outage_log
         self._resumed = False
+        self.progress_time = time.monotonic()
+        self.ended = False
 
     async def run(self) -> None:
         """Work until `stop` is called."""
-        await forever(self._run_and_wait, "poller", 0, self._outage_log, self._agenda.is_stopped)
-        with suppress(StorageUnavailableError):  # what was claimed by then, and is not sent
-            await self._start_confirmed()
+        try:
+            await forever(
+                self._run_and_wait, "poller", 0, self._outage_log, self._agenda.is_stopped
+            )
+            with suppress(StorageUnavailableError):  # what was claimed by then, and is not sent
+                await self._start_confirmed()
+        finally:
+            self.ended = True
 
     def stop(self) -> None:
         """Claim and send nothing more: what is claimed and not sent goes back to the queue."""
@@ -78,6 +91,7 @@ class Poller:
 
     async def run_once(self) -> None:
         """Start jobs on all tasks that are due and allowed."""
+        self.progress_time = time.monotonic()
         self._agenda.begin(self._store.now())
         await self._resume()
         await self._start_confirmed()
@@ -126,6 +140,7 @@ class Poller:
 
     async def _serve(self, lane: Lane, now: float) -> None:
         """Start jobs on the due tasks of a lane."""
+        self.progress_time = time.monotonic()
         try:
             claim = await self._claim(lane, now)
         except CommitUnknownError as error:

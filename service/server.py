@@ -40,6 +40,7 @@ from service.setting_types import webhook_key_in
 from service.settings import Settings
 from service.shutdown import Shutdown, ShutdownTimes
 from service.uploads import Uploads
+from service.vitals import Vitals
 from service.warm_up import warm_answers
 from service.watch import Watcher
 from service.watched_secret import current_secret
@@ -75,14 +76,16 @@ async def serving(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
         answers = Answers(parts.provider.result_seconds, kept_seconds)
         boundary = Boundary(callers, parts.limits, parts.calls.watches, parts.metrics)
         start_background(boundary.tend(parts.outage_log), stack)
-        server, health = _grpc_server(parts, boundary, _servicer(parts, polling.events, answers))
+        vitals = Vitals(parts.store, polling.poller, parts.metrics.registry, bounds.upkeep.vitals)
+        health = Health(("", SERVICE_NAME), vitals)
+        server = _grpc_server(parts, boundary, _servicer(parts, polling.events, answers), health)
         addresses = Addresses(
             bind(server, settings),
-            await _start_admin(parts, health, polling.account, stack),
+            await _start_admin(parts, vitals, polling.account, stack),
             await _start_callbacks(parts, polling.callbacks, stack),
         )
         # From here on the service spends money, so all that may fail comes before.
-        _start_upkeep(parts, stack)
+        _start_upkeep(parts, health, stack)
         loop = _start_polling(parts, polling, stack)
         shutdown = Shutdown(
             server,
@@ -123,9 +126,12 @@ def _shutdown_times(parts: Parts) -> ShutdownTimes:
     )
 
 
-def _start_upkeep(parts: Parts, stack: AsyncExitStack) -> None:
-    """Start what follows other processes, and what deletes old tasks."""
-    bounds = parts.bounds
+def _start_upkeep(parts: Parts, health: Health, stack: AsyncExitStack) -> None:
+    """Start what watches this process, what follows others, and what deletes old tasks."""
+    bounds = parts.bounds.upkeep
+    check_seconds = bounds.vitals.check_seconds
+    checks = forever(health.run_once, "health check", check_seconds, parts.outage_log)
+    start_background(checks, stack)
     if parts.store.shared:
         follower = Follower(parts.store, parts.hub, bounds.follow)
         start_background(forever(follower.run_once, "follower", 0, parts.outage_log), stack)
@@ -178,32 +184,30 @@ def _servicer(parts: Parts, events: TaskEvents, answers: Answers) -> Servicer:
 
 
 def _grpc_server(
-    parts: Parts, boundary: Boundary, servicer: Servicer
-) -> tuple[grpc.aio.Server, Health]:
+    parts: Parts, boundary: Boundary, servicer: Servicer, health: Health
+) -> grpc.aio.Server:
     options = channel_options(parts.settings, parts.bounds.handshake_seconds)
     server = grpc.aio.server(interceptors=(boundary,), options=options)
     add_GenerationServiceServicer_to_server(servicer, server)
-    health = Health(("", SERVICE_NAME))
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
     add_reflection(server, names)
-    return server, health
+    return server
 
 
 # --- HTTP ---
 
 
 async def _start_admin(
-    parts: Parts, health: Health, account: AccountHold, stack: AsyncExitStack
+    parts: Parts, vitals: Vitals, account: AccountHold, stack: AsyncExitStack
 ) -> str:
     address = parts.settings.admin_address
     if not address:
         return ""
     admin = Admin(
-        parts.store,
+        vitals,
         parts.metrics,
         lambda: _queues(parts.store),
-        lambda: health.draining,
         lambda: _notes(parts, account),
         queues_seconds=parts.bounds.database.queues_seconds,
     )

@@ -8,6 +8,7 @@ from peewee import Database
 
 from storage.statements import Statements
 from storage.task import Task
+from storage.threads import ThreadState
 from storage.worker import Worker
 
 Row = Sequence[Any]
@@ -81,6 +82,9 @@ class Engine(Protocol):
 
     def hint(self, tasks: Sequence[Task]) -> None:
         """Send other processes hints of committed snapshots, soon or never."""
+
+    def threads(self) -> list[ThreadState]:
+        """Return the state of every thread that must run."""
 
     async def close(self) -> None:
         """Finish the writes that wait, and close every connection."""

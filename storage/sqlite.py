@@ -22,6 +22,7 @@ from storage.errors import StorageConfigError, StorageUnavailableError, storage_
 from storage.schema import MIGRATIONS
 from storage.statements import Statements
 from storage.task import Task
+from storage.threads import ThreadState, state_of
 from storage.worker import LISTS_MAX_JOBS, Worker
 
 SQLITE_PREFIX = "sqlite:///"
@@ -76,10 +77,8 @@ class SqliteEngine:
             raise
         self.sql = Statements(self.db)
         transaction = partial(self.db.atomic, "IMMEDIATE")
-        self.writer = Worker("store-writer", self.db, transaction, one_commit=True)
-        self._lister = Worker(
-            "store-lister", self._reads, nullcontext, batch_max_jobs=LISTS_MAX_JOBS
-        )
+        self.writer = Worker("writer", self.db, transaction, one_commit=True)
+        self._lister = Worker("lister", self._reads, nullcontext, batch_max_jobs=LISTS_MAX_JOBS)
 
     def _prepare(self) -> None:
         with storage_errors():
@@ -90,6 +89,9 @@ class SqliteEngine:
             Runner(self.db, str(MIGRATIONS)).up()
             self.db.close()
             self._reads.connect()
+
+    def threads(self) -> list[ThreadState]:
+        return [state_of(self.writer), state_of(self._lister)]
 
     async def close(self) -> None:
         await self.writer.close()

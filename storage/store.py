@@ -7,6 +7,7 @@ is persisted to disk.
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -22,12 +23,17 @@ from storage.saves import Saves
 from storage.shared import Shared
 from storage.statements import ACCOUNT
 from storage.task import Lane, Task
+from storage.threads import ThreadState
 
 Result = TypeVar("Result")
 
 
 class Store:
-    """The tasks of one database."""
+    """The tasks of one database.
+
+    Attributes:
+        written_time: When the database was last written to, by the monotonic clock.
+    """
 
     def __init__(
         self, engine: Engine, observe: Observe = unobserved, ping_seconds: float = 1.0
@@ -35,6 +41,7 @@ class Store:
         self._engine = engine
         self._observe = observe
         self._ping_seconds = ping_seconds
+        self.written_time = time.monotonic()
         self._recent = RecentTasks(0 if engine.shared else MAX_BYTES)
         self._sql = engine.sql
         self._creations = Creations(engine)
@@ -52,6 +59,10 @@ class Store:
     def is_listening(self) -> bool:
         """Whether hints of other processes arrive at this moment."""
         return self._engine.is_listening
+
+    def threads(self) -> list[ThreadState]:
+        """Return the state of every thread that must run."""
+        return self._engine.threads()
 
     def now(self) -> float:
         """Return the time by the clock that all processes on the database share."""
@@ -289,6 +300,7 @@ class Store:
         try:
             async with asyncio.timeout(self._ping_seconds):
                 await self._execute("ping", self._engine.touch, on_result=_no_task_changed)
+                self.written_time = time.monotonic()
         except TimeoutError:
             raise StorageUnavailableError("the database is busy") from None
 
@@ -342,6 +354,7 @@ class Store:
     # --- the cache ---
 
     def _keep_created(self, result: Created | Existing | LimitReached) -> None:
+        self.written_time = time.monotonic()
         if not isinstance(result, LimitReached):
             self._recent.keep([result.task])
 
@@ -349,6 +362,7 @@ class Store:
         self._recent.keep(claim.tasks)
 
     def _keep_saved(self, before: Task, saved: Task | None) -> None:
+        self.written_time = time.monotonic()
         if saved is None:  # the cached snapshot is not the current one
             self._recent.forget(before.id)
         else:

@@ -55,6 +55,7 @@ class Worker:
     that holds it. A job that raises fails alone; the others of its batch are run again without it.
 
     Attributes:
+        name: What logs and metrics call the thread.
         busy_since: Since when it works, by the monotonic clock; infinity while it waits for jobs.
     """
 
@@ -71,7 +72,7 @@ class Worker:
         """Start the thread, inside the event loop that waits for it.
 
         Args:
-            name: The thread's.
+            name: The thread's, without `store-`.
             db: Connected in the thread when a job comes.
             transaction: Surrounds all that is done together.
             one_commit: Whether all waiting jobs share a transaction, or each batch has its own.
@@ -79,6 +80,7 @@ class Worker:
                 memory at once.
             recover: Called in the thread after a failure of the database.
         """
+        self.name = name
         self._db = db
         self._transaction = transaction
         self._one_commit = one_commit
@@ -90,7 +92,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._serve, name=f"store-{name}", daemon=True)
         self._thread.start()
 
     async def run(
@@ -118,6 +120,10 @@ class Worker:
         done: asyncio.Future[Result] = self._loop.create_future()
         self._jobs.put(_Job(batch, argument, done, on_result, on_failure))
         return await done
+
+    def is_alive(self) -> bool:
+        """Return whether the thread runs."""
+        return self._thread.is_alive()
 
     async def close(self) -> None:
         """Finish the waiting jobs, and end the thread."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import os
 import socket
 import time
@@ -17,6 +16,7 @@ from psycopg2.extensions import parse_dsn
 
 from storage.engine import Row
 from storage.errors import StorageConfigError, is_unavailable, storage_errors
+from storage.threads import StorageThread
 
 POSTGRES_PREFIXES = ("postgresql://", "postgres://")
 # A dead connection is detected within about ten seconds, whether the network or the server failed.
@@ -74,16 +74,18 @@ class ConnectionSocket:
     never answers: the thread that waits for it would wait indefinitely.
 
     Attributes:
-        opened: When, by the monotonic clock; infinity once it was cut.
+        opened: When, by the monotonic clock.
+        is_cut: Whether it was cut.
     """
 
     def __init__(self, connection: Any) -> None:
         self.opened = time.monotonic()
+        self.is_cut = False
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
 
     def cut(self) -> None:
         """Shut the connection down, so that the thread that waits for the server gets an error."""
-        self.opened = math.inf
+        self.is_cut = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -134,28 +136,24 @@ def fetch(db: Database, sql: str, *params: object) -> list[Row]:
     return rows
 
 
-class _Busy(Protocol):
-    """A thread that waits for a server.
+class Connected(Protocol):
+    """Has a connection, or none."""
 
-    Attributes:
-        busy_since: Since when, by the monotonic clock; infinity while it waits for nothing.
-    """
-
-    busy_since: float
-
-
-class _Connected(Protocol):
     socket: ConnectionSocket | None
 
 
-async def cut_silent(users: Sequence[tuple[_Busy, _Connected]], silence_seconds: float) -> None:
+async def cut_silent(
+    users: Sequence[tuple[StorageThread, Connected]], silence_seconds: float
+) -> None:
     """Keep cutting connections on which an answer is overdue, so that nobody waits indefinitely."""
     while True:
         await asyncio.sleep(SILENCE_CHECK_SECONDS)
         long_ago = time.monotonic() - silence_seconds
         for thread, connection in users:
             handle = connection.socket
-            if handle and max(thread.busy_since, handle.opened) < long_ago:
+            if not handle or handle.is_cut:
+                continue
+            if max(thread.busy_since, handle.opened) < long_ago:
                 logger.warning("the database does not answer; cutting the connection")
                 handle.cut()
 

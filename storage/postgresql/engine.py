@@ -18,6 +18,7 @@ from storage.errors import is_unavailable, storage_errors
 from storage.postgresql.bulk import BulkStatements
 from storage.postgresql.clock import DatabaseClock
 from storage.postgresql.connection import (
+    Connected,
     PostgresDatabase,
     connection_params,
     current_schema,
@@ -30,6 +31,7 @@ from storage.postgresql.hints import Hints, channel_of
 from storage.postgresql.migrate import migrate
 from storage.statements import Statements
 from storage.task import Task
+from storage.threads import StorageThread, ThreadState, state_of
 from storage.worker import BATCH_MAX_JOBS, LISTS_MAX_JOBS, Worker
 
 
@@ -77,23 +79,25 @@ class PostgresEngine:
         self.sql = Statements(self.db)
         self._bulk = BulkStatements(self.sql)
         self.writer = Worker(
-            "store-writer", self.db, self._transaction, recover=partial(drop_connection, self.db)
+            "writer", self.db, self._transaction, recover=partial(drop_connection, self.db)
         )
         # Peewee lets only one thread at a time connect to a database, so each thread has its own.
-        self._reader = _Reader("store-reader", params, BATCH_MAX_JOBS)
-        self._lister = _Reader("store-lister", params, LISTS_MAX_JOBS)
+        self._reader = _Reader("reader", params, BATCH_MAX_JOBS)
+        self._lister = _Reader("lister", params, LISTS_MAX_JOBS)
         connect = partial(psycopg2.connect, **params)
         self._hints = Hints(connect, channel_of(schema)) if hints else None
-        self._cutting = asyncio.create_task(
-            cut_silent(
-                [
-                    (self.writer, self.db),
-                    *((reader.worker, reader.db) for reader in (self._reader, self._lister)),
-                    *([(self._hints, self._hints)] if self._hints else []),
-                ],
-                timeouts.silence_seconds,
-            )
-        )
+        self._users: list[tuple[StorageThread, Connected]] = [
+            (self.writer, self.db),
+            *((reader.worker, reader.db) for reader in (self._reader, self._lister)),
+            *([(self._hints, self._hints)] if self._hints else []),
+        ]
+        self._cutting = asyncio.create_task(cut_silent(self._users, timeouts.silence_seconds))
+
+    def threads(self) -> list[ThreadState]:
+        return [
+            state_of(thread, handle.opened if (handle := connection.socket) else None)
+            for thread, connection in self._users
+        ]
 
     async def close(self) -> None:
         await self.writer.close()

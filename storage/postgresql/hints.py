@@ -108,10 +108,13 @@ class Hints:
     """Sends the revisions that this process commits, and receives those of other processes.
 
     Attributes:
+        name: What logs and metrics call the thread.
         connected: Whether the hints of other processes arrive at this moment.
         busy_since: Since when a statement runs, by the monotonic clock; infinity while none does.
         socket: Of the connection, if there is one.
     """
+
+    name = "hints"
 
     def __init__(self, connect: Callable[[], Any], channel: str) -> None:
         """Start the thread, inside the event loop that receives.
@@ -144,6 +147,10 @@ class Hints:
         It returns early, with nothing, if hints may have been lost.
         """
         return await self._received.take(timeout)
+
+    def is_alive(self) -> bool:
+        """Return whether the thread runs."""
+        return self._thread.is_alive()
 
     async def close(self) -> None:
         """End the thread."""

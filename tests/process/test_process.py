@@ -123,9 +123,9 @@ async def test_a_process_whose_database_cannot_be_written_is_alive_but_not_ready
 ) -> None:
     async with launch() as process:
         with locked(f"sqlite:///{tmp_path}/generation.db"):
-            assert await process.get("/readyz") == (503, "the database is unavailable\n")
+            await process.until("/readyz", (503, "the database is unavailable\n"))
             assert await process.get("/healthz") == (200, "ok\n")
-        assert await process.get("/readyz") == (200, SIMULATED)
+        await process.until("/readyz", (200, SIMULATED))
 
 
 # --- down ---

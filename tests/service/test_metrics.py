@@ -23,6 +23,7 @@ from providers.kie.simulator import Simulator
 from service.bounds import Bounds
 from service.callbacks import CallbackUrls
 from service.metrics import GENERATION_SERVICE, SERIES_MAX, Metrics, Queue
+from service.vitals import ThreadsAlive
 from storage.engine import DatabaseTimeouts
 from storage.errors import StorageUnavailableError
 from tests.support.harness import API_KEY, SERVICE, Serve, Service, serving, upload_messages
@@ -359,6 +360,7 @@ def full_metrics() -> Metrics:
     metrics.called_back("received")
     metrics.database("get", 0.5)
     metrics.loop_lagged(0.5)
+    ThreadsAlive(metrics.registry).show("writer", alive=True)
     return metrics
 
 

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
-from service.bounds import BOUNDS
+from service.bounds import BOUNDS, UpkeepBounds
 from service.forever import forever
 from service.outage_log import OutageLog
 from service.purge import BOUNDS as PURGE
@@ -23,7 +23,7 @@ from tests.support.refusals import refusal
 from tests.support.waiting import DEADLINE_SECONDS, eventually
 
 HOUR = 3_600.0
-OFTEN = replace(BOUNDS, purge=PurgeBounds(pause_seconds=0.01))
+OFTEN = replace(BOUNDS, upkeep=UpkeepBounds(purge=PurgeBounds(pause_seconds=0.01)))
 AGE = """
     UPDATE tasks SET complete_time = complete_time - ?, update_time = update_time - ? WHERE id = ?
 """

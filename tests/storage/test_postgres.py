@@ -20,7 +20,7 @@ import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
-from service.bounds import BOUNDS
+from service.bounds import BOUNDS, UpkeepBounds
 from service.follow import FollowTimes
 from service.forever import forever
 from service.outage_log import OutageLog
@@ -235,7 +235,7 @@ async def test_a_purge_continues_after_a_bug(
 async def test_a_heartbeat_shows_commits_of_other_replicas_even_if_their_hint_is_lost(
     tmp_path: Path, kie: Simulator, postgresql_url: str
 ) -> None:
-    bounds = replace(BOUNDS, follow=FollowTimes(sweep_seconds=3_600))
+    bounds = replace(BOUNDS, upkeep=UpkeepBounds(follow=FollowTimes(sweep_seconds=3_600)))
     settings: dict[str, Any] = {"database_url": postgresql_url, "watch_heartbeat_seconds": 0.05}
     async with serving(tmp_path, kie, bounds=bounds, **settings) as service:
         created = await service.create(STUCK)

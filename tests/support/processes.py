@@ -20,7 +20,7 @@ from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from tests.support.harness import API_KEY, create_request, ended
 from tests.support.paths import ROOT
-from tests.support.waiting import START_SECONDS, eventually
+from tests.support.waiting import START_SECONDS, eventually, eventually_answered
 
 if TYPE_CHECKING:  # it exists for type checkers only
     from generated.generation.v1.generation_pb2_grpc import GenerationServiceAsyncStub
@@ -118,6 +118,14 @@ class Served:
             session.get(self.admin_url + path) as response,
         ):
             return response.status, await response.text()
+
+    async def until(self, path: str, expected: tuple[int, str]) -> None:
+        """Ask the admin port until it answers as expected."""
+
+        async def is_expected() -> bool:
+            return await self.get(path) == expected
+
+        await eventually_answered(is_expected)
 
     async def stop(self) -> None:
         """Stop the process as an orchestrator does."""
