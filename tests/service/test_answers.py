@@ -144,6 +144,7 @@ async def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
     folder = tmp_path_factory.mktemp("answers")
     with capture_logs() as logs:
         settings: dict[str, Any] = {"create_wait_seconds": 0, "admin_address": "127.0.0.1:0"}
+        settings["account_hold_seconds"] = 0  # one row must not hold the others
         kie: Any = SocketKie(played.player)
         async with kie, serving(folder, kie, bounds=IMPATIENT, **settings) as service:
 
