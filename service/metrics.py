@@ -11,27 +11,22 @@ save half a microsecond of the 150 that a QueryTask takes.
 
 from collections.abc import Awaitable, Callable, Container, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
-    Gauge,
     Histogram,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.metrics import MetricWrapperBase
 
 from generated.generation.v1 import generation_pb2
 from service.caller_metrics import CallerMetrics
 from service.errors import REFUSALS
+from service.series import MetricFactory, Series
 from storage.task import Lane, Stage, Status
 
 GENERATION_SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
-SERIES_MAX = 200  # for each metric; more are counted as "other"
-OTHER = "other"
 
 # In seconds, as fine as is useful: a call may be a read of one row or a watch.
 CALL_BUCKETS = (
@@ -56,9 +51,6 @@ CALLBACK_VERDICTS = (
     "the database is unavailable",
 )
 
-M = TypeVar("M", bound=MetricWrapperBase)
-Buckets = tuple[float, ...]
-
 
 @dataclass(frozen=True, slots=True)
 class Queue:
@@ -76,20 +68,6 @@ class Queue:
 ReadQueues = Callable[[], Awaitable[Iterable[Queue]]]
 
 
-class _Series(dict[tuple[str, ...], M]):
-    """The children of a metric by their label values: looked up once, and limited in number."""
-
-    def __init__(self, metric: M) -> None:
-        super().__init__()
-        self._metric = metric
-
-    def __missing__(self, values: tuple[str, ...]) -> M:
-        if len(self) >= SERIES_MAX:
-            return self._metric.labels(*[OTHER] * len(values))
-        child = self[values] = self._metric.labels(*values)
-        return child
-
-
 class MethodCalls:
     """The calls of one method.
 
@@ -99,7 +77,7 @@ class MethodCalls:
 
     __slots__ = ("_method", "_series", "succeeded")
 
-    def __init__(self, series: _Series[Histogram], method: str) -> None:
+    def __init__(self, series: Series[Histogram], method: str) -> None:
         self._series = series
         self._method = method
         self.succeeded: Callable[[float], None] = series[method, "OK"].observe
@@ -110,31 +88,10 @@ class MethodCalls:
         self._series[self._method, code].observe(seconds)
 
 
-class _Factory:
-    """Creates metrics in one registry."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    def histogram(self, name: str, words: str, buckets: Buckets) -> Histogram:
-        return Histogram(name, words, buckets=buckets, registry=self._registry)
-
-    def histograms(
-        self, name: str, words: str, buckets: Buckets, *labels: str
-    ) -> _Series[Histogram]:
-        return _Series(Histogram(name, words, labels, buckets=buckets, registry=self._registry))
-
-    def counters(self, name: str, words: str, *labels: str) -> _Series[Counter]:
-        return _Series(Counter(name, words, labels, registry=self._registry))
-
-    def gauge(self, name: str, words: str, *labels: str) -> Gauge:
-        return Gauge(name, words, labels, registry=self._registry)
-
-
 class _Tasks:
     """The metrics of tasks, queues and polls."""
 
-    def __init__(self, make: _Factory) -> None:
+    def __init__(self, make: MetricFactory) -> None:
         self.moves = make.counters(
             "generation_task_moves", "Tasks that entered a stage", "model", "stage"
         )
@@ -166,7 +123,7 @@ class _Tasks:
 class _Dependencies:
     """The metrics of the provider, the database and the process."""
 
-    def __init__(self, make: _Factory) -> None:
+    def __init__(self, make: MetricFactory) -> None:
         self.silence = make.gauge(
             "generation_provider_silent_seconds",
             "How long no poll has been answered, though some were sent",
@@ -224,7 +181,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        make = _Factory(self.registry)
+        make = MetricFactory(self.registry)
         self._calls = make.histograms(
             "generation_call_seconds",
             "Calls by method and status, with their duration",

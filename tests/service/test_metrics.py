@@ -22,7 +22,8 @@ from providers.kie.http import Timeouts
 from providers.kie.simulator import Simulator
 from service.bounds import Bounds
 from service.callbacks import CallbackUrls
-from service.metrics import GENERATION_SERVICE, SERIES_MAX, Metrics, Queue
+from service.metrics import GENERATION_SERVICE, Metrics, Queue
+from service.series import SERIES_MAX
 from service.vitals import ThreadsAlive
 from storage.engine import DatabaseTimeouts
 from storage.errors import StorageUnavailableError
