@@ -1,0 +1,134 @@
+"""What is read of the tasks, on other connections than that of the thread that writes."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from storage.engine import Engine, Row
+from storage.observed import Observe, Observed
+from storage.pages import ListFilter, read_page
+from storage.recent import MAX_BYTES, RecentTasks
+from storage.rows import readable, task_of
+from storage.statements import ACCOUNT
+from storage.task import Lane, Task
+
+
+class Reads:
+    """Reads the tasks of one database."""
+
+    def __init__(self, engine: Engine, observe: Observe) -> None:
+        self._engine = engine
+        self._observe = observe
+        self._recent = RecentTasks(0 if engine.shared else MAX_BYTES)
+        self._sql = engine.sql
+
+    async def get(self, task_id: str) -> Task | None:
+        """Return the newest committed snapshot of a task."""
+        if (known := self._recent.get(task_id)) is not None:
+            return known
+        with self._observed("get"):
+            row = await self._engine.get(task_id)
+        if row is None:
+            return None
+        task = task_of(row)
+        self._recent.keep([task])
+        return task
+
+    async def find_request(self, caller: str, request_id: str) -> Task | None:
+        """Return the task that was created with the caller's request_id."""
+        row = await self._one("find_request", self._sql.tasks.find_request, caller, request_id)
+        return None if row is None else task_of(row)
+
+    async def newer(self, revisions: Mapping[str, int]) -> list[Task]:
+        """Return those tasks that other processes took past a revision: {task id: revision}."""
+        with self._observed("newer"):
+            rows = await self._engine.newer([*revisions.keys()], [*revisions.values()])
+        return list(filter(None, map(readable, rows)))
+
+    async def wait_for_hints(self, timeout: float) -> dict[str, int]:
+        """Wait for hints of what other processes committed: {task id: revision}.
+
+        Empty after `timeout` seconds, and when hints may have been lost.
+        """
+        return await self._engine.wait_for_hints(timeout)
+
+    async def page(
+        self,
+        which: ListFilter,
+        before: tuple[float, str] | None,
+        limit: int,
+        max_bytes: float = math.inf,
+    ) -> list[Task]:
+        """Return tasks newest first, only those older than the (create_time, id) of `before`.
+
+        A page with fewer tasks than the limit is the last: damaged rows are replaced by others.
+
+        Args:
+            which: The tasks to list.
+            before: The last task of the page before.
+            limit: How many to return at most.
+            max_bytes: Of parameters and results. The task that exceeds them is the last one, but
+                never the first: so a page that ends early is not taken for the last page.
+        """
+        tasks = await read_page(
+            self._select, self._engine.db, which, before, limit, max_bytes=max_bytes
+        )
+        self._recent.update(tasks)
+        return tasks
+
+    async def newest_ended(self, before: float, limit: int) -> list[Task]:
+        """Return the tasks that ended last, newest first, of those that ended before a time."""
+        rows = await self._all("newest_ended", self._sql.tasks.newest_ended, before, limit)
+        return list(filter(None, map(readable, rows)))
+
+    async def next_due_times(self) -> dict[Lane, float]:
+        """Return when the first task of each lane is due, in unix seconds; infinity is never."""
+        row = await self._one("next_due_times", self._sql.lanes.next_due)
+        assert row is not None
+        return {lane: math.inf if t is None else t for lane, t in zip(Lane, row, strict=True)}
+
+    async def waiting_since(self, created_before: float, limit: int) -> list[Task]:
+        """Return tasks that wait to be sent and were created before a time."""
+        rows = await self._all(
+            "waiting_since", self._sql.claims.waiting_since, created_before, limit
+        )
+        return list(filter(None, map(readable, rows)))
+
+    async def account_held_since(self, refused_after: float) -> float | None:
+        """Return since when the account is held; None unless it was refused after a time."""
+        row = await self._one("account_held_since", self._sql.holds.since, ACCOUNT, refused_after)
+        return None if row is None else float(row[0])
+
+    async def count(self, lane: Lane) -> int:
+        """Return how many tasks wait in a lane."""
+        row = await self._one("count", self._sql.counts.lane, lane)
+        assert row is not None
+        return int(row[0])
+
+    async def queues(self) -> dict[Lane, tuple[int, float]]:
+        """Return how many tasks wait in each lane, and when the first is due; infinity is never."""
+        rows = await self._all("queues", self._sql.lanes.queues)
+        found = {Lane(lane): (count, first) for lane, count, first in rows}
+        return {lane: found.get(lane, (0, math.inf)) for lane in Lane}
+
+    async def cancelled(self) -> list[tuple[str, int, float]]:
+        """Return each caller that cancelled tasks, how many are kept, and when the oldest ended."""
+        rows = await self._all("cancelled", self._sql.purges.count_cancelled)
+        return [(row[0], row[1], row[2]) for row in rows]
+
+    # --- the way to the engine ---
+
+    def _observed(self, operation: str) -> Observed:
+        return Observed(self._observe, operation)
+
+    async def _one(self, operation: str, sql: str, *params: object) -> Row | None:
+        with self._observed(operation):
+            return await self._engine.one(sql, *params)
+
+    async def _all(self, operation: str, sql: str, *params: object) -> list[Row]:
+        with self._observed(operation):
+            return await self._engine.all(sql, *params)
+
+    async def _select(self, query: Any) -> list[Row]:
+        sql, params = query.bind(self._engine.db).sql()
+        return await self._all("page", sql, *params)
