@@ -29,10 +29,10 @@ from service.open_calls import OpenCalls
 from service.outage_log import OutageLog
 from service.outbox import Outbox
 from service.streams import (
+    ClosedIsCancelled,
     Handler,
     ParsedMessages,
     ReceivedMessages,
-    closed_is_cancelled,
     parser,
     serializer,
     writing,
@@ -177,7 +177,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             # The exception refers to this frame. If the frame referred to the call, only the
             # garbage collector could free both, thousands at a time.
             del call, context, requests, refusal
-            with closed_is_cancelled():
+            with ClosedIsCancelled():
                 await abort
             return None
 

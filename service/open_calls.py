@@ -1,8 +1,7 @@
 """Limits on the number of open calls of a kind."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.errors import rate_limited
@@ -46,19 +45,22 @@ class OpenCalls:
         self._callers: Counter[str] = Counter()
         self._open = 0
 
-    @contextmanager
-    def counted(self, caller: str) -> Iterator[None]:
-        """Count a call for as long as the context lasts.
+    def counted(self, caller: str) -> "CountedCall":
+        """Return a context in which a call of a caller is counted."""
+        return CountedCall(self, caller)
+
+    def begin(self, caller: str) -> None:
+        """Count a call.
 
         Raises:
             ServiceError: RATE_LIMITED.
         """
         self._check(caller)
         self._add(caller, 1)
-        try:
-            yield
-        finally:
-            self._add(caller, -1)
+
+    def end(self, caller: str) -> None:
+        """Count a call no longer."""
+        self._add(caller, -1)
 
     def _add(self, caller: str, number: int) -> None:
         self._open += number
@@ -75,6 +77,22 @@ class OpenCalls:
         if self._open >= self._service_max:
             self._on_refusal(caller, self._limit)
             raise rate_limited(self._limit, int(self._service_max))
+
+
+class CountedCall:
+    """Counts a call for as long as the context lasts. No generator: each open watch holds one."""
+
+    __slots__ = ("_caller", "_calls")
+
+    def __init__(self, calls: OpenCalls, caller: str) -> None:
+        self._calls = calls
+        self._caller = caller
+
+    def __enter__(self) -> None:
+        self._calls.begin(self._caller)
+
+    def __exit__(self, *error: object) -> None:
+        self._calls.end(self._caller)
 
 
 @dataclass(frozen=True, slots=True)

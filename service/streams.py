@@ -1,8 +1,9 @@
 """Read and write the messages of a call, without keeping any of them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from types import TracebackType
 from typing import Any
 
 import grpc
@@ -20,7 +21,7 @@ def writing(inner: Any) -> Handler:
     """Return a streaming handler as a coroutine that writes its responses."""
 
     async def write(request: Any, context: Any) -> None:
-        with closed_is_cancelled():
+        with ClosedIsCancelled():
             if asyncio.iscoroutinefunction(inner):
                 await inner(request, context)
                 return
@@ -31,16 +32,23 @@ def writing(inner: Any) -> Handler:
     return write
 
 
-@contextmanager
-def closed_is_cancelled() -> Iterator[None]:
+class ClosedIsCancelled:
     """Turn the failed write to a call that has ended into a cancellation.
 
-    C-core fails the write, mostly before it reports that the call is over.
+    C-core fails the write, mostly before it reports that the call is over. No generator: each open
+    stream would hold one.
     """
-    try:
-        yield
-    except grpc.aio.InternalError as error:
-        raise asyncio.CancelledError from error
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: object, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, grpc.aio.InternalError):
+            raise asyncio.CancelledError from error
 
 
 def serializer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
