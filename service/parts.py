@@ -43,13 +43,13 @@ class Parts:
     settings: Settings
     bounds: Bounds
     metrics: Metrics
-    limits: CallerLimits
-    calls: LimitedCalls
+    caller_limits: CallerLimits
+    limited_calls: LimitedCalls
     store: Store
     provider: KieProvider
     hub: Hub
     outage_log: OutageLog
-    urls: CallbackUrls | None
+    callback_urls: CallbackUrls | None
 
 
 async def create_parts(
@@ -85,13 +85,13 @@ async def create_parts(
         settings=settings,
         bounds=bounds,
         metrics=metrics,
-        limits=limits,
-        calls=_limited_calls(settings, limits, metrics),
+        caller_limits=limits,
+        limited_calls=_limited_calls(settings, limits, metrics),
         store=store,
         provider=provider,
         hub=Hub(),
         outage_log=OutageLog(),
-        urls=await callback_urls(settings, store),
+        callback_urls=await callback_urls(settings, store),
     )
 
 

@@ -76,7 +76,7 @@ def make_polling(parts: Parts) -> Polling:
             verdicts=core.verdicts,
             writer=core.writer,
             outage_log=parts.outage_log,
-            has_callbacks=parts.urls is not None,
+            has_callbacks=parts.callback_urls is not None,
         ),
         callbacks=CallbackPolls(
             store=parts.store,
@@ -99,7 +99,7 @@ def _core(parts: Parts) -> _Core:
     limits = Limits(
         account=_account(parts.settings),
         bounds=bounds.limits,
-        callers=parts.limits,
+        callers=parts.caller_limits,
         agenda=agenda,
         metrics=parts.metrics,
         holds=Holds(bounds.limits.holds, account),
@@ -134,7 +134,7 @@ def _account(settings: Settings) -> AccountLimits:
 
 def _verdicts(parts: Parts) -> Verdicts:
     settings, bounds, hub = parts.settings, parts.bounds.poller, parts.hub
-    callbacks = parts.urls is not None
+    callbacks = parts.callback_urls is not None
     interval_seconds = settings.poll_interval_seconds
     schedule = Schedule(interval_seconds, parts.provider.typical_max_seconds, bounds.overdue)
     reach = Reach(interval_seconds)
@@ -152,7 +152,7 @@ def _verdicts(parts: Parts) -> Verdicts:
 
 
 def _jobs(parts: Parts, core: _Core) -> Jobs:
-    callback_url = parts.urls.url if parts.urls else None
+    callback_url = parts.callback_urls.url if parts.callback_urls else None
     work = Work(
         store=parts.store,
         provider=parts.provider,

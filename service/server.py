@@ -74,7 +74,9 @@ async def serving(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
         polling = make_polling(parts)
         kept_seconds = settings.task_retention_seconds or math.inf
         answers = Answers(parts.provider.result_seconds, kept_seconds)
-        boundary = Boundary(callers, parts.limits, parts.calls.watches, parts.metrics)
+        boundary = Boundary(
+            callers, parts.caller_limits, parts.limited_calls.watches, parts.metrics
+        )
         start_background(boundary.tend(parts.outage_log), stack)
         vitals = Vitals(parts.store, polling.poller, parts.metrics.registry, bounds.upkeep.vitals)
         health = Health(("", SERVICE_NAME), vitals)
@@ -156,7 +158,7 @@ def _servicer(parts: Parts, events: TaskEvents, answers: Answers) -> Servicer:
             admission=Admission(
                 queue_max_tasks=settings.queue_max_tasks,
                 disabled_models=settings.disabled_models,
-                limits=parts.limits,
+                limits=parts.caller_limits,
                 metrics=parts.metrics,
             ),
             metrics=parts.metrics,
@@ -169,7 +171,7 @@ def _servicer(parts: Parts, events: TaskEvents, answers: Answers) -> Servicer:
             events,
             heartbeat_seconds=settings.watch_heartbeat_seconds,
             max_age_seconds=settings.watch_max_age_seconds,
-            open_streams=parts.calls.watches,
+            open_streams=parts.limited_calls.watches,
         ),
         uploads=Uploads(
             parts.provider,
@@ -178,7 +180,7 @@ def _servicer(parts: Parts, events: TaskEvents, answers: Answers) -> Servicer:
             parts.bounds.uploads,
         ),
         pages=Pages(store, answers),
-        limited_calls=parts.calls,
+        limited_calls=parts.limited_calls,
         answers=answers,
     )
 
@@ -231,10 +233,10 @@ async def _queues(store: Store) -> list[Queue]:
 
 
 async def _start_callbacks(parts: Parts, polls: CallbackPolls, stack: AsyncExitStack) -> str:
-    if parts.urls is None:
+    if parts.callback_urls is None:
         return ""
     callbacks = Callbacks(
-        parts.urls, _callback_reader(parts), polls, parts.metrics, parts.store.now
+        parts.callback_urls, _callback_reader(parts), polls, parts.metrics, parts.store.now
     )
     server = HttpServer(callbacks.answer, parts.bounds.http)
     return await start_http(server, "HTTP_ADDRESS", parts.settings.http_address, stack)
