@@ -37,6 +37,7 @@ from kie_generation.generated.generation.v1.generation_pb2 import (
 from kie_generation.upload import CHUNK_BYTES
 from tests.support.scripted_server import (
     FAST,
+    LOST,
     UNAVAILABLE,
     Failure,
     ScriptedService,
@@ -380,14 +381,6 @@ async def test_a_call_that_is_cancelled_stops_trying() -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-
-
-LOST = [
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.UNKNOWN,
-]
 
 
 @pytest.mark.parametrize("code", LOST)

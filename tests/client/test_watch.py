@@ -19,6 +19,7 @@ from kie_generation import (
 )
 from tests.support.scripted_server import (
     FAST,
+    LOST,
     NOT_FOUND,
     UNAVAILABLE,
     Failure,
@@ -73,14 +74,6 @@ async def test_a_stream_cut_by_a_proxy_under_another_code_is_resumed() -> None:
     service.streams.extend([[pending(1), cut], [success(2)]])
     async with connected(service) as client:
         assert await revisions(client) == [1, 2]
-
-
-LOST = [
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.UNKNOWN,
-]
 
 
 @pytest.mark.parametrize("code", LOST)

@@ -45,6 +45,12 @@ from kie_generation.generated.generation.v1.generation_pb2_grpc import (
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 FAST = Retry(attempts=3, first_delay_seconds=0.001, max_delay_seconds=0.01)
+LOST = [  # the codes of a call that ended on the way, if the service did not send them
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,
+]
 
 
 @dataclass(frozen=True)
