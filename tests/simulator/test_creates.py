@@ -121,7 +121,7 @@ async def test_a_bad_jobs_create_can_be_code_422_instead(kie: Kie) -> None:
     assert (await kie.post(JOBS, {"model": "google/imagen4", "input": {}}))["code"] == 422
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b'{"a": NaN}', b"[" * 100_000])
 async def test_a_body_that_is_not_a_json_object_is_refused(kie: Kie, body: bytes) -> None:
     async with kie.session.post(kie.simulator.url + JOBS, data=body) as answer:
         assert (await answer.json())["code"] == 422

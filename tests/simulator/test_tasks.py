@@ -9,8 +9,8 @@ import pytest
 
 from providers.kie.simulator import SimulatorSettings
 from providers.kie.simulator.book import TaskBook
+from providers.kie.simulator.jobs import jobs_order
 from providers.kie.simulator.models import MODELS
-from providers.kie.simulator.orders import jobs_order
 from providers.kie.simulator.settings import FIXED_AT_START
 from providers.kie.simulator.tasks import Purchase, Task, draw_task
 from providers.kie.simulator.windows import SlidingWindow

@@ -11,7 +11,7 @@ from providers.kie.simulator import Simulator, SimulatorSettings
 from tests.support.waiting import eventually
 
 STILL = SimulatorSettings(
-    seconds=dict.fromkeys(("imagen4", "midjourney", "veo3", "sora2"), (1000.0, 1000.0)),
+    seconds=dict.fromkeys(("imagen4", "midjourney", "veo3", "sora2", "market"), (1000.0, 1000.0)),
     visible_after_seconds=0,
     creates_per_window=0,
     records_per_second=0,

@@ -10,8 +10,10 @@ limits, and injects faults on request: see docs/simulator.md.
     simulator     starting, stopping, the Python API
     __main__      the command line; options: its options
     settings      everything that can be set
+    facts         the published facts of all models
     models        names, families, prices, durations
-    orders        which requests are accepted as orders; rules: the rules of their fields
+    orders        what an order is, and those of Veo and Midjourney; rules: the rules of fields
+    jobs          orders of the jobs API; inputs: the check of an input by published facts
     tasks         the course of a task; book: the tasks that are kept
     records       records and callbacks as seen from outside
     faults        what may go wrong, where and how often
@@ -22,12 +24,13 @@ limits, and injects faults on request: see docs/simulator.md.
     windows       counting against limits
     wire          envelopes, bounded bodies, spoiled answers
     api           handlers of the API host
+    catalogue     handlers of the catalogue API; schemas: the documents it sends
     results       handlers of the media host
     uploads       handlers of the upload host
     files         the uploaded files
     addresses     ports that earlier links name
     control       handlers under /simulator/
-    media         sample results; lettering: the words on them
+    media, sound  sample results; lettering: the words on images
 """
 
 from providers.kie.simulator.faults import FaultRule, parse_fault

@@ -25,12 +25,14 @@ from providers.kie.simulator.tasks import (
     Task,
     draw_task,
 )
-from providers.kie.simulator.windows import KeyedWindows, SlidingWindow
+from providers.kie.simulator.windows import Traffic
 
 logger = logging.getLogger(__name__)
 
 RECORD_WINDOW_SECONDS: Final = 1.0
+CATALOGUE_WINDOW_SECONDS: Final = 1.0
 NO_CREDITS, TOO_MANY = 402, 429
+TOO_FREQUENT: Final = "Your call frequency is too high. Please try again later."
 
 
 class Account:
@@ -54,10 +56,7 @@ class Account:
         self._ledger = Ledger(float(self.settings.credits))
         self.refused: Counter[int] = Counter()
         self.requests: Counter[str] = Counter()
-        self.all_creates = SlidingWindow()
-        self.all_records = SlidingWindow()
-        self._creates = KeyedWindows()
-        self._records = KeyedWindows()
+        self._creates, self._records, self._catalogue = Traffic(), Traffic(), Traffic()
         self._upscaled: dict[str, None] = {}
 
     @property
@@ -96,11 +95,15 @@ class Account:
 
     def note_create(self) -> None:
         """Count a create request, whatever its outcome."""
-        self.all_creates.add(time.monotonic(), self.settings.create_window_seconds)
+        self._creates.note(self.settings.create_window_seconds)
 
     def note_record(self) -> None:
         """Count a record query, whatever its outcome."""
-        self.all_records.add(time.monotonic(), RECORD_WINDOW_SECONDS)
+        self._records.note(RECORD_WINDOW_SECONDS)
+
+    def note_catalogue(self) -> None:
+        """Count a request to the catalogue, whatever its outcome."""
+        self._catalogue.note(CATALOGUE_WINDOW_SECONDS)
 
     def admit_create(self, key: str) -> None:
         """Count a create request against the limit of its key.
@@ -108,10 +111,9 @@ class Account:
         Raises:
             RefusedError: 429; the request does not count against the limit, and is not queued.
         """
-        window = self._creates.of(key)
         seconds, limit = self.settings.create_window_seconds, self.settings.creates_per_window
-        if not window.admit(time.monotonic(), seconds, limit):
-            raise RefusedError(TOO_MANY, "Your call frequency is too high. Please try again later.")
+        if not self._creates.admit(key, seconds, limit):
+            raise RefusedError(TOO_MANY, TOO_FREQUENT)
 
     def admit_record(self, key: str) -> None:
         """Count a record query against the limit of its key.
@@ -119,10 +121,19 @@ class Account:
         Raises:
             RefusedError: 429.
         """
-        window = self._records.of(key)
         limit = self.settings.records_per_second
-        if not window.admit(time.monotonic(), RECORD_WINDOW_SECONDS, limit):
-            raise RefusedError(TOO_MANY, "Your call frequency is too high. Please try again later.")
+        if not self._records.admit(key, RECORD_WINDOW_SECONDS, limit):
+            raise RefusedError(TOO_MANY, TOO_FREQUENT)
+
+    def admit_catalogue(self, key: str) -> None:
+        """Count a request to the catalogue against the limit of its key.
+
+        Raises:
+            RefusedError: 429.
+        """
+        limit = self.settings.catalogue_per_second
+        if not self._catalogue.admit(key, CATALOGUE_WINDOW_SECONDS, limit):
+            raise RefusedError(TOO_MANY, "call frequency is too high")
 
     def buy(self, order: Order, base_url: str) -> Task:
         """Create the task of an order, charge for it, and schedule its callback.
@@ -215,8 +226,9 @@ class Account:
             "creates_refused": {str(code): n for code, n in sorted(self.refused.items())},
             "requests": dict(self.requests),
             "peaks": {
-                "creates_in_a_window": self.all_creates.peak,
-                "records_in_a_second": self.all_records.peak,
+                "creates_in_a_window": self._creates.peak,
+                "records_in_a_second": self._records.peak,
+                "catalogue_in_a_second": self._catalogue.peak,
             },
             "uploads": {name: self.uploads[name] for name in ("completed", "aborted", "refused")},
             "callbacks": {

@@ -17,11 +17,11 @@ from aiohttp import web
 from providers.kie.simulator import wire
 from providers.kie.simulator.account import Account
 from providers.kie.simulator.faults import ACCEPTED, ARRIVAL, FINISHED, PENDING, SUCCEEDED
+from providers.kie.simulator.jobs import jobs_order
 from providers.kie.simulator.models import MODELS, Model
 from providers.kie.simulator.orders import (
     VEO_4K,
     Order,
-    jobs_order,
     mj_extend_order,
     mj_order,
     mj_upscale_order,
@@ -54,6 +54,7 @@ NOT_VISIBLE: Final = {
     "mj": envelope(INVALID, "record is null"),  # a guess: not documented
 }
 NO_SOURCE: Final = {"veo": "record is null", "mj": "Record does not exist"}
+WITHDRAWN_MSG: Final = "The page does not exist or is not published"
 DIRECTED_MSG: Final = "Refused by a directive of the prompt"
 
 
@@ -96,7 +97,7 @@ class Api:
             if answer := await self.spoiled(request, "create", ARRIVAL, model):
                 return answer
             try:
-                task = self._bought(request, read, body)
+                task = self._bought(request, read, body, model)
             except RefusedError as refused:
                 return self.refusal(request, refused)
             if "lost" in directives_in(prompt_of(task)):
@@ -107,9 +108,16 @@ class Api:
 
         return create
 
-    def _bought(self, request: web.Request, read: Callable[[Body], Order], body: Body) -> Task:
-        key = self.authorised(request)
-        self._account.admit_create(key)
+    def _bought(
+        self,
+        request: web.Request,
+        read: Callable[[Body], Order],
+        body: Body,
+        model: Model | None,
+    ) -> Task:
+        self._account.admit_create(self.authorised(request))
+        if model and model.name in self._account.settings.withdrawn_models:
+            raise RefusedError(INVALID, WITHDRAWN_MSG)
         order = read(body)
         if wish := directives_in(order.prompt).get("create"):
             code, msg = code_and_message(wish, "500", DIRECTED_MSG)

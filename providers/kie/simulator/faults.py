@@ -20,7 +20,9 @@ from typing import Any, Final, get_type_hints
 from providers.kie.simulator.exact import Exact, exact_from_json
 from providers.kie.simulator.models import FAMILIES, MODELS, Model
 
-HTTP_ENDPOINTS: Final = frozenset({"create", "record", "upload", "credit", "result"})
+HTTP_ENDPOINTS: Final = frozenset(
+    {"create", "record", "upload", "credit", "catalogue", "schema", "result"}
+)
 ENDPOINTS: Final = HTTP_ENDPOINTS | {"callback", "any"}
 RULES_MAX: Final = 1_000
 
@@ -36,6 +38,8 @@ _EVERYWHERE: Final = HTTP_ENDPOINTS
 _RECORD: Final = frozenset({"record"})
 _CALLBACK: Final = frozenset({"callback"})
 _PAID: Final = frozenset({"create", "upload"})
+_LIST: Final = frozenset({"catalogue"})
+_SCHEMA: Final = frozenset({"schema"})
 
 KINDS: Final[Mapping[str, tuple[frozenset[str], frozenset[str]]]] = {
     # kind: (the endpoint classes it suits, the moments it strikes)
@@ -60,6 +64,14 @@ KINDS: Final[Mapping[str, tuple[frozenset[str], frozenset[str]]]] = {
     "no_urls": (_RECORD, frozenset({SUCCEEDED})),
     "result_object": (_RECORD, frozenset({SUCCEEDED})),
     "truncate": (frozenset({"result"}), frozenset({SENDING})),
+    "fewer_models": (_LIST, frozenset({SENDING})),
+    "no_models": (_LIST, frozenset({SENDING})),
+    "other_models": (_LIST, frozenset({SENDING})),
+    "null_schema": (_SCHEMA, frozenset({SENDING})),
+    "changed_schema": (_SCHEMA, frozenset({SENDING})),
+    "large_schema": (_SCHEMA, frozenset({SENDING})),
+    "recursive_schema": (_SCHEMA, frozenset({SENDING})),
+    "slow_pattern": (_SCHEMA, frozenset({SENDING})),
     "drop": (_CALLBACK, frozenset({CALLING})),
     "duplicate": (_CALLBACK, frozenset({CALLING})),
     "wrong_signature": (_CALLBACK, frozenset({CALLING})),
@@ -78,9 +90,10 @@ class FaultRule:
     """One injected fault.
 
     Attributes:
-        endpoint: create, record, upload, callback, credit, result or any (each but callback).
+        endpoint: create, record, upload, callback, credit, catalogue (the list of models), schema
+            (also the price and the success rate of a model), result or any (each but callback).
         kind: one of `ALL_KINDS`.
-        family: only requests of this family: imagen4, midjourney, veo3 or sora2.
+        family: only requests of this family: imagen4, midjourney, veo3, sora2 or market.
         model: only requests of exactly this model, e.g. `google/imagen4-fast` or `mj_video`.
         times: how often it strikes; 0 = until cleared.
         probability: 0 to 1, drawn for each request it could strike.
@@ -91,6 +104,7 @@ class FaultRule:
         body: the body of those two: a page, or plain text such as `error code: 1010`.
         seconds: the wait of `slow` and `delay`.
         state: the state that `unknown_state` shows; Veo and Midjourney show successFlag 9.
+        share: the share of the models that `fewer_models` leaves.
         exact: what `exact` and `accept_then_exact` send; by default an empty HTTP 200.
     """
 
@@ -109,6 +123,7 @@ class FaultRule:
     )
     seconds: float = 5.0
     state: str = "archived"
+    share: float = 0.4
     exact: Exact = field(default_factory=Exact)
 
     def __post_init__(self) -> None:
@@ -122,11 +137,13 @@ class FaultRule:
         if self.family is not None and self.family not in FAMILIES:
             raise ValueError(f"unknown family {self.family!r}: one of {_listed(FAMILIES)}")
         if self.model is not None and self.model not in MODELS:
-            raise ValueError(f"unknown model {self.model!r}: one of {_listed(MODELS)}")
+            raise ValueError(
+                f"unknown model {self.model!r}: the catalogue and docs/simulator.md list them"
+            )
         if min(self.times, self.after) < 0 or not 0 <= self.seconds < math.inf:
             raise ValueError("times, after and seconds must not be negative")
-        if not 0 <= self.probability <= 1:
-            raise ValueError("probability must be between 0 and 1")
+        if not (0 <= self.probability <= 1 and 0 <= self.share <= 1):
+            raise ValueError("probability and share must be between 0 and 1")
         if not 200 <= self.status <= 599:  # noqa: PLR2004 - the final statuses of HTTP
             raise ValueError("status must be between 200 and 599")
 

@@ -21,7 +21,7 @@ from typing import Final
 
 from providers.kie.simulator.lettering import lit
 
-CONTENT_TYPES: Final = {"png": "image/png", "mp4": "video/mp4"}
+CONTENT_TYPES: Final = {"png": "image/png", "mp4": "video/mp4", "wav": "audio/wav"}
 
 LONG_SIDE_PIXELS: Final = 512
 SPAN: Final = 110

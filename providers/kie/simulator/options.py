@@ -87,8 +87,8 @@ def _add_listening(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="SPEC",
         help="ENDPOINT:KIND[,name=value...], may be repeated; endpoints: create, record, upload, "
-        "callback, credit, result, any; names: family, model, times (1; 0 = until cleared), "
-        "probability, after, code, msg, status, body, seconds, state",
+        "callback, credit, catalogue, schema, result, any; names: family, model, times (1; 0 = "
+        "until cleared), probability, after, code, msg, status, body, seconds, state, share",
     )
 
 
@@ -137,6 +137,18 @@ def _add_account(group: Any) -> None:
     add("--creates-per-window", type=int, metavar="N", help="new tasks per window (20; 0 = any)")
     add("--create-window-seconds", type=float, metavar="S", help="the length of the window (10)")
     add("--records-per-second", type=int, metavar="N", help="record queries (10; 0 = any)")
+    add(
+        "--catalogue-per-second",
+        type=int,
+        metavar="N",
+        help="requests to the catalogue (1; 0 = any)",
+    )
+    add(
+        "--withdrawn-models",
+        type=_names,
+        metavar="ID,ID,...",
+        help="models that are no longer sold (none)",
+    )
     add("--max-running", type=int, metavar="N", help="unfinished tasks at a time (0 = any)")
     add("--http-429", action="store_true", help="exceeded limits are HTTP 429 too")
     add(
@@ -193,6 +205,10 @@ def _range(text: str) -> tuple[float, float]:
 
 def _waits(text: str) -> tuple[float, ...]:
     return tuple(float(wait) for wait in text.split(",") if wait)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _named_range(text: str) -> tuple[str, tuple[float, float]]:

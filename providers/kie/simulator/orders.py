@@ -1,12 +1,10 @@
-"""Which requests the simulator accepts as orders: as documented, and as real clients send them.
+"""What an order is, and which requests Veo and Midjourney accept as orders.
 
-Lenient where clients are known to differ: unknown keys are ignored, an empty value counts as
-absent, `aspectRatio` means `aspect_ratio`, `fileUrl` means `fileUrls`. Types are strict in a
-jobs order, as in recorded traffic: `2` is refused where `"2"` is expected, and the reverse. Veo and
-Midjourney also accept a number as a string, as nothing is known of them.
+As documented, and as real clients send them: unknown keys are ignored, an empty value counts as
+absent, `aspectRatio` means `aspect_ratio`, `fileUrl` means `fileUrls`, and a number is accepted as
+a string, as nothing is known of the types here. The orders of the jobs API are in `jobs`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,16 +13,11 @@ from providers.kie.simulator.models import MODELS, Model
 from providers.kie.simulator.rules import (
     FLAG,
     INVALID,
-    STORY,
     URL,
-    WHOLE,
-    BadFieldError,
     Body,
     RefusedError,
-    Rule,
     check,
     choice,
-    option,
     text,
     url_list,
     whole,
@@ -32,13 +25,10 @@ from providers.kie.simulator.rules import (
 
 VEO_PROMPT_MAX_CHARACTERS: Final = 100_000
 """No limit is documented; this one only keeps a task small."""
-SEED_MAX_CHARACTERS: Final = 500
 FRAMES_MAX: Final = 2
 """First and last."""
-UNKNOWN_MODEL: Final = (
-    "The model name you specified is not supported. Please verify your input and use one of the "
-    "supported models provided by KIE."
-)
+PROMPT_FIELDS: Final = ("prompt", "text", "content", "title")
+"""Where an order of the jobs API has its prompt, the first that is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,42 +59,13 @@ class Order:
     @property
     def prompt(self) -> str:
         """The prompt, which may contain directives to the simulator; empty if there is none."""
-        source = self.body.get("input", {}) if self.model.api == "jobs" else self.body
-        prompt = source.get("prompt")
-        return prompt if isinstance(prompt, str) else ""
+        if self.model.api != "jobs":
+            return str(self.body.get("prompt") or "")
+        wanted = self.body.get("input") or {}
+        given = (wanted.get(name) for name in PROMPT_FIELDS)
+        return next((value for value in given if isinstance(value, str)), "")
 
 
-IMAGEN4: Final = {
-    "prompt": text(5_000),
-    "negative_prompt": text(5_000),
-    "aspect_ratio": option("1:1", "16:9", "9:16", "3:4", "4:3", "auto"),
-    "num_images": option("1", "2", "3", "4"),
-    "seed": text(SEED_MAX_CHARACTERS),
-}
-IMAGEN4_FAST: Final = {**IMAGEN4, "seed": WHOLE}
-SORA2: Final = {
-    "prompt": text(10_000),
-    "aspect_ratio": option("portrait", "landscape"),
-    "n_frames": option("10", "15"),
-    "size": option("standard", "high"),
-    "remove_watermark": FLAG,
-    "upload_method": option("s3", "oss"),
-    "image_urls": url_list(1),
-}
-STORYBOARD: Final = {**SORA2, "n_frames": option("10", "15", "25"), "shots": STORY}
-WATERMARK_REMOVER: Final = {"video_url": URL, "upload_method": option("s3", "oss")}
-JOBS_INPUTS: Final[Mapping[str, tuple[Mapping[str, Rule], tuple[str, ...]]]] = {
-    # model: (the rules of its input, what is required)
-    "google/imagen4-fast": (IMAGEN4_FAST, ("prompt",)),
-    "google/imagen4": (IMAGEN4, ("prompt",)),
-    "google/imagen4-ultra": (IMAGEN4, ("prompt",)),
-    "sora-2-text-to-video": (SORA2, ("prompt",)),
-    "sora-2-image-to-video": (SORA2, ("prompt", "image_urls")),
-    "sora-2-pro-text-to-video": (SORA2, ("prompt",)),
-    "sora-2-pro-image-to-video": (SORA2, ("prompt", "image_urls")),
-    "sora-2-pro-storyboard": (STORYBOARD, ()),
-    "sora-watermark-remover": (WATERMARK_REMOVER, ("video_url",)),
-}
 VEO: Final = {
     "prompt": text(VEO_PROMPT_MAX_CHARACTERS),
     "imageUrls": url_list(3),
@@ -171,31 +132,6 @@ MJ_EXTEND: Final = {
     "callBackUrl": URL,
 }
 MJ_IMAGES_PER_TASK: Final = 4
-
-
-def jobs_order(body: Body) -> Order:
-    """Return an order of jobs/createTask: `{model, input, callBackUrl?, progressCallBackUrl?}`.
-
-    Raises:
-        BadFieldError: with the first rule that is broken.
-        RefusedError: 422 for an unknown model.
-    """
-    name = body.get("model")
-    if not isinstance(name, str) or name not in JOBS_INPUTS:
-        raise RefusedError(INVALID, UNKNOWN_MODEL)
-    check(body, {"callBackUrl": URL, "progressCallBackUrl": URL})
-    wanted = body.get("input") or {}
-    if not isinstance(wanted, dict):
-        raise BadFieldError("input must be an object")
-    rules, required = JOBS_INPUTS[name]
-    check(wanted, rules, required)
-    default_ratio = "16:9" if name == "google/imagen4-fast" else "1:1"
-    return Order(
-        model=MODELS[name],
-        body=body,
-        results=int(wanted.get("num_images") or 1),
-        size=size_of(wanted.get("aspect_ratio") or default_ratio),
-    )
 
 
 def veo_order(body: Body) -> Order:

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from providers.kie.simulator import sound
 from providers.kie.simulator.faults import FaultRule
 from providers.kie.simulator.orders import veo_aspect_ratio, veo_generation_type
 from providers.kie.simulator.settings import SimulatorSettings
-from providers.kie.simulator.tasks import FAIL, FINAL_STATES, SUCCESS, Task
+from providers.kie.simulator.tasks import FAIL, FINAL_STATES, SUCCESS, Task, prompt_of
 
 Record = dict[str, Any]
 
@@ -59,7 +60,7 @@ def record_of(
 
 def _jobs_record(task: Task, state: str, urls: list[str], now_ms: int) -> Record:
     final, param = state in FINAL_STATES, _jobs_param(task.body)
-    result = {"resultUrls": urls} if state == SUCCESS else None
+    result = _jobs_result(task, urls) if state == SUCCESS else None
     return {
         "taskId": task.id,
         "model": task.model,
@@ -77,6 +78,31 @@ def _jobs_record(task: Task, state: str, urls: list[str], now_ms: int) -> Record
         "createTime": task.created_ms,
         "creditsConsumed": task.credits_in(state),
         "progress": task.progress_at(now_ms) if task.kind.family == "sora2" else None,
+    }
+
+
+def _jobs_result(task: Task, urls: list[str]) -> Record:
+    """Return what a success delivers, in the form of its model."""
+    prompt = prompt_of(task)
+    made = {"title": "SAMPLE", "model": task.model, "text": prompt}
+    match task.kind.result:
+        case "audio":
+            return {"data": [_song(task, number, url) for number, url in enumerate(urls)]}
+        case "object":
+            return {"resultObject": made}
+        case "both":
+            return {"resultUrls": urls, "resultObject": made}
+        case _:
+            return {"resultUrls": urls}
+
+
+def _song(task: Task, number: int, url: str) -> Record:
+    return {
+        "id": f"{task.id}-{number}",
+        "audio_url": url,
+        "title": "SAMPLE",
+        "prompt": prompt_of(task),
+        "duration": sound.SECONDS,
     }
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from aiohttp import web
 
-from providers.kie.simulator import media
+from providers.kie.simulator import media, sound
 from providers.kie.simulator.account import Account
 from providers.kie.simulator.api import Api
 from providers.kie.simulator.faults import ARRIVAL, SENDING
@@ -15,7 +15,7 @@ from providers.kie.simulator.tasks import FINAL_STATES, Task, prompt_of
 from providers.kie.simulator.wire import api_answer, envelope, json_object, send_bytes
 
 DOWNLOAD_URL_SECONDS: Final = 20 * 60
-RESULT_NAME: Final = re.compile(r"([0-9a-f]{32})_\w{1,20}\.(png|mp4)", re.ASCII)
+RESULT_NAME: Final = re.compile(r"([0-9a-f]{32})_\w{1,20}\.(png|mp4|wav)", re.ASCII)
 
 
 class Results:
@@ -84,9 +84,13 @@ class Results:
 
 
 def _content(task: Task, name: str) -> bytes:
-    if task.kind.media == "mp4":
-        return media.mp4(name)
-    return media.png(name, task.size, [task.model, prompt_of(task)])
+    match task.kind.media:
+        case "mp4":
+            return media.mp4(name)
+        case "wav":
+            return sound.wav(name)
+        case "png":
+            return media.png(name, task.size, [task.model, prompt_of(task)])
 
 
 def _has_expired(expires: str) -> bool:

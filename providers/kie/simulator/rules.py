@@ -66,7 +66,7 @@ def whole(low: int, high: int) -> Rule:
     """Return a whole number within limits."""
     return Rule(
         f"{{name}} must be a whole number from {low} to {high}",
-        lambda value: _is_whole(value) and low <= value <= high,
+        lambda value: is_whole(value) and low <= value <= high,
     )
 
 
@@ -89,12 +89,13 @@ def is_url(value: object) -> bool:
     return parts.scheme in {"http", "https"} and bool(parts.hostname)
 
 
-def _is_whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Return whether a JSON value is a whole number, written without a decimal point."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 FLAG: Final = Rule("{name} must be true or false", lambda value: isinstance(value, bool))
-WHOLE: Final = Rule("{name} must be a whole number", _is_whole)
+WHOLE: Final = Rule("{name} must be a whole number", is_whole)
 URL: Final = Rule("{name} must be an http(s) URL", is_url)
 STORY: Final = Rule(
     f"{{name}} must be at most {SHOTS_MAX} shots, each with a Scene and a duration of"
@@ -117,17 +118,19 @@ def check(body: Body, rules: Mapping[str, Rule], required: tuple[str, ...] = ())
         BadFieldError: with the first rule that is broken.
     """
     for name in required:
-        if _is_blank(body.get(name)):
+        if is_blank(body.get(name)):
             raise BadFieldError(REQUIRED)
     for name, rule in rules.items():
         value = body.get(name)
-        if not _is_absent(value) and not rule.accepts(value):
+        if not is_absent(value) and not rule.accepts(value):
             raise BadFieldError(rule.words.format(name=name))
 
 
-def _is_absent(value: object) -> bool:
+def is_absent(value: object) -> bool:
+    """Return whether a field counts as not given: null, or empty text or an empty list."""
     return value is None or value in ("", [])
 
 
-def _is_blank(value: object) -> bool:
-    return _is_absent(value) or (isinstance(value, str) and not value.strip())
+def is_blank(value: object) -> bool:
+    """Return whether a required field counts as not given: text of spaces is, too."""
+    return is_absent(value) or (isinstance(value, str) and not value.strip())

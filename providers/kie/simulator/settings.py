@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from providers.kie.simulator.facts import all_facts
 from providers.kie.simulator.models import FAMILIES, MODELS, Model
 
 Range = tuple[float, float]
@@ -19,7 +20,10 @@ FIXED_AT_START: Final = ("seed", "state_file", "tasks_max", "callback_concurrenc
 _RATES: Final = ("fail_rate", "direct_rate", "queuing_rate")
 _AMOUNTS: Final = ("visible_after_seconds", "credits")
 _MORE_THAN_ZERO: Final = ("speed", "create_window_seconds", "callback_timeout_seconds")
-_COUNTS: Final = ("creates_per_window", "records_per_second", "max_running", "callback_duplicates")
+_COUNTS: Final = (
+    *("creates_per_window", "records_per_second", "catalogue_per_second", "max_running"),
+    "callback_duplicates",
+)
 _SIZES: Final = ("tasks_max", "callback_concurrency", "upload_max_bytes")
 _FLAGS: Final = ("realistic", "http_429", "allow_url_upload")
 _CHOICES: Final[Mapping[str, tuple[object, ...]]] = {
@@ -49,6 +53,8 @@ class SimulatorSettings:
         creates_per_window: new tasks per key in any `create_window_seconds`; 0 = no limit.
         create_window_seconds: the length of that sliding window.
         records_per_second: record queries per key in any second; 0 = no limit.
+        catalogue_per_second: catalogue requests per key in any second; 0 = no limit.
+        withdrawn_models: models that the catalogue does not list and that creates are refused for.
         max_running: unfinished tasks at a time; 0 = no limit.
         http_429: whether an exceeded limit is answered with HTTP 429 as well as code 429.
         jobs_validation_code: the code of a bad field in a jobs order: 500 and 422 were observed.
@@ -80,6 +86,8 @@ class SimulatorSettings:
     creates_per_window: int = 20
     create_window_seconds: float = 10.0
     records_per_second: int = 10
+    catalogue_per_second: int = 1
+    withdrawn_models: tuple[str, ...] = ()
     max_running: int = 0
     http_429: bool = False
     jobs_validation_code: int = 500
@@ -103,6 +111,7 @@ class SimulatorSettings:
         self._check("true or false", _FLAGS, lambda v: isinstance(v, bool))
         self._check("two numbers, the lower first", ("latency_seconds",), _is_range)
         self._check("a list of numbers", ("callback_retry_seconds",), _are_waits)
+        self._check("a list of known models", ("withdrawn_models",), _are_models)
         self._check("an http(s) URL or nothing", ("public_url",), _is_base_url)
         for name, allowed in _CHOICES.items():
             meaning = "one of " + ", ".join(map(str, allowed))
@@ -203,6 +212,10 @@ def _is_range(value: object) -> bool:
 
 def _are_waits(value: object) -> bool:
     return isinstance(value, tuple) and all(_is_number(item) for item in value)
+
+
+def _are_models(value: object) -> bool:
+    return isinstance(value, tuple) and all(name in MODELS or name in all_facts() for name in value)
 
 
 def _is_base_url(value: object) -> bool:

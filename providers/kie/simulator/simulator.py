@@ -13,6 +13,7 @@ from aiohttp import web
 from providers.kie.simulator.account import Account
 from providers.kie.simulator.addresses import base_urls_by_port, url_of
 from providers.kie.simulator.api import Api
+from providers.kie.simulator.catalogue import Catalogue
 from providers.kie.simulator.control import Control, answer_bad_input
 from providers.kie.simulator.faults import FaultRule, parse_fault
 from providers.kie.simulator.files import FileStore
@@ -238,6 +239,7 @@ class Simulator:
         )
         api = Api(self._account)
         application.add_routes(api.routes())
+        application.add_routes(Catalogue(self._account, api).routes())
         application.add_routes(Results(self._account, api).routes())
         application.add_routes(Uploads(self._account, api, files).routes())
         application.add_routes(Control(self._account, self.reset).routes())

@@ -1,5 +1,6 @@
 """Sliding windows: how many events a limit has seen in the last seconds."""
 
+import time
 from collections import OrderedDict, deque
 from typing import Final
 
@@ -46,3 +47,24 @@ class KeyedWindows:
         if len(self._windows) > KEYS_MAX:
             self._windows.popitem(last=False)
         return window
+
+
+class Traffic:
+    """The requests of one kind: all of them, and those of each key, to which a limit applies."""
+
+    def __init__(self) -> None:
+        self._all = SlidingWindow()
+        self._by_key = KeyedWindows()
+
+    @property
+    def peak(self) -> int:
+        """The most requests in any window, those that were refused included."""
+        return self._all.peak
+
+    def note(self, seconds: float) -> None:
+        """Count a request, whatever its outcome, in a window of `seconds`."""
+        self._all.add(time.monotonic(), seconds)
+
+    def admit(self, key: str, seconds: float, limit: int) -> bool:
+        """Count a request against the limit of its key, unless that is reached; 0 = no limit."""
+        return self._by_key.of(key).admit(time.monotonic(), seconds, limit)

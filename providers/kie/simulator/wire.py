@@ -76,9 +76,18 @@ async def read_json(request: web.Request, max_bytes: int = JSON_MAX_BYTES) -> ob
     """
     raw = await bounded_body(request, max_bytes)
     try:
-        return json.loads(raw)
+        return json.loads(raw, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise ValueError("the request body is not valid JSON") from None
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which are not JSON although Python reads them.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"{name} is not JSON")
 
 
 async def json_object(request: web.Request, max_bytes: int = JSON_MAX_BYTES) -> dict[str, Any]:
