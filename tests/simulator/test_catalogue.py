@@ -57,7 +57,8 @@ async def test_the_list_has_the_listed_models_of_the_snapshot() -> None:
     ("query", "holds"),
     [
         ({"provider": "Kling"}, lambda m: m["provider"] == "Kling"),
-        ({"q": "KLING"}, lambda m: "kling" in f"{m['id']} {m['title']}".lower()),
+        ({"q": "KLING"}, lambda m: "kling" in f"{m['id']} {m['title']} {m['provider']}".lower()),
+        ({"q": "suno"}, lambda m: m["provider"] == "Suno"),
         ({"taskType": "Lip Sync"}, lambda m: "Lip Sync" in m["task_types"]),
         (
             {"taskType": "Lip Sync, Text to Music"},

@@ -34,6 +34,7 @@ INSTANT = SimulatorSettings(
     visible_after_seconds=0,
     creates_per_window=0,
     records_per_second=0,
+    catalogue_per_second=0,
 )
 
 

@@ -70,7 +70,7 @@ class Catalogue:
             if self._lists(facts)
             and (not task_types or task_types & set(facts.task_types))
             and provider.casefold() in {"", facts.provider.casefold()}
-            and text in f"{facts.id}\n{facts.title}".casefold()
+            and text in f"{facts.id}\n{facts.title}\n{facts.provider}".casefold()
         ]
         if fault := self._account.faults.take("catalogue", SENDING, None):
             rows = _fewer_or_other(rows, fault.kind, fault.share)
