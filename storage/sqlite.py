@@ -5,28 +5,25 @@ rows have a thread of their own.
 """
 
 import asyncio
-import fcntl
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from peewee import SqliteDatabase
 from playhouse.migrations import Runner
 
 from storage.engine import TIMEOUTS, DatabaseTimeouts, Row
-from storage.errors import StorageConfigError, StorageUnavailableError, storage_errors
+from storage.errors import StorageConfigError, storage_errors
 from storage.schema import MIGRATIONS
+from storage.sqlite_files import SqliteFiles
 from storage.statements import Statements
 from storage.task import Task
 from storage.threads import ThreadState, state_of
 from storage.worker import LISTS_MAX_JOBS, Worker
 
 SQLITE_PREFIX = "sqlite:///"
-SQLITE_MAGIC = b"SQLite format 3\0"
 TOUCH = "PRAGMA user_version = 1"  # the smallest write that needs disk space
 RETIRED_VERSION = 2  # the tasks of the file were imported into another database
 IMPORTED_VERSION = 3  # and all of them have been imported there
@@ -53,7 +50,7 @@ def migrate(path: Path, migrations: Path = MIGRATIONS) -> list[str]:
 @contextmanager
 def exclusive_database(path: Path) -> Iterator[SqliteDatabase]:
     """Open a database that no service uses, and keep services off it."""
-    with _lock_file(path):
+    with closing(SqliteFiles(path)):
         db = _database(path, TIMEOUTS)
         with db.connection_context():
             yield db
@@ -67,7 +64,7 @@ class SqliteEngine:
     touch = TOUCH
 
     def __init__(self, path: Path, timeouts: DatabaseTimeouts) -> None:
-        self._lock = _lock_file(path)
+        self._files = SqliteFiles(path)
         self.db = _database(path, timeouts)
         self._reads = _database(path, timeouts, query_only=1)
         try:
@@ -76,9 +73,8 @@ class SqliteEngine:
             self._close_files()
             raise
         self.sql = Statements(self.db)
-        transaction = partial(self.db.atomic, "IMMEDIATE")
-        self.writer = Worker("writer", self.db, transaction, one_commit=True)
-        self._lister = Worker("lister", self._reads, nullcontext, batch_max_jobs=LISTS_MAX_JOBS)
+        self.writer = Worker("writer", self.db, self._transaction, one_commit=True)
+        self._lister = Worker("lister", self._reads, self._checked, batch_max_jobs=LISTS_MAX_JOBS)
 
     def _prepare(self) -> None:
         with storage_errors():
@@ -89,6 +85,7 @@ class SqliteEngine:
             Runner(self.db, str(MIGRATIONS)).up()
             self.db.close()
             self._reads.connect()
+            self._files.watch()
 
     def threads(self) -> list[ThreadState]:
         return [state_of(self.writer), state_of(self._lister)]
@@ -102,7 +99,7 @@ class SqliteEngine:
         """Close this thread's connections, then let other processes use the file."""
         self.db.close()
         self._reads.close()
-        self._lock.close()
+        self._files.close()
 
     # --- reads ---
 
@@ -122,6 +119,12 @@ class SqliteEngine:
     def _fetch_each(self, reads: Sequence[tuple[str, Sequence[object]]]) -> list[list[Row]]:
         return [self._reads.execute_sql(sql, params).fetchall() for sql, params in reads]
 
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        """Read nothing if the files are lost: a new connection would open another file."""
+        self._files.check()
+        yield
+
     async def newer(self, ids: Sequence[str], revisions: Sequence[int]) -> list[Row]:
         del ids, revisions
         return []  # there are no other processes
@@ -134,6 +137,13 @@ class SqliteEngine:
         """Do nothing: there are no other processes."""
 
     # --- in the writer's thread, inside its transaction ---
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Begin, unless the files are lost; commit at the end."""
+        self._files.check()
+        with self.db.atomic("IMMEDIATE"):
+            yield
 
     def execute(self, sql: str, *params: object) -> Any:
         return self.db.execute_sql(sql, params)
@@ -185,41 +195,3 @@ def _database(path: Path, timeouts: DatabaseTimeouts, **pragmas: int) -> SqliteD
             **pragmas,
         },
     )
-
-
-def _is_sqlite(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(SQLITE_MAGIC)) in {b"", SQLITE_MAGIC}
-
-
-def _lock_file(path: Path) -> ExitStack:
-    """Keep other processes off the database, and other users: it contains prompts.
-
-    Two pollers on one file would each assume to be the only one. A lock file next to the database
-    covers symbolic links. Hard links need a lock on the database itself, which only Linux keeps
-    separate from SQLite's own locks.
-
-    Returns:
-        The locks. Close them after SQLite's connections: closing any descriptor of a file drops
-        SQLite's locks on it.
-    """
-    with ExitStack() as locks:
-        try:
-            if path.exists() and not _is_sqlite(path):
-                raise StorageConfigError(f"{path} is not a SQLite database")
-            real = path.resolve()
-            _lock(path, locks.enter_context(real.with_name(real.name + ".lock").open("w")))
-            real.touch(mode=0o600)
-            if sys.platform == "linux":
-                _lock(path, locks.enter_context(real.open("rb")))
-        except (OSError, RuntimeError) as error:  # the latter for links that form a loop
-            words = getattr(error, "strerror", None) or str(error)
-            raise StorageUnavailableError(f"cannot open {path}: {words}") from None
-        return locks.pop_all()
-
-
-def _lock(path: Path, file: IO[Any]) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StorageConfigError(f"{path} is in use by another process of this service") from None
