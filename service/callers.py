@@ -1,4 +1,4 @@
-"""Authentication: bearer tokens from a file of their hashes."""
+"""Authentication: bearer tokens from a file of their hashes, or client certificates named there."""
 
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
@@ -14,6 +14,9 @@ from service.files import RECHECK_SECONDS, WatchedFile
 DEFAULT_CALLER = "default"
 SHA256_HEX_CHARACTERS = 64
 CALLER_MAX_CHARACTERS = 64
+SAN = b"san:"  # begins the key of a name in certificates; other keys are hashes
+HOW_TO_AUTHENTICATE = "send metadata `authorization: Bearer <token>`"
+NO_CLIENT_CERTIFICATES = "lines with `san:` need TLS_CLIENT_CA_FILE"
 
 # The caller of the current call; the interceptor sets it.
 current_caller: ContextVar[str] = ContextVar("current_caller")
@@ -27,10 +30,10 @@ class TokensFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """The caller that a token identifies. `digest` is its SHA-256, b"" without tokens."""
+    """A caller, and the key of its line in the file; b"" without tokens."""
 
     caller: str
-    digest: bytes
+    key: bytes
 
 
 WITHOUT_TOKENS = Credential(DEFAULT_CALLER, b"")
@@ -38,32 +41,45 @@ WITHOUT_TOKENS = Credential(DEFAULT_CALLER, b"")
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The content of a tokens file: the caller of each token's hash, and the problems by line."""
+    """The content of a tokens file.
+
+    Attributes:
+        callers: The caller of each key: the hash of a token, or `san:` and a name in a certificate.
+        problems: What is wrong with lines.
+    """
 
     callers: Mapping[bytes, str]
     problems: tuple[str, ...]
 
 
 class Callers:
-    """Identifies callers by their tokens. Without a file, every caller is `default`.
+    """Identifies callers by tokens or certificates. Without a file, every caller is `default`.
 
     Attributes:
-        version: Increases whenever the set of valid tokens changes.
+        version: Increases whenever the set of valid tokens and certificates changes.
         problems: The problems of the current file, a sentence each.
     """
 
-    def __init__(self, tokens_file: Path | None, recheck_seconds: float = RECHECK_SECONDS) -> None:
+    def __init__(
+        self,
+        tokens_file: Path | None,
+        recheck_seconds: float = RECHECK_SECONDS,
+        *,
+        client_certificates: bool = False,
+    ) -> None:
         """Read the file.
 
         Args:
             tokens_file: The file, or None.
             recheck_seconds: The time between two checks for changes of it.
+            client_certificates: Whether clients have certificates that may name callers.
 
         Raises:
             TokensFileError: A line is invalid. Later, while the service runs, only that line is
                 ignored.
         """
         self._has_tokens = tokens_file is not None
+        self._client_certificates = client_certificates
         self._file = WatchedFile(tokens_file, recheck_seconds)
         self._callers: Mapping[bytes, str] = {}
         self._verified: dict[str, Credential] = {}  # by token: hashing one is expensive
@@ -92,13 +108,37 @@ class Callers:
         scheme, _, token = (authorization or "").partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
-            raise ServiceError("UNAUTHENTICATED", "send metadata `authorization: Bearer <token>`")
+            raise ServiceError("UNAUTHENTICATED", HOW_TO_AUTHENTICATE)
         # A dict look-up hashes the whole token with a random key, so its timing reveals nothing.
         return self._verified.get(token) or self._verify(token)
 
-    def is_valid(self, digest: bytes) -> bool:
-        """Return whether an accepted token is still valid; b"" is, if there are no tokens."""
-        return not self._has_tokens or digest in self._callers
+    @property
+    def named_by_certificates(self) -> bool:
+        """Whether the certificate of a client may name its caller."""
+        return self._client_certificates and self._has_tokens
+
+    def of_certificate(self, names: Iterable[bytes]) -> Credential:
+        """Return the caller that a client's certificate names.
+
+        Args:
+            names: The subject alternative names in the certificate.
+
+        Raises:
+            ServiceError: UNAUTHENTICATED.
+        """
+        self.reread_if_changed()
+        keys = (SAN + name for name in names)
+        found = [Credential(self._callers[key], key) for key in keys if key in self._callers]
+        if not found:
+            words = f"the certificate names no caller; {HOW_TO_AUTHENTICATE}"
+            raise ServiceError("UNAUTHENTICATED", words)
+        if len({credential.caller for credential in found}) > 1:
+            raise ServiceError("UNAUTHENTICATED", "the certificate names several callers")
+        return found[0]
+
+    def is_valid(self, key: bytes) -> bool:
+        """Return whether an accepted credential is still valid, by its key."""
+        return not self._has_tokens or key in self._callers
 
     def _verify(self, token: str) -> Credential:
         digest = sha256(token.encode(errors="replace")).digest()
@@ -119,7 +159,7 @@ class Callers:
         try:
             content = self._file.changed()
             if content is not None:
-                self._apply(parse_tokens(content.decode()))
+                self._apply(self._usable(parse_tokens(content.decode())))
         except (OSError, ValueError) as error:
             self._complain(f"the file cannot be read; the old tokens stay valid: {error}")
 
@@ -133,6 +173,12 @@ class Callers:
         log.info("tokens file reloaded", tokens=len(tokens.callers))
         self._complain(*tokens.problems)
 
+    def _usable(self, tokens: Tokens) -> Tokens:
+        if self._client_certificates or not names_certificates(tokens.callers):
+            return tokens
+        callers = {key: name for key, name in tokens.callers.items() if not key.startswith(SAN)}
+        return Tokens(callers, (*tokens.problems, NO_CLIENT_CERTIFICATES))
+
     def _complain(self, *problems: str) -> None:
         for problem in sorted({*problems} - {*self.problems}):
             log.warning("tokens file has a problem", problem=problem)
@@ -140,16 +186,21 @@ class Callers:
 
 
 def read_tokens(text: str) -> Mapping[bytes, str]:
-    """Return the caller of each hash from lines of `name sha256-in-hex`.
+    """Return the caller of each key from lines of `name sha256-in-hex` or `name san:VALUE`.
 
     Raises:
-        TokensFileError: A line is neither of that form, nor a comment, nor empty, or it gives the
-            token of one caller to another.
+        TokensFileError: A line is of neither form, and no comment and not empty, or it gives the
+            token or the certificate of one caller to another.
     """
     tokens = parse_tokens(text)
     if tokens.problems:
         raise TokensFileError("; ".join(tokens.problems))
     return tokens.callers
+
+
+def names_certificates(callers: Iterable[bytes]) -> bool:
+    """Return whether a key is that of a certificate."""
+    return any(key.startswith(SAN) for key in callers)
 
 
 def parse_tokens(text: str) -> Tokens:
@@ -158,12 +209,13 @@ def parse_tokens(text: str) -> Tokens:
     problems: list[str] = []
     for number, words in _lines(text):
         try:
-            name, digest = _entry(words)
+            name, key = _entry(words)
         except TokensFileError as error:
             problems.append(f"line {number}: {error}")
             continue
-        if callers.setdefault(digest, name) != name:
-            problems.append(f"line {number}: the token already belongs to another caller")
+        if callers.setdefault(key, name) != name:
+            what = "name in certificates" if key.startswith(SAN) else "token"
+            problems.append(f"line {number}: the {what} already belongs to another caller")
     return Tokens(callers, tuple(problems))
 
 
@@ -175,12 +227,16 @@ def _lines(text: str) -> Iterable[tuple[int, list[str]]]:
 
 def _entry(words: list[str]) -> tuple[str, bytes]:
     match words:
-        case [name, digest] if (
-            len(digest) == SHA256_HEX_CHARACTERS and len(name) <= CALLER_MAX_CHARACTERS
-        ):
+        case [name, key] if len(name) <= CALLER_MAX_CHARACTERS and _is_key(key):
             try:
-                return name, bytes.fromhex(digest)
+                return name, key.encode() if key.startswith(SAN.decode()) else bytes.fromhex(key)
             except ValueError:
                 raise TokensFileError("the hash is not hexadecimal") from None
         case _:
             raise TokensFileError("must be `name sha256-of-token-in-hex`")
+
+
+def _is_key(text: str) -> bool:
+    if text.startswith(SAN.decode()):
+        return len(text) > len(SAN)
+    return len(text) == SHA256_HEX_CHARACTERS

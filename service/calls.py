@@ -3,7 +3,7 @@
 import asyncio
 import random
 import re
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -14,10 +14,13 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class Peer(Protocol):
-    """The part of grpc's context that has the client's address."""
+    """The part of grpc's context that describes the client."""
 
     def peer(self) -> str:
         """Return its address, such as `ipv4:127.0.0.1:50000`."""
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """Return the properties of its connection, including those of its certificate."""
 
 
 class Call:
@@ -26,7 +29,7 @@ class Call:
     Attributes:
         metadata: The metadata that the caller sent.
         caller: The caller; "" for a method that needs no token.
-        token_digest: The SHA-256 of the caller's token; b"" without tokens.
+        credential_key: Identifies what named the caller; b"" without tokens.
         context: grpc's context; None before `begin`.
         end_error: The error passed to `end`.
     """
@@ -36,15 +39,15 @@ class Call:
         "_task",
         "caller",
         "context",
+        "credential_key",
         "end_error",
         "metadata",
-        "token_digest",
     )
 
     def __init__(self, metadata: Metadata) -> None:
         self.metadata = metadata
         self.caller = ""
-        self.token_digest = b""
+        self.credential_key = b""
         self.context: Peer | None = None
         self.end_error: Exception | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -107,6 +110,11 @@ def _new_id() -> str:
 
 
 current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
+
+
+def has_key(metadata: Metadata, key: str) -> bool:
+    """Return whether a metadata key is present."""
+    return any(name == key for name, _ in metadata)
 
 
 def one_value(metadata: Metadata, key: str) -> str | None:

@@ -19,7 +19,7 @@ class WatchedFile:
         """
         self._path = path
         self._recheck_seconds = recheck_seconds
-        self._stamp = _stamp_of(path) if path else None
+        self._stamp = stamp_of(path) if path else None
         self._checked = -math.inf
 
     def is_due(self) -> bool:
@@ -39,7 +39,7 @@ class WatchedFile:
         if self._path is None:
             return None
         try:
-            if (stamp := _stamp_of(self._path)) == self._stamp:
+            if (stamp := stamp_of(self._path)) == self._stamp:
                 return None
             content = self._path.read_bytes()
         except OSError:
@@ -49,7 +49,7 @@ class WatchedFile:
         return content
 
 
-def _stamp_of(file: Path) -> object:
+def stamp_of(file: Path) -> object:
     """Return a value that changes whenever the file does.
 
     Raises:

@@ -1,10 +1,10 @@
 """The interceptor: authenticate callers, parse requests, turn exceptions into statuses.
 
 The caller is authenticated before any part of the message is received, so a caller without a token
-cannot occupy memory of the service. For grpc, every method takes a stream of raw bytes: the inbox
-decides when a message is received. It is parsed here, as grpc.aio answers UNKNOWN to bytes that it
-cannot parse before any handler sees them. Streams are written from a coroutine, so that a cancelled
-one is cleaned up at once, and not when its generator is garbage-collected.
+or a certificate cannot occupy memory of the service. For grpc, every method takes a stream of raw
+bytes: the inbox decides when a message is received. It is parsed here, as grpc.aio answers UNKNOWN
+to bytes that it cannot parse before any handler sees them. Streams are written from a coroutine, so
+that a cancelled one is cleaned up at once, and not when its generator is garbage-collected.
 
 grpc keeps the exception that ended a call until the garbage collector finds it. The exception must
 not refer to a message: errors lose their tracebacks, and calls fail outside the frames that read
@@ -18,8 +18,8 @@ from typing import Any
 import grpc
 
 from service.caller_limits import CallerLimits
-from service.callers import Callers, current_caller
-from service.calls import Call, CallsInProgress, current_call, one_value
+from service.callers import SAN, Callers, Credential, current_caller
+from service.calls import Call, CallsInProgress, current_call, has_key, one_value
 from service.endings import OPEN_METHODS, Endings, Method
 from service.errors import ServiceError
 from service.forever import forever
@@ -41,6 +41,7 @@ from service.streams import (
 HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 UPLOAD_METHOD = "/generation.v1.GenerationService/UploadFile"
 AUTHORIZATION = "authorization"
+ALTERNATIVE_NAMES = "x509_subject_alternative_name"
 
 CallWork = Callable[[Call, Any, Any], Awaitable[Any]]
 
@@ -78,13 +79,13 @@ class Boundary(grpc.aio.ServerInterceptor):
         current_call.set(call)
         if method.is_open:
             return method.handler
+        if self._callers.named_by_certificates and not has_key(call.metadata, AUTHORIZATION):
+            return method.handler  # which knows the certificate
         try:
             credential = self._callers.authenticate(one_value(call.metadata, AUTHORIZATION))
         except ServiceError as error:
             return self._refusing(method, call, error)
-        call.caller = credential.caller
-        call.token_digest = credential.digest
-        current_caller.set(credential.caller)
+        _identify(call, credential)
         return method.handler
 
     async def idle(self) -> None:
@@ -161,6 +162,9 @@ class Boundary(grpc.aio.ServerInterceptor):
             calls.add(call)
             started = time.monotonic()
             try:
+                if not (call.caller or method.is_open):
+                    names = context.auth_context().get(ALTERNATIVE_NAMES, ())
+                    _identify(call, self._callers.of_certificate(names))
                 answer = await work(call, requests, context)
             except BaseException as error:
                 refusal = endings.fail(method, call, error, time.monotonic() - started)
@@ -202,6 +206,12 @@ class Boundary(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(refuse)
 
 
+def _identify(call: Call, credential: Credential) -> None:
+    call.caller = credential.caller
+    call.credential_key = credential.key
+    current_caller.set(credential.caller)
+
+
 class _Checks:
     """Rereads the files of tokens and limits, and ends the calls of revoked tokens."""
 
@@ -222,5 +232,6 @@ class _Checks:
             return
         self._tokens_version = self._callers.version
         for call in self._calls:
-            if call.caller and not self._callers.is_valid(call.token_digest):
-                call.end(ServiceError("UNAUTHENTICATED", "the token is no longer valid"))
+            if call.caller and not self._callers.is_valid(call.credential_key):
+                what = "certificate" if call.credential_key.startswith(SAN) else "token"
+                call.end(ServiceError("UNAUTHENTICATED", f"the {what} is no longer valid"))

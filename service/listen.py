@@ -61,36 +61,31 @@ def _milliseconds(seconds: float) -> int:
     return min(round(seconds * 1_000), C_INT_MAX) or C_INT_MAX
 
 
-def bind(server: grpc.aio.Server, settings: Settings) -> str:
+def bind(
+    server: grpc.aio.Server, settings: Settings, credentials: grpc.ServerCredentials | None
+) -> str:
     """Bind a gRPC server to LISTEN_ADDRESS, and return the bound address.
 
+    Args:
+        server: The server.
+        settings: They have the address.
+        credentials: For TLS; None serves plaintext.
+
     Raises:
-        StartError: The address or a certificate cannot be used.
+        StartError: The address cannot be used.
     """
     host, _ = split_address(settings.listen_address)
     try:
-        if settings.tls_cert_file is None:
+        if credentials is None:
             port = server.add_insecure_port(settings.listen_address)
         else:
-            port = server.add_secure_port(settings.listen_address, _credentials(settings))
+            port = server.add_secure_port(settings.listen_address, credentials)
     except RuntimeError as error:
         raise StartError(
             f"LISTEN_ADDRESS: cannot listen on {settings.listen_address}:"
             f" {_why_not_bound(settings.listen_address)}"
         ) from error
     return f"{_bracketed(host)}:{port}"
-
-
-def _credentials(settings: Settings) -> grpc.ServerCredentials:
-    assert settings.tls_cert_file is not None
-    assert settings.tls_key_file is not None
-    ca = settings.tls_client_ca_file
-    pair = (settings.tls_key_file.read_bytes(), settings.tls_cert_file.read_bytes())
-    return grpc.ssl_server_credentials(
-        [pair],
-        root_certificates=ca.read_bytes() if ca else None,
-        require_client_auth=ca is not None,
-    )
 
 
 def _why_not_bound(address: str) -> str:

@@ -22,6 +22,7 @@ from service.callbacks import Callbacks
 from service.callers import Callers
 from service.creating import Creator
 from service.events import TaskEvents
+from service.files import RECHECK_SECONDS
 from service.follow import Follower
 from service.forever import forever
 from service.health import Health
@@ -39,6 +40,7 @@ from service.servicer import Servicer
 from service.setting_types import webhook_key_in
 from service.settings import Settings
 from service.shutdown import Shutdown, ShutdownTimes
+from service.tls import server_tls
 from service.uploads import Uploads
 from service.vitals import Vitals
 from service.warm_up import warm_answers
@@ -69,7 +71,11 @@ async def serving(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
         StorageError: The database cannot be opened.
     """
     async with AsyncExitStack() as stack:
-        callers = Callers(settings.auth_tokens_file, bounds.recheck_seconds)
+        callers = Callers(
+            settings.auth_tokens_file,
+            bounds.recheck_seconds,
+            client_certificates=settings.tls_client_ca_file is not None,
+        )
         parts = await create_parts(settings, bounds, callers, stack)
         polling = make_polling(parts)
         kept_seconds = settings.task_retention_seconds or math.inf
@@ -82,7 +88,7 @@ async def serving(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
         health = Health(("", SERVICE_NAME), vitals)
         server = _grpc_server(parts, boundary, _servicer(parts, polling.events, answers), health)
         addresses = Addresses(
-            bind(server, settings),
+            _bind(server, parts, stack),
             await _start_admin(parts, vitals, polling.account, stack),
             await _start_callbacks(parts, polling.callbacks, stack),
         )
@@ -195,6 +201,14 @@ def _grpc_server(
     names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
     add_reflection(server, names)
     return server
+
+
+def _bind(server: grpc.aio.Server, parts: Parts, stack: AsyncExitStack) -> str:
+    if (tls := server_tls(parts.settings, parts.metrics)) is None:
+        return bind(server, parts.settings, None)
+    check = forever(tls.run_once, "check of certificates", RECHECK_SECONDS, parts.outage_log)
+    start_background(check, stack)
+    return bind(server, parts.settings, tls.credentials())
 
 
 # --- HTTP ---

@@ -3,12 +3,14 @@
 A message begins with the names of the settings, and never contains a value.
 """
 
-import ssl
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from providers.public_address import is_public_url
+from service.callers import NO_CLIENT_CERTIFICATES, names_certificates, read_tokens
+from service.certificates import CertificateError, Certificates, read_authorities, read_pair
 from service.setting_types import is_loopback
 
 if TYPE_CHECKING:
@@ -39,6 +41,13 @@ def _caller_rules(settings: "Settings") -> Iterator[str]:
             "LISTEN_ADDRESS: an address that other machines can reach needs AUTH_TOKENS_FILE"
             " or ALLOW_UNAUTHENTICATED=true"
         )
+    file = settings.auth_tokens_file
+    if file and not settings.tls_client_ca_file and _names_certificates(file):
+        yield f"AUTH_TOKENS_FILE: {NO_CLIENT_CERTIFICATES}"
+
+
+def _names_certificates(tokens_file: Path) -> bool:
+    return names_certificates(read_tokens(tokens_file.read_text()))
 
 
 def _tls_rules(settings: "Settings") -> Iterator[str]:
@@ -46,15 +55,22 @@ def _tls_rules(settings: "Settings") -> Iterator[str]:
     ca = settings.tls_client_ca_file
     if (cert is None) != (key is None):
         yield "TLS_CERT_FILE, TLS_KEY_FILE: must be set together"
-    if cert and key and not _is_certificate_with_key(cert, key):
-        yield (
-            "TLS_CERT_FILE, TLS_KEY_FILE: must be a certificate and its key,"
-            " in PEM and without a passphrase"
-        )
+    now = time.time()
+    if cert and key:
+        yield from _problem("TLS_CERT_FILE, TLS_KEY_FILE", lambda: read_pair(cert, key, now))
     if ca and not cert:
         yield "TLS_CLIENT_CA_FILE: needs TLS_CERT_FILE and TLS_KEY_FILE"
-    if ca and not _holds_certificates(ca):
-        yield "TLS_CLIENT_CA_FILE: must contain certificates in PEM"
+    if ca:
+        yield from _problem("TLS_CLIENT_CA_FILE", lambda: read_authorities(ca, now))
+
+
+def _problem(names: str, read: Callable[[], Certificates]) -> Iterator[str]:
+    try:
+        read()
+    except CertificateError as error:
+        yield f"{names}: {error}"
+    except OSError as error:
+        yield f"{names}: cannot be read: {error.strerror}"
 
 
 def _provider_rules(settings: "Settings") -> Iterator[str]:
@@ -75,20 +91,3 @@ def _simulator_rules(settings: "Settings", given: set[str]) -> Iterator[str]:
             "KIE_API_URL, KIE_UPLOAD_URL: with KIE_SIMULATOR=true, set both to a simulator on a"
             " loopback or private address, or neither"
         )
-
-
-def _is_certificate_with_key(cert: Path, key: Path) -> bool:
-    try:
-        # Without a password argument, OpenSSL would ask for one on the terminal.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: b"")
-    except (OSError, ValueError):  # ssl's errors are of both kinds
-        return False
-    return True
-
-
-def _holds_certificates(ca: Path) -> bool:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(ca)
-    except (OSError, ValueError):
-        return False
-    return True

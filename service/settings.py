@@ -67,7 +67,7 @@ class Settings(BaseSettings):
 
     auth_tokens_file: TokensFile | None = None
     """The callers and their tokens; see [Tokens](#tokens). With it, every method except
-    `Health.Check` needs a token."""
+    `Health.Check` needs a token, or a [certificate](#certificates)."""
 
     caller_limits_file: LimitsFile | None = None
     """The limits of each caller; see [Limits of callers](#limits-of-callers)."""
@@ -76,14 +76,16 @@ class Settings(BaseSettings):
     """Serve an address that other machines can reach without tokens."""
 
     tls_cert_file: ReadableFile | None = None
-    """The certificate of the server, in PEM. Set it together with TLS_KEY_FILE to serve TLS."""
+    """The certificate of the server, in PEM. Set it together with TLS_KEY_FILE to serve TLS. See
+    [Certificates](#certificates)."""
 
     tls_key_file: ReadableFile | None = None
     """The key of the certificate, in PEM and without a passphrase."""
 
     tls_client_ca_file: ReadableFile | None = None
     """With it, only clients with a certificate of one of these authorities can connect. It does not
-    identify callers, and does not replace AUTH_TOKENS_FILE or ALLOW_UNAUTHENTICATED."""
+    replace AUTH_TOKENS_FILE, which may [name callers by their certificates](#certificates), or
+    ALLOW_UNAUTHENTICATED."""
 
     admin_address: AddressOrEmpty = "127.0.0.1:9090"
     """Where /healthz, /readyz and [/metrics](metrics.md) are served over HTTP. Empty: off."""
