@@ -5,24 +5,20 @@ import itertools
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kie_generation import GenerationClient
-from kie_generation.generated.generation.v1 import generation_pb2 as pb
-from kie_generation.watch import ended
 from providers.kie.simulator import Simulator
 from tests.support.databases import rows
 from tests.support.harness import INSTANT
-from tests.support.killing import Victim, check_ledger, create, patient_client, replicas
+from tests.support.killing import Victim, check_ledger, clients_of, create_and_watch, replicas
 from tests.support.postgres import Cluster
 
 STATUS_PER_SECOND = 30
-END_SECONDS = 180.0
 Trouble = Callable[[list[Victim]], Awaitable[int]]  # how many times it struck
 
 
@@ -77,27 +73,6 @@ async def survive(
         result = check_ledger(kie, ends)
         assert result["unknown and bought"] == 0, "what was bought is recovered"
     return result | {"strikes": strikes, "seconds": round(time.monotonic() - started)}
-
-
-@asynccontextmanager
-async def clients_of(victims: list[Victim]) -> AsyncIterator[list[GenerationClient]]:
-    """Three callers: each prefers one replica, and uses the others when that is unavailable."""
-    async with AsyncExitStack() as stack:
-        orders = [victims[n:] + victims[:n] for n in range(len(victims))]
-        clients = [patient_client(*order) for order in orders]
-        yield [await stack.enter_async_context(client) for client in clients]
-
-
-async def create_and_watch(clients: list[GenerationClient], number: int) -> pb.GenerationTask:
-    """Create a task with one caller, and have another watch it to its end."""
-    task = await create(clients[number % 3], f"r-{number}")
-    seen = 0
-    async with asyncio.timeout(END_SECONDS):
-        async for snapshot in clients[(number + 1) % 3].watch(task.id):
-            assert snapshot.revision > seen or ended(snapshot), "no older snapshot anywhere"
-            seen = snapshot.revision
-    assert ended(snapshot)
-    return snapshot
 
 
 def kills(seconds: float) -> Trouble:

@@ -1,8 +1,11 @@
 """Migrations: several at once, and old replicas that keep serving while a new one migrates."""
 
 import asyncio
+import itertools
+import re
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -27,6 +30,16 @@ from tests.support.storing import NOW, claim, new, saved, send, stored
 from tests.support.waiting import eventually
 
 OURS = sorted(path.stem for path in MIGRATIONS.glob("0*.py"))
+WORK_AT_LEAST = 20  # during and after a migration
+BEFORE_THE_RULE = 2  # the first migrations: an index of tasks is built concurrently since then
+OF_TASKS = re.compile(
+    r'CREATE (?:UNIQUE )?INDEX (?P<concurrently>CONCURRENTLY )?(?:IF NOT EXISTS )?"?(?P<name>\w+)"?'
+    r' ON "?tasks"?'
+)
+CREATORS = """
+    SELECT pid FROM pg_stat_activity
+    WHERE query LIKE 'CREATE INDEX CONCURRENTLY' || ? AND wait_event_type = 'Lock'
+"""
 APPLIED = "SELECT name FROM schema_migration ORDER BY id"
 
 # What a newer version may change, by the rules of CONTRIBUTING.md.
@@ -136,25 +149,47 @@ async def test_waiting_for_another_process_to_migrate_times_out(
 # --- a rolling upgrade ---
 
 
-async def test_an_old_replica_works_while_a_newer_one_migrates_and_afterwards(
-    postgresql_url: str, tmp_path: Path
-) -> None:
+async def slowest_work_during_migration(
+    postgresql_url: str, tmp_path: Path, tasks: int
+) -> tuple[float, float]:
+    """Work while a newer version migrates; return the seconds of the slowest work, and of all."""
     store = open_store(postgresql_url)
-    fill(postgresql_url, 5_000, NOW)
+    await asyncio.to_thread(fill, postgresql_url, tasks, NOW)
     newer = version(tmp_path, _0900_more=ADDITIVE, _0901_index=INDEX)
     migrating = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", MIGRATE, postgresql_url, newer),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
     )
+    started = time.monotonic()
     ended = asyncio.ensure_future(migrating.communicate())
-    number = 0
-    while not ended.done() or number < 20:
+    slowest = 0.0
+    for number in itertools.count():
+        if ended.done() and number >= WORK_AT_LEAST:
+            break
+        before = time.monotonic()
         await work(store, number)
-        number += 1
+        slowest = max(slowest, time.monotonic() - before)
     assert (await ended)[0].decode().strip() == "0900_more 0901_index"
     assert rows(postgresql_url, "SELECT DISTINCT note, weight FROM tasks") == [(None, 1)]
+    assert is_valid(postgresql_url, "tasks_note")
     await store.close()
+    return slowest, time.monotonic() - started
+
+
+async def test_an_old_replica_works_while_a_newer_one_migrates_and_afterwards(
+    postgresql_url: str, tmp_path: Path
+) -> None:
+    await slowest_work_during_migration(postgresql_url, tmp_path, 5_000)
+
+
+@pytest.mark.torture
+async def test_a_million_tasks_are_migrated_and_indexed_while_an_old_replica_works(
+    postgresql_url: str, tmp_path: Path
+) -> None:
+    slowest, seconds = await slowest_work_during_migration(postgresql_url, tmp_path, 1_000_000)
+    print(f"slowest work {slowest:.2f} s, migrated within {seconds:.1f} s")  # noqa: T201
+    assert slowest < DatabaseTimeouts().statement_milliseconds / 1_000
 
 
 async def test_an_old_replica_starts_on_a_database_that_a_newer_one_has_migrated(
@@ -246,8 +281,80 @@ def test_an_index_is_created_while_a_transaction_is_open(
     newer = version(tmp_path, _0900_index=INDEX)
     with reading(postgresql_url):
         assert migrate(postgresql_url, newer) == ["0900_index"]
-    sql = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'tasks_note'::regclass"
-    assert rows(postgresql_url, sql) == [(True,)]
+    assert is_valid(postgresql_url, "tasks_note")
+
+
+# --- our indices of tasks ---
+
+
+def is_valid(postgresql_url: str, index: str) -> bool:
+    """Return whether an index was built to its end."""
+    sql = "SELECT indisvalid FROM pg_index WHERE indexrelid = CAST(? AS regclass)"
+    [(valid,)] = rows(postgresql_url, sql, index)
+    return bool(valid)
+
+
+def first_migrations(folder: Path, count: int) -> Path:
+    """Return a folder with our first migrations only."""
+    folder.mkdir()
+    for name in OURS[:count]:
+        (folder / f"{name}.py").write_text((MIGRATIONS / f"{name}.py").read_text())
+    return folder
+
+
+def statements_of_migrations(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Apply what is pending, and return the statements."""
+    statements: list[str] = []
+    execute = PostgresDatabase.execute_sql
+
+    def recording(self: PostgresDatabase, sql: str, params: Any = None) -> Any:
+        statements.append(" ".join(sql.split()))
+        return execute(self, sql, params)  # type: ignore[no-untyped-call] # peewee's stub
+
+    monkeypatch.setattr(PostgresDatabase, "execute_sql", recording)
+    migrate(postgresql_url)
+    return statements
+
+
+def test_every_index_of_stored_tasks_is_built_concurrently_and_a_leftover_is_dropped_first(
+    postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate(postgresql_url, first_migrations(tmp_path / "first", BEFORE_THE_RULE))
+    fill(postgresql_url, 10, NOW)
+    statements = statements_of_migrations(postgresql_url, monkeypatch)
+    built = [statement for statement in statements if OF_TASKS.match(statement)]
+    assert built, "these tests see the statements"
+    for statement in built:
+        match = OF_TASKS.match(statement)
+        assert match is not None
+        assert match["concurrently"], statement
+        drop = f"DROP INDEX CONCURRENTLY IF EXISTS {match['name']}"
+        assert drop in statements[: statements.index(statement)], statement
+
+
+INDICES = {
+    name: match["name"]
+    for name in OURS[BEFORE_THE_RULE:]
+    if (match := re.search(r'"(?P<name>\w+)" ON "tasks"', (MIGRATIONS / f"{name}.py").read_text()))
+}
+
+
+@pytest.mark.parametrize(("name", "index"), INDICES.items())
+async def test_an_index_whose_creation_was_interrupted_is_created_again(
+    postgresql_url: str, tmp_path: Path, name: str, index: str
+) -> None:
+    migrate(postgresql_url, first_migrations(tmp_path / "first", OURS.index(name)))
+    fill(postgresql_url, 10, NOW)
+    with closing(connect(postgresql_url)) as writer:
+        writer.cursor().execute("UPDATE tasks SET setbacks = 1")  # the index has to wait for it
+        migrating = asyncio.create_task(asyncio.to_thread(migrate, postgresql_url))
+        creator = await eventually(lambda: rows(postgresql_url, CREATORS, f"%{index}%"))
+        change(postgresql_url, "SELECT pg_terminate_backend(?)", creator[0][0])
+        with pytest.raises(StorageUnavailableError):
+            await migrating
+        assert not is_valid(postgresql_url, index)
+    assert name in migrate(postgresql_url)
+    assert is_valid(postgresql_url, index)
 
 
 def test_a_migration_that_breaks_leaves_nothing_and_those_before_it(

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ import grpc
 
 from kie_generation import GenerationClient, Imagen4Params, Retry
 from kie_generation.generated.generation.v1 import generation_pb2 as pb
+from kie_generation.watch import ended
 from providers.kie.simulator import Simulator
 from tests.support.harness import API_KEY
 from tests.support.paths import ROOT
 from tests.support.waiting import START_SECONDS
 
+END_SECONDS = 180.0
 PATIENT = Retry(attempts=200, first_delay_seconds=0.05, max_delay_seconds=0.3)
 
 
@@ -26,13 +28,16 @@ class Victim:
     """One service on fixed addresses and one database, across the processes that run it.
 
     Its database is a file in the folder, unless its settings name another.
+
+    Attributes:
+        root: The checkout that the next process runs.
     """
 
     def __init__(self, folder: Path, kie: Simulator, ports: Sequence[int], **settings: str) -> None:
+        self.root = ROOT
         self.address = f"127.0.0.1:{ports[0]}"
         self._env = {
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(ROOT),
             "LISTEN_ADDRESS": self.address,
             "ADMIN_ADDRESS": "",
             "HTTP_ADDRESS": f"127.0.0.1:{ports[1]}",
@@ -61,7 +66,9 @@ class Victim:
         """Start it; if a point of tests/support/crashing.py is given, it will crash there."""
         module = ["tests.support.crashing", *crashing] if crashing else ["service"]
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", *module, env=self._env, cwd=ROOT
+            *(sys.executable, "-m", *module),
+            env=self._env | {"PYTHONPATH": str(self.root)},
+            cwd=self.root,
         )
         async with grpc.aio.insecure_channel(self.address) as channel:
             await asyncio.wait_for(channel.channel_ready(), START_SECONDS)
@@ -99,9 +106,16 @@ async def replicas(
 ) -> AsyncIterator[list[Victim]]:
     """Run several on one PostgreSQL; at the end each must stop gracefully."""
     victims = [Victim(folder, kie, (ports(), ports()), **settings) for _ in range(count)]
+    async with running(victims):
+        yield victims
+
+
+@asynccontextmanager
+async def running(victims: Sequence[Victim]) -> AsyncIterator[None]:
+    """Start services together; at the end each must stop gracefully."""
     try:
         await asyncio.gather(*(victim.start() for victim in victims))
-        yield victims
+        yield
         await asyncio.gather(*(victim.stop() for victim in victims))
     finally:
         await asyncio.gather(*(victim.kill() for victim in victims))
@@ -119,6 +133,27 @@ def patient_client(*victims: Victim) -> GenerationClient:
 async def create(client: GenerationClient, request_id: str) -> pb.GenerationTask:
     params = Imagen4Params(prompt=f"the picture of {request_id}")
     return await client.create(params, prompt_id="p", request_id=request_id, timeout=120)
+
+
+@asynccontextmanager
+async def clients_of(victims: list[Victim]) -> AsyncIterator[list[GenerationClient]]:
+    """A caller for each replica, which uses the others while that one is unavailable."""
+    async with AsyncExitStack() as stack:
+        orders = [victims[n:] + victims[:n] for n in range(len(victims))]
+        clients = [patient_client(*order) for order in orders]
+        yield [await stack.enter_async_context(client) for client in clients]
+
+
+async def create_and_watch(clients: list[GenerationClient], number: int) -> pb.GenerationTask:
+    """Create a task with one caller, and have another watch it to its end."""
+    task = await create(clients[number % len(clients)], f"r-{number}")
+    seen = 0
+    async with asyncio.timeout(END_SECONDS):
+        async for snapshot in clients[(number + 1) % len(clients)].watch(task.id):
+            assert snapshot.revision > seen or ended(snapshot), "no older snapshot anywhere"
+            seen = snapshot.revision
+    assert ended(snapshot)
+    return snapshot
 
 
 def creates(kie: Simulator) -> int:
