@@ -321,7 +321,12 @@ class Provider(Protocol):
         """Raise ParamsError unless the parameters meet every rule."""
 
     async def submit(self, params: ProviderParams, callback_url: str | None) -> Submission:
-        """Send the paid request, at most once. The params have passed `check`."""
+        """Send the paid request, at most once. The params have passed `check`.
+
+        Raises:
+            ParamsError: A newer version has checked them, and this one cannot read them. Nothing
+                was sent.
+        """
 
     async def poll(
         self, model: str, provider_task_id: str, params: ProviderParams | None = None

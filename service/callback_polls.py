@@ -15,6 +15,10 @@ from storage.store import Store
 from storage.task import Lane, Stage, Status, Task
 
 
+class NewerVersionError(Exception):
+    """Only replicas of a newer version can work on a task."""
+
+
 class CallbackPolls:
     """Polls tasks for which the provider has called back."""
 
@@ -65,12 +69,15 @@ class CallbackPolls:
 
         Raises:
             StorageUnavailableError: The database is unavailable.
+            NewerVersionError: The callback is for replicas of a newer version.
         """
         self._seen.called_back(task_id, hosts)
         if self._is_covered(task_id, content):
             return True
         if (task := await self._store.get(task_id)) is None:
             return False
+        if task.of_newer_version:
+            raise NewerVersionError
         await self._poll(task, provider_task_id, content)
         return True
 
@@ -119,6 +126,8 @@ class CallbackPolls:
             await self.on_callback(task_id, "")
         except StorageUnavailableError as error:
             self._outage_log.failed("storage unavailable, a callback is lost", error)
+        except NewerVersionError:
+            return  # a newer version has taken over the task
 
 
 def after_callback(task: Task, provider_task_id: str, now: float) -> Task | None:

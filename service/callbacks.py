@@ -20,7 +20,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from providers.base import CallbackReader
-from service.callback_polls import CallbackPolls
+from service.callback_polls import CallbackPolls, NewerVersionError
 from service.http import read_body
 from service.metrics import Metrics
 from service.settings import Settings
@@ -113,6 +113,8 @@ class Callbacks:
             return self._response(
                 HTTPStatus.SERVICE_UNAVAILABLE, "the database is unavailable", task_id
             )
+        except NewerVersionError:  # the provider repeats the callback, perhaps to such a replica
+            return self._response(HTTPStatus.SERVICE_UNAVAILABLE, "newer version", task_id)
         if not known:
             return self._response(HTTPStatus.NOT_FOUND, "unknown", task_id)
         result = "received" if callback.authentic else "wrong signature"

@@ -25,6 +25,8 @@ STAGES: dict[Stage | None, pb.TaskStage.ValueType] = {
     **{stage: pb.TaskStage.Value(f"TASK_STAGE_{stage}") for stage in Stage},
 }
 
+REASONS = {name.removeprefix("ERROR_REASON_"): value for name, value in pb.ErrorReason.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
@@ -140,7 +142,7 @@ def timestamp(unix_seconds: float) -> Timestamp:
 def _failure(task: Task) -> pb.TaskFailure:
     assert task.failure is not None
     return pb.TaskFailure(
-        reason=pb.ErrorReason.Value(f"ERROR_REASON_{task.failure.reason}"),
+        reason=REASONS.get(task.failure.reason, pb.ERROR_REASON_UNSPECIFIED),
         message=task.failure.message,
         provider_code=task.failure.provider_code,
     )

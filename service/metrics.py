@@ -49,7 +49,7 @@ TASK_FAILURES = (
 INCONCLUSIVE_CAUSES = ("unavailable", "unreadable", "unknown_state")
 CALLBACK_VERDICTS = (
     *("received", "wrong signature", "forged", "unknown", "no callback"),
-    "the database is unavailable",
+    *("the database is unavailable", "newer version"),
 )
 
 

@@ -76,6 +76,7 @@ async def create_parts(
         hints=settings.database_hints,
         observe=metrics.database,
         timeouts=bounds.database,
+        needs=KieProvider.models,
     )
     stack.push_async_callback(_close, store, bounds.grace.database_seconds)
     provider = await _provider(settings, bounds.kie, metrics, stack)

@@ -109,9 +109,13 @@ class Servicer(GenerationServiceServicer):
         """Cancel a task that has not been sent."""
         del context
         task = await self._own(request.task_id)
-        while task.stage is Stage.ACCEPTED:  # again if it was sent and postponed in between
+        # Again if it was sent and postponed in between.
+        while task.stage is Stage.ACCEPTED and not task.of_newer_version:
             await self._events.cancel(task)
             task = await self._own(task.id)
+        if task.of_newer_version and not task.ended:
+            words = "this server is older than the task: retry until a newer one responds"
+            raise ServiceError("SHUTTING_DOWN", words, metadata={"task_id": task.id})
         if not (task.failure and task.failure.reason == "CANCELLED"):
             raise ServiceError(
                 "ALREADY_SUBMITTED",

@@ -17,6 +17,7 @@ import structlog
 from generated.generation.v1.generation_pb2 import ProviderParams
 from providers.base import (
     Accepted,
+    ParamsError,
     Poll,
     Postponed,
     Provider,
@@ -36,6 +37,7 @@ from service.leases import Leases
 from service.limits import Limits
 from service.metrics import Metrics
 from service.seen import Seen
+from service.unknown_fields import unknown_fields
 from service.verdicts import Verdicts, after_hold
 from service.writer import Decide, Writer
 from storage.errors import StorageUnavailableError
@@ -43,6 +45,8 @@ from storage.store import Store
 from storage.task import Lane, Stage, Task
 
 EXPIRED_AT_A_TIME = 64  # tasks
+NEWER_VERSION = "the parameters were made by a newer version"
+NEWER_VERSION_SECONDS = 600.0  # until it is tried again
 
 log = structlog.get_logger()
 
@@ -96,9 +100,14 @@ class Work:
             log.error("paid request not sent: another process has taken over the task")
             return
         if self.agenda.is_stopped():
-            await self._give_back(task)
+            log.info("paid request not sent: the service is shutting down")
+            await self._give_back(task, "the service is shutting down")
             return
         outcome = await self._send(task)
+        if outcome is None:
+            log.error("paid request not sent: a newer version has made its parameters")
+            await self._give_back(task, NEWER_VERSION, NEWER_VERSION_SECONDS)
+            return
         if not isinstance(outcome, Accepted):
             outcome = await self._look_for_purchase(task, outcome)
         learned = self.limits.learn_availability(task, outcome, self.store.now())
@@ -113,23 +122,31 @@ class Work:
         if learned.held == ACCOUNT and isinstance(outcome, Refused):
             await self._fail_expired(outcome)
 
-    async def _give_back(self, task: Task) -> None:
-        """Return a task to the queue: there may be no time for the response to a paid request."""
-        log.info("paid request not sent: the service is shutting down")
-        outcome = Postponed("the service is shutting down")
+    async def _give_back(self, task: Task, reason: str, seconds: float = 0.0) -> None:
+        """Return a task that was not sent to the queue, for some seconds."""
+        outcome = Postponed(reason)
         await self._settle(
             task,
-            lambda current, now: self.verdicts.after_submission(current, outcome, now, now),
+            lambda current, now: self.verdicts.after_submission(
+                current, outcome, now, now + seconds
+            ),
         )
 
-    async def _send(self, task: Task) -> Submission:
+    async def _send(self, task: Task) -> Submission | None:
+        """Send the paid request; None if this version cannot read all of its parameters."""
         if task.model in self.options.disabled_models:
             return Refused(
                 "MODEL_UNAVAILABLE", f"the model {task.model} is disabled on this server", ""
             )
         make_url = self.options.callback_url
         callback_url = make_url(task.id) if make_url else None
-        return await self.provider.submit(ProviderParams.FromString(task.params), callback_url)
+        params = ProviderParams.FromString(task.params)
+        if unknown_fields(params):
+            return None
+        try:
+            return await self.provider.submit(params, callback_url)
+        except ParamsError:  # raised before anything is sent
+            return None
 
     async def _look_for_purchase(self, task: Task, outcome: Submission) -> Submission:
         """Look up the record that a callback, or a response other than an acceptance, names."""

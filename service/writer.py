@@ -46,6 +46,8 @@ class Writer:
     async def write(self, task: Task, decide: Decide, *, patient: bool = False) -> Task | None:
         """Save the snapshot that is decided on, and return it; None if it is decided to do nothing.
 
+        A task of a newer version stays as it is.
+
         Compare-and-set: if the task has changed in the meantime, it is read and decided on again.
 
         Args:
@@ -57,7 +59,7 @@ class Writer:
             StorageUnavailableError: The database is unavailable, and the writer is not patient.
         """
         current: Task | None = task
-        while current is not None:
+        while current is not None and not current.of_newer_version:
             if (after := decide(current, self._store.now())) is None:
                 return None
             try:

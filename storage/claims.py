@@ -17,6 +17,9 @@ LOCK_RETRY_SECONDS = 0.02
 SENDING_RETRY_SECONDS = 0.1  # by then a create of another process may have been answered
 FEW_TASKS = 16  # if no more tasks wait, all are read and locked before the choice among them
 OVERDUE_SECONDS = 60.0  # overdue this long, a task is polled even if its last poll failed
+UNREADABLE_SECONDS = 3_600.0  # after this, a row that cannot be read is looked at again
+# Overdue this long, a task of a newer version is left to nobody: that version does not run.
+LEFT_SECONDS = 300.0
 
 Move = Callable[[Task], Task]
 SaveEach = Callable[[Sequence[tuple[Task, Task]]], Sequence[Task | None]]
@@ -166,7 +169,7 @@ class Claims:
             if taken == len(first) and last:
                 taken, next_time = self._slots.take(quota, len(last), now, quota.limit // 2)
                 claimed += last[:taken]
-            claims.append(Claim(self._moved(claimed, move), next_time))
+            claims.append(Claim(self._moved(claimed, move, now), next_time))
         return claims
 
     def in_turns_each(self, requests: Sequence[tuple[float, Sending]]) -> list[Claim]:
@@ -182,7 +185,7 @@ class Claims:
         if retry_time:
             return Claim([], retry_time)
         waiting, rows = self._waiting(now, room, sending)
-        may_run = self._may_run(waiting, room, sending.running_max)
+        may_run = self._may_run(waiting, room, sending.running_max, now)
         if may_run is None:
             return Claim([], now + LOCK_RETRY_SECONDS)
         candidates = sending.admit(may_run)
@@ -192,7 +195,7 @@ class Claims:
             claimed = self._engine.lock(picked, Lane.SUBMIT, now)
         else:
             claimed = [rows[task_id] for task_id in picked]
-        tasks = self._moved(claimed, sending.move)
+        tasks = self._moved(claimed, sending.move, now)
         if len(may_run) == len(waiting):
             return Claim(tasks, next_time)
         passed_over = frozenset(w.caller for w in {*waiting}.difference(may_run))
@@ -203,12 +206,13 @@ class Claims:
         """Return how many tasks may be taken; if a limit leaves no room, also when to try again."""
         room: float = sending.room
         if sending.running_max.in_all < math.inf:
-            running = self._number(self._sql.counts.lane, Lane.POLL)
+            running = self._number(self._sql.counts.running, now - LEFT_SECONDS)
             room = min(room, sending.running_max.in_all - running)
             if room <= 0:
                 return 0, math.inf
         if sending.sending_max < math.inf and self._engine.shared:  # others may be sending, too
-            room = min(room, sending.sending_max - self._number(self._sql.counts.sending))
+            sent = self._number(self._sql.counts.sending, now - LEFT_SECONDS)
+            room = min(room, sending.sending_max - sent)
             if room <= 0:
                 return 0, now + SENDING_RETRY_SECONDS
         return int(room), 0.0
@@ -232,7 +236,7 @@ class Claims:
         return _numbered(keys, sending.depth), None
 
     def _may_run(
-        self, waiting: Sequence[Waiting], room: int, running_max: RunningMax
+        self, waiting: Sequence[Waiting], room: int, running_max: RunningMax, now: float
     ) -> Sequence[Waiting] | None:
         """Return the tasks whose callers may run more; None if another process is deciding.
 
@@ -243,7 +247,8 @@ class Claims:
             return waiting
         if not self._engine.try_lock():
             return None
-        running = dict(self._engine.execute(self._sql.counts.callers, Lane.POLL).fetchall())
+        sql = self._sql.counts.running_of_callers
+        running = dict(self._engine.execute(sql, now - LEFT_SECONDS).fetchall())
         free = {caller: limit - running.get(caller, 0) for caller, limit in limits.items()}
         return [w for w in waiting if free[w.caller] >= min(w.turn, room)]
 
@@ -253,15 +258,15 @@ class Claims:
         due_time: float | None = self._engine.execute(sql, Lane.SUBMIT, now).fetchone()[0]
         return math.inf if due_time is None else due_time
 
-    def _moved(self, rows: Iterable[Row], move: Move) -> list[Task]:
-        tasks = filter(None, map(self._readable, rows))
+    def _moved(self, rows: Iterable[Row], move: Move, now: float) -> list[Task]:
+        tasks = filter(None, (self._readable(row, now) for row in rows))
         changes = [(task, move(task)) for task in tasks]
         return [task for task in self._save_each(changes) if task] if changes else []
 
-    def _readable(self, row: Row) -> Task | None:
-        task = readable(row)
-        if task is None:  # take it out of the queue, or it would block it permanently
-            self._engine.execute(self._sql.tasks.set_aside, row[0])
+    def _readable(self, row: Row, now: float) -> Task | None:
+        task = readable(row, self._sql.known)
+        if task is None:  # it would block the lane, but a newer version may be able to read it
+            self._engine.execute(self._sql.tasks.postpone, now + UNREADABLE_SECONDS, row[0])
         return task
 
 

@@ -135,7 +135,8 @@ class Creations:
         """Return the tasks that were created before with the request_ids of creations."""
         requests = {c.request for c in creations if c.task.request_id}
         rows = self._engine.find_requests(sorted(requests)) if requests else []
-        return {(row[CALLER], row[REQUEST_ID]): task_of(row) for row in rows}
+        known = self._engine.sql.known
+        return {(row[CALLER], row[REQUEST_ID]): task_of(row, known) for row in rows}
 
 
 class _Waiting:
@@ -157,7 +158,7 @@ class _Waiting:
     def count_callers(self) -> Mapping[str, int]:
         """Return how many of each caller wait."""
         if time.monotonic() - self._counted >= COUNTS_SECONDS:
-            rows = self._engine.execute(self._engine.sql.counts.callers, Lane.SUBMIT).fetchall()
+            rows = self._engine.execute(self._engine.sql.counts.waiting_of_callers).fetchall()
             self._callers = Counter(dict(rows))
             self._counted = time.monotonic()
         return self._callers

@@ -1,10 +1,12 @@
 """Opens the database that a URL names."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from storage import sqlite
 from storage.engine import TIMEOUTS, DatabaseTimeouts, Engine
 from storage.errors import StorageConfigError
+from storage.known import Known
 from storage.observed import Observe, unobserved
 from storage.postgresql import migrate as postgres_migrations
 from storage.postgresql.connection import is_postgres
@@ -18,6 +20,7 @@ def open_store(
     hints: bool = True,
     observe: Observe = unobserved,
     timeouts: DatabaseTimeouts = TIMEOUTS,
+    needs: Iterable[str] | None = None,
 ) -> Store:
     """Open a database inside the event loop that uses it, and bring its tables up to date.
 
@@ -26,16 +29,19 @@ def open_store(
         hints: Whether replicas on PostgreSQL send each other hints of changes by NOTIFY.
         observe: Called with the name of each operation and its seconds, including its wait.
         timeouts: How long to wait for the database.
+        needs: What tasks may need for this process to work on them: the models that it knows; None
+            works on all.
 
     Raises:
         StorageConfigError: The URL is of no supported kind, or another process uses the file.
         StorageUnavailableError: The database cannot be reached.
     """
     engine: Engine
+    known = Known(None if needs is None else frozenset(needs))
     if is_postgres(database_url):
-        engine = PostgresEngine(database_url, hints=hints, timeouts=timeouts)
+        engine = PostgresEngine(database_url, hints=hints, timeouts=timeouts, known=known)
     else:
-        engine = sqlite.SqliteEngine(_path(database_url), timeouts)
+        engine = sqlite.SqliteEngine(_path(database_url), timeouts, known)
     return Store(engine, observe, timeouts.ping_seconds)
 
 

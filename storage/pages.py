@@ -4,7 +4,7 @@ The keys come first, with the size of each task: neither database reads long col
 their size. Then only the tasks that fit are read, so many lists of long prompts need little memory.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from peewee import Database, Expression, Tuple, fn
 
 from storage.engine import Row
-from storage.rows import COLUMNS, readable
+from storage.rows import COLUMNS
 from storage.schema import TaskRow
 from storage.statements import octet_length
 from storage.task import Status, Task
@@ -45,6 +45,7 @@ async def read_page(
     before: tuple[float, str] | None,
     limit: int,
     *,
+    readable: Callable[[Iterable[Row]], list[Task]],
     max_bytes: float,
 ) -> list[Task]:
     """Return a page as `Store.page` describes it.
@@ -55,6 +56,7 @@ async def read_page(
         which: The tasks to list.
         before: The (create_time, id) of the last task of the previous page.
         limit: How many tasks to return at most.
+        readable: Returns the tasks of rows, without damaged ones.
         max_bytes: Of parameters and results.
     """
     tasks: list[Task] = []
@@ -66,7 +68,7 @@ async def read_page(
             break
         rows = await select(_tasks_query(which, keys))
         sizes = {key.task_id: key.size for key in keys}
-        read = [task for task in map(readable, rows) if task and task.id in sizes]
+        read = [task for task in readable(rows) if task.id in sizes]
         tasks += read
         size += sum(sizes[task.id] for task in read)
         if len(keys) == len(found) < room:

@@ -1,7 +1,7 @@
 """What is read of the tasks, on other connections than that of the thread that writes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from storage.engine import Engine, Row
@@ -11,6 +11,8 @@ from storage.recent import MAX_BYTES, RecentTasks
 from storage.rows import readable, task_of
 from storage.statements import ACCOUNT
 from storage.task import Lane, Task
+
+UNKNOWN_LANE = "unknown"
 
 
 class Reads:
@@ -30,20 +32,20 @@ class Reads:
             row = await self._engine.get(task_id)
         if row is None:
             return None
-        task = task_of(row)
+        task = task_of(row, self._sql.known)
         self._recent.keep([task])
         return task
 
     async def find_request(self, caller: str, request_id: str) -> Task | None:
         """Return the task that was created with the caller's request_id."""
         row = await self._one("find_request", self._sql.tasks.find_request, caller, request_id)
-        return None if row is None else task_of(row)
+        return None if row is None else task_of(row, self._sql.known)
 
     async def newer(self, revisions: Mapping[str, int]) -> list[Task]:
         """Return those tasks that other processes took past a revision: {task id: revision}."""
         with self._observed("newer"):
             rows = await self._engine.newer([*revisions.keys()], [*revisions.values()])
-        return list(filter(None, map(readable, rows)))
+        return self._readable(rows)
 
     async def wait_for_hints(self, timeout: float) -> dict[str, int]:
         """Wait for hints of what other processes committed: {task id: revision}.
@@ -71,7 +73,13 @@ class Reads:
                 never the first: so a page that ends early is not taken for the last page.
         """
         tasks = await read_page(
-            self._select, self._engine.db, which, before, limit, max_bytes=max_bytes
+            self._select,
+            self._engine.db,
+            which,
+            before,
+            limit,
+            readable=self._readable,
+            max_bytes=max_bytes,
         )
         self._recent.update(tasks)
         return tasks
@@ -79,7 +87,7 @@ class Reads:
     async def newest_ended(self, before: float, limit: int) -> list[Task]:
         """Return the tasks that ended last, newest first, of those that ended before a time."""
         rows = await self._all("newest_ended", self._sql.tasks.newest_ended, before, limit)
-        return list(filter(None, map(readable, rows)))
+        return self._readable(rows)
 
     async def next_due_times(self) -> dict[Lane, float]:
         """Return when the first task of each lane is due, in unix seconds; infinity is never."""
@@ -92,7 +100,7 @@ class Reads:
         rows = await self._all(
             "waiting_since", self._sql.claims.waiting_since, created_before, limit
         )
-        return list(filter(None, map(readable, rows)))
+        return self._readable(rows)
 
     async def account_held_since(self, refused_after: float) -> float | None:
         """Return since when the account is held; None unless it was refused after a time."""
@@ -105,11 +113,17 @@ class Reads:
         assert row is not None
         return int(row[0])
 
-    async def queues(self) -> dict[Lane, tuple[int, float]]:
-        """Return how many tasks wait in each lane, and when the first is due; infinity is never."""
-        rows = await self._all("queues", self._sql.lanes.queues)
-        found = {Lane(lane): (count, first) for lane, count, first in rows}
-        return {lane: found.get(lane, (0, math.inf)) for lane in Lane}
+    async def queues(self) -> dict[str, tuple[int, float]]:
+        """Return how many tasks wait in each lane, and when the first is due; infinity is never.
+
+        Tasks in lanes of a newer version, if there are any, count as `unknown`.
+        """
+        queues: dict[str, tuple[int, float]] = dict.fromkeys(Lane, (0, math.inf))
+        for lane, count, first in await self._all("queues", self._sql.lanes.queues):
+            name = lane if lane in queues else UNKNOWN_LANE
+            before, earlier = queues.get(name, (0, math.inf))
+            queues[name] = (before + count, min(earlier, math.inf if first is None else first))
+        return queues
 
     async def cancelled(self) -> list[tuple[str, int, float]]:
         """Return each caller that cancelled tasks, how many are kept, and when the oldest ended."""
@@ -117,6 +131,10 @@ class Reads:
         return [(row[0], row[1], row[2]) for row in rows]
 
     # --- the way to the engine ---
+
+    def _readable(self, rows: Iterable[Row]) -> list[Task]:
+        known = self._sql.known
+        return [task for row in rows if (task := readable(row, known))]
 
     def _observed(self, operation: str) -> Observed:
         return Observed(self._observe, operation)

@@ -5,11 +5,13 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from storage.known import LANES, STAGES, STATUSES, Known
 from storage.schema import TaskRow
-from storage.task import Artifact, Failure, Stage, Status, Task
+from storage.task import Artifact, Failure, Status, Task
 
 COLUMNS = tuple(TaskRow._meta.sorted_fields)  # noqa: SLF001 - Peewee's documented way
-FIXED_COLUMNS = 7  # the first columns, up to create_time, never change
+FIXED_COLUMNS = 8  # the first columns, up to create_time, never change
+PAIR = ("url", "mime_type")  # the fields of a stored artifact that are known
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,7 @@ def row_of(task: Task) -> tuple[object, ...]:
         task.request_id or None,
         task.prompt_id,
         task.model,
+        task.needs or None,
         task.params,
         task.create_time,
         task.update_time,
@@ -32,7 +35,7 @@ def row_of(task: Task) -> tuple[object, ...]:
         task.stage,
         task.revision,
         task.progress_percent,
-        json.dumps([(a.url, a.mime_type) for a in task.artifacts]) if task.artifacts else "[]",
+        json.dumps(list(map(_stored, task.artifacts))) if task.artifacts else "[]",
         task.result_json,
         failure and failure.reason,
         failure and failure.message,
@@ -49,9 +52,9 @@ def row_of(task: Task) -> tuple[object, ...]:
     )
 
 
-def task_of(row: Sequence[Any]) -> Task:
+def task_of(row: Sequence[Any], known: Known) -> Task:
     """Build a task from its columns, in the order of the table."""
-    (task_id, caller, request_id, prompt_id, model, params, create_time, update_time, _lane,
+    (task_id, caller, request_id, prompt_id, model, needs, params, create_time, update_time, lane,
      due_time, status, stage, revision, progress_percent, artifacts, result_json, failure_reason,
      failure_message, failure_code, provider_task_id, credits_consumed, complete_time,
      submit_time, accept_time, unknown_time, candidate_id, setbacks, version) = row  # fmt: skip
@@ -65,8 +68,8 @@ def task_of(row: Sequence[Any]) -> Task:
         create_time=create_time,
         update_time=update_time,
         due_time=due_time,
-        status=Status(status),
-        stage=stage and Stage(stage),
+        status=STATUSES.get(status, Status.PENDING),
+        stage=STAGES.get(stage),
         revision=revision,
         progress_percent=progress_percent,
         artifacts=_artifacts(artifacts),
@@ -81,17 +84,41 @@ def task_of(row: Sequence[Any]) -> Task:
         candidate_id=candidate_id,
         setbacks=setbacks,
         version=version,
+        needs=needs or "",
+        of_newer_version=not (
+            status in STATUSES
+            and stage in STAGES
+            and lane in LANES
+            and known.includes(model, needs)
+        ),
     )
 
 
-def readable(row: Sequence[Any]) -> Task | None:
+def readable(row: Sequence[Any], known: Known) -> Task | None:
     """Return the task of a row, or None if the row is damaged."""
     try:
-        return task_of(row)
-    except (TypeError, ValueError):
+        return task_of(row, known)
+    except (KeyError, TypeError, ValueError):
         logger.exception("a row is damaged", extra={"task_id": row[0]})
         return None
 
 
+def _stored(artifact: Artifact) -> object:
+    """Return an artifact as JSON: a pair, or an object with whatever a newer version has added."""
+    pair = (artifact.url, artifact.mime_type)
+    if not artifact.more:
+        return pair
+    return dict(zip(PAIR, pair, strict=True)) | json.loads(artifact.more)
+
+
 def _artifacts(text: str) -> tuple[Artifact, ...]:
-    return () if text == "[]" else tuple(Artifact(*item) for item in json.loads(text))
+    return () if text == "[]" else tuple(map(_artifact, json.loads(text)))
+
+
+def _artifact(stored: Any) -> Artifact:
+    if not isinstance(stored, dict):
+        url, mime_type = stored
+        return Artifact(url, mime_type)
+    url, mime_type = (stored[key] for key in PAIR)
+    more = {key: value for key, value in stored.items() if key not in PAIR}
+    return Artifact(url, mime_type, json.dumps(more) if more else "")

@@ -28,6 +28,7 @@ class Saves:
 
         None if `before` is no longer the current snapshot.
         """
+        assert not any(before.of_newer_version for before, _ in changes), "it is never changed"
         saved = [after._replace(version=before.version + 1) for before, after in changes]
         rows = [
             (*row_of(after)[FIXED_COLUMNS:], before.id, before.version)

@@ -23,6 +23,7 @@ class TaskRow(Model):
     request_id = TextField(null=True)
     prompt_id = TextField()
     model = TextField()
+    needs = TextField(null=True)
     params = BlobField()
     create_time = DoubleField()
     update_time = DoubleField()

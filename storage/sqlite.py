@@ -16,6 +16,7 @@ from playhouse.migrations import Runner
 
 from storage.engine import TIMEOUTS, DatabaseTimeouts, Row
 from storage.errors import StorageConfigError, storage_errors
+from storage.known import Known
 from storage.schema import MIGRATIONS
 from storage.sqlite_files import SqliteFiles
 from storage.statements import Statements
@@ -63,7 +64,7 @@ class SqliteEngine:
     is_listening = False
     touch = TOUCH
 
-    def __init__(self, path: Path, timeouts: DatabaseTimeouts) -> None:
+    def __init__(self, path: Path, timeouts: DatabaseTimeouts, known: Known) -> None:
         self._files = SqliteFiles(path)
         self.db = _database(path, timeouts)
         self._reads = _database(path, timeouts, query_only=1)
@@ -72,7 +73,7 @@ class SqliteEngine:
         except BaseException:
             self._close_files()
             raise
-        self.sql = Statements(self.db)
+        self.sql = Statements(self.db, known)
         self.writer = Worker("writer", self.db, self._transaction, one_commit=True)
         self._lister = Worker("lister", self._reads, self._checked, batch_max_jobs=LISTS_MAX_JOBS)
 

@@ -4,9 +4,10 @@ from typing import Any
 
 from peewee import EXCLUDED, SQL, Case, Database, Select, fn
 
+from storage.known import Known
 from storage.rows import COLUMNS, FIXED_COLUMNS
 from storage.schema import HoldRow, SecretRow, SlotRow, TaskRow
-from storage.task import Lane, Stage
+from storage.task import Lane, Stage, Status
 
 # Peewee prints INSERT OR IGNORE for SQLite, which would ignore more than this.
 KNOWN_REQUEST = ' ON CONFLICT ("caller", "request_id") DO NOTHING'
@@ -17,18 +18,20 @@ KNOWN_REQUEST = ' ON CONFLICT ("caller", "request_id") DO NOTHING'
 WAITING_QUEUES = """
     WITH RECURSIVE queue (caller, model) AS (
         SELECT * FROM (
-            SELECT caller, model FROM {} WHERE lane = 'submit' ORDER BY caller, model LIMIT 1
+            SELECT caller, model FROM {tasks} WHERE lane = 'submit' AND {known}
+            ORDER BY caller, model LIMIT 1
         ) AS head
         UNION ALL
         SELECT following.caller, following.model
         FROM queue JOIN tasks AS following ON following.id = COALESCE(
             (
-                SELECT id FROM {}
-                WHERE lane = 'submit' AND caller = queue.caller AND model > queue.model
+                SELECT id FROM {tasks}
+                WHERE lane = 'submit' AND {known}
+                AND caller = queue.caller AND model > queue.model
                 ORDER BY model LIMIT 1
             ),
             (
-                SELECT id FROM {} WHERE lane = 'submit' AND caller > queue.caller
+                SELECT id FROM {tasks} WHERE lane = 'submit' AND {known} AND caller > queue.caller
                 ORDER BY caller, model LIMIT 1
             )
         )
@@ -42,10 +45,15 @@ IMPORTED_CALLBACKS = "callbacks of an imported file"  # of one that only verifie
 
 
 class Statements:
-    """The statements for one kind of database, by what they are about."""
+    """The statements for one kind of database, by what they are about.
 
-    def __init__(self, db: Database) -> None:
-        printer = _Printer(db)
+    Attributes:
+        known: Which rows are worked on; the others are only read, counted and purged.
+    """
+
+    def __init__(self, db: Database, known: Known) -> None:
+        self.known = known
+        printer = _Printer(db, known)
         self.tasks = TaskStatements(printer)
         self.lanes = LaneStatements(printer)
         self.counts = CountStatements(printer)
@@ -59,9 +67,10 @@ class Statements:
 class _Printer:
     """Prints queries for one kind of database."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, known: Known) -> None:
         self._db = db
         self.arg = SQL(db.param)
+        self.known = SQL(known.condition)
         self.locks_rows: bool = db.for_update
 
     def text(self, query: Any) -> str:
@@ -86,7 +95,7 @@ class TaskStatements:
         current = (row.id == arg) & (row.version == arg)
         self.insert = text(row.insert_many([[arg] * len(COLUMNS)], fields=COLUMNS)) + KNOWN_REQUEST
         self.save = text(row.update(dict.fromkeys(COLUMNS[FIXED_COLUMNS:], arg)).where(current))
-        self.set_aside = text(row.update({row.lane: SQL("NULL")}).where(row.id == arg))
+        self.postpone = text(row.update({row.due_time: arg}).where(row.id == arg))
         self.renew = text(row.update({row.due_time: arg}).where(current))
 
 
@@ -95,10 +104,15 @@ class LaneStatements:
 
     def __init__(self, printer: _Printer) -> None:
         arg, text, row = printer.arg, printer.text, TaskRow
-        self.next_due = text(Select([], [_first_due_time(lane) for lane in Lane]))
-        self.due_after = text(
-            row.select(fn.MIN(row.due_time)).where(row.lane == arg, row.due_time > arg)
+        known = printer.known
+
+        def first_due_time(*which: Any) -> Any:
+            return row.select(fn.MIN(row.due_time)).where(*which, known)
+
+        self.next_due = text(
+            Select([], [first_due_time(row.lane == _literal(lane)) for lane in Lane])
         )
+        self.due_after = text(first_due_time(row.lane == arg, row.due_time > arg))
         self.queues = text(
             row.select(row.lane, fn.COUNT(SQL("*")), fn.MIN(row.due_time))
             .where(row.lane.is_null(False))
@@ -110,8 +124,9 @@ class LaneStatements:
         later = (row.due_time > arg) & row.unknown_time.is_null()
         # Only its sender may change a task that is being sent.
         polled = (row.lane == _literal(Lane.POLL)) & (row.stage != _literal(Stage.SUBMITTING))
-        self.make_abandoned_due = text(row.update(due).where(waits, later))
-        self.make_polls_due = text(row.update(due).where(polled, row.setbacks == SQL("1"), later))
+        self.make_abandoned_due = text(row.update(due).where(waits, later, known))
+        failed_once = row.setbacks == SQL("1")
+        self.make_polls_due = text(row.update(due).where(polled, failed_once, later, known))
 
 
 class CountStatements:
@@ -120,12 +135,20 @@ class CountStatements:
     def __init__(self, printer: _Printer) -> None:
         arg, text, row = printer.arg, printer.text, TaskRow
         number = fn.COUNT(SQL("*"))
-        in_lane = row.lane == arg
-        self.lane = text(row.select(number).where(in_lane))
-        self.callers = text(row.select(row.caller, number).where(in_lane).group_by(row.caller))
+        of_callers = row.select(row.caller, number)
+        waiting = row.lane == _literal(Lane.SUBMIT)
+        self.lane = text(row.select(number).where(row.lane == arg))
+        self.waiting_of_callers = text(of_callers.where(waiting).group_by(row.caller))
+
+        # A task of a newer version that nobody has looked at for long is not counted: that version
+        # does not run any longer, so the task would take the room of others forever.
+        looked_after = (row.due_time > arg) | printer.known
+        running = (row.lane == _literal(Lane.POLL)) & looked_after
+        self.running = text(row.select(number).where(running))
+        self.running_of_callers = text(of_callers.where(running).group_by(row.caller))
         self.sending = text(
             row.select(number).where(
-                row.lane == _literal(Lane.POLL),
+                running,
                 row.stage == _literal(Stage.SUBMITTING),
                 row.unknown_time.is_null(),
                 row.submit_time.is_null(False),
@@ -143,8 +166,8 @@ class ClaimStatements:
     """Due tasks, to be claimed."""
 
     def __init__(self, printer: _Printer) -> None:
-        arg, row = printer.arg, TaskRow
-        due = (row.lane == arg) & (row.due_time <= arg)
+        arg, row, known = printer.arg, TaskRow, printer.known
+        due = (row.lane == arg) & (row.due_time <= arg) & known
 
         def claimed(*which: Any) -> str:
             query = row.select(*COLUMNS).where(*which).order_by(row.due_time).limit(arg)
@@ -156,13 +179,13 @@ class ClaimStatements:
 
         tasks = '"tasks" AS "t1"'
         tasks_waiting = tasks if printer.locks_rows else f'{tasks} INDEXED BY "tasks_waiting"'
-        self.waiting_queues = WAITING_QUEUES.format(*[tasks_waiting] * 3)
-        since = (row.lane == _literal(Lane.SUBMIT), row.create_time <= arg)
+        self.waiting_queues = WAITING_QUEUES.format(tasks=tasks_waiting, known=known.sql)
+        since = (row.lane == _literal(Lane.SUBMIT), row.create_time <= arg, known)
         self.waiting_since = printer.text(row.select(*COLUMNS).where(*since).limit(arg))
         self.first_waiting = printer.text(
             row.select(row.id, row.caller, row.create_time, row.setbacks, row.model)
             .where(row.lane == _literal(Lane.SUBMIT), row.caller == arg, row.model == arg)
-            .where(row.due_time <= arg)
+            .where(row.due_time <= arg, known)
             .order_by(row.create_time, row.id)
             .limit(arg)
         ).replace(tasks, tasks_waiting)
@@ -180,7 +203,9 @@ class PurgeStatements:
 
         # By both times: the service may learn only now that the provider ended a task long ago.
         ended_before = row.complete_time < arg
-        self.ended = purged(row.lane.is_null(), ended_before, row.update_time < arg)
+        # Whether a task with a status of a newer version has ended is not known.
+        has_ended = row.status.in_([_literal(Status.SUCCESS), _literal(Status.FAILED)])
+        self.ended = purged(row.lane.is_null(), ended_before, row.update_time < arg, has_ended)
         cancelled = (row.failure_reason == SQL("'CANCELLED'")) & row.lane.is_null()
         self.cancelled = purged(cancelled, row.caller == arg, ended_before)
         self.count_cancelled = printer.text(
@@ -248,7 +273,3 @@ def octet_length(db: Database, column: Any) -> Any:
 
 def _literal(value: str) -> SQL:
     return SQL(f"'{value}'")
-
-
-def _first_due_time(lane: Lane) -> Any:
-    return TaskRow.select(fn.MIN(TaskRow.due_time)).where(TaskRow.lane == _literal(lane))

@@ -51,10 +51,15 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One result: its URL and media type."""
+    """One result.
+
+    Attributes:
+        more: What a newer version stored with it: a JSON object as text, or "".
+    """
 
     url: str
     mime_type: str
+    more: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,9 @@ class Task(NamedTuple):
 
     Attributes:
         params: The serialised ProviderParams message, as the caller sent it.
+        needs: What a process must know to work on it; "" is its model.
+        of_newer_version: Whether it holds values that this version does not know. Then it is shown,
+            and never changed: what is unknown of it is None, or the status PENDING.
         revision: Grows by one with every visible change, from 1.
         accept_time: When the provider accepted it; its age counts from here.
         unknown_time: When the response to its paid request was found to be lost.
@@ -110,6 +118,8 @@ class Task(NamedTuple):
     candidate_id: str = ""
     setbacks: int = 0
     version: int = 1
+    needs: str = ""
+    of_newer_version: bool = False
 
     @property
     def ended(self) -> bool:

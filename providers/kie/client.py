@@ -191,14 +191,16 @@ class KieProvider:
 
     async def recognise(self, params: ProviderParams, provider_task_id: str) -> Recognition:
         """Compare a task's record with the request."""
-        adapter, _ = self._read_params(params)
-        record = await self._record(adapter, provider_task_id)
+        record = await self._record(ADAPTERS[self.model_of(params)], provider_task_id)
         if not isinstance(record, Envelope) or record.code != OK or not record.record:
             return Recognition.UNREADABLE
         return self._compare(params, record)
 
     def _compare(self, params: ProviderParams, envelope: Envelope) -> Recognition:
-        adapter, model_params = self._read_params(params)
+        try:
+            adapter, model_params = self._read_params(params)
+        except ParamsError:
+            return Recognition.SILENT  # a newer version made them: they cannot be compared
         return recognition(adapter.body(model_params), envelope.record or {})
 
     async def _record(self, adapter: Adapter, provider_task_id: str) -> Envelope | Poll:

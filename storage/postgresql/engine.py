@@ -15,6 +15,7 @@ import psycopg2
 
 from storage.engine import DatabaseTimeouts, Row
 from storage.errors import is_unavailable, storage_errors
+from storage.known import Known
 from storage.postgresql.bulk import BulkStatements
 from storage.postgresql.clock import DatabaseClock
 from storage.postgresql.connection import (
@@ -61,7 +62,9 @@ class PostgresEngine:
     shared = True
     touch = "UPDATE slots SET free_time = free_time WHERE false"
 
-    def __init__(self, database_url: str, *, hints: bool, timeouts: DatabaseTimeouts) -> None:
+    def __init__(
+        self, database_url: str, *, hints: bool, timeouts: DatabaseTimeouts, known: Known
+    ) -> None:
         # A pooler in transaction mode, for which hints are off, has no sessions to set this for.
         session = {
             "statement_timeout": timeouts.statement_milliseconds,
@@ -76,7 +79,7 @@ class PostgresEngine:
             self._lock_key = lock_key(self.db, "claims")
             schema = current_schema(self.db)
             self._clock.compare(self.db)
-        self.sql = Statements(self.db)
+        self.sql = Statements(self.db, known)
         self._bulk = BulkStatements(self.sql)
         self.writer = Worker(
             "writer", self.db, self._transaction, recover=partial(drop_connection, self.db)

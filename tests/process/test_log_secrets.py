@@ -57,7 +57,7 @@ async def cause_a_traceback(process: Served, kie: Simulator, folder: Path) -> No
     created = (await process.stub.CreateTask(request, **ALICE)).task
     await read_to_end(process.stub.WatchTask(pb.WatchTaskRequest(task_id=created.id), **ALICE))
     database_url = f"sqlite:///{folder}/generation.db"
-    change(database_url, "UPDATE tasks SET status = 'X' WHERE id = ?", created.id)
+    change(database_url, "UPDATE tasks SET artifacts = '7' WHERE id = ?", created.id)
     assert (await refused(process.stub.CreateTask(request, **ALICE))).reason == "INTERNAL"
 
 

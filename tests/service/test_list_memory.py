@@ -11,6 +11,7 @@ import pytest
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from providers.kie.simulator import Simulator
+from storage.known import Known
 from storage.opening import open_store
 from storage.pages import ListFilter
 from storage.rows import readable
@@ -95,11 +96,11 @@ async def test_a_page_reads_up_to_the_task_that_exceeds_its_bytes_and_two_at_lea
 ) -> None:
     read: list[str] = []
 
-    def noted(row: Sequence[Any]) -> Task | None:
+    def noted(row: Sequence[Any], known: Known) -> Task | None:
         read.append(row[0])
-        return readable(row)
+        return readable(row, known)
 
-    monkeypatch.setattr("storage.pages.readable", noted)
+    monkeypatch.setattr("storage.reads.readable", noted)
     tasks = await store.page(ALL, None, 201, max_bytes)
     assert numbers(tasks) == list(range(199, 199 - count, -1))
     assert len(read) == count
@@ -116,7 +117,7 @@ async def test_results_count_as_well_as_params_and_in_bytes(store: Store) -> Non
 
 
 async def test_damaged_tasks_take_no_room_on_a_page(store: Store, filled: str) -> None:
-    change(filled, "UPDATE tasks SET status = 'WHAT' WHERE id IN ('t199', 't197', 't190')")
+    change(filled, "UPDATE tasks SET artifacts = '7' WHERE id IN ('t199', 't197', 't190')")
     tasks = await store.page(ALL, None, 201, 10 * len(PARAMS))
     assert numbers(tasks) == [198, 196, 195, 194, 193, 192, 191, 189, 188, 187, 186]
 
@@ -125,7 +126,7 @@ async def test_damaged_tasks_take_no_room_on_a_page(store: Store, filled: str) -
 async def test_pages_limited_by_bytes_contain_every_task(
     store: Store, filled: str, damaged: str
 ) -> None:
-    change(filled, f"UPDATE tasks SET status = 'WHAT' WHERE id = '{damaged}'")  # noqa: S608 - ours
+    change(filled, f"UPDATE tasks SET artifacts = '7' WHERE id = '{damaged}'")  # noqa: S608 - ours
     met: list[Task] = []
     before = None
     while page := await store.page(ALL, before, 7, 3 * len(PARAMS)):

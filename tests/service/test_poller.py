@@ -80,7 +80,7 @@ async def test_a_damaged_task_does_not_stop_the_others(serve: Serve) -> None:
     async with serve() as service:
         broken = await service.create(STUCK)
         healthy = await service.create(STUCK)
-    sql = "UPDATE tasks SET status = 'WHAT', due_time = 0 WHERE id = ?"
+    sql = "UPDATE tasks SET artifacts = '7', due_time = 0 WHERE id = ?"
     change(service.database_url, sql, broken.id)
     async with serve() as service:
         service.kie.finish(healthy.provider_task_id)

@@ -66,7 +66,7 @@ async def test_damaged_rows_are_left_out_of_pages_and_do_not_end_them(
 ) -> None:
     tasks = [new(f"t{i}", create_time=NOW + i) for i in range(9)]
     await stored(store, *tasks)
-    change(database_url, "UPDATE tasks SET status = 'WHAT' WHERE id IN ('t0', 't3', 't6', 't7')")
+    change(database_url, "UPDATE tasks SET artifacts = '7' WHERE id IN ('t0', 't3', 't6', 't7')")
     readable = [task for task in reversed(tasks) if task.id not in {"t0", "t3", "t6", "t7"}]
     assert await store.page(ListFilter("c"), None, limit) == readable[:limit]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from storage.claims import UNREADABLE_SECONDS
 from storage.creation import Created
 from storage.engine import DatabaseTimeouts
 from storage.errors import StorageConfigError, StorageUnavailableError
@@ -68,7 +69,8 @@ async def test_a_row_whose_params_are_text_is_damaged_and_the_others_are_claimed
     await stored(store, new("broken", due_time=NOW - 9), new("t"))
     change(url(tmp_path), "UPDATE tasks SET params = 'text' WHERE id = 'broken'")
     assert [task.id for task in await claim(store, Lane.SUBMIT, NOW, 10, send)] == ["t"]
-    assert await store.count(Lane.SUBMIT) == 0
+    sql = "SELECT lane, due_time FROM tasks WHERE id = 'broken'"
+    assert rows(url(tmp_path), sql) == [("submit", NOW + UNREADABLE_SECONDS)]
 
 
 # --- batches ---

@@ -16,6 +16,7 @@ from storage.task import Artifact, Failure, Lane, Stage, Status, Task
 
 NOW = 1_800_000_000.0
 NO_LIMIT = CreateLimits(1_000_000)
+MODELS = frozenset({"imagen4", "midjourney", "veo3", "sora2"})
 
 
 def new(task_id: str, **changes: Any) -> Task:
@@ -135,6 +136,7 @@ def any_value(kind: Any, rng: random.Random) -> Any:
         float: lambda: rng.choice(FLOATS),
         int: lambda: rng.choice(INTEGERS),
         types.NoneType: lambda: None,
+        bool: lambda: False,  # the tasks are of this version
         Failure: lambda: Failure("GENERATION_FAILED", rng.choice(TEXTS), rng.choice(TEXTS)),
     }
     return choices[kind]()

@@ -153,7 +153,8 @@ class GenerationServiceServicer:
         a cancelled task returns it, so this is safe to retry.
 
         Errors: INVALID_PARAMS, TASK_NOT_FOUND, ALREADY_SUBMITTED (the task was or may have been sent, or it has ended. The
-        provider cannot cancel a task, and a result that is paid for is kept).
+        provider cannot cancel a task, and a result that is paid for is kept), SHUTTING_DOWN (UNAVAILABLE: during an upgrade, this
+        server is older than the task; retry).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

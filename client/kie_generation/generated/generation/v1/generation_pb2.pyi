@@ -52,7 +52,7 @@ class _TaskStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskStatus
     TASK_STATUS_UNSPECIFIED: _TaskStatus.ValueType  # 0
     """Not used."""
     TASK_STATUS_PENDING: _TaskStatus.ValueType  # 1
-    """In progress; see `stage`."""
+    """In progress; see `stage`. Also shown for a status that this server is too old to know."""
     TASK_STATUS_SUCCESS: _TaskStatus.ValueType  # 2
     """Succeeded; `artifacts` contains the results. Final."""
     TASK_STATUS_FAILED: _TaskStatus.ValueType  # 3
@@ -64,7 +64,7 @@ class TaskStatus(_TaskStatus, metaclass=_TaskStatusEnumTypeWrapper):
 TASK_STATUS_UNSPECIFIED: TaskStatus.ValueType  # 0
 """Not used."""
 TASK_STATUS_PENDING: TaskStatus.ValueType  # 1
-"""In progress; see `stage`."""
+"""In progress; see `stage`. Also shown for a status that this server is too old to know."""
 TASK_STATUS_SUCCESS: TaskStatus.ValueType  # 2
 """Succeeded; `artifacts` contains the results. Final."""
 TASK_STATUS_FAILED: TaskStatus.ValueType  # 3
@@ -78,7 +78,7 @@ class _TaskStage:
 class _TaskStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskStage.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TASK_STAGE_UNSPECIFIED: _TaskStage.ValueType  # 0
-    """The task has ended."""
+    """The task has ended. Or, of a PENDING task: the stage is one that this server is too old to know."""
     TASK_STAGE_ACCEPTED: _TaskStage.ValueType  # 1
     """Stored, but not sent to the provider yet, or not accepted for now (rate limit, maintenance, account refused, provider
     unreachable). The task can be cancelled.
@@ -94,7 +94,7 @@ class TaskStage(_TaskStage, metaclass=_TaskStageEnumTypeWrapper):
     """How far a PENDING task has got."""
 
 TASK_STAGE_UNSPECIFIED: TaskStage.ValueType  # 0
-"""The task has ended."""
+"""The task has ended. Or, of a PENDING task: the stage is one that this server is too old to know."""
 TASK_STAGE_ACCEPTED: TaskStage.ValueType  # 1
 """Stored, but not sent to the provider yet, or not accepted for now (rate limit, maintenance, account refused, provider
 unreachable). The task can be cancelled.
@@ -170,7 +170,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     arrive in time: send it again.
     """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 22
-    """UNAVAILABLE: the server is shutting down. Reconnect with the last revision received."""
+    """UNAVAILABLE: the server is shutting down. Reconnect with the last revision received. Or, of CancelTask: the server is of
+    an older version than the task, and is to be replaced. Retry.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 23
     """INTERNAL: a bug. It is logged with the id in the message."""
     ERROR_REASON_MODEL_NOT_ALLOWED: _ErrorReason.ValueType  # 24
@@ -236,7 +238,9 @@ ERROR_REASON_STREAM_EXPIRED: ErrorReason.ValueType  # 21
 arrive in time: send it again.
 """
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 22
-"""UNAVAILABLE: the server is shutting down. Reconnect with the last revision received."""
+"""UNAVAILABLE: the server is shutting down. Reconnect with the last revision received. Or, of CancelTask: the server is of
+an older version than the task, and is to be replaced. Retry.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 23
 """INTERNAL: a bug. It is logged with the id in the message."""
 ERROR_REASON_MODEL_NOT_ALLOWED: ErrorReason.ValueType  # 24

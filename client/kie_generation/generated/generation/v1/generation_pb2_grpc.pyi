@@ -116,7 +116,8 @@ class GenerationServiceStub:
     a cancelled task returns it, so this is safe to retry.
 
     Errors: INVALID_PARAMS, TASK_NOT_FOUND, ALREADY_SUBMITTED (the task was or may have been sent, or it has ended. The
-    provider cannot cancel a task, and a result that is paid for is kept).
+    provider cannot cancel a task, and a result that is paid for is kept), SHUTTING_DOWN (UNAVAILABLE: during an upgrade, this
+    server is older than the task; retry).
     """
 
 @_typing.type_check_only
@@ -184,7 +185,8 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     a cancelled task returns it, so this is safe to retry.
 
     Errors: INVALID_PARAMS, TASK_NOT_FOUND, ALREADY_SUBMITTED (the task was or may have been sent, or it has ended. The
-    provider cannot cancel a task, and a result that is paid for is kept).
+    provider cannot cancel a task, and a result that is paid for is kept), SHUTTING_DOWN (UNAVAILABLE: during an upgrade, this
+    server is older than the task; retry).
     """
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -285,7 +287,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         a cancelled task returns it, so this is safe to retry.
 
         Errors: INVALID_PARAMS, TASK_NOT_FOUND, ALREADY_SUBMITTED (the task was or may have been sent, or it has ended. The
-        provider cannot cancel a task, and a result that is paid for is kept).
+        provider cannot cancel a task, and a result that is paid for is kept), SHUTTING_DOWN (UNAVAILABLE: during an upgrade, this
+        server is older than the task; retry).
         """
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
