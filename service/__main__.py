@@ -26,6 +26,7 @@ import gc
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import structlog
 import uvloop
@@ -41,6 +42,9 @@ from storage.opening import migrate
 from storage.postgresql.connection import is_postgres
 from storage.sqlite import sqlite_path
 from storage.transfer import TransferError, import_sqlite
+
+if TYPE_CHECKING:  # imported only where traces are exported
+    from service.tracing import Tracing
 
 EXIT_FAILED = 1
 EXIT_BAD_SETTINGS = 2
@@ -65,7 +69,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the log format is one of the settings
         return EXIT_BAD_SETTINGS
-    configure_logs(settings.log_format, settings.log_level)
+    configure_logs(settings.log_format, settings.log_level, _trace_fields(settings))
     try:
         match given.command:
             case "migrate":
@@ -79,7 +83,7 @@ def main(arguments: Sequence[str] = ()) -> int:
                     migrate(database_url)
                 raise_limit()
                 _keep_freed_memory()
-                uvloop.run(serve(settings))
+                uvloop.run(serve(settings, _start_tracing(settings)))
     except StorageConfigError as error:
         log.critical(given.failure, error=str(error))
         return EXIT_BAD_SETTINGS
@@ -137,7 +141,27 @@ def _print(*lines: str) -> None:
     print(*lines, sep="\n")  # noqa: T201 - the output of a command
 
 
-async def serve(settings: Settings) -> None:
+# Without traces, OpenTelemetry is not loaded: so the imports are in these two functions.
+
+
+def _trace_fields(settings: Settings) -> Sequence[structlog.types.Processor]:
+    """Return what adds traces to log lines."""
+    if settings.otel_exporter_otlp_endpoint is None:
+        return ()
+    from service.tracing import add_trace  # noqa: PLC0415
+
+    return (add_trace,)
+
+
+def _start_tracing(settings: Settings) -> "Tracing | None":
+    if settings.otel_exporter_otlp_endpoint is None:
+        return None
+    from service.trace_export import start_tracing  # noqa: PLC0415
+
+    return start_tracing(settings.otel_exporter_otlp_endpoint)
+
+
+async def serve(settings: Settings, tracing: "Tracing | None") -> None:
     """Serve until a signal to stop."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -145,7 +169,7 @@ async def serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stopped.set)
     for number in IGNORED_SIGNALS:
         loop.add_signal_handler(number, _log_ignored, number)
-    async with serving(settings):
+    async with serving(settings, tracing=tracing):
         _collect_rarely()
         await stopped.wait()
     log.info("stopped")

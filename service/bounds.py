@@ -28,12 +28,14 @@ class Grace:
         cancelled_calls_seconds: For the calls that are then cancelled.
         closing_seconds: For closing the database, which is kept free at the end.
         database_seconds: For closing a database that is slow; then it is abandoned.
+        traces_seconds: For sending the last traces, if traces are exported; then they are lost.
     """
 
     calls_seconds: float = 3.0
     cancelled_calls_seconds: float = 1.0
     closing_seconds: float = 0.3
     database_seconds: float = 0.8
+    traces_seconds: float = 0.3
 
 
 @dataclass(frozen=True, slots=True)

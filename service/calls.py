@@ -3,7 +3,7 @@
 import asyncio
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -75,6 +75,10 @@ class Call:
             given = one_value(self.metadata, REQUEST_ID) or ""
             self._request_id = given if VALID_REQUEST_ID.fullmatch(given) else _new_id()
         return self._request_id
+
+
+# What a call does between its start and its end: called with grpc's requests and its context.
+CallWork = Callable[[Call, Any, Any], Awaitable[Any]]
 
 
 class CallsInProgress:

@@ -39,7 +39,20 @@ class Creator:
         admission: Admission,
         metrics: Metrics,
         wait_seconds: float,
+        traceparent: Callable[[], str] | None = None,
     ) -> None:
+        """Keep what is needed.
+
+        Args:
+            store: Where tasks are kept.
+            provider: Knows the rules of parameters.
+            events: Have new tasks sent.
+            hub: Reports verdicts.
+            admission: Which new tasks are admitted.
+            metrics: Counts them.
+            wait_seconds: How long a call waits for a verdict.
+            traceparent: Returns the span of the current call; None if calls are not traced.
+        """
         self._store = store
         self._provider = provider
         self._events = events
@@ -47,6 +60,7 @@ class Creator:
         self._admission = admission
         self._metrics = metrics
         self._wait_seconds = wait_seconds
+        self._traceparent = traceparent
 
     async def create(self, request: pb.CreateTaskRequest, seconds_left: SecondsLeft) -> Task:
         """Check a request, store its task, and wait for the provider's verdict.
@@ -104,6 +118,7 @@ class Creator:
             create_time=now,
             update_time=now,
             due_time=now,
+            traceparent=self._traceparent() if self._traceparent else "",
         )
 
     async def _existing(

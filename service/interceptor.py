@@ -13,13 +13,13 @@ messages.
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from service.caller_limits import CallerLimits
 from service.callers import SAN, Callers, Credential, current_caller
-from service.calls import Call, CallsInProgress, current_call, has_key, one_value
+from service.calls import Call, CallsInProgress, CallWork, current_call, has_key, one_value
 from service.endings import OPEN_METHODS, Endings, Method
 from service.errors import ServiceError
 from service.forever import forever
@@ -38,21 +38,28 @@ from service.streams import (
     writing,
 )
 
+if TYPE_CHECKING:  # imported only where traces are exported
+    from service.tracing import Tracing
+
 HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 UPLOAD_METHOD = "/generation.v1.GenerationService/UploadFile"
 AUTHORIZATION = "authorization"
 ALTERNATIVE_NAMES = "x509_subject_alternative_name"
-
-CallWork = Callable[[Call, Any, Any], Awaitable[Any]]
 
 
 class Boundary(grpc.aio.ServerInterceptor):
     """Wraps every call."""
 
     def __init__(
-        self, callers: Callers, limits: CallerLimits, watches: OpenCalls, metrics: Metrics
+        self,
+        callers: Callers,
+        limits: CallerLimits,
+        watches: OpenCalls,
+        metrics: Metrics,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self._callers = callers
+        self._tracing = tracing
         self._watches = watches
         self._metrics = metrics
         self._inbox = Inbox(on_refusal=metrics.caller_refused)
@@ -106,7 +113,10 @@ class Boundary(grpc.aio.ServerInterceptor):
     def _add_method(self, path: str, handler: Any) -> Method:
         method = self._methods[path] = Method(path, self._metrics)
         serialize = serializer(handler.response_serializer)
-        behaviour = self._around(method, self._work(path, handler, serialize))
+        work = self._work(path, handler, serialize)
+        if self._tracing:
+            work = self._tracing.call(path, work, streams=handler.response_streaming)
+        behaviour = self._around(method, work)
         if handler.response_streaming:
             method.handler = grpc.stream_stream_rpc_method_handler(
                 behaviour, response_serializer=serialize

@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, TextIO
 
@@ -20,12 +20,23 @@ GATHER_SECONDS = 0.02
 NOISY = ("aiohttp.access", "asyncio", "grpc", "peewee")
 
 
-def configure_logs(form: Literal["text", "json"], level: str) -> None:
-    """Send the logs of this process, and of its libraries, to stderr in one form."""
+def configure_logs(
+    form: Literal["text", "json"],
+    level: str,
+    processors: Sequence[structlog.types.Processor] = (),
+) -> None:
+    """Send the logs of this process, and of its libraries, to stderr in one form.
+
+    Args:
+        form: Of the lines.
+        level: The lowest level that is logged.
+        processors: Add further fields to the lines.
+    """
     threshold = logging.getLevelName(level.upper())
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         add_call,
+        *processors,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         escape_controls,

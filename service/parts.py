@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 from pydantic import SecretStr
@@ -30,6 +31,9 @@ from storage.opening import open_store
 from storage.sqlite import sqlite_path
 from storage.store import Store
 
+if TYPE_CHECKING:  # imported only where traces are exported
+    from service.tracing import Tracing
+
 SIMULATOR_KEY = "simulator"  # a simulator takes any key
 CALLER_LISTS = 8  # lists at a time for each caller, unless the limits file says otherwise
 
@@ -53,7 +57,11 @@ class Parts:
 
 
 async def create_parts(
-    settings: Settings, bounds: Bounds, callers: Callers, stack: AsyncExitStack
+    settings: Settings,
+    bounds: Bounds,
+    callers: Callers,
+    stack: AsyncExitStack,
+    tracing: "Tracing | None" = None,
 ) -> Parts:
     """Create the parts; the stack stops them.
 
@@ -74,12 +82,12 @@ async def create_parts(
     store = open_store(
         settings.database_url.get_secret_value(),
         hints=settings.database_hints,
-        observe=metrics.database,
+        observe=tracing.observing(metrics.database) if tracing else metrics.database,
         timeouts=bounds.database,
         needs=KieProvider.models,
     )
     stack.push_async_callback(_close, store, bounds.grace.database_seconds)
-    provider = await _provider(settings, bounds.kie, metrics, stack)
+    provider = await _provider(settings, bounds.kie, metrics, stack, tracing)
     stack.push_async_callback(provider.close)
     metrics.show_missing_descriptors(_missing_descriptors(settings))
     return Parts(
@@ -97,7 +105,11 @@ async def create_parts(
 
 
 async def _provider(
-    settings: Settings, timeouts: Timeouts, metrics: Metrics, stack: AsyncExitStack
+    settings: Settings,
+    timeouts: Timeouts,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+    tracing: "Tracing | None",
 ) -> KieProvider:
     metrics.show_simulated(settings.simulated)
     api_url, upload_url = settings.kie_api_url, settings.kie_upload_url
@@ -112,7 +124,13 @@ async def _provider(
         api_key_in,
         metrics,
     )
-    return KieProvider(api_url, upload_url, key, metrics.provider_called, timeouts)
+    arguments = (api_url, upload_url, key, metrics.provider_called, timeouts)
+    if tracing is None:
+        return KieProvider(*arguments)
+    # Imported only where it is used: without traces, OpenTelemetry is not loaded.
+    from service.traced_provider import TracedProvider  # noqa: PLC0415
+
+    return TracedProvider(tracing, *arguments)
 
 
 async def _start_simulator(settings: Settings, stack: AsyncExitStack) -> str:

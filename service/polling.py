@@ -1,13 +1,14 @@
 """Puts the poller together from its parts."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from service.account_hold import AccountHold
 from service.agenda import Agenda
 from service.callback_polls import CallbackPolls
 from service.events import TaskEvents
 from service.holds import Holds
-from service.jobs import Jobs
+from service.jobs import Jobs, LaneWork
 from service.leases import Leases
 from service.limits import AccountLimits, Limits
 from service.parts import Parts
@@ -21,6 +22,9 @@ from service.verdicts import Verdicts
 from service.work import SubmitOptions, Work
 from service.writer import Writer
 from storage.task import Lane
+
+if TYPE_CHECKING:  # imported only where traces are exported
+    from service.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +58,10 @@ class _Core:
     seen: Seen
 
 
-def make_polling(parts: Parts) -> Polling:
+def make_polling(parts: Parts, tracing: "Tracing | None" = None) -> Polling:
     """Put the poller together; nothing is started."""
     core = _core(parts)
-    jobs = _jobs(parts, core)
+    jobs = _jobs(parts, core, tracing)
     return Polling(
         poller=Poller(
             store=parts.store,
@@ -151,7 +155,7 @@ def _verdicts(parts: Parts) -> Verdicts:
     )
 
 
-def _jobs(parts: Parts, core: _Core) -> Jobs:
+def _jobs(parts: Parts, core: _Core, tracing: "Tracing | None") -> Jobs:
     callback_url = parts.callback_urls.url if parts.callback_urls else None
     work = Work(
         store=parts.store,
@@ -165,8 +169,15 @@ def _jobs(parts: Parts, core: _Core) -> Jobs:
         metrics=parts.metrics,
         seen=core.seen,
     )
+    works: dict[Lane, LaneWork] = {
+        Lane.SUBMIT: work.submit,
+        Lane.POLL: work.poll,
+        Lane.LATE: work.poll_late,
+    }
+    if tracing:
+        works = {lane: tracing.job(lane_work) for lane, lane_work in works.items()}
     return Jobs(
-        works={Lane.SUBMIT: work.submit, Lane.POLL: work.poll, Lane.LATE: work.poll_late},
+        works=works,
         store=parts.store,
         hub=parts.hub,
         agenda=core.agenda,

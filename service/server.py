@@ -4,7 +4,8 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
@@ -48,6 +49,9 @@ from service.watch import Watcher
 from service.watched_secret import current_secret
 from storage.store import Store
 
+if TYPE_CHECKING:  # imported only where traces are exported
+    from service.tracing import Tracing
+
 SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
 log = structlog.get_logger()
@@ -63,30 +67,40 @@ class Addresses:
 
 
 @asynccontextmanager
-async def serving(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[Addresses]:
+async def serving(
+    settings: Settings, bounds: Bounds = BOUNDS, tracing: "Tracing | None" = None
+) -> AsyncIterator[Addresses]:
     """Serve for as long as the context lasts.
+
+    Args:
+        settings: The environment.
+        bounds: Limits that no setting changes.
+        tracing: Traces calls and tasks; None if traces are not exported. It is closed at the end.
 
     Raises:
         StartError: An address is in use, or a certificate is invalid.
         StorageError: The database cannot be opened.
     """
     async with AsyncExitStack() as stack:
+        if tracing:
+            stack.push_async_callback(tracing.close, bounds.grace.traces_seconds)
         callers = Callers(
             settings.auth_tokens_file,
             bounds.recheck_seconds,
             client_certificates=settings.tls_client_ca_file is not None,
         )
-        parts = await create_parts(settings, bounds, callers, stack)
-        polling = make_polling(parts)
+        parts = await create_parts(settings, bounds, callers, stack, tracing)
+        polling = make_polling(parts, tracing)
         kept_seconds = settings.task_retention_seconds or math.inf
         answers = Answers(parts.provider.result_seconds, kept_seconds)
         boundary = Boundary(
-            callers, parts.caller_limits, parts.limited_calls.watches, parts.metrics
+            callers, parts.caller_limits, parts.limited_calls.watches, parts.metrics, tracing
         )
         start_background(boundary.tend(parts.outage_log), stack)
         vitals = Vitals(parts.store, polling.poller, parts.metrics.registry, bounds.upkeep.vitals)
         health = Health(("", SERVICE_NAME), vitals)
-        server = _grpc_server(parts, boundary, _servicer(parts, polling.events, answers), health)
+        servicer = _servicer(parts, polling.events, answers, tracing)
+        server = _grpc_server(parts, boundary, servicer, health)
         addresses = Addresses(
             _bind(server, parts, stack),
             await _start_admin(parts, vitals, polling.account, stack),
@@ -102,7 +116,7 @@ async def serving(settings: Settings, bounds: Bounds = BOUNDS) -> AsyncIterator[
             health,
             poller=polling.poller,
             polling=loop,
-            times=_shutdown_times(parts),
+            times=_shutdown_times(parts, is_traced=tracing is not None),
         )
         stack.push_async_callback(shutdown.run)
         await server.start()
@@ -127,11 +141,11 @@ def _start_polling(parts: Parts, polling: Polling, stack: AsyncExitStack) -> asy
     return asyncio.create_task(polling.poller.run())
 
 
-def _shutdown_times(parts: Parts) -> ShutdownTimes:
-    settings = parts.settings
-    return ShutdownTimes(
-        settings.drain_delay_seconds, settings.shutdown_seconds, parts.bounds.grace
-    )
+def _shutdown_times(parts: Parts, *, is_traced: bool) -> ShutdownTimes:
+    settings, grace = parts.settings, parts.bounds.grace
+    if is_traced:
+        grace = replace(grace, closing_seconds=grace.closing_seconds + grace.traces_seconds)
+    return ShutdownTimes(settings.drain_delay_seconds, settings.shutdown_seconds, grace)
 
 
 def _start_upkeep(parts: Parts, health: Health, stack: AsyncExitStack) -> None:
@@ -151,7 +165,9 @@ def _start_upkeep(parts: Parts, health: Health, stack: AsyncExitStack) -> None:
 # --- gRPC ---
 
 
-def _servicer(parts: Parts, events: TaskEvents, answers: Answers) -> Servicer:
+def _servicer(
+    parts: Parts, events: TaskEvents, answers: Answers, tracing: "Tracing | None"
+) -> Servicer:
     settings, store = parts.settings, parts.store
     return Servicer(
         store=store,
@@ -169,6 +185,7 @@ def _servicer(parts: Parts, events: TaskEvents, answers: Answers) -> Servicer:
             ),
             metrics=parts.metrics,
             wait_seconds=settings.create_wait_seconds,
+            traceparent=tracing.traceparent if tracing else None,
         ),
         watcher=Watcher(
             store,

@@ -238,6 +238,10 @@ class Settings(BaseSettings):
     metrics_per_caller: bool = False
     """Whether [/metrics](metrics.md) also counts creates, refusals and ended tasks by caller."""
 
+    otel_exporter_otlp_endpoint: HttpUrl | None = None
+    """The collector that [traces](tracing.md) are sent to by OTLP over HTTP, for example
+    `http://collector:4318`. Unset: nothing is traced."""
+
     log_format: Literal["text", "json"] = "text"
     """The format of the log."""
 

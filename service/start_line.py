@@ -25,6 +25,7 @@ def log_start(settings: Settings) -> None:
         tls=_tls(settings),
         callers=_callers(settings),
         proxy=_proxy(),
+        traces=_traces(settings),
         provider=_provider(settings),
     )
 
@@ -54,6 +55,11 @@ def _callers(settings: Settings) -> str:
 def _proxy() -> str:
     ignored = next(filter(os.environ.get, PROXY_VARIABLES), None)
     return f"none, {ignored} is ignored" if ignored else "none"
+
+
+def _traces(settings: Settings) -> str:
+    endpoint = settings.otel_exporter_otlp_endpoint
+    return "off" if endpoint is None else f"sent to {without_userinfo(endpoint)}"
 
 
 def _provider(settings: Settings) -> str:

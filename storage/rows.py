@@ -10,7 +10,7 @@ from storage.schema import TaskRow
 from storage.task import Artifact, Failure, Status, Task
 
 COLUMNS = tuple(TaskRow._meta.sorted_fields)  # noqa: SLF001 - Peewee's documented way
-FIXED_COLUMNS = 8  # the first columns, up to create_time, never change
+FIXED_COLUMNS = 9  # the first columns, up to traceparent, never change
 PAIR = ("url", "mime_type")  # the fields of a stored artifact that are known
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ def row_of(task: Task) -> tuple[object, ...]:
         task.needs or None,
         task.params,
         task.create_time,
+        task.traceparent or None,
         task.update_time,
         task.lane,
         task.due_time,
@@ -54,10 +55,11 @@ def row_of(task: Task) -> tuple[object, ...]:
 
 def task_of(row: Sequence[Any], known: Known) -> Task:
     """Build a task from its columns, in the order of the table."""
-    (task_id, caller, request_id, prompt_id, model, needs, params, create_time, update_time, lane,
-     due_time, status, stage, revision, progress_percent, artifacts, result_json, failure_reason,
-     failure_message, failure_code, provider_task_id, credits_consumed, complete_time,
-     submit_time, accept_time, unknown_time, candidate_id, setbacks, version) = row  # fmt: skip
+    (task_id, caller, request_id, prompt_id, model, needs, params, create_time, traceparent,
+     update_time, lane, due_time, status, stage, revision, progress_percent, artifacts,
+     result_json, failure_reason, failure_message, failure_code, provider_task_id,
+     credits_consumed, complete_time, submit_time, accept_time, unknown_time, candidate_id,
+     setbacks, version) = row  # fmt: skip
     return Task(
         id=task_id,
         caller=caller,
@@ -91,6 +93,7 @@ def task_of(row: Sequence[Any], known: Known) -> Task:
             and lane in LANES
             and known.includes(model, needs)
         ),
+        traceparent=traceparent or "",
     )
 
 

@@ -26,6 +26,7 @@ class TaskRow(Model):
     needs = TextField(null=True)
     params = BlobField()
     create_time = DoubleField()
+    traceparent = TextField(null=True)
     update_time = DoubleField()
     lane = TextField(null=True)
     due_time = DoubleField(null=True)

@@ -91,6 +91,8 @@ class Task(NamedTuple):
         setbacks: How many times in a row the provider did not accept it, or a poll of it failed.
             All polls that fail while the provider does not answer at all count as one.
         version: Grows by one with every save, visible or not: what compare-and-set compares.
+        traceparent: The span of the call that created it, in the format of W3C Trace Context; "" if
+            it was not traced.
     """
 
     id: str
@@ -120,6 +122,7 @@ class Task(NamedTuple):
     version: int = 1
     needs: str = ""
     of_newer_version: bool = False
+    traceparent: str = ""
 
     @property
     def ended(self) -> bool:

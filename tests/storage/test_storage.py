@@ -145,6 +145,7 @@ FULL = Task(
     setbacks=3,
     version=9,
     needs="a newer veo3",
+    traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 )
 EMPTY = Task(
     id="",
@@ -178,7 +179,10 @@ async def test_any_task_is_read_as_it_was_created_and_saved(store: Store, seed: 
     await stored(store, task)
     assert await read(store, task.id) == task
 
-    kept = ("id", "caller", "request_id", "prompt_id", "model", "needs", "params", "create_time")
+    kept = (
+        *("id", "caller", "request_id", "prompt_id", "model", "needs", "params", "create_time"),
+        "traceparent",
+    )
     other = any_task(seed + 1_000)._replace(**{name: getattr(task, name) for name in kept})
     after = await saved(store, task, other)
     assert after == other._replace(version=task.version + 1)

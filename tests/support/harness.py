@@ -18,6 +18,7 @@ from providers.kie.simulator import Simulator, SimulatorSettings
 from service import server
 from service.bounds import BOUNDS, Bounds, PollerBounds
 from service.settings import Settings
+from service.tracing import Tracing
 from tests.support.waiting import DEADLINE_SECONDS
 
 if TYPE_CHECKING:  # it exists for type checkers only
@@ -138,6 +139,7 @@ async def serving(
     *,
     database_url: str = "",
     bounds: Bounds = BOUNDS,
+    tracing: Tracing | None = None,
     **settings: Any,
 ) -> AsyncIterator[Service]:
     """Run the service against a simulator, with a database in `folder` unless another is given."""
@@ -155,7 +157,7 @@ async def serving(
         "poll_interval_seconds": 0.02,
     }
     async with (
-        server.serving(Settings(**values | settings), bounds) as addresses,
+        server.serving(Settings(**values | settings), bounds, tracing) as addresses,
         grpc.aio.insecure_channel(addresses.address) as channel,
     ):
         stub: GenerationServiceAsyncStub = GenerationServiceStub(channel)

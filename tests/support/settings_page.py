@@ -33,7 +33,7 @@ TABLES = {
     "watch_max_streams": "Watches",
     "uploads_max": "Uploads",
     "shutdown_seconds": "Shutdown",
-    "metrics_per_caller": "Metrics and logs",
+    "metrics_per_caller": "Metrics, traces and logs",
 }
 TYPES: dict[object, str] = {
     bool: "true or false",
