@@ -12,6 +12,7 @@ import structlog
 from service.calls import Call
 from service.errors import ServiceError
 from service.metrics import Metrics
+from service.outage_log import OutageLog
 from service.refusals import RefusalPace
 from service.sparse import SparseLog
 from storage.errors import StorageUnavailableError
@@ -49,7 +50,8 @@ class Method:
 class Endings:
     """Records how calls end."""
 
-    def __init__(self) -> None:
+    def __init__(self, outage_log: OutageLog) -> None:
+        self._outage_log = outage_log
         self._pace = RefusalPace()
         self._log = SparseLog()
 
@@ -100,10 +102,12 @@ class Endings:
         if isinstance(error, ServiceError):
             return error
         if isinstance(error, StorageUnavailableError):
-            self._log.write(
-                logging.ERROR, "storage unavailable", {"method": method}, error=str(error)
+            self._outage_log.failed("storage unavailable, calls fail", error)
+            return ServiceError(
+                "STORAGE_UNAVAILABLE",
+                "the database is unavailable; retry",
+                retry_seconds=self._outage_log.retry_seconds(),
             )
-            return ServiceError("STORAGE_UNAVAILABLE", "the database is unavailable; retry")
         error_id = uuid.uuid4().hex[:12]
         log.error("unhandled exception", method=method, error_id=error_id, exc_info=error)
         return ServiceError("INTERNAL", f"an internal error, logged under {error_id}")

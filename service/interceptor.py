@@ -56,6 +56,8 @@ class Boundary(grpc.aio.ServerInterceptor):
         limits: CallerLimits,
         watches: OpenCalls,
         metrics: Metrics,
+        *,
+        outage_log: OutageLog,
         tracing: "Tracing | None" = None,
     ) -> None:
         self._callers = callers
@@ -64,7 +66,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         self._inbox = Inbox(on_refusal=metrics.caller_refused)
         self._outbox = Outbox(on_refusal=metrics.caller_refused)
-        self._endings = Endings()
+        self._endings = Endings(outage_log)
         self._methods: dict[str, Method] = {}
         self._calls = CallsInProgress()
         self._checks = _Checks(callers, limits, metrics, self._calls)

@@ -1,4 +1,4 @@
-"""Log lines about the database: one when it becomes unavailable, one when it is back."""
+"""The outages of the database: a log line at the beginning and at the end, and when to retry."""
 
 import time
 
@@ -8,6 +8,8 @@ from storage.errors import StorageUnavailableError
 
 RETRY_SECONDS = 1.0  # between two attempts to reach the database
 QUIET_SECONDS = 5.0  # without a failure; several attempts must fit in
+CALLERS_RETRY_SECONDS = 1.0  # for calls that fail when an outage begins
+CALLERS_RETRY_MAX_SECONDS = 30.0
 
 log = structlog.get_logger()
 
@@ -25,6 +27,16 @@ class OutageLog:
         if self._start_time is None:
             self._start_time = self._failure_time
             log.warning(event, error=str(error))
+
+    def retry_seconds(self) -> float:
+        """Return after how long a caller should retry: later, the longer the outage lasts.
+
+        A database that has just recovered is not met by everybody at once.
+        """
+        if self._start_time is None:
+            return CALLERS_RETRY_SECONDS
+        half = round(time.monotonic() - self._start_time) / 2
+        return min(CALLERS_RETRY_SECONDS + half, CALLERS_RETRY_MAX_SECONDS)
 
     def worked(self) -> None:
         """Log the end of an outage, once nothing has failed for a while.

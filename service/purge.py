@@ -22,7 +22,8 @@ class PurgeBounds:
 
     Attributes:
         pause_seconds: Between two runs.
-        batch_tasks: How many tasks are deleted in one transaction.
+        batch_tasks: How many tasks are deleted in one transaction, which has to stay short even if
+            the database takes 20 ms for each.
         batch_pause_seconds: Between two batches, so that others can write.
         cancelled_kept_seconds: How long a cancelled task is kept.
         cancelled_kept_max: How many cancelled tasks of a caller are kept.
@@ -31,7 +32,7 @@ class PurgeBounds:
     """
 
     pause_seconds: float = 60.0
-    batch_tasks: int = 500
+    batch_tasks: int = 100
     batch_pause_seconds: float = 0.05
     cancelled_kept_seconds: float = 86_400.0
     cancelled_kept_max: int = 10_000

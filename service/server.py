@@ -94,7 +94,12 @@ async def serving(
         kept_seconds = settings.task_retention_seconds or math.inf
         answers = Answers(parts.provider.result_seconds, kept_seconds)
         boundary = Boundary(
-            callers, parts.caller_limits, parts.limited_calls.watches, parts.metrics, tracing
+            callers,
+            parts.caller_limits,
+            parts.limited_calls.watches,
+            parts.metrics,
+            outage_log=parts.outage_log,
+            tracing=tracing,
         )
         start_background(boundary.tend(parts.outage_log), stack)
         vitals = Vitals(parts.store, polling.poller, parts.metrics.registry, bounds.upkeep.vitals)
@@ -255,6 +260,8 @@ def _notes(parts: Parts, account: AccountHold) -> Iterator[str]:
         yield "simulated: results are samples"
     if account.note:
         yield account.note
+    if parts.store.misses_hints:
+        yield "no hints between replicas: changes by others are pushed up to a second late"
 
 
 async def _queues(store: Store) -> list[Queue]:

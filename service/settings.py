@@ -99,7 +99,8 @@ class Settings(BaseSettings):
 
     database_hints: bool = True
     """Whether replicas notify each other of changes with NOTIFY. Set it to false behind a pooler in
-    transaction mode; replicas then check once a second."""
+    transaction mode, where the service does not start otherwise; replicas then check once a
+    second."""
 
     task_retention_seconds: Retention = 0
     """How long ended tasks are kept, at least an hour; 0 = forever. A deleted task's request_id is

@@ -67,6 +67,11 @@ class Vitals:
         # While the database is unavailable, the poller waits for it.
         self._outage_time = time.monotonic()
         self._metric = ThreadsAlive(registry)
+        self._hints_metric = Gauge(
+            "generation_hints_missed",
+            "1 while hints of other replicas are expected, but do not arrive",
+            registry=registry,
+        )
         self.draining = False
         self._show()
 
@@ -103,6 +108,7 @@ class Vitals:
     def _show(self) -> None:
         for name, why in self._troubles():
             self._metric.show(name, alive=not why)
+        self._hints_metric.set(self._store.misses_hints)
 
     def _troubles(self) -> Iterator[tuple[str, str]]:
         """Yield the name of each thread that must run, and what is wrong with it, if anything."""

@@ -9,7 +9,7 @@ from peewee import Database
 from storage.statements import Statements
 from storage.task import Task
 from storage.threads import ThreadState
-from storage.worker import Worker
+from storage.worker import WAITING_SECONDS, Worker
 
 Row = Sequence[Any]
 
@@ -25,6 +25,7 @@ class DatabaseTimeouts:
         silence_seconds: Until a connection to PostgreSQL is cut; a little longer than the server
             may take.
         ping_seconds: For a ping.
+        waiting_seconds: How long an operation waits for those before it, until it fails.
         queues_seconds: For reading the queues for /metrics; less than a scraper waits.
     """
 
@@ -33,6 +34,7 @@ class DatabaseTimeouts:
     statement_milliseconds: int = 5_000
     silence_seconds: float = 8.0
     ping_seconds: float = 1.0
+    waiting_seconds: float = WAITING_SECONDS
     queues_seconds: float = 2.0
 
 
@@ -57,6 +59,10 @@ class Engine(Protocol):
     @property
     def shared(self) -> bool:
         """Whether other processes may work on the database."""
+
+    @property
+    def uses_hints(self) -> bool:
+        """Whether hints of other processes are expected."""
 
     @property
     def is_listening(self) -> bool:

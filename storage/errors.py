@@ -18,7 +18,7 @@ from peewee import (
     NotSupportedError,
     ProgrammingError,
 )
-from psycopg2.errors import InsufficientPrivilege, InvalidSchemaName
+from psycopg2.errors import InsufficientPrivilege, InvalidSchemaName, QueryCanceled
 
 # What a driver raises for our own mistakes, and not because the database is unavailable.
 _BUGS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
@@ -56,6 +56,11 @@ def is_unavailable(error: BaseException) -> bool:
     if not isinstance(error, (DatabaseError, InterfaceError)):
         return False
     return not isinstance(error, _BUGS) or isinstance(getattr(error, "orig", None), _OPERATORS)
+
+
+def is_statement_timeout(error: BaseException) -> bool:
+    """Return whether the database gave up a statement because it took too long."""
+    return isinstance(getattr(error, "orig", None), QueryCanceled)
 
 
 def translated(error: BaseException) -> StorageUnavailableError | None:

@@ -5,6 +5,7 @@ rows have a thread of their own.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -17,6 +18,7 @@ from playhouse.migrations import Runner
 from storage.engine import TIMEOUTS, DatabaseTimeouts, Row
 from storage.errors import StorageConfigError, storage_errors
 from storage.known import Known
+from storage.mounts import network_file_system
 from storage.schema import MIGRATIONS
 from storage.sqlite_files import SqliteFiles
 from storage.statements import Statements
@@ -28,6 +30,8 @@ SQLITE_PREFIX = "sqlite:///"
 TOUCH = "PRAGMA user_version = 1"  # the smallest write that needs disk space
 RETIRED_VERSION = 2  # the tasks of the file were imported into another database
 IMPORTED_VERSION = 3  # and all of them have been imported there
+
+logger = logging.getLogger(__name__)
 
 
 def sqlite_path(database_url: str) -> Path | None:
@@ -61,6 +65,7 @@ class SqliteEngine:
     """The database of the only process on a file; an `Engine`."""
 
     shared = False
+    uses_hints = False
     is_listening = False
     touch = TOUCH
 
@@ -74,10 +79,29 @@ class SqliteEngine:
             self._close_files()
             raise
         self.sql = Statements(self.db, known)
-        self.writer = Worker("writer", self.db, self._transaction, one_commit=True)
-        self._lister = Worker("lister", self._reads, self._checked, batch_max_jobs=LISTS_MAX_JOBS)
+        self.writer = Worker(
+            "writer",
+            self.db,
+            self._transaction,
+            one_commit=True,
+            waiting_seconds=timeouts.waiting_seconds,
+        )
+        self._lister = Worker(
+            "lister",
+            self._reads,
+            self._checked,
+            batch_max_jobs=LISTS_MAX_JOBS,
+            waiting_seconds=timeouts.waiting_seconds,
+        )
 
     def _prepare(self) -> None:
+        if kind := network_file_system(Path(self.db.database)):
+            logger.warning(
+                "%s is on a network file system (%s), where SQLite may lose or corrupt tasks: use a"
+                " local disk, or PostgreSQL",
+                self.db.database,
+                kind,
+            )
         with storage_errors():
             if self.db.pragma("user_version") in {RETIRED_VERSION, IMPORTED_VERSION}:
                 raise StorageConfigError(
@@ -115,7 +139,7 @@ class SqliteEngine:
         return row
 
     async def all(self, sql: str, *params: object) -> list[Row]:
-        return await self._lister.run(self._fetch_each, (sql, params))
+        return await self._lister.run(self._fetch_each, (sql, params), disposable=True)
 
     def _fetch_each(self, reads: Sequence[tuple[str, Sequence[object]]]) -> list[list[Row]]:
         return [self._reads.execute_sql(sql, params).fetchall() for sql, params in reads]

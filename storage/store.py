@@ -54,6 +54,11 @@ class Store(Reads):
         """Whether hints of other processes arrive at this moment."""
         return self._engine.is_listening
 
+    @property
+    def misses_hints(self) -> bool:
+        """Whether hints of other processes are expected, but do not arrive at this moment."""
+        return self._engine.uses_hints and not self._engine.is_listening
+
     def threads(self) -> list[ThreadState]:
         """Return the state of every thread that must run."""
         return self._engine.threads()
@@ -74,7 +79,11 @@ class Store(Reads):
         The request_id comes first: a limit never refuses a known one.
         """
         return await self._write(
-            "create", self._creations.store_each, Creation(task, limits), self._keep_created
+            "create",
+            self._creations.store_each,
+            Creation(task, limits),
+            self._keep_created,
+            disposable=True,
         )
 
     async def save(self, before: Task, after: Task) -> Task | None:
@@ -197,7 +206,9 @@ class Store(Reads):
         """Raise StorageUnavailableError unless the database can be written to now."""
         try:
             async with asyncio.timeout(self._ping_seconds):
-                await self._execute("ping", self._engine.touch, on_result=_no_task_changed)
+                await self._execute(
+                    "ping", self._engine.touch, on_result=_no_task_changed, disposable=True
+                )
                 self.written_time = time.monotonic()
         except TimeoutError:
             raise StorageUnavailableError("the database is busy") from None
@@ -210,6 +221,8 @@ class Store(Reads):
         batch: Callable[[Sequence[Any]], Sequence[Result]],
         argument: Any = None,
         on_result: Callable[[Result], None] | None = None,
+        *,
+        disposable: bool = False,
     ) -> Result:
         """Run a write in the writer's thread; see `Worker.run`.
 
@@ -218,7 +231,11 @@ class Store(Reads):
         forget_all = self._recent.forget_all
         with self._observed(operation):
             return await self._engine.writer.run(
-                batch, argument, on_result or (lambda _: forget_all()), forget_all
+                batch,
+                argument,
+                on_result or (lambda _: forget_all()),
+                forget_all,
+                disposable=disposable,
             )
 
     async def _execute(
@@ -227,11 +244,15 @@ class Store(Reads):
         sql: str,
         *params: object,
         on_result: Callable[[int], None] | None = None,
+        disposable: bool = False,
     ) -> int:
         """Run one statement that writes; return how many rows it changed."""
         execute = self._engine.execute
         return await self._write(
-            operation, lambda _: [int(execute(sql, *params).rowcount)], on_result=on_result
+            operation,
+            lambda _: [int(execute(sql, *params).rowcount)],
+            on_result=on_result,
+            disposable=disposable,
         )
 
     # --- the cache ---

@@ -58,7 +58,10 @@ def connection_params(database_url: str, **session: int) -> dict[str, Any]:
     if "@" in given.get("host", "") + given.get("dbname", "") or not _is_port(given):
         # These parts may contain a piece of the password, which errors would reveal.
         raise StorageConfigError("DATABASE_URL: write @, / and : in the password as %40, %2F, %3A")
-    options = [given.pop("options", ""), *(f"-c {name}={value}" for name, value in session.items())]
+    options = [
+        given.pop("options", os.environ.get("PGOPTIONS", "")),
+        *(f"-c {name}={value}" for name, value in session.items()),
+    ]
     joined = " ".join(filter(None, options))
     return CONNECTION | {"dbname": ""} | given | ENCODING | ({"options": joined} if joined else {})
 
@@ -107,7 +110,11 @@ class PostgresDatabase(PostgresqlDatabase):
 
     def _connect(self) -> Any:
         connection = super()._connect()  # type: ignore[misc] # peewee's stub
-        self.socket = ConnectionSocket(connection)
+        try:
+            self.socket = ConnectionSocket(connection)
+        except OSError as error:  # no file descriptor is left
+            connection.close()
+            raise psycopg2.OperationalError(error.strerror) from error
         return connection
 
     def _close(self, conn: Any) -> None:
@@ -148,14 +155,20 @@ async def cut_silent(
     """Keep cutting connections on which an answer is overdue, so that nobody waits indefinitely."""
     while True:
         await asyncio.sleep(SILENCE_CHECK_SECONDS)
-        long_ago = time.monotonic() - silence_seconds
-        for thread, connection in users:
-            handle = connection.socket
-            if not handle or handle.is_cut:
-                continue
-            if max(thread.busy_since, handle.opened) < long_ago:
-                logger.warning("the database does not answer; cutting the connection")
-                handle.cut()
+        try:
+            _cut_silent_once(users, time.monotonic() - silence_seconds)
+        except Exception:
+            logger.exception("the check for silent connections failed")
+
+
+def _cut_silent_once(users: Sequence[tuple[StorageThread, Connected]], long_ago: float) -> None:
+    for thread, connection in users:
+        handle = connection.socket
+        if not handle or handle.is_cut:
+            continue
+        if max(thread.busy_since, handle.opened) < long_ago:
+            logger.warning("the database does not answer; cutting the connection")
+            handle.cut()
 
 
 def current_schema(db: Database) -> str:

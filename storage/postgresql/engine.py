@@ -6,6 +6,7 @@ connections: one each for writes, single rows, lists, and hints.
 """
 
 import asyncio
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -28,29 +29,45 @@ from storage.postgresql.connection import (
     fetch,
     lock_key,
 )
+from storage.postgresql.durability import durability_warnings
 from storage.postgresql.hints import Hints, channel_of
 from storage.postgresql.migrate import migrate
+from storage.postgresql.pooler import HINTS_ADVICE, refused_options, require_session
 from storage.statements import Statements
 from storage.task import Task
 from storage.threads import StorageThread, ThreadState, state_of
 from storage.worker import BATCH_MAX_JOBS, LISTS_MAX_JOBS, Worker
 
+logger = logging.getLogger(__name__)
+
+
+def _session(timeouts: DatabaseTimeouts) -> dict[str, int]:
+    """Return the settings of each session, in milliseconds."""
+    return {
+        "statement_timeout": timeouts.statement_milliseconds,
+        "idle_in_transaction_session_timeout": timeouts.statement_milliseconds,
+        "lock_timeout": timeouts.lock_milliseconds,
+    }
+
 
 class _Reader:
     """A connection for reads, and the thread that uses it."""
 
-    def __init__(self, name: str, params: dict[str, Any], batch_max_jobs: int) -> None:
+    def __init__(
+        self, name: str, params: dict[str, Any], batch_max_jobs: int, waiting_seconds: float
+    ) -> None:
         self.db = PostgresDatabase(params)
         self.worker = Worker(
             name,
             self.db,
             nullcontext,
             batch_max_jobs=batch_max_jobs,
+            waiting_seconds=waiting_seconds,
             recover=partial(drop_connection, self.db),
         )
 
     async def rows(self, sql: str, params: Sequence[object]) -> list[Row]:
-        return await self.worker.run(self._fetch_each, (sql, params))
+        return await self.worker.run(self._fetch_each, (sql, params), disposable=True)
 
     def _fetch_each(self, reads: Sequence[tuple[str, Sequence[object]]]) -> list[list[Row]]:
         return [fetch(self.db, sql, *params) for sql, params in reads]
@@ -66,27 +83,31 @@ class PostgresEngine:
         self, database_url: str, *, hints: bool, timeouts: DatabaseTimeouts, known: Known
     ) -> None:
         # A pooler in transaction mode, for which hints are off, has no sessions to set this for.
-        session = {
-            "statement_timeout": timeouts.statement_milliseconds,
-            "idle_in_transaction_session_timeout": timeouts.statement_milliseconds,
-            "lock_timeout": timeouts.lock_milliseconds,
-        }
-        params = connection_params(database_url, **(session if hints else {}))
+        session = _session(timeouts) if hints else {}
+        params = connection_params(database_url, **session)
         self.db = PostgresDatabase(params)
         self._clock = DatabaseClock()
         migrate(database_url)
-        with storage_errors(), self.db.connection_context():
+        advice = f"a pooler refuses the options of a session: {HINTS_ADVICE}"
+        with storage_errors(), refused_options(advice), self.db.connection_context():
+            require_session(self.db, session)
+            for warning in durability_warnings(self.db):
+                logger.warning(warning)
             self._lock_key = lock_key(self.db, "claims")
             schema = current_schema(self.db)
             self._clock.compare(self.db)
         self.sql = Statements(self.db, known)
         self._bulk = BulkStatements(self.sql)
         self.writer = Worker(
-            "writer", self.db, self._transaction, recover=partial(drop_connection, self.db)
+            "writer",
+            self.db,
+            self._transaction,
+            waiting_seconds=timeouts.waiting_seconds,
+            recover=partial(drop_connection, self.db),
         )
         # Peewee lets only one thread at a time connect to a database, so each thread has its own.
-        self._reader = _Reader("reader", params, BATCH_MAX_JOBS)
-        self._lister = _Reader("lister", params, LISTS_MAX_JOBS)
+        self._reader = _Reader("reader", params, BATCH_MAX_JOBS, timeouts.waiting_seconds)
+        self._lister = _Reader("lister", params, LISTS_MAX_JOBS, timeouts.waiting_seconds)
         connect = partial(psycopg2.connect, **params)
         self._hints = Hints(connect, channel_of(schema)) if hints else None
         self._users: list[tuple[StorageThread, Connected]] = [
@@ -117,7 +138,7 @@ class PostgresEngine:
         return self._clock.now()
 
     async def get(self, task_id: str) -> Row | None:
-        return await self._reader.worker.run(self._get_each, task_id)
+        return await self._reader.worker.run(self._get_each, task_id, disposable=True)
 
     def _get_each(self, task_ids: Sequence[str]) -> list[Row | None]:
         found = {row[0]: row for row in fetch(self._reader.db, self._bulk.get, list(task_ids))}
@@ -132,6 +153,10 @@ class PostgresEngine:
 
     async def newer(self, ids: Sequence[str], revisions: Sequence[int]) -> list[Row]:
         return await self.all(self._bulk.newer, list(ids), list(revisions))
+
+    @property
+    def uses_hints(self) -> bool:
+        return self._hints is not None
 
     @property
     def is_listening(self) -> bool:

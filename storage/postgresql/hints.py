@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import os
-import select
+import selectors
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,14 +17,14 @@ from contextlib import closing, suppress
 from hashlib import blake2b
 from typing import Any
 
-import psycopg2
-
 from storage.postgresql.connection import ConnectionSocket
 
 GATHER_SECONDS = 0.005
 PAYLOAD_MAX_BYTES = 7_900  # PostgreSQL takes 7,999
 RECONNECT_SECONDS = 1.0
+CHECK_SECONDS = 10.0
 UNSENT_MAX = 10_000
+REVISION_MAX_DIGITS = 19
 CHANNEL_SCHEMA_MAX_BYTES = 50
 
 logger = logging.getLogger(__name__)
@@ -90,10 +90,16 @@ class _Unsent:
         with suppress(BlockingIOError):  # the pipe is full, so the thread is being woken
             os.write(self._wake_in, b".")
 
-    def wait(self, *connections: Any, timeout: float | None = None) -> bool:
-        """Wait until a connection has data, or until woken; return whether it was the latter."""
-        ready, _, _ = select.select([*connections, self._wake_out], [], [], timeout)
-        return self._wake_out in ready
+    def wait(self, *connections: Any, timeout: float) -> bool:
+        """Wait until a connection has data, or until woken; return whether it was the latter.
+
+        `poll` takes descriptors of any number, unlike `select`, and needs none itself, unlike
+        `epoll`: there may be thousands of connections of callers, or none left.
+        """
+        with selectors.PollSelector() as selector:
+            for source in (*connections, self._wake_out):
+                selector.register(source, selectors.EVENT_READ)
+            return any(key.fd == self._wake_out for key, _ in selector.select(timeout))
 
     def drain_wakes(self) -> None:
         while self.wait(timeout=0):
@@ -102,6 +108,10 @@ class _Unsent:
     def close(self) -> None:
         os.close(self._wake_in)
         os.close(self._wake_out)
+
+
+class NotListeningError(Exception):
+    """The connection does not receive hints, although nothing has failed."""
 
 
 class Hints:
@@ -116,18 +126,22 @@ class Hints:
 
     name = "hints"
 
-    def __init__(self, connect: Callable[[], Any], channel: str) -> None:
+    def __init__(
+        self, connect: Callable[[], Any], channel: str, check_seconds: float = CHECK_SECONDS
+    ) -> None:
         """Start the thread, inside the event loop that receives.
 
         Args:
             connect: Opens a connection of psycopg2.
             channel: An identifier; what one process sends there, the others receive.
+            check_seconds: Between two checks that the connection still listens.
         """
         self._connect = connect
         self._channel = channel
+        self._check_seconds = check_seconds
         self._received = _Received()
         self._unsent = _Unsent()
-        self._closing = False
+        self._closing = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._outage_logged = False
@@ -154,7 +168,7 @@ class Hints:
 
     async def close(self) -> None:
         """End the thread."""
-        self._closing = True
+        self._closing.set()
         self._unsent.wake()
         await self._ended.wait()
         self._unsent.close()
@@ -162,39 +176,61 @@ class Hints:
     # --- in the thread ---
 
     def _serve(self) -> None:
-        while not self._closing:
+        while not self._closing.is_set() and not self._loop.is_closed():
             try:
-                with (
-                    closing(self._connect()) as connection,
-                    closing(ConnectionSocket(connection)) as self.socket,
-                ):
-                    self._listen(connection)
-            except psycopg2.Error as error:
+                self._connect_and_listen()
+            except Exception as error:  # noqa: BLE001 - nothing may end the thread
                 self._log_outage(error)
-            self.connected = False
-            if not self._closing:
-                self._unsent.wait(timeout=RECONNECT_SECONDS)
+            finally:
+                self.connected = False
+            self._closing.wait(RECONNECT_SECONDS)
+        with suppress(RuntimeError):  # the event loop was closed without waiting
+            self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _connect_and_listen(self) -> None:
+        with (
+            closing(self._connect()) as connection,
+            closing(ConnectionSocket(connection)) as self.socket,
+        ):
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                self._execute(cursor, f'LISTEN "{self._channel}"')
+                self._check_listening(cursor)
+                self.connected = True
+                if self._outage_logged:
+                    logger.info("hints between replicas are available again")
+                    self._outage_logged = False
+                self._received.put({})  # hints that were sent before are lost
+                self._exchange(connection, cursor)
+
+    def _exchange(self, connection: Any, cursor: Any) -> None:
+        """Send and receive, until closing."""
+        self._send_unsent(cursor)
+        check_time = time.monotonic() + self._check_seconds
+        while not self._closing.is_set():
+            if self._unsent.wait(connection, timeout=max(0, check_time - time.monotonic())):
+                time.sleep(GATHER_SECONDS)
                 self._unsent.drain_wakes()
-        self._loop.call_soon_threadsafe(self._ended.set)
+                self._send_unsent(cursor)
+            self._receive_arrived(connection)
+            if time.monotonic() >= check_time:
+                self._check_listening(cursor)
+                check_time = time.monotonic() + self._check_seconds
 
-    def _listen(self, connection: Any) -> None:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            self._execute(cursor, f'LISTEN "{self._channel}"')
-            self.connected = True
-            if self._outage_logged:
-                logger.info("hints between replicas are available again")
-                self._outage_logged = False
-            self._received.put({})  # hints that were sent before are lost
-            self._send_unsent(cursor)
-            while not self._closing:
-                if self._unsent.wait(connection):
-                    time.sleep(GATHER_SECONDS)
-                    self._unsent.drain_wakes()
-                    self._send_unsent(cursor)
-                self._receive_arrived(connection)
+    def _check_listening(self, cursor: Any) -> None:
+        """Ask the server whether it would send hints; the question also finds a dead connection.
 
-    def _log_outage(self, error: psycopg2.Error) -> None:
+        Raises:
+            NotListeningError: It would not.
+        """
+        self._execute(cursor, "SELECT %s IN (SELECT pg_listening_channels())", self._channel)
+        if not cursor.fetchone()[0]:
+            raise NotListeningError(
+                "the session no longer listens, as behind a pooler in transaction mode:"
+                " set DATABASE_HINTS=false, or connect without the pooler"
+            )
+
+    def _log_outage(self, error: Exception) -> None:
         """Log only the first failure of an outage, as an attempt follows every second."""
         if not self._outage_logged:
             logger.warning("no hints between replicas: %s", " ".join(str(error).split()))
@@ -244,5 +280,5 @@ def _packed(revisions: dict[str, int]) -> Iterator[str]:
 def _unpacked(payload: str) -> Iterator[tuple[str, int]]:
     for word in payload.split(","):
         task_id, _, revision = word.rpartition(":")
-        if revision.isascii() and revision.isdecimal():
+        if revision.isascii() and revision.isdecimal() and len(revision) <= REVISION_MAX_DIGITS:
             yield task_id, int(revision)

@@ -3,7 +3,6 @@
 CONTRIBUTING.md has the rules that migrations keep for that.
 """
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +16,14 @@ from psycopg2.errors import LockNotAvailable
 
 from storage.errors import StorageConfigError, StorageUnavailableError, storage_errors
 from storage.postgresql.connection import PostgresDatabase, connection_params, lock_key
+from storage.postgresql.pooler import refused_options, require_search_path
 from storage.schema import MIGRATIONS
 
 LOCK_POLL_SECONDS = 0.2
-# In the options of a connection; a space in a value is escaped.
-SEARCH_PATH = re.compile(r"(?:^|\s)(?:-c\s*|--)search[_-]path=((?:\\.|[^\s\\])*)", re.IGNORECASE)
+OPTIONS_ADVICE = (
+    "a pooler refuses the options of DATABASE_URL: set them for the role instead"
+    " (ALTER ROLE ... SET), or connect without the pooler"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,9 @@ def migrate(
     """
     params = connection_params(database_url)
     db = PostgresDatabase(params)
-    with storage_errors(), db.connection_context():
+    with storage_errors(), refused_options(OPTIONS_ADVICE), db.connection_context():
         _require_utf8(db)
-        _require_search_path(db, params.get("options", ""))
+        require_search_path(db, params.get("options", ""))
         runner = Runner(db, str(migrations))
         if not _pending(runner):
             return []
@@ -70,23 +72,6 @@ def _require_utf8(db: Database) -> None:
     ((encoding,),) = db.execute_sql("SHOW server_encoding").fetchall()
     if encoding != "UTF8":
         raise StorageConfigError(f"the database must have the encoding UTF8, not {encoding}")
-
-
-def _require_search_path(db: Database, options: str) -> None:
-    """Refuse a database that ignores the schema of the URL: two accounts would share one table."""
-    requested = SEARCH_PATH.findall(options)
-    if not requested:
-        return
-    expected = re.sub(r"\\(.)", r"\1", requested[-1])
-    ((found, schema),) = db.execute_sql(
-        "SELECT current_setting('search_path'), current_schema()"
-    ).fetchall()
-    if "".join(found.split()) != "".join(expected.split()):
-        raise StorageConfigError(
-            f"DATABASE_URL asks for the search_path {expected}, but the server uses {found}"
-            f" (schema {schema}): a pooler in between drops options; set the search_path of the"
-            " role instead (ALTER ROLE ... SET search_path), or connect without the pooler"
-        )
 
 
 def _pending(runner: Any) -> list[Any]:

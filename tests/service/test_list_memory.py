@@ -20,7 +20,7 @@ from storage.task import Task
 from tests.support.databases import change
 from tests.support.killing import Victim
 from tests.support.memory import resident_mib
-from tests.support.storing import NO_LIMIT, new, stored
+from tests.support.storing import new, stored
 from tests.support.waiting import DEADLINE_SECONDS
 
 MIB = 1 << 20
@@ -39,7 +39,7 @@ LISTS = 64
 async def filled(database_url: str) -> str:
     """A database with 200 tasks whose prompts are as long as they may be: 8 MB."""
     store = open_store(database_url)
-    await asyncio.gather(*(store.create(task, NO_LIMIT) for task in TASKS))
+    await stored(store, *TASKS)
     await store.close()
     return database_url
 

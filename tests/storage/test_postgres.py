@@ -2,17 +2,12 @@
 
 import asyncio
 import signal
-import socket
-import socketserver
-import struct
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg2
@@ -28,7 +23,6 @@ from service.purge import Purger
 from storage.errors import StorageConfigError, StorageUnavailableError
 from storage.opening import open_store
 from storage.postgresql.connection import PostgresDatabase, connection_params, lock_key
-from storage.postgresql.migrate import migrate
 from storage.task import Stage, Status
 from tests.support.databases import change, rows
 from tests.support.harness import serving
@@ -37,8 +31,6 @@ from tests.support.postgres import Cluster
 from tests.support.prompts import STUCK
 from tests.support.storing import NO_LIMIT, NOW, new, stored
 from tests.support.waiting import eventually
-
-PROTOCOL_3 = struct.pack("!I", 3 << 16)
 
 
 def run(url: str, *statements: str) -> None:
@@ -53,86 +45,6 @@ async def test_a_database_without_utf_8_is_refused(cluster: Cluster, encoding: s
     run(cluster.url, f"CREATE DATABASE narrow ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")
     with pytest.raises(StorageConfigError, match=f"must have the encoding UTF8, not {encoding}"):
         open_store(f"{cluster.url.rpartition('/')[0]}/narrow")
-
-
-class _OptionsDropped(socketserver.BaseRequestHandler):
-    """A connection through a pooler that drops the `options` of a connection."""
-
-    def handle(self) -> None:
-        client: socket.socket = self.request
-        start = self._start(client)
-        while start[4:8] != PROTOCOL_3:  # the client asks for encryption first
-            client.sendall(b"N")
-            start = self._start(client)
-        words = start[8:].split(b"\0")
-        pairs = [
-            p for p in zip(words[::2], words[1::2], strict=False) if p[0] not in {b"options", b""}
-        ]
-        kept = PROTOCOL_3 + b"".join(b"%s\0%s\0" % pair for pair in pairs) + b"\0"
-        with socket.create_connection(self.server.target) as server:  # type: ignore[attr-defined]
-            server.sendall(struct.pack("!I", len(kept) + 4) + kept)
-            back = threading.Thread(target=self._copy, args=(server, client))
-            back.start()
-            self._copy(client, server)
-            back.join()
-
-    @staticmethod
-    def _start(client: socket.socket) -> bytes:
-        size = client.recv(4, socket.MSG_WAITALL)
-        return size + client.recv(struct.unpack("!I", size)[0] - 4, socket.MSG_WAITALL)
-
-    @staticmethod
-    def _copy(source: socket.socket, target: socket.socket) -> None:
-        while data := source.recv(65_536):
-            target.sendall(data)
-        target.shutdown(socket.SHUT_WR)
-
-
-@contextmanager
-def pooler_without_options(url: str) -> Iterator[str]:
-    """Return the URL of a database through such a pooler."""
-    parts = urlsplit(url)
-    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), _OptionsDropped)
-    server.target = (parts.hostname, parts.port)  # type: ignore[attr-defined]
-    threading.Thread(target=server.serve_forever).start()
-    user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-    yield parts._replace(netloc=f"{user}127.0.0.1:{server.server_address[1]}").geturl()
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_pooler_that_ignores_the_schema_of_the_url_is_refused_before_anything_is_created(
-    postgresql_url: str,
-) -> None:
-    tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
-    before = rows(postgresql_url, tables)
-    with (
-        pooler_without_options(postgresql_url) as url,
-        pytest.raises(
-            StorageConfigError, match=r"asks for the search_path \w+, but .*schema public"
-        ),
-    ):
-        migrate(url)
-    assert rows(postgresql_url, tables) == before
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        "-csearch_path%3D{}",
-        "-c%20search_path%3D{}",
-        "--search_path%3D{}",
-        "-csearch_path%3D{},public",
-        "-csearch_path%3D{},%5C%20public",
-        "-cwork_mem%3D1MB%20-c%20search_path%3D{}",
-    ],
-)
-def test_the_schema_of_the_url_is_used_however_it_is_written(
-    postgresql_url: str, options: str
-) -> None:
-    url, _, schema = postgresql_url.rpartition("-csearch_path%3D")
-    migrate(url + options.format(schema))
-    assert rows(postgresql_url, "SELECT count(*) FROM tasks") == [(0,)]
 
 
 async def test_the_encoding_of_the_environment_does_not_matter(
