@@ -51,6 +51,7 @@ class Engine(Protocol):
     sql: Statements
     touch: str  # a statement that changes nothing, but fails if the database cannot be written to
     writer: Worker
+    origin: str  # which file this is; "" if its statements read it
 
     @property
     def db(self) -> Database:

@@ -57,6 +57,19 @@ def migrate(database_url: str) -> list[str]:
     return sqlite.migrate(_path(database_url))
 
 
+def begin_history(database_url: str) -> None:
+    """Begin a new history of changes: streams of all changes have to start over.
+
+    Raises:
+        StorageConfigError: The URL is of no supported kind, or another process uses the file.
+        StorageUnavailableError: The database cannot be reached.
+    """
+    if is_postgres(database_url):
+        postgres_migrations.begin_history(database_url)
+    else:
+        sqlite.begin_history(_path(database_url))
+
+
 def _path(database_url: str) -> Path:
     path = sqlite.sqlite_path(database_url)
     if path is None:

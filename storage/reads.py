@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
+from storage.changes import ChangePage, Changes, Position
 from storage.engine import Engine, Row
 from storage.observed import Observe, Observed
 from storage.pages import ListFilter, read_page
@@ -23,6 +25,7 @@ class Reads:
         self._observe = observe
         self._recent = RecentTasks(0 if engine.shared else MAX_BYTES)
         self._sql = engine.sql
+        self._changes = Changes(engine, partial(self._all, "changes"))
 
     async def get(self, task_id: str) -> Task | None:
         """Return the newest committed snapshot of a task."""
@@ -83,6 +86,16 @@ class Reads:
         )
         self._recent.update(tasks)
         return tasks
+
+    async def changes(self, caller: str | None, after: Position, limit: int) -> ChangePage:
+        """Return the newest change of each task that changed after a position, in their order.
+
+        Args:
+            caller: Whose tasks; None for those of all callers.
+            after: Where to continue; START reads all tasks.
+            limit: How many changes to return at most.
+        """
+        return await self._changes.page(caller, after, limit)
 
     async def newest_ended(self, before: float, limit: int) -> list[Task]:
         """Return the tasks that ended last, newest first, of those that ended before a time."""

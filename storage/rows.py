@@ -9,7 +9,12 @@ from storage.known import LANES, STAGES, STATUSES, Known
 from storage.schema import TaskRow
 from storage.task import Artifact, Failure, Status, Task
 
-COLUMNS = tuple(TaskRow._meta.sorted_fields)  # noqa: SLF001 - Peewee's documented way
+# All but the one that the database assigns.
+COLUMNS = tuple(
+    field
+    for field in TaskRow._meta.sorted_fields  # noqa: SLF001 - Peewee's documented way
+    if field is not TaskRow.change_xid
+)
 FIXED_COLUMNS = 9  # the first columns, up to traceparent, never change
 PAIR = ("url", "mime_type")  # the fields of a stored artifact that are known
 

@@ -15,8 +15,17 @@ from peewee import (
 )
 
 
+class XidField(BigIntegerField):
+    """The number of a change: of a transaction on PostgreSQL, counted by the writer on SQLite."""
+
+    field_type = "XID8"
+
+
 class TaskRow(Model):
-    """A task as it is stored; storage/task.py explains the columns. Times are unix seconds."""
+    """A task as it is stored; storage/task.py explains the columns. Times are unix seconds.
+
+    `change_xid` is no part of a Task: the database assigns it (storage/changes.py).
+    """
 
     id = TextField(primary_key=True)
     caller = TextField()
@@ -48,6 +57,7 @@ class TaskRow(Model):
     candidate_id = TextField(column_name="hinted_id")  # older versions know it by this name
     setbacks = IntegerField()
     version = BigIntegerField()
+    change_xid = XidField(constraints=[SQL("DEFAULT '0'")])
 
     class Meta:
         table_name = "tasks"
@@ -57,6 +67,7 @@ class TaskRow(Model):
             (("caller", "create_time", "id"), False),
             (("caller", "prompt_id", "create_time", "id"), False),
             (("caller", "status", "create_time", "id"), False),
+            (("caller", "model", "create_time", "id"), False),
         )
 
 
@@ -82,6 +93,9 @@ TaskRow.add_index(
     where=cast("Any", SQL("failure_reason = 'CANCELLED' AND lane IS NULL")),
     name="tasks_cancelled",
 )
+# Finds what changed after a position, of all callers and of one.
+TaskRow.add_index(TaskRow.change_xid, TaskRow.id, name="tasks_changes")
+TaskRow.add_index(TaskRow.caller, TaskRow.change_xid, TaskRow.id, name="tasks_caller_changes")
 
 
 class SlotRow(Model):
@@ -127,5 +141,19 @@ class HoldRow(Model):
         legacy_table_names = False
 
 
-TABLES = [TaskRow, SlotRow, SecretRow, HoldRow]
+class PurgeRow(Model):
+    """The newest position of the deleted tasks of a caller.
+
+    A stream that stopped before it can never have all changes.
+    """
+
+    caller = TextField(primary_key=True)
+    change_xid = XidField()
+
+    class Meta:
+        table_name = "purges"
+        legacy_table_names = False
+
+
+TABLES = [TaskRow, SlotRow, SecretRow, HoldRow, PurgeRow]
 MIGRATIONS = Path(__file__).parent / "migrations"

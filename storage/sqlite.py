@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from playhouse.migrations import Runner
 
 from storage.engine import TIMEOUTS, DatabaseTimeouts, Row
 from storage.errors import StorageConfigError, storage_errors
+from storage.history import SQLITE_HORIZON, settle_history
 from storage.known import Known
 from storage.mounts import network_file_system
+from storage.rows import COLUMNS, FIXED_COLUMNS
 from storage.schema import MIGRATIONS
 from storage.sqlite_files import SqliteFiles
 from storage.statements import Statements
@@ -27,6 +30,7 @@ from storage.threads import ThreadState, state_of
 from storage.worker import LISTS_MAX_JOBS, Worker
 
 SQLITE_PREFIX = "sqlite:///"
+REVISION = [column.name for column in COLUMNS].index("revision") - FIXED_COLUMNS  # in a change
 TOUCH = "PRAGMA user_version = 1"  # the smallest write that needs disk space
 RETIRED_VERSION = 2  # the tasks of the file were imported into another database
 IMPORTED_VERSION = 3  # and all of them have been imported there
@@ -52,6 +56,13 @@ def migrate(path: Path, migrations: Path = MIGRATIONS) -> list[str]:
         return applied
 
 
+def begin_history(path: Path) -> None:
+    """Begin a new history of changes; the errors are those of `migrate`."""
+    with storage_errors(), exclusive_database(path) as db:
+        Runner(db, str(MIGRATIONS)).up()
+        settle_history(db, _origin(path), new=True)
+
+
 @contextmanager
 def exclusive_database(path: Path) -> Iterator[SqliteDatabase]:
     """Open a database that no service uses, and keep services off it."""
@@ -71,6 +82,7 @@ class SqliteEngine:
 
     def __init__(self, path: Path, timeouts: DatabaseTimeouts, known: Known) -> None:
         self._files = SqliteFiles(path)
+        self.origin = _origin(path)
         self.db = _database(path, timeouts)
         self._reads = _database(path, timeouts, query_only=1)
         try:
@@ -108,6 +120,8 @@ class SqliteEngine:
                     f"{self.db.database} was imported into PostgreSQL, where its tasks continue"
                 )
             Runner(self.db, str(MIGRATIONS)).up()
+            settle_history(self.db, self.origin)
+            self._numbers = count(self.db.execute_sql(f"SELECT {SQLITE_HORIZON}").fetchone()[0])
             self.db.close()
             self._reads.connect()
             self._files.watch()
@@ -175,7 +189,8 @@ class SqliteEngine:
 
     def insert(self, rows: Sequence[Row]) -> list[bool]:
         sql = self.sql.tasks.insert
-        return [bool(self.db.execute_sql(sql, row).rowcount) for row in rows]
+        numbers = self._numbers
+        return [bool(self.db.execute_sql(sql, (*row, next(numbers))).rowcount) for row in rows]
 
     def find_requests(self, requests: Sequence[tuple[str, str]]) -> list[Row]:
         sql = self.sql.tasks.find_request
@@ -183,8 +198,13 @@ class SqliteEngine:
         return [row for row in found if row is not None]
 
     def save(self, changes: Sequence[Row]) -> list[bool]:
-        sql = self.sql.tasks.save
-        return [bool(self.db.execute_sql(sql, change).rowcount) for change in changes]
+        return [self._save(change) for change in changes]
+
+    def _save(self, change: Row) -> bool:
+        """Store a change, with a new number if it has a new revision."""
+        *columns, task_id, version = change
+        row = (*columns, columns[REVISION], next(self._numbers), task_id, version)
+        return bool(self.db.execute_sql(self.sql.tasks.save, row).rowcount)
 
     def lock(self, task_ids: Sequence[str], lane: str, now: float) -> list[Row]:
         sql = self.sql.claims.lock
@@ -208,6 +228,10 @@ class _Sqlite(SqliteDatabase):
         """
         if self.connection().in_transaction:  # type: ignore[no-untyped-call] # peewee's stub
             super().rollback()
+
+
+def _origin(path: Path) -> str:
+    return str(path.stat().st_ino)  # a file that was copied is another one
 
 
 def _database(path: Path, timeouts: DatabaseTimeouts, **pragmas: int) -> SqliteDatabase:

@@ -93,8 +93,15 @@ class TaskStatements:
         self.newest_ended = text(ended.order_by(row.complete_time.desc()).limit(arg))
 
         current = (row.id == arg) & (row.version == arg)
-        self.insert = text(row.insert_many([[arg] * len(COLUMNS)], fields=COLUMNS)) + KNOWN_REQUEST
-        self.save = text(row.update(dict.fromkeys(COLUMNS[FIXED_COLUMNS:], arg)).where(current))
+        inserted: tuple[Any, ...] = COLUMNS
+        changed: dict[Any, Any] = dict.fromkeys(COLUMNS[FIXED_COLUMNS:], arg)
+        if not printer.locks_rows:  # PostgreSQL numbers changes by triggers
+            inserted += (row.change_xid,)
+            changed[row.change_xid] = Case(None, [(row.revision == arg, row.change_xid)], arg)
+        self.insert = (
+            text(row.insert_many([[arg] * len(inserted)], fields=inserted)) + KNOWN_REQUEST
+        )
+        self.save = text(row.update(changed).where(current))
         self.postpone = text(row.update({row.due_time: arg}).where(row.id == arg))
         self.renew = text(row.update({row.due_time: arg}).where(current))
 

@@ -30,6 +30,7 @@ class Store(Reads):
 
     Attributes:
         written_time: When the database was last written to, by the monotonic clock.
+        on_change: Called in the event loop after a commit of new tasks or visible changes.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Store(Reads):
         super().__init__(engine, observe)
         self._ping_seconds = ping_seconds
         self.written_time = time.monotonic()
+        self.on_change: Callable[[], None] = _ignore_change
         self._creations = Creations(engine)
         self._saves = Saves(engine, self._creations.moved)
         self._slots = Slots(engine)
@@ -99,6 +101,7 @@ class Store(Reads):
         )
         if saved and saved.revision > before.revision:
             self._engine.hint([saved])
+            self.on_change()
         return saved
 
     async def claim(self, lane: Lane, now: float, limit: int, move: Move, quota: Quota) -> Claim:
@@ -127,6 +130,7 @@ class Store(Reads):
         )
         if claim.tasks:
             self._engine.hint(claim.tasks)
+            self.on_change()
         return claim
 
     async def renew(self, tasks: Iterable[Task], due_time: float) -> list[Task]:
@@ -261,6 +265,7 @@ class Store(Reads):
         self.written_time = time.monotonic()
         if not isinstance(result, LimitReached):
             self._recent.keep([result.task])
+            self.on_change()
 
     def _keep_claimed(self, claim: Claim) -> None:
         self._recent.keep(claim.tasks)
@@ -271,6 +276,10 @@ class Store(Reads):
             self._recent.forget(before.id)
         else:
             self._recent.keep([saved])
+
+
+def _ignore_change() -> None:
+    """Do nothing after a change."""
 
 
 def _no_task_changed(result: object) -> None:

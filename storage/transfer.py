@@ -23,7 +23,7 @@ from storage.errors import StorageConfigError, StorageError, storage_errors
 from storage.postgresql.bulk import bulk_insert
 from storage.postgresql.clock import READ_CLOCK
 from storage.postgresql.connection import PostgresDatabase, connection_params, is_postgres
-from storage.postgresql.migrate import migrate
+from storage.postgresql.migrate import begin_history, migrate
 from storage.rows import COLUMNS
 from storage.schema import MIGRATIONS
 from storage.statements import CALLBACKS, IMPORTED_CALLBACKS
@@ -102,6 +102,7 @@ def import_sqlite(path: Path, database_url: str, batch_rows: int = BATCH_ROWS) -
             _import_callback_secret(source, target)
             result = _import_tasks(source, target, batch_rows)
             _compare(source, target, batch_rows)
+            begin_history(database_url)
             if not result.skipped:
                 source.pragma("user_version", sqlite.IMPORTED_VERSION)
             return result

@@ -77,6 +77,7 @@ class PostgresEngine:
     """The database that several processes share; an `Engine`."""
 
     shared = True
+    origin = ""
     touch = "UPDATE slots SET free_time = free_time WHERE false"
 
     def __init__(

@@ -3,6 +3,7 @@
 CONTRIBUTING.md has the rules that migrations keep for that.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +16,12 @@ from playhouse.migrations import Migration, Runner
 from psycopg2.errors import LockNotAvailable
 
 from storage.errors import StorageConfigError, StorageUnavailableError, storage_errors
+from storage.history import POSTGRESQL_ORIGIN, settle_history
 from storage.postgresql.connection import PostgresDatabase, connection_params, lock_key
 from storage.postgresql.pooler import refused_options, require_search_path
 from storage.schema import MIGRATIONS
+
+logger = logging.getLogger(__name__)
 
 LOCK_POLL_SECONDS = 0.2
 OPTIONS_ADVICE = (
@@ -61,10 +65,32 @@ def migrate(
         _require_utf8(db)
         require_search_path(db, params.get("options", ""))
         runner = Runner(db, str(migrations))
-        if not _pending(runner):
-            return []
-        with migration_lock(PostgresDatabase(params), waits):
-            return [_apply(db, runner, migration, waits) for migration in _pending(runner)]
+        applied = []
+        if _pending(runner):
+            with migration_lock(PostgresDatabase(params), waits):
+                applied = [_apply(db, runner, migration, waits) for migration in _pending(runner)]
+        _settle_history(db)
+        return applied
+
+
+def begin_history(database_url: str) -> None:
+    """Begin a new history of changes: streams start over.
+
+    Raises:
+        StorageUnavailableError: The database is unavailable.
+    """
+    migrate(database_url)
+    db = PostgresDatabase(connection_params(database_url))
+    with storage_errors(), db.connection_context():
+        _settle_history(db, new=True)
+
+
+def _settle_history(db: Database, *, new: bool = False) -> None:
+    ((origin,),) = db.execute_sql(f"SELECT {POSTGRESQL_ORIGIN}").fetchall()
+    if settle_history(db, origin, new=new):
+        logger.warning(
+            "the database holds another history of changes: streams of changes start over"
+        )
 
 
 def _require_utf8(db: Database) -> None:

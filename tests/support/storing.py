@@ -120,7 +120,7 @@ FLOATS = [0.0, -1.5, 5e-324, 1e300, 1_800_000_000.123456, 0.1 + 0.2]
 INTEGERS = [0, 1, -1, 2**31 - 1]
 LARGE_INTEGERS = [*INTEGERS, 2**31, 2**53 + 1, 2**63 - 2]
 LARGE = {"revision", "version"}
-INDEXED = {"id", "caller", "request_id", "prompt_id"}  # callers' words, of limited length
+INDEXED = {"id", "caller", "request_id", "prompt_id", "model"}  # of limited length
 HINTS = typing.get_type_hints(Task)
 
 
