@@ -38,7 +38,7 @@ from service.server import serving
 from service.settings import Settings, SettingsError, check_serving, load_settings
 from service.start_line import log_start
 from storage.errors import StorageConfigError, StorageError
-from storage.opening import migrate
+from storage.opening import begin_history, migrate
 from storage.postgresql.connection import is_postgres
 from storage.sqlite import sqlite_path
 from storage.transfer import TransferError, import_sqlite
@@ -76,6 +76,9 @@ def main(arguments: Sequence[str] = ()) -> int:
                 bring_up_to_date(settings)
             case "import":
                 import_tasks(settings, given.source)
+            case "new-epoch":
+                begin_history(settings.database_url.get_secret_value())
+                _print("streams of all changes start over")
             case _:
                 log_start(settings)
                 if is_postgres(database_url := settings.database_url.get_secret_value()):
@@ -104,6 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="python -m service")
     migrating = commands.add_parser("migrate", help="apply the pending migrations of DATABASE_URL")
     migrating.set_defaults(command="migrate", failure="cannot migrate")
+    renewing = commands.add_parser(
+        "new-epoch",
+        help="after DATABASE_URL was restored in place: let streams of changes start over",
+    )
+    renewing.set_defaults(command="new-epoch", failure="cannot begin a new epoch")
     importing = commands.add_parser(
         "import", help="copy all tasks of a SQLite file to the PostgreSQL of DATABASE_URL"
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from providers.kie.http import Timeouts
 from service.agenda import AgendaTimes
+from service.feed import FeedTimes
 from service.files import RECHECK_SECONDS
 from service.follow import FollowTimes
 from service.http import HttpLimits
@@ -58,11 +59,13 @@ class UpkeepBounds:
     Attributes:
         vitals: For what health checks report.
         follow: For following other processes.
+        feed: For streams of all changes.
         purge: For deleting old tasks.
     """
 
     vitals: VitalTimes = field(default_factory=VitalTimes)
     follow: FollowTimes = field(default_factory=FollowTimes)
+    feed: FeedTimes = field(default_factory=FeedTimes)
     purge: PurgeBounds = field(default_factory=PurgeBounds)
 
 

@@ -48,6 +48,7 @@ CODES = {
     "STORAGE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
     "STREAM_EXPIRED": grpc.StatusCode.UNAVAILABLE,
     "SHUTTING_DOWN": grpc.StatusCode.UNAVAILABLE,
+    "RESUME_TOKEN_EXPIRED": grpc.StatusCode.OUT_OF_RANGE,
     "INTERNAL": grpc.StatusCode.INTERNAL,
 }
 RETRY_SECONDS = {

@@ -7,6 +7,7 @@ compared with the database from time to time, in one query.
 import time
 from dataclasses import dataclass
 
+from service.feed import Feed
 from service.hub import Hub
 from storage.store import Store
 
@@ -29,9 +30,10 @@ class FollowTimes:
 class Follower:
     """Publishes what other processes commit."""
 
-    def __init__(self, store: Store, hub: Hub, times: FollowTimes) -> None:
+    def __init__(self, store: Store, hub: Hub, feed: Feed, times: FollowTimes) -> None:
         self._store = store
         self._hub = hub
+        self._feed = feed
         self._times = times
         self._swept = 0.0
 
@@ -43,6 +45,7 @@ class Follower:
         )
         hints = await self._store.wait_for_hints(max(self._swept + pause - time.monotonic(), 0))
         if hints:
+            self._feed.wake()
             await self._catch_up(self._hub.outdated(hints))
         if not hints or time.monotonic() - self._swept >= pause:
             self._swept = time.monotonic()

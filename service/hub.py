@@ -1,16 +1,16 @@
 """The hub: from the poller that saved a snapshot to the streams that watch its task."""
 
 import asyncio
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from service.waiter import Waiter
 from storage.task import Task
 
 
-class Subscription:
+class Subscription(Waiter):
     """One slot that holds the newest snapshot of a task, however slow its reader is.
 
     Attributes:
@@ -21,28 +21,15 @@ class Subscription:
         draining: Whether the process is shutting down.
     """
 
-    __slots__ = (
-        "_deadline",
-        "_timer",
-        "_timer_time",
-        "_waiter",
-        "_wants",
-        "draining",
-        "newest",
-        "put_time",
-        "to_the_end",
-    )
+    __slots__ = ("_wants", "draining", "newest", "put_time", "to_the_end")
 
     def __init__(
         self, *, to_the_end: bool = False, wants: Callable[[Task], bool] | None = None
     ) -> None:
+        super().__init__()
         self.newest: Task | None = None
         self._wants = wants
         self.put_time = 0.0
-        self._waiter: asyncio.Future[None] | None = None
-        self._deadline = math.inf
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_time = math.inf
         self.draining = False
         self.to_the_end = to_the_end
 
@@ -52,12 +39,12 @@ class Subscription:
             self.newest = task
             self.put_time = time.monotonic()
             if self._wants is None or self._wants(task):
-                self._wake()
+                self.wake()
 
     def drain(self) -> None:
         """Tell the reader that nothing more will come."""
         self.draining = True
-        self._wake()
+        self.wake()
 
     async def newer(self, revision: int, timeout: float) -> Task | None:
         """Wait for a snapshot above `revision` that the reader wants, and return the newest one.
@@ -65,19 +52,11 @@ class Subscription:
         Return None after `timeout` seconds without one, or when draining.
         """
         loop = asyncio.get_running_loop()
-        self._deadline = loop.time() + timeout
+        deadline = loop.time() + timeout
         while not self._is_news(revision):
-            if self.draining or loop.time() >= self._deadline:
+            if self.draining or loop.time() >= deadline:
                 return None
-            self._waiter = loop.create_future()
-            # A timer for an earlier deadline is kept, and started again when it fires: a new timer
-            # for every snapshot would cost a tenth of a push.
-            if self._timer is None or self._deadline < self._timer_time:
-                self._start_timer(loop)
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            await self.wait(deadline)
         return self.newest
 
     def _is_news(self, revision: int) -> bool:
@@ -85,27 +64,6 @@ class Subscription:
         if newest is None or newest.revision <= revision:
             return False
         return self._wants is None or self._wants(newest)
-
-    def close(self) -> None:
-        """Cancel the timer, so that nothing stays behind in the event loop."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _start_timer(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.close()
-        self._timer_time = self._deadline
-        self._timer = loop.call_at(self._deadline, self._end_timer, loop)
-
-    def _end_timer(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        if loop.time() >= self._deadline:
-            self._wake()
-        elif self._waiter is not None:
-            self._start_timer(loop)
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class _Topic:

@@ -23,6 +23,8 @@ from service.callbacks import Callbacks
 from service.callers import Callers
 from service.creating import Creator
 from service.events import TaskEvents
+from service.feed import Feed
+from service.feed_metrics import FeedMetrics
 from service.files import RECHECK_SECONDS
 from service.follow import Follower
 from service.forever import forever
@@ -37,6 +39,7 @@ from service.parts import Parts, create_parts, start_background
 from service.polling import Polling, make_polling
 from service.purge import Purger
 from service.reflection import add_reflection
+from service.series import MetricFactory
 from service.servicer import Servicer
 from service.setting_types import webhook_key_in
 from service.settings import Settings
@@ -46,6 +49,7 @@ from service.uploads import Uploads
 from service.vitals import Vitals
 from service.warm_up import warm_answers
 from service.watch import Watcher
+from service.watch_all import ChangeWatcher
 from service.watched_secret import current_secret
 from storage.store import Store
 
@@ -104,7 +108,8 @@ async def serving(
         start_background(boundary.tend(parts.outage_log), stack)
         vitals = Vitals(parts.store, polling.poller, parts.metrics.registry, bounds.upkeep.vitals)
         health = Health(("", SERVICE_NAME), vitals)
-        servicer = _servicer(parts, polling.events, answers, tracing)
+        feed = _feed(parts, stack)
+        servicer = _servicer(parts, polling.events, feed, answers, tracing)
         server = _grpc_server(parts, boundary, servicer, health)
         addresses = Addresses(
             _bind(server, parts, stack),
@@ -112,12 +117,13 @@ async def serving(
             await _start_callbacks(parts, polling.callbacks, stack),
         )
         # From here on the service spends money, so all that may fail comes before.
-        _start_upkeep(parts, health, stack)
+        _start_upkeep(parts, health, feed, stack)
         loop = _start_polling(parts, polling, stack)
         shutdown = Shutdown(
             server,
             boundary,
             parts.hub,
+            feed,
             health,
             poller=polling.poller,
             polling=loop,
@@ -153,14 +159,14 @@ def _shutdown_times(parts: Parts, *, is_traced: bool) -> ShutdownTimes:
     return ShutdownTimes(settings.drain_delay_seconds, settings.shutdown_seconds, grace)
 
 
-def _start_upkeep(parts: Parts, health: Health, stack: AsyncExitStack) -> None:
+def _start_upkeep(parts: Parts, health: Health, feed: Feed, stack: AsyncExitStack) -> None:
     """Start what watches this process, what follows others, and what deletes old tasks."""
     bounds = parts.bounds.upkeep
     check_seconds = bounds.vitals.check_seconds
     checks = forever(health.run_once, "health check", check_seconds, parts.outage_log)
     start_background(checks, stack)
     if parts.store.shared:
-        follower = Follower(parts.store, parts.hub, bounds.follow)
+        follower = Follower(parts.store, parts.hub, feed, bounds.follow)
         start_background(forever(follower.run_once, "follower", 0, parts.outage_log), stack)
     purger = Purger(parts.store, parts.settings.task_retention_seconds, bounds.purge)
     pause_seconds = bounds.purge.pause_seconds
@@ -170,8 +176,16 @@ def _start_upkeep(parts: Parts, health: Health, stack: AsyncExitStack) -> None:
 # --- gRPC ---
 
 
+def _feed(parts: Parts, stack: AsyncExitStack) -> Feed:
+    """Start reading the changes for the streams that have all of them."""
+    metrics = FeedMetrics(MetricFactory(parts.metrics.registry))
+    feed = Feed(parts.store, metrics, parts.bounds.upkeep.feed)
+    start_background(forever(feed.run_once, "feed", 0, parts.outage_log), stack)
+    return feed
+
+
 def _servicer(
-    parts: Parts, events: TaskEvents, answers: Answers, tracing: "Tracing | None"
+    parts: Parts, events: TaskEvents, feed: Feed, answers: Answers, tracing: "Tracing | None"
 ) -> Servicer:
     settings, store = parts.settings, parts.store
     return Servicer(
@@ -200,6 +214,13 @@ def _servicer(
             heartbeat_seconds=settings.watch_heartbeat_seconds,
             max_age_seconds=settings.watch_max_age_seconds,
             open_streams=parts.limited_calls.watches,
+        ),
+        change_watcher=ChangeWatcher(
+            store,
+            feed,
+            open_streams=parts.limited_calls.watches,
+            heartbeat_seconds=settings.watch_heartbeat_seconds,
+            max_age_seconds=settings.watch_max_age_seconds,
         ),
         uploads=Uploads(
             parts.provider,

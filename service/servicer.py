@@ -17,6 +17,7 @@ from service.pages import Pages, list_filter, page_token, read_page_token
 from service.rules import check_task_id
 from service.uploads import Uploads
 from service.watch import Watcher
+from service.watch_all import ChangeWatcher, ChangeWriter, change_filter
 from storage.store import Store
 from storage.task import Stage, Task
 
@@ -37,6 +38,7 @@ class Servicer(GenerationServiceServicer):
         events: TaskEvents,
         creator: Creator,
         watcher: Watcher,
+        change_watcher: ChangeWatcher,
         uploads: Uploads,
         pages: Pages,
         limited_calls: LimitedCalls,
@@ -46,6 +48,7 @@ class Servicer(GenerationServiceServicer):
         self._events = events
         self._creator = creator
         self._watcher = watcher
+        self._change_watcher = change_watcher
         self._uploads = uploads
         self._pages = pages
         self._limited_calls = limited_calls
@@ -78,6 +81,16 @@ class Servicer(GenerationServiceServicer):
             request.task_id,
             request.after_revision,
             lambda task: context.write(self._answers.of(task)),
+        )
+
+    async def WatchTasks(  # type: ignore[override] # noqa: N802
+        self, request: pb.WatchTasksRequest, context: Context
+    ) -> None:
+        """Write the changes of the caller's tasks."""
+        which = change_filter(request)
+        writer = ChangeWriter(context.write, self._answers, self._store.now)
+        await self._change_watcher.watch(
+            which, request.resume_token, writer, from_now=request.from_now
         )
 
     async def UploadFile(  # noqa: N802

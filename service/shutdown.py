@@ -12,6 +12,7 @@ import grpc
 import structlog
 
 from service.bounds import Grace
+from service.feed import Feed
 from service.health import Health
 from service.hub import Hub
 from service.interceptor import Boundary
@@ -58,6 +59,7 @@ class Shutdown:
         server: grpc.aio.Server,
         boundary: Boundary,
         hub: Hub,
+        feed: Feed,
         health: Health,
         *,
         poller: Poller,
@@ -69,7 +71,8 @@ class Shutdown:
         Args:
             server: Refuses calls after the drain delay.
             boundary: Knows the calls in progress.
-            hub: Ends watches, and the waits of CreateTask.
+            hub: Ends watches of tasks, and the waits of CreateTask.
+            feed: Ends streams of all changes.
             health: Reports first that calls will be refused soon.
             poller: Starts no requests after the drain delay.
             polling: Its loop.
@@ -78,6 +81,7 @@ class Shutdown:
         self._server = server
         self._boundary = boundary
         self._hub = hub
+        self._feed = feed
         self._health = health
         self._poller = poller
         self._polling = polling
@@ -91,6 +95,7 @@ class Shutdown:
         await asyncio.sleep(times.drain_delay_seconds)
         self._health.close()
         self._hub.drain()
+        self._feed.drain()
         self._poller.stop()
         await asyncio.gather(self._end_calls(), self._end_polling())
 

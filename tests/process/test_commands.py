@@ -1,4 +1,4 @@
-"""`python -m service migrate` and `import`, as processes."""
+"""`python -m service migrate`, `new-epoch` and `import`, as processes."""
 
 import asyncio
 import re
@@ -11,6 +11,7 @@ from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from service.__main__ import main
 from service.leases import LeaseTimes
+from storage.changes import START
 from storage.opening import open_store
 from storage.schema import MIGRATIONS
 from tests.support.databases import change, rows
@@ -65,6 +66,22 @@ async def test_migrate_refuses_a_file_that_a_service_uses(tmp_path: Path) -> Non
     assert (code, printed) == (2, "")
     assert "cannot migrate" in log
     assert "generation.db is in use by another process" in log
+
+
+# --- new-epoch ---
+
+
+async def test_new_epoch_lets_streams_of_changes_start_over(
+    tmp_path: Path, database_url: str
+) -> None:
+    epochs = []
+    for _ in range(2):
+        store = open_store(database_url)
+        epochs.append((await store.changes("c", START, 1)).epoch)
+        await store.close()
+        code, printed, _ = await run(tmp_path, "new-epoch", database_url=database_url)
+        assert (code, printed) == (0, "streams of all changes start over\n")
+    assert epochs[0] != epochs[1]
 
 
 @pytest.mark.parametrize("arguments", [("migrate",), ("import", "sqlite:///generation.db")])

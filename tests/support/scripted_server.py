@@ -37,6 +37,8 @@ from kie_generation.generated.generation.v1.generation_pb2 import (
     UploadFileResponse,
     WatchTaskRequest,
     WatchTaskResponse,
+    WatchTasksRequest,
+    WatchTasksResponse,
 )
 from kie_generation.generated.generation.v1.generation_pb2_grpc import (
     GenerationServiceServicer,
@@ -104,7 +106,7 @@ class ScriptedService(GenerationServiceServicer):
 
     def __init__(self) -> None:
         self.answers: deque[Any] = deque()
-        self.streams: deque[list[GenerationTask | Failure | Silence]] = deque()
+        self.streams: deque[list[GenerationTask | WatchTasksResponse | Failure | Silence]] = deque()
         self.requests: list[Any] = []
         self.times: list[float] = []
         self.metadata: list[dict[str, str | bytes]] = []
@@ -147,6 +149,18 @@ class ScriptedService(GenerationServiceServicer):
     async def WatchTask(
         self, request: WatchTaskRequest, context: Context
     ) -> AsyncIterator[WatchTaskResponse]:
+        async for step in self._steps(request, context):
+            assert isinstance(step, GenerationTask)
+            yield WatchTaskResponse(task=step)
+
+    async def WatchTasks(
+        self, request: WatchTasksRequest, context: Context
+    ) -> AsyncIterator[WatchTasksResponse]:
+        async for step in self._steps(request, context):
+            assert isinstance(step, WatchTasksResponse)
+            yield step
+
+    async def _steps(self, request: Any, context: Context) -> AsyncIterator[Any]:
         self._keep(request, context)
         for step in self.streams.popleft():
             if isinstance(step, Silence):
@@ -154,8 +168,7 @@ class ScriptedService(GenerationServiceServicer):
             elif isinstance(step, Failure):
                 await step.abort(context)
             else:
-                assert isinstance(step, GenerationTask)
-                yield WatchTaskResponse(task=step)
+                yield step
 
     async def UploadFile(
         self, requests: AsyncIterator[UploadFileRequest], context: Context

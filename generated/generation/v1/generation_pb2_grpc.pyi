@@ -119,6 +119,22 @@ class GenerationServiceStub:
     provider cannot cancel a task, and a result that is paid for is kept), SHUTTING_DOWN (UNAVAILABLE: during an upgrade, this
     server is older than the task; retry).
     """
+    WatchTasks: _grpc.UnaryStreamMultiCallable[_generation_pb2.WatchTasksRequest, _generation_pb2.WatchTasksResponse]
+    """Streams the changes of all tasks of the caller. Without a resume_token, the stream starts with all existing tasks, the
+    one that changed longest ago first; with one, it starts with everything that has changed since, on any replica. Then
+    comes a bookmark with initial_done, then every change. The stream never ends with OK.
+
+    Every message has a resume_token: store the one of the last message that was handled. Changes are delivered at least
+    once. The revisions of a task never decrease, and the newest snapshot of each task is always delivered; snapshots in
+    between may be skipped. There is no order between different tasks. A bookmark follows each burst of changes, and is
+    sent every WATCH_HEARTBEAT_SECONDS (20 by default).
+
+    Reconnecting: as for WatchTask, with the last resume_token received.
+
+    Errors: INVALID_PARAMS (the resume_token is damaged, or comes from another caller or filter), RESUME_TOKEN_EXPIRED
+    (start again without a token), RATE_LIMITED (too many open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN
+    (UNAVAILABLE: reconnect with the last resume_token received).
+    """
 
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
@@ -187,6 +203,22 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     Errors: INVALID_PARAMS, TASK_NOT_FOUND, ALREADY_SUBMITTED (the task was or may have been sent, or it has ended. The
     provider cannot cancel a task, and a result that is paid for is kept), SHUTTING_DOWN (UNAVAILABLE: during an upgrade, this
     server is older than the task; retry).
+    """
+    WatchTasks: _aio.UnaryStreamMultiCallable[_generation_pb2.WatchTasksRequest, _generation_pb2.WatchTasksResponse]  # type: ignore[assignment]
+    """Streams the changes of all tasks of the caller. Without a resume_token, the stream starts with all existing tasks, the
+    one that changed longest ago first; with one, it starts with everything that has changed since, on any replica. Then
+    comes a bookmark with initial_done, then every change. The stream never ends with OK.
+
+    Every message has a resume_token: store the one of the last message that was handled. Changes are delivered at least
+    once. The revisions of a task never decrease, and the newest snapshot of each task is always delivered; snapshots in
+    between may be skipped. There is no order between different tasks. A bookmark follows each burst of changes, and is
+    sent every WATCH_HEARTBEAT_SECONDS (20 by default).
+
+    Reconnecting: as for WatchTask, with the last resume_token received.
+
+    Errors: INVALID_PARAMS (the resume_token is damaged, or comes from another caller or filter), RESUME_TOKEN_EXPIRED
+    (start again without a token), RATE_LIMITED (too many open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN
+    (UNAVAILABLE: reconnect with the last resume_token received).
     """
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -289,6 +321,28 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: INVALID_PARAMS, TASK_NOT_FOUND, ALREADY_SUBMITTED (the task was or may have been sent, or it has ended. The
         provider cannot cancel a task, and a result that is paid for is kept), SHUTTING_DOWN (UNAVAILABLE: during an upgrade, this
         server is older than the task; retry).
+        """
+
+    @_abc_1.abstractmethod
+    def WatchTasks(
+        self,
+        request: _generation_pb2.WatchTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_generation_pb2.WatchTasksResponse], _abc.AsyncIterator[_generation_pb2.WatchTasksResponse]]:
+        """Streams the changes of all tasks of the caller. Without a resume_token, the stream starts with all existing tasks, the
+        one that changed longest ago first; with one, it starts with everything that has changed since, on any replica. Then
+        comes a bookmark with initial_done, then every change. The stream never ends with OK.
+
+        Every message has a resume_token: store the one of the last message that was handled. Changes are delivered at least
+        once. The revisions of a task never decrease, and the newest snapshot of each task is always delivered; snapshots in
+        between may be skipped. There is no order between different tasks. A bookmark follows each burst of changes, and is
+        sent every WATCH_HEARTBEAT_SECONDS (20 by default).
+
+        Reconnecting: as for WatchTask, with the last resume_token received.
+
+        Errors: INVALID_PARAMS (the resume_token is damaged, or comes from another caller or filter), RESUME_TOKEN_EXPIRED
+        (start again without a token), RATE_LIMITED (too many open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN
+        (UNAVAILABLE: reconnect with the last resume_token received).
         """
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -177,6 +177,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL: a bug. It is logged with the id in the message."""
     ERROR_REASON_MODEL_NOT_ALLOWED: _ErrorReason.ValueType  # 24
     """PERMISSION_DENIED: the caller may not use this model. Use another model, or ask the operator."""
+    ERROR_REASON_RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 25
+    """OUT_OF_RANGE: changes since the resume_token are missing, because tasks were deleted or the database was restored. Start
+    again without a token.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """What went wrong with a call (google.rpc.ErrorInfo.reason, without the prefix) or with a task (TaskFailure.reason)."""
@@ -245,6 +249,10 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 23
 """INTERNAL: a bug. It is logged with the id in the message."""
 ERROR_REASON_MODEL_NOT_ALLOWED: ErrorReason.ValueType  # 24
 """PERMISSION_DENIED: the caller may not use this model. Use another model, or ask the operator."""
+ERROR_REASON_RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 25
+"""OUT_OF_RANGE: changes since the resume_token are missing, because tasks were deleted or the database was restored. Start
+again without a token.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
@@ -567,6 +575,9 @@ class ListTasksRequest(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CREATED_AFTER_FIELD_NUMBER: _builtins.int
+    CREATED_BEFORE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     prompt_id: _builtins.str
     """If it is set, only tasks with this prompt_id, 1-255 characters."""
     status: Global___TaskStatus.ValueType
@@ -577,6 +588,16 @@ class ListTasksRequest(_message.Message):
     """
     page_token: _builtins.str
     """The next_page_token of the previous page; the filter must be the same. Empty for the first page."""
+    model: _builtins.str
+    """If it is set, only tasks of this model, 1-128 characters."""
+    @_builtins.property
+    def created_after(self) -> _timestamp_pb2.Timestamp:
+        """If it is set, only tasks created at this time or later."""
+
+    @_builtins.property
+    def created_before(self) -> _timestamp_pb2.Timestamp:
+        """If it is set, only tasks created before this time."""
+
     def __init__(
         self,
         *,
@@ -584,10 +605,13 @@ class ListTasksRequest(_message.Message):
         status: Global___TaskStatus.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        created_after: _timestamp_pb2.Timestamp | None = ...,
+        created_before: _timestamp_pb2.Timestamp | None = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "prompt_id", b"prompt_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "prompt_id", b"prompt_id", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -666,6 +690,106 @@ class CancelTaskResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelTaskResponse: _TypeAlias = CancelTaskResponse  # noqa: Y015
+
+@_typing.final
+class WatchTasksRequest(_message.Message):
+    """Selects the changes to stream, and where to start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_ID_FIELD_NUMBER: _builtins.int
+    ENDED_ONLY_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    FROM_NOW_FIELD_NUMBER: _builtins.int
+    prompt_id: _builtins.str
+    """If it is set, only tasks with this prompt_id, 1-255 characters."""
+    ended_only: _builtins.bool
+    """Whether to stream only tasks that have ended."""
+    resume_token: _builtins.str
+    """The resume_token of the last message that was handled; the filter must be the same. Empty to start with all tasks."""
+    from_now: _builtins.bool
+    """Without a resume_token: whether to skip the existing tasks, and stream only what changes from now on."""
+    def __init__(
+        self,
+        *,
+        prompt_id: _builtins.str = ...,
+        ended_only: _builtins.bool = ...,
+        resume_token: _builtins.str = ...,
+        from_now: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_only", b"ended_only", "from_now", b"from_now", "prompt_id", b"prompt_id", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTasksRequest: _TypeAlias = WatchTasksRequest  # noqa: Y015
+
+@_typing.final
+class WatchTasksResponse(_message.Message):
+    """A change, or a bookmark."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    BOOKMARK_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Where to resume after this message."""
+    @_builtins.property
+    def task(self) -> Global___GenerationTask:
+        """The newest snapshot of a task that has changed."""
+
+    @_builtins.property
+    def bookmark(self) -> Global___Bookmark:
+        """Everything that happened before it was delivered."""
+
+    def __init__(
+        self,
+        *,
+        task: Global___GenerationTask | None = ...,
+        bookmark: Global___Bookmark | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "event", b"event", "task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "event", b"event", "resume_token", b"resume_token", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["task", "bookmark"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WatchTasksResponse: _TypeAlias = WatchTasksResponse  # noqa: Y015
+
+@_typing.final
+class Bookmark(_message.Message):
+    """A position in the stream, without a change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INITIAL_DONE_FIELD_NUMBER: _builtins.int
+    READ_TIME_FIELD_NUMBER: _builtins.int
+    initial_done: _builtins.bool
+    """Whether this bookmark ends the initial part of the stream: all existing tasks, or all changes since the resume_token,
+    were delivered.
+    """
+    @_builtins.property
+    def read_time(self) -> _timestamp_pb2.Timestamp:
+        """When the server sent it."""
+
+    def __init__(
+        self,
+        *,
+        initial_done: _builtins.bool = ...,
+        read_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read_time", b"read_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["initial_done", b"initial_done", "read_time", b"read_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Bookmark: _TypeAlias = Bookmark  # noqa: Y015
 
 @_typing.final
 class ProviderParams(_message.Message):

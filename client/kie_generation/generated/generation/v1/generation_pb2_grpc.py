@@ -68,6 +68,11 @@ class GenerationServiceStub:
                 request_serializer=generation_dot_v1_dot_generation__pb2.CancelTaskRequest.SerializeToString,
                 response_deserializer=generation_dot_v1_dot_generation__pb2.CancelTaskResponse.FromString,
                 _registered_method=True)
+        self.WatchTasks = channel.unary_stream(
+                '/generation.v1.GenerationService/WatchTasks',
+                request_serializer=generation_dot_v1_dot_generation__pb2.WatchTasksRequest.SerializeToString,
+                response_deserializer=generation_dot_v1_dot_generation__pb2.WatchTasksResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer:
@@ -160,6 +165,26 @@ class GenerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchTasks(self, request, context):
+        """Streams the changes of all tasks of the caller. Without a resume_token, the stream starts with all existing tasks, the
+        one that changed longest ago first; with one, it starts with everything that has changed since, on any replica. Then
+        comes a bookmark with initial_done, then every change. The stream never ends with OK.
+
+        Every message has a resume_token: store the one of the last message that was handled. Changes are delivered at least
+        once. The revisions of a task never decrease, and the newest snapshot of each task is always delivered; snapshots in
+        between may be skipped. There is no order between different tasks. A bookmark follows each burst of changes, and is
+        sent every WATCH_HEARTBEAT_SECONDS (20 by default).
+
+        Reconnecting: as for WatchTask, with the last resume_token received.
+
+        Errors: INVALID_PARAMS (the resume_token is damaged, or comes from another caller or filter), RESUME_TOKEN_EXPIRED
+        (start again without a token), RATE_LIMITED (too many open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN
+        (UNAVAILABLE: reconnect with the last resume_token received).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -192,6 +217,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.CancelTask,
                     request_deserializer=generation_dot_v1_dot_generation__pb2.CancelTaskRequest.FromString,
                     response_serializer=generation_dot_v1_dot_generation__pb2.CancelTaskResponse.SerializeToString,
+            ),
+            'WatchTasks': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTasks,
+                    request_deserializer=generation_dot_v1_dot_generation__pb2.WatchTasksRequest.FromString,
+                    response_serializer=generation_dot_v1_dot_generation__pb2.WatchTasksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -360,6 +390,33 @@ class GenerationService:
             '/generation.v1.GenerationService/CancelTask',
             generation_dot_v1_dot_generation__pb2.CancelTaskRequest.SerializeToString,
             generation_dot_v1_dot_generation__pb2.CancelTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/generation.v1.GenerationService/WatchTasks',
+            generation_dot_v1_dot_generation__pb2.WatchTasksRequest.SerializeToString,
+            generation_dot_v1_dot_generation__pb2.WatchTasksResponse.FromString,
             options,
             channel_credentials,
             insecure,

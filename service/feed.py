@@ -1,0 +1,234 @@
+"""The feed: reads what changes, once for all streams of this process, and hands it to them.
+
+A stream is *live* while it has everything up to the feed's position; then it costs nothing until a
+task of its caller changes. A stream that is behind reads pages of its own until it has caught up.
+"""
+
+import asyncio
+import math
+import time
+from dataclasses import dataclass
+from itertools import islice
+
+from service.feed_metrics import FeedMetrics
+from service.resume_token import ChangeFilter
+from service.waiter import Waiter
+from storage.changes import START, Change, ChangePage, Position
+from storage.store import Store
+from storage.task import Status
+
+ENDED = frozenset({Status.SUCCESS, Status.FAILED})
+
+
+@dataclass(frozen=True, slots=True)
+class FeedTimes:
+    """How often the feed reads.
+
+    Attributes:
+        sweep_seconds: Between two reads if nothing wakes the feed.
+        sweep_without_hints_seconds: The same while no hints of other processes can be received.
+        retry_min_seconds: Until changes are read again that an open transaction hides; the time
+            doubles with each attempt.
+        retry_max_seconds: The longest such time.
+        page_changes: How many changes are read at a time.
+        queue_changes: How many changes wait for a live stream before it falls behind.
+    """
+
+    sweep_seconds: float = 5.0
+    sweep_without_hints_seconds: float = 1.0
+    retry_min_seconds: float = 0.01
+    retry_max_seconds: float = 1.0
+    page_changes: int = 256
+    queue_changes: int = 64
+
+
+class Stream(Waiter):
+    """What the feed keeps for a stream: where it is, and the changes that wait for it.
+
+    Attributes:
+        which: The changes that it has.
+        position: Before the first change that the feed may hand to it.
+        is_live: Whether the feed hands it changes.
+        is_over: Whether it has to start over, because the database holds another history.
+        late_since: Since when there have been changes that were not sent, by the monotonic clock;
+            infinity while there are none.
+    """
+
+    __slots__ = (
+        "_max_waiting",
+        "_waiting",
+        "is_live",
+        "is_over",
+        "late_since",
+        "position",
+        "which",
+    )
+
+    def __init__(self, which: ChangeFilter, position: Position, max_waiting: int) -> None:
+        super().__init__()
+        self.which = which
+        self.position = position
+        self.is_live = False
+        self.is_over = False
+        self.late_since = math.inf
+        self._max_waiting = max_waiting
+        self._waiting: dict[str, Change] = {}  # the newest change of each task, in their order
+
+    def wants(self, change: Change) -> bool:
+        """Return whether the stream has this change, apart from its caller."""
+        which = self.which
+        if which.prompt_id and change.prompt_id != which.prompt_id:
+            return False
+        return not which.ended_only or change.status in ENDED
+
+    def offer(self, change: Change) -> bool:
+        """Keep a change until it is sent; return False if too many are waiting."""
+        if change.position <= self.position or not self.wants(change):
+            return True
+        waiting = self._waiting
+        waiting.pop(change.task_id, None)
+        if len(waiting) >= self._max_waiting:
+            return False
+        waiting[change.task_id] = change
+        self.late_since = min(self.late_since, time.monotonic())
+        self.wake()
+        return True
+
+    def take(self, limit: int) -> list[Change]:
+        """Return the next changes that wait, at most `limit`."""
+        taken = list(islice(self._waiting.values(), limit))
+        for change in taken:
+            del self._waiting[change.task_id]
+        return taken
+
+    def is_up_to_date(self) -> None:
+        """Note that everything was sent."""
+        self.late_since = math.inf
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether changes wait."""
+        return bool(self._waiting)
+
+
+class Feed:
+    """Reads the changes of all callers, and hands them to the live streams.
+
+    Attributes:
+        position: Everything before it was handed out. It has a meaning only with live streams.
+        draining: Whether the process is shutting down.
+        metrics: What is measured of the streams.
+    """
+
+    def __init__(self, store: Store, metrics: FeedMetrics, times: FeedTimes) -> None:
+        self._store = store
+        self.metrics = metrics
+        self._times = times
+        self._live: dict[str, set[Stream]] = {}  # by caller
+        self._streams: set[Stream] = set()
+        self._woken = asyncio.Event()
+        self._pause = math.inf  # until changes that are hidden are read again
+        self._hidden_since = math.inf
+        self.position = START
+        self.draining = False
+        self._epoch = b""
+        store.on_change = self.wake
+        metrics.observe(lambda: len(self._streams), self.lag_seconds)
+
+    # --- the streams ---
+
+    def add(self, which: ChangeFilter, position: Position) -> Stream:
+        """Return a new stream, which is not live yet."""
+        stream = Stream(which, position, self._times.queue_changes)
+        self._streams.add(stream)
+        return stream
+
+    def remove(self, stream: Stream) -> None:
+        """Forget a stream that has ended."""
+        stream.close()
+        self._leave(stream)
+        self._streams.discard(stream)
+
+    def join(self, stream: Stream) -> bool:
+        """Hand changes to a stream from now on, if it has everything before them."""
+        if not self._live:
+            self.position = stream.position
+        elif stream.position < self.position:
+            return False
+        self._live.setdefault(stream.which.caller, set()).add(stream)
+        stream.is_live = True
+        self.wake()
+        return True
+
+    def _leave(self, stream: Stream) -> None:
+        stream.is_live = False
+        live = self._live.get(stream.which.caller)
+        if live is not None:
+            live.discard(stream)
+            if not live:
+                del self._live[stream.which.caller]
+
+    def lag_seconds(self) -> float:
+        """Return the age of the oldest change that was not sent yet."""
+        since = min((stream.late_since for stream in self._streams), default=math.inf)
+        return max(0.0, time.monotonic() - min(since, self._hidden_since))
+
+    def drain(self) -> None:
+        """End every stream: the process is shutting down."""
+        self.draining = True
+        for stream in self._streams:
+            stream.wake()
+
+    # --- the reader ---
+
+    def wake(self) -> None:
+        """Read again soon: something has changed."""
+        if self._live:
+            self._woken.set()
+
+    async def run_once(self) -> None:
+        """Wait until something may have changed, and hand it out."""
+        sweep = self._times.sweep_seconds
+        if self._store.shared and not self._store.is_listening:
+            sweep = self._times.sweep_without_hints_seconds
+        try:
+            async with asyncio.timeout(min(sweep, self._pause)):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
+        self._woken.clear()
+        if self._live:
+            await self._read()
+
+    async def _read(self) -> None:
+        while self._live:
+            page = await self._store.changes(None, self.position, self._times.page_changes)
+            self.metrics.page_read("all")
+            self._check_epoch(page)
+            for change in page.changes:
+                for stream in tuple(self._live.get(change.caller, ())):
+                    if not stream.offer(change):
+                        self._leave(stream)
+                        stream.wake()
+            self.position = page.end
+            if page.is_last:
+                self._expect_hidden(page)
+                return
+
+    def _expect_hidden(self, page: ChangePage) -> None:
+        times = self._times
+        if not page.is_blocked:
+            self._pause = self._hidden_since = math.inf
+            return
+        self._hidden_since = min(self._hidden_since, time.monotonic())
+        again = bool(page.changes) or self._pause == math.inf
+        pause = times.retry_min_seconds if again else 2 * self._pause
+        self._pause = min(pause, times.retry_max_seconds)
+
+    def _check_epoch(self, page: ChangePage) -> None:
+        """Let every stream start over if the database holds another history now."""
+        if self._epoch and page.epoch != self._epoch:
+            for stream in self._streams:
+                stream.is_over = True
+                stream.wake()
+        self._epoch = page.epoch

@@ -1,0 +1,244 @@
+"""Streams of all changes of a caller's tasks: the stored ones first, then each new one."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from generated.generation.v1 import generation_pb2 as pb
+from service.callers import current_caller
+from service.errors import ServiceError, invalid_params
+from service.feed import Feed
+from service.messages import Answers, timestamp
+from service.open_calls import OpenCalls
+from service.resume_token import ChangeFilter, expired, read_token, write_token
+from service.rules import PROMPT_ID_MAX_CHARACTERS, text_rules
+from service.watch import JITTER
+from storage.changes import START, Change, ChangePage, Position
+from storage.store import Store
+from storage.task import Task
+
+CATCHING_UP_MAX = 4  # streams that read pages at the same time
+PAGE_CHANGES = 256
+READ_AT_ONCE = 16  # tasks, which are in memory together
+
+
+class ChangeWriter:
+    """Writes the messages of one stream, as bytes.
+
+    Most of a message was serialized before: messages.Answers has the snapshot.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Any], Awaitable[None]],
+        answers: Answers,
+        now: Callable[[], float],
+    ) -> None:
+        self._write = write
+        self._answers = answers
+        self._now = now
+
+    async def task(self, task: Task, token: str, *, is_new: bool) -> None:
+        """Write a snapshot; that of a new change is wanted by others, too."""
+        answer = self._answers.of(task) if is_new else self._answers.listed(task)
+        # A response with a task is the same on the wire, whichever it is.
+        await self._write(answer + pb.WatchTasksResponse(resume_token=token).SerializeToString())
+
+    async def bookmark(self, token: str, *, initial_done: bool) -> None:
+        """Write a bookmark."""
+        bookmark = pb.Bookmark(initial_done=initial_done, read_time=timestamp(self._now()))
+        await self._write(pb.WatchTasksResponse(bookmark=bookmark, resume_token=token))
+
+
+def change_filter(request: pb.WatchTasksRequest) -> ChangeFilter:
+    """Return the filter of a request.
+
+    Raises:
+        ServiceError: INVALID_PARAMS.
+    """
+    rules = text_rules("prompt_id", request.prompt_id, PROMPT_ID_MAX_CHARACTERS)
+    if violations := list(rules):
+        raise invalid_params(violations)
+    return ChangeFilter(current_caller.get(), request.prompt_id, request.ended_only)
+
+
+class ChangeWatcher:
+    """Writes streams of all changes, and says how to resume them."""
+
+    def __init__(
+        self,
+        store: Store,
+        feed: Feed,
+        *,
+        open_streams: OpenCalls,
+        heartbeat_seconds: float,
+        max_age_seconds: float,
+    ) -> None:
+        self._store = store
+        self._feed = feed
+        self._open_streams = open_streams
+        self._heartbeat_seconds = heartbeat_seconds
+        self._max_age_seconds = max_age_seconds
+        self._turns = asyncio.Semaphore(CATCHING_UP_MAX)
+
+    async def watch(
+        self, which: ChangeFilter, resume_token: str, writer: ChangeWriter, *, from_now: bool
+    ) -> None:
+        """Write changes until the stream is too old, or the process shuts down.
+
+        Raises:
+            ServiceError: INVALID_PARAMS, RESUME_TOKEN_EXPIRED, RATE_LIMITED; STREAM_EXPIRED or
+                SHUTTING_DOWN later.
+        """
+        with self._open_streams.counted(which.caller):
+            run = _Run(self._store, self._feed, which, writer, self._turns)
+            try:
+                # The timeout covers the writes: one to a reader that has stopped may never return.
+                async with asyncio.timeout(
+                    self._max_age_seconds * random.uniform(1 - JITTER, 1)
+                ) as life:
+                    await run.begin(resume_token, from_now=from_now)
+                    await run.follow(self._heartbeat_seconds)
+            except TimeoutError:
+                if not life.expired():
+                    raise
+                words = "the stream reached its maximum age; reconnect"
+                raise ServiceError("STREAM_EXPIRED", words) from None
+            finally:
+                run.end()
+
+
+class _Run:
+    """One stream, from its first message to its end."""
+
+    def __init__(
+        self,
+        store: Store,
+        feed: Feed,
+        which: ChangeFilter,
+        writer: ChangeWriter,
+        turns: asyncio.Semaphore,
+    ) -> None:
+        self._store = store
+        self._feed = feed
+        self._writer = writer
+        self._turns = turns
+        self._binding = which.binding()
+        self._epoch = b""
+        self._stream = feed.add(which, START)
+        self._is_initial = True  # until the first bookmark after catching up
+
+    def end(self) -> None:
+        """Forget the stream."""
+        self._feed.remove(self._stream)
+
+    async def begin(self, resume_token: str, *, from_now: bool) -> None:
+        """Find the position from which to start.
+
+        Raises:
+            ServiceError: INVALID_PARAMS, RESUME_TOKEN_EXPIRED.
+        """
+        stream = self._stream
+        if resume_token:
+            stream.position, self._epoch = read_token(resume_token, self._binding)
+        page = await self._page(1)
+        if resume_token:
+            self._check(page)
+        self._epoch = page.epoch
+        if from_now and not resume_token:
+            stream.position = Position(page.horizon)
+            await self._bookmark()
+
+    async def follow(self, heartbeat_seconds: float) -> None:
+        """Catch up, pass on what the feed hands over, and catch up again after falling behind."""
+        while True:
+            await self._catch_up(heartbeat_seconds)
+            while not self._feed.join(self._stream):
+                await self._catch_up(heartbeat_seconds)
+            await self._bookmark()
+            await self._pass_on(heartbeat_seconds)
+
+    async def _catch_up(self, heartbeat_seconds: float) -> None:
+        """Send what has changed until now."""
+        stream = self._stream
+        bookmarked = time.monotonic()
+        is_last = False
+        while not is_last:
+            page = await self._page(PAGE_CHANGES)
+            if stream.position > START:
+                self._check(page)
+            changes = list(filter(stream.wants, page.changes))
+            for start in range(0, len(changes), READ_AT_ONCE):
+                await self._send(changes[start : start + READ_AT_ONCE])
+            stream.position = page.end
+            is_last = page.is_last
+            if not is_last and time.monotonic() - bookmarked > heartbeat_seconds:
+                await self._write_bookmark(initial_done=False)
+                bookmarked = time.monotonic()
+        stream.is_up_to_date()
+
+    async def _pass_on(self, heartbeat_seconds: float) -> None:
+        """Send what the feed hands over, until the stream has fallen behind."""
+        stream, now = self._stream, asyncio.get_running_loop().time
+        while stream.is_live or stream.has_waiting:
+            if changes := stream.take(READ_AT_ONCE):
+                await self._send(changes)
+                is_over = not stream.has_waiting
+            else:
+                deadline = now() + heartbeat_seconds
+                await stream.wait(deadline)
+                is_over = now() >= deadline
+                self._raise_if_over()
+            if is_over and stream.is_live and not stream.has_waiting:
+                await self._bookmark()
+
+    async def _send(self, changes: Sequence[Change]) -> None:
+        self._raise_if_over()
+        tasks = await asyncio.gather(*(self._store.get(change.task_id) for change in changes))
+        for change, task in zip(changes, tasks, strict=True):
+            self._stream.position = change.position
+            if task is not None:  # else it was deleted meanwhile
+                await self._writer.task(task, self._token(), is_new=self._stream.is_live)
+
+    async def _bookmark(self) -> None:
+        """Write a bookmark: everything before the feed's position was sent."""
+        stream = self._stream
+        if stream.is_live:
+            stream.position = max(stream.position, self._feed.position)
+            stream.is_up_to_date()
+        await self._write_bookmark(initial_done=self._is_initial)
+        self._is_initial = False
+
+    async def _write_bookmark(self, *, initial_done: bool) -> None:
+        await self._writer.bookmark(self._token(), initial_done=initial_done)
+
+    def _token(self) -> str:
+        return write_token(self._stream.position, self._epoch, self._binding)
+
+    async def _page(self, limit: int) -> ChangePage:
+        self._raise_if_over()
+        stream = self._stream
+        async with self._turns:
+            page = await self._store.changes(stream.which.caller, stream.position, limit)
+        self._feed.metrics.page_read("one")
+        return page
+
+    def _check(self, page: ChangePage) -> None:
+        """Raise RESUME_TOKEN_EXPIRED if changes after the position are missing."""
+        number = self._stream.position.number
+        if page.epoch != self._epoch or number > page.horizon:
+            raise self._expired("restored")
+        if page.purged >= number:
+            raise self._expired("deleted")
+
+    def _expired(self, cause: str) -> ServiceError:
+        self._feed.metrics.token_expired(cause)
+        return expired(cause)
+
+    def _raise_if_over(self) -> None:
+        if self._feed.draining:
+            raise ServiceError("SHUTTING_DOWN", "the server is shutting down; reconnect")
+        if self._stream.is_over:
+            raise self._expired("restored")
