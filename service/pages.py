@@ -3,11 +3,14 @@
 import asyncio
 import base64
 import binascii
+import math
 import struct
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from hashlib import blake2b
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from generated.generation.v1 import generation_pb2 as pb
 from providers.base import Violation
@@ -21,6 +24,9 @@ from storage.task import Status, Task
 
 PAGE_MAX_BYTES = 1 << 20
 PAGE_TOKEN_MAX_CHARACTERS = 1_500  # more than the longest id takes
+MODEL_MAX_CHARACTERS = 128
+TIME_MAX_SECONDS = 253_402_300_799  # the end of the year 9999
+NANOS = 1_000_000_000
 TURN_SECONDS = 1.0
 BUILT_AT_ONCE = 16  # tasks, in some 0.5 ms of the event loop
 
@@ -86,6 +92,11 @@ async def _turn(lock: asyncio.Lock) -> AsyncIterator[None]:
 def list_filter(request: pb.ListTasksRequest) -> ListFilter:
     """Return the filter of a request; raise INVALID_PARAMS with every broken rule."""
     violations = text_rules("prompt_id", request.prompt_id, PROMPT_ID_MAX_CHARACTERS)
+    violations += text_rules("model", request.model, MODEL_MAX_CHARACTERS)
+    for field in ("created_after", "created_before"):
+        time = getattr(request, field)
+        if abs(time.seconds) > TIME_MAX_SECONDS or not 0 <= time.nanos < NANOS:
+            violations.append(Violation(field, "must be a valid time"))
     if request.page_size < 0:
         violations.append(Violation("page_size", "must not be negative"))
     if request.status not in pb.TaskStatus.values():
@@ -94,7 +105,27 @@ def list_filter(request: pb.ListTasksRequest) -> ListFilter:
         raise invalid_params(violations)
     name = pb.TaskStatus.Name(request.status).removeprefix("TASK_STATUS_")
     status = None if name == "UNSPECIFIED" else Status(name)
-    return ListFilter(current_caller.get(), request.prompt_id, status)
+    return ListFilter(
+        current_caller.get(),
+        request.prompt_id,
+        status,
+        request.model,
+        _bound(request, "created_after"),
+        _bound(request, "created_before"),
+    )
+
+
+def _bound(request: pb.ListTasksRequest, field: str) -> float | None:
+    """Return a limit of create_time, in unix seconds.
+
+    Messages round a time to microseconds, so the limit lies between two of them: the time of a
+    message is never beyond itself.
+    """
+    if not request.HasField(field):  # type: ignore[arg-type] # a name of a field
+        return None
+    time: Timestamp = getattr(request, field)
+    micros = time.seconds * 1_000_000 + math.ceil(time.nanos / 1_000)
+    return (micros - 0.5) / 1_000_000
 
 
 def page_token(last: Task, which: ListFilter) -> str:
@@ -130,4 +161,13 @@ def read_page_token(token: str, which: ListFilter) -> tuple[float, str] | None:
 
 
 def _binding(which: ListFilter) -> bytes:
-    return blake2b(repr(which).encode(), digest_size=8).digest()
+    # Filters that older versions do not have are left out if they are unset: during an upgrade,
+    # each version continues the lists of the other.
+    text = (
+        f"ListFilter(caller={which.caller!r}, prompt_id={which.prompt_id!r},"
+        f" status={which.status!r})"
+    )
+    newer = (which.model, which.created_after, which.created_before)
+    if any(value not in {"", None} for value in newer):
+        text += repr(newer)
+    return blake2b(text.encode(), digest_size=8).digest()

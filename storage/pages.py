@@ -23,11 +23,19 @@ PAGE_MIN_TASKS = 2
 
 @dataclass(frozen=True, slots=True)
 class ListFilter:
-    """Which tasks of a caller to list; an unset filter takes any."""
+    """Which tasks of a caller to list; an unset filter takes any.
+
+    Attributes:
+        created_after: The unix time of the earliest creation.
+        created_before: The unix time before which a task was created.
+    """
 
     caller: str
     prompt_id: str = ""
     status: Status | None = None
+    model: str = ""
+    created_after: float | None = None
+    created_before: float | None = None
 
 
 class Key(NamedTuple):
@@ -111,4 +119,10 @@ def _newest_first(query: Any, which: ListFilter, conditions: Sequence[Expression
         where.append(TaskRow.prompt_id == which.prompt_id)
     if which.status:
         where.append(TaskRow.status == which.status.value)
+    if which.model:
+        where.append(TaskRow.model == which.model)
+    if which.created_after is not None:
+        where.append(TaskRow.create_time >= which.created_after)
+    if which.created_before is not None:
+        where.append(TaskRow.create_time < which.created_before)
     return query.where(*where).order_by(TaskRow.create_time.desc(), TaskRow.id.desc())

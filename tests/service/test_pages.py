@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from generated.generation.v1 import generation_pb2 as pb
 from storage.creation import CreateLimits
@@ -281,3 +282,75 @@ async def test_a_corrupted_token_is_refused_by_its_field(
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await page(service, spoil(token))
     assert refusal(caught.value).fields == ["page_token"]
+
+
+# --- by time and model ---
+
+
+async def listed(service: Service, **filters: Any) -> list[str]:
+    return [
+        task.id for answer in [p async for p in pages(service, **filters)] for task in answer.tasks
+    ]
+
+
+def at(unix_seconds: float) -> Timestamp:
+    return Timestamp(seconds=int(unix_seconds), nanos=int(unix_seconds % 1 * 1e9))
+
+
+async def test_a_list_by_time_has_what_was_created_in_it(serve: Serve, database_url: str) -> None:
+    await store_tasks(database_url, [stored(n) for n in range(6)])
+    async with serve() as service:
+        between = await listed(service, created_after=at(NOW + 2), created_before=at(NOW + 4))
+        assert between == ["task-00003", "task-00002"]
+        assert await listed(service, created_after=at(NOW + 5)) == ["task-00005"]
+        assert await listed(service, created_before=at(NOW)) == []
+        assert await listed(service, created_after=at(NOW + 4), created_before=at(NOW)) == []
+        assert len(await listed(service, created_after=Timestamp())) == 6
+
+
+async def test_the_create_time_of_a_task_includes_it_and_excludes_it(service: Service) -> None:
+    for _ in range(20):  # times that a float cannot represent exactly
+        created = await service.create()
+        assert created.id in await listed(service, created_after=created.create_time)
+        assert created.id not in await listed(service, created_before=created.create_time)
+
+
+async def test_a_list_by_model_has_only_that_model_page_by_page(
+    serve: Serve, database_url: str
+) -> None:
+    tasks = [stored(n)._replace(model="veo3" if n % 3 else "imagen4") for n in range(9)]
+    await store_tasks(database_url, tasks)
+    async with serve() as service:
+        found = await listed(service, model="imagen4", page_size=1)
+        assert found == ["task-00006", "task-00003", "task-00000"]
+        assert await listed(service, model="imagen4", created_after=at(NOW + 1)) == found[:2]
+        assert await listed(service, model="unheard-of") == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", "x" * 129),
+        ("model", "a\0"),
+        ("created_after", Timestamp(seconds=1 << 62)),
+        ("created_before", Timestamp(seconds=-(1 << 62))),
+        ("created_before", Timestamp(nanos=-1)),
+        ("created_after", Timestamp(nanos=1_000_000_000)),
+    ],
+)
+async def test_a_filter_that_cannot_be_meant_is_refused(
+    service: Service, field: str, value: Any
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await page(service, **{field: value})
+    assert list(refusal(caught.value).fields) == [field]
+
+
+async def test_a_page_token_of_another_time_or_model_is_refused(service: Service) -> None:
+    for _ in range(2):
+        await service.create()
+    token = (await page(service, page_size=1)).next_page_token
+    for other in ({"model": "imagen4"}, {"created_after": Timestamp()}):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await page(service, token, page_size=1, **other)
+        assert list(refusal(caught.value).fields) == ["page_token"]

@@ -53,6 +53,8 @@ FILTERS = [
     ListFilter("c"),
     ListFilter("c", prompt_id="prompt-7"),
     ListFilter("c", status=Status.FAILED),
+    ListFilter("c", model="veo3"),
+    ListFilter("c", created_after=NOW - 100, created_before=NOW - 50),
 ]
 
 
