@@ -32,6 +32,7 @@ import structlog
 import uvloop
 
 from service.descriptors import raise_limit
+from service.egress import check_environment
 from service.listen import StartError
 from service.logs import configure_logs
 from service.server import serving
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         settings = load_settings()
         if given.command == "serve":
             check_serving(settings)
+            check_environment(settings, os.environ)
     except SettingsError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the log format is one of the settings
         return EXIT_BAD_SETTINGS

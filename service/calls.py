@@ -6,6 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 REQUEST_ID = "x-request-id"
 VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -141,6 +142,6 @@ def add_call(
         if call.caller:
             line.setdefault("caller", call.caller)
         if call.context is not None:
-            line.setdefault("peer", call.context.peer())
+            line.setdefault("peer", unquote(call.context.peer()))  # ipv6:%5B::1%5D:50000
         line.setdefault("request_id", call.request_id)
     return line

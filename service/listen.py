@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from ipaddress import IPv6Address, ip_address
 
 import grpc
 from aiohttp import web
@@ -15,6 +16,7 @@ from service.settings import Settings
 
 C_INT_MAX = 2**31 - 1
 PENDING_HARD = 3  # times the limit: up to there C-core drops calls at random, beyond it all
+ANY_IPV6 = IPv6Address("::")
 HTTP_END_SECONDS = 0.1  # for the response to a request that is in progress at the end
 AGE_GRACE_SECONDS = 60.0  # more than WATCH_MAX_AGE_SECONDS: the age of a stream has a jitter
 CHANNEL_OPTIONS = (
@@ -23,7 +25,11 @@ CHANNEL_OPTIONS = (
     # connection's bandwidth. 64 KiB would be slower, 1 MiB is not faster.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 256 << 10),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Clients may ping once a second, also without a call: by default a ping every two hours is the
+    # limit then, and a client that pings more often is disconnected. Half a second leaves them some
+    # jitter.
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),
+    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 60_000),
 )
 
@@ -122,11 +128,26 @@ async def start_http(server: HttpServer, setting: str, address: str, stack: Asyn
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     try:
-        await web.TCPSite(runner, host, port).start()
+        await _http_site(runner, host, port).start()
     except OSError as error:
         raise StartError(f"{setting}: cannot listen on {address}: {_words(error)}") from error
     bound_host, bound_port = runner.addresses[0][:2]
     return f"{_bracketed(bound_host)}:{bound_port}"
+
+
+def _http_site(runner: web.ServerRunner, host: str, port: int) -> web.BaseSite:
+    if not socket.has_dualstack_ipv6() or not _is_any_ipv6(host):
+        return web.TCPSite(runner, host, port)
+    # asyncio would serve IPv6 only, unlike gRPC.
+    both = socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return web.SockSite(runner, both)
+
+
+def _is_any_ipv6(host: str) -> bool:
+    try:
+        return ip_address(host) == ANY_IPV6
+    except ValueError:
+        return False
 
 
 def _bracketed(host: str) -> str:

@@ -79,6 +79,11 @@ def _provider_rules(settings: "Settings") -> Iterator[str]:
         yield from _simulator_rules(settings, given)
     elif settings.kie_api_key is None and given:
         yield "KIE_API_KEY: must be set with KIE_API_URL or KIE_UPLOAD_URL"
+    if settings.kie_api_key is not None:
+        for name in ("kie_api_url", "kie_upload_url"):
+            url = getattr(settings, name)
+            if url.lower().startswith("http:") and is_public_url(url):
+                yield f"{name.upper()}: must be https, or the key would be sent unencrypted"
     if settings.public_url and not settings.http_address:
         yield "HTTP_ADDRESS: must be set with PUBLIC_URL"
 

@@ -6,7 +6,7 @@ A message completes the sentence "NAME: ...", and never contains the value.
 import math
 import re
 from collections.abc import Callable
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,9 +46,12 @@ def is_loopback(address: str) -> bool:
     """Return whether an address can be reached from this machine only."""
     host, _ = split_address(address)
     try:
-        return ip_address(host).is_loopback
+        ip = ip_address(host)
     except ValueError:
         return host == "localhost"
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped:
+        return ip.ipv4_mapped.is_loopback
+    return ip.is_loopback
 
 
 def _address(address: str) -> str:

@@ -121,7 +121,8 @@ class Settings(BaseSettings):
 
     kie_api_url: HttpUrl = "https://api.kie.ai"
     """Kie's API, or another server with the same API, such as a simulator. Needs KIE_API_KEY or
-    KIE_SIMULATOR=true."""
+    KIE_SIMULATOR=true. A key is sent only by https, or to a loopback or private host, by the
+    [proxy](#proxies-and-authorities) of the environment."""
 
     kie_upload_url: HttpUrl = "https://kieai.redpandaai.co"
     """The same for uploads, for which Kie has a host of its own."""

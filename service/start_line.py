@@ -7,11 +7,10 @@ import structlog
 from providers.urls import without_userinfo
 from service import VERSION
 from service.callers import read_tokens
+from service.egress import describe_proxy
 from service.settings import Settings
 from storage.postgresql.connection import connection_params, is_postgres
 from storage.sqlite import sqlite_path
-
-PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 log = structlog.get_logger()
 
@@ -24,7 +23,7 @@ def log_start(settings: Settings) -> None:
         database=_database(settings.database_url.get_secret_value()),
         tls=_tls(settings),
         callers=_callers(settings),
-        proxy=_proxy(),
+        proxy=describe_proxy(settings, os.environ),
         traces=_traces(settings),
         provider=_provider(settings),
     )
@@ -50,11 +49,6 @@ def _callers(settings: Settings) -> str:
         return "everybody, without tokens"
     names = set(read_tokens(settings.auth_tokens_file.read_text()).values())
     return f"{len(names)}, with tokens"
-
-
-def _proxy() -> str:
-    ignored = next(filter(os.environ.get, PROXY_VARIABLES), None)
-    return f"none, {ignored} is ignored" if ignored else "none"
 
 
 def _traces(settings: Settings) -> str:

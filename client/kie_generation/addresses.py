@@ -2,14 +2,28 @@
 
 import errno
 import ipaddress
+import re
 import socket
 from typing import TypeAlias
+from urllib.parse import unquote
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
 
+from kie_generation.proxies import is_loopback
+
+# Top-level domains that are only ever resolved inside a network.
+_INTERNAL_DOMAINS = frozenset(
+    {
+        *("localhost", "localdomain", "local", "internal", "intranet", "private"),
+        *("corp", "home", "lan", "home.arpa", "svc", "onion"),
+    }
+)
+
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+# A host, with or without a port. An IPv6 address without brackets has no port.
+_HOST = re.compile(r"(?:\[([^\]]+)\]|([^:]+))(?::\d+)?")
 # An IPv6-only network reaches IPv4 through this prefix, which ends in the IPv4 address.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
@@ -34,6 +48,14 @@ def is_literal(host: str) -> bool:
     return True
 
 
+def is_public_name(host: str) -> bool:
+    """Return whether a URL's host is a name, and one that can be public, by its text."""
+    labels = host.removesuffix(".").lower().split(".")
+    # No top-level domain starts with a digit, so 127.1 is an address.
+    is_name = len(labels) > 1 and all(labels) and ":" not in host and not labels[-1][0].isdigit()
+    return is_name and _INTERNAL_DOMAINS.isdisjoint({labels[-1], ".".join(labels[-2:])})
+
+
 def host_and_port(target: str) -> tuple[str, int]:
     """Return the host and the port of a gRPC target.
 
@@ -54,11 +76,11 @@ def is_local(target: str) -> bool:
 
 
 def _is_loopback(target: str) -> bool:
-    try:
-        host, _ = host_and_port(target)
-        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    for scheme in ("dns:", "ipv4:", "ipv6:"):
+        target = target.removeprefix(scheme)
+    target = unquote(target).rpartition("/")[2].lower()
+    parts = _HOST.fullmatch(target)
+    return is_loopback((parts[1] or parts[2]) if parts else target)
 
 
 def _unwrapped(address: Address) -> Address:

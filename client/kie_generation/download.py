@@ -1,10 +1,13 @@
 """Downloading the results of a task before their URLs expire.
 
 The URLs of a task come from the service and are trusted. Redirects come from other servers, so
-they are followed only to https URLs on public addresses.
+they are followed only to https URLs on public addresses. A proxy resolves names itself, so behind
+one only names are followed, and none that is internal by its text.
 """
 
 import asyncio
+import functools
+import logging
 import os
 import re
 import secrets
@@ -17,11 +20,13 @@ from typing import BinaryIO, Self
 from urllib.parse import urljoin
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from kie_generation import media
-from kie_generation.addresses import PublicResolver, is_literal, is_public
+from kie_generation.addresses import PublicResolver, is_literal, is_public, is_public_name
 from kie_generation.generated.generation.v1.generation_pb2 import Artifact, GenerationTask
+from kie_generation.proxies import Proxies, tls_context
 
 MAX_ARTIFACT_BYTES = 2 * 1024**3
 MAX_SAVE_BYTES = 4 * 1024**3
@@ -59,6 +64,7 @@ class MinimumRate:
         return f"{self.bytes} bytes in {self.seconds:g} s"
 
 
+_log = logging.getLogger("kie_generation")
 _DEFAULT_RATE = MinimumRate()
 
 
@@ -119,18 +125,12 @@ class _Downloader:
     def __init__(self, minimum_rate: MinimumRate, *, allow_private: bool) -> None:
         self._minimum_rate = minimum_rate
         self._allow_private = allow_private
+        self._proxies = Proxies(os.environ)
         self._exits = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        self._trusted = await self._exits.enter_async_context(
-            aiohttp.ClientSession(timeout=_TIMEOUT)
-        )
-        resolver = None if self._allow_private else PublicResolver()
-        self._redirected = await self._exits.enter_async_context(
-            aiohttp.ClientSession(
-                timeout=_TIMEOUT, connector=aiohttp.TCPConnector(resolver=resolver)
-            )
-        )
+        self._any_address = await self._exits.enter_async_context(_session(None))
+        self._public_addresses = await self._exits.enter_async_context(_session(PublicResolver()))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -152,17 +152,21 @@ class _Downloader:
         except TimeoutError as error:
             why = f"too slow: less than {self._minimum_rate}"
             raise DownloadError(artifact.url, why) from error
+        except aiohttp.ClientHttpProxyError as error:
+            why = f"the proxy refused, HTTP {error.status}"
+            raise DownloadError(artifact.url, why) from error
         except (aiohttp.ClientError, ValueError) as error:
             raise DownloadError(artifact.url, str(error) or type(error).__name__) from error
 
     @asynccontextmanager
     async def _open(self, first_url: str) -> AsyncIterator[aiohttp.ClientResponse]:
         """Yield the response of a URL after following its redirects."""
-        url, session = first_url, self._trusted
+        url, session = first_url, self._any_address
         for _ in range(MAX_REDIRECTS + 1):
             async with AsyncExitStack() as exits:
                 async with asyncio.timeout(self._minimum_rate.seconds):
-                    request = session.get(_as_is(url), allow_redirects=False)
+                    proxy = self._proxies.for_url(url)
+                    request = session.get(_as_is(url), allow_redirects=False, proxy=proxy)
                     response = await exits.enter_async_context(request)
                 if response.status == 200:  # noqa: PLR2004 - HTTP's OK
                     yield response
@@ -170,20 +174,29 @@ class _Downloader:
                 location = response.headers.get("Location", "")
                 if response.status not in _REDIRECTS or not location:
                     raise DownloadError(first_url, f"HTTP {response.status}")
-                url, session = urljoin(url, location), self._redirected
-                self._check_redirect(first_url, url)
+                url = urljoin(url, location)
+                session = self._session_for_redirect(first_url, url)
         raise DownloadError(first_url, f"more than {MAX_REDIRECTS} redirects")
 
-    def _check_redirect(self, first_url: str, url: str) -> None:
-        """Raise DownloadError if a redirect must not be followed."""
+    def _session_for_redirect(self, first_url: str, url: str) -> aiohttp.ClientSession:
+        """Return the session that follows a redirect.
+
+        Raises:
+            DownloadError: it must not be followed.
+        """
         if self._allow_private:
-            return
+            return self._any_address
         to = URL(url)
-        host = to.host or ""
-        # PublicResolver checks the addresses of names.
-        if to.scheme != "https" or not host or (is_literal(host) and not is_public(host)):
+        host = to.raw_host or ""
+        if proxy := self._proxies.for_url(url):
+            _log_unchecked(proxy)
+            session, is_allowed = self._any_address, is_public_name(host)
+        else:  # PublicResolver checks the addresses of names
+            session, is_allowed = self._public_addresses, not is_literal(host) or is_public(host)
+        if to.scheme != "https" or not host or not is_allowed:
             why = f"redirects to {url}, which is not an https URL on a public address"
             raise DownloadError(first_url, why)
+        return session
 
     async def _fetch(self, url: str, file: BinaryIO, max_bytes: int) -> str:
         """Download a URL into a file; return the Content-Type."""
@@ -197,6 +210,20 @@ class _Downloader:
                     raise DownloadError(url, f"larger than {max_bytes} bytes")
                 await asyncio.to_thread(file.write, chunk)
             return response.headers.get("Content-Type", "")
+
+
+def _session(resolver: AbstractResolver | None) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(resolver=resolver, ssl=tls_context(os.environ))
+    return aiohttp.ClientSession(timeout=_TIMEOUT, connector=connector)
+
+
+@functools.cache  # logged once for each proxy
+def _log_unchecked(proxy: str) -> None:
+    _log.warning(
+        "redirects of downloads go through the proxy %s, which resolves names: only the text of"
+        " their hosts is checked",
+        URL(proxy).with_user(None),
+    )
 
 
 class _Pace:

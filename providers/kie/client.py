@@ -76,7 +76,7 @@ class KieProvider:
         observe: CallObserver = _unobserved,
         timeouts: Timeouts = TIMEOUTS,
     ) -> None:
-        """Open the connection pools.
+        """Open the connection pools. They use the proxies of the environment.
 
         Args:
             api_url: The base URL of the API.
@@ -91,9 +91,9 @@ class KieProvider:
         self._api_url = api_url.rstrip("/")
         # A provider inside our network, such as the simulator, can also reach other hosts there.
         self._public_urls = is_public_url(api_url)
-        self._sessions = Sessions()
+        self._sessions = Sessions(api_url, upload_url)
         self._uploader = Uploader(
-            self._sessions.writes, upload_url, self._current_key, observe, timeouts
+            self._sessions.uploads, upload_url, self._current_key, observe, timeouts
         )
 
     async def close(self) -> None:
@@ -156,7 +156,7 @@ class KieProvider:
     async def _post(self, path: str, body: Mapping[str, Any], exchange: Exchange) -> Submission:
         key = self._current_key()
         try:
-            async with self._sessions.writes.post(
+            async with self._sessions.creates.post(
                 self._api_url + path,
                 json=body,
                 headers=authorization(key),

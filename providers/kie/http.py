@@ -1,15 +1,18 @@
 """HTTP as Kie's API needs it: sessions, bounded answers, and the outcome of each request."""
 
 import asyncio
+import os
 import time
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 from aiohttp import hdrs
+from aiohttp.connector import Connection
 
 from providers.base import CallObserver
 from providers.kie.envelope import Envelope, UnreadableAnswerError, is_complete, parse_envelope
+from providers.proxies import Proxies, tls_context
 
 HIDDEN = b"(hidden)"
 SECRET_MIN_CHARACTERS = 8
@@ -20,7 +23,16 @@ CONNECT_SECONDS = 10
 POLL_CONNECTIONS = 256
 USER_AGENT = "kie-generation-service"  # Kie's edge answers 403 to aiohttp's default
 
-NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+
+class NotConnectedError(aiohttp.ClientConnectionError):
+    """A proxy made no connection to Kie."""
+
+
+NOT_CONNECTED = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    NotConnectedError,
+)
 BROKEN_BODY = (aiohttp.ClientError, TimeoutError, OSError)
 BROKEN = (*BROKEN_BODY, UnreadableAnswerError)
 CODES = range(100, 600)  # reported to an observer by their number
@@ -50,26 +62,55 @@ class Timeouts:
 TIMEOUTS = Timeouts()
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Reports what goes wrong before a request is sent as "not connected", whatever a proxy does.
+
+    A proxy that answers CONNECT with garbage, or with nothing, causes the same errors as a server
+    that does so after the request.
+    """
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
+        try:
+            return await super().connect(req, traces, timeout)
+        except (*NOT_CONNECTED, TimeoutError):
+            raise
+        except aiohttp.ClientHttpProxyError as error:
+            raise NotConnectedError(f"the proxy refused, HTTP {error.status}") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            if req.proxy is None:
+                raise
+            words = f"the proxy made no connection, {type(error).__name__}"
+            raise NotConnectedError(words) from error
+
+
 class Sessions:
-    """The two connection pools to Kie.
+    """The connection pools to Kie, each with the proxy that the environment names.
 
     Attributes:
         reads: For polls; its connections are reused.
-        writes: For creates and uploads; each request has a connection of its own. If the peer had
-            closed a reused one, the request would fail after it was sent, and nobody could tell
-            whether the task was bought. On a new connection "not connected" (safe to repeat) and
-            "sent, no answer" (never to repeat) are different errors.
+        creates: For paid requests; each has a connection of its own. If the peer had closed a
+            reused one, the request would fail after it was sent, and nobody could tell whether the
+            task was bought. On a new connection "not connected" (safe to repeat) and "sent, no
+            answer" (never to repeat) are different errors.
+        uploads: For uploads; each has a connection of its own.
     """
 
-    def __init__(self) -> None:
-        self.reads = self._session(aiohttp.TCPConnector(limit=POLL_CONNECTIONS))
-        self.writes = self._session(aiohttp.TCPConnector(limit=0, force_close=True))
+    def __init__(self, api_url: str, upload_url: str) -> None:
+        proxies = Proxies(os.environ)
+        tls = tls_context(os.environ)
+        api, upload = proxies.for_url(api_url), proxies.for_url(upload_url)
+        self.reads = self._session(api, _Connector(ssl=tls, limit=POLL_CONNECTIONS))
+        self.creates = self._session(api, _Connector(ssl=tls, limit=0, force_close=True))
+        self.uploads = self._session(upload, _Connector(ssl=tls, limit=0, force_close=True))
 
     @staticmethod
-    def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    def _session(proxy: str | None, connector: _Connector) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             headers={hdrs.USER_AGENT: USER_AGENT},
             connector=connector,
+            proxy=proxy,
             cookie_jar=aiohttp.DummyCookieJar(),
             max_line_size=HEADER_MAX_BYTES,
             max_field_size=HEADER_MAX_BYTES,
@@ -77,8 +118,8 @@ class Sessions:
 
     async def close(self) -> None:
         """Close every connection."""
-        await self.reads.close()
-        await self.writes.close()
+        for session in (self.reads, self.creates, self.uploads):
+            await session.close()
 
 
 def authorization(api_key: str) -> dict[str, str]:
@@ -186,8 +227,10 @@ def _without(secrets: tuple[str, ...], text: bytes) -> bytes:
 def describe(error: BaseException) -> str:
     """Return what happened, without URLs, which may contain secrets."""
     match error:
-        case UnreadableAnswerError():
+        case UnreadableAnswerError() | NotConnectedError():
             return str(error)
+        case aiohttp.ClientProxyConnectionError():
+            return f"the proxy {error.host} port {error.port} cannot be reached: {error.strerror}"
         case aiohttp.ClientConnectorDNSError():
             return f"DNS does not resolve {error.host}: {error.os_error.strerror}"
         case aiohttp.ClientConnectorCertificateError():

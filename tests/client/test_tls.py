@@ -168,6 +168,15 @@ async def test_the_command_line_exits_with_4_and_says_what_to_change(
         ("dns://8.8.8.8/gen.example.com:443", False),
         ("gen.example.com", False),
         ("", False),
+        ("localhost", True),
+        ("[::ffff:127.0.0.1]:50051", True),
+        ("ipv6:%5B::1%5D:50051", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("kie.localhost:50051", True),
+        ("127.1:50051", True),
+        ("[2001:db8::1]:50051", False),
+        ("2001:db8::1", False),
     ],
 )
 def test_loopback_targets_are_recognised(target: str, local: bool) -> None:

@@ -451,6 +451,18 @@ def test_an_address_of_kie_without_a_key_is_refused_rather_than_simulated(
     assert line.startswith("KIE_API_KEY: ")
 
 
+@pytest.mark.parametrize("name", ["KIE_API_URL", "KIE_UPLOAD_URL"])
+@pytest.mark.parametrize(
+    "url",
+    ["http://api.kie.ai", "HTTP://kie.example:8080/base", "http://1.1.1.1", "http://[2606::1]"],
+)
+def test_a_key_is_not_sent_to_a_public_host_without_tls(
+    name: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [line] = refused(monkeypatch, KIE_API_KEY=SECRET, **{name: url})
+    assert line.startswith(f"{name}: must be https")
+
+
 SIMULATORS = (
     "http://127.0.0.1:8099",
     "http://localhost:8099",
@@ -571,6 +583,28 @@ def test_a_part_of_tls_alone_is_refused(
 
 
 # --- the process ---
+
+
+@pytest.mark.parametrize(
+    ("variables", "names"),
+    [
+        ({"HTTPS_PROXY": f"socks5://{SECRET}@proxy.example:1080"}, ["HTTPS_PROXY"]),
+        ({"https_proxy": f"https://{SECRET}@proxy.example"}, ["https_proxy"]),
+        ({"SSL_CERT_FILE": "/no/such/file"}, ["SSL_CERT_FILE"]),
+        ({"SSL_CERT_FILE": str(ROOT / "README.md")}, ["SSL_CERT_FILE"]),
+        (
+            {"HTTPS_PROXY": "socks5://proxy.example", "SSL_CERT_FILE": "/no/such/file"},
+            ["HTTPS_PROXY", "SSL_CERT_FILE"],
+        ),
+    ],
+)
+def test_variables_for_outgoing_requests_that_cannot_be_used_are_named(
+    tmp_path: Path, variables: dict[str, str], names: list[str]
+) -> None:
+    done = start(tmp_path, KIE_API_KEY=SECRET, **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == names
+    assert SECRET not in done.stderr
 
 
 def start(folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]":

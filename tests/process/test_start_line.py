@@ -108,3 +108,28 @@ async def test_a_proxy_that_is_not_used_is_reported(launch: Launch) -> None:
         line = first(process.process.log)
     assert line["proxy"] == "none, HTTPS_PROXY is ignored"
     assert "pass-word" not in process.process.text
+
+
+@pytest.mark.parametrize(
+    ("variables", "proxy"),
+    [
+        ({"HTTPS_PROXY": "http://user:pass-word@p.example:1"}, "http://p.example:1"),
+        ({"https_proxy": "user:pass-word@p.example:1"}, "http://p.example:1"),
+        ({"HTTP_PROXY": "http://p.example:1"}, "none, HTTP_PROXY is ignored"),
+        ({"ALL_PROXY": "http://p.example:1"}, "none, ALL_PROXY is ignored"),
+        ({"HTTPS_PROXY": "http://p.example:1", "NO_PROXY": "*"}, "none, HTTPS_PROXY is ignored"),
+        (
+            {"HTTPS_PROXY": "http://p.example:1", "NO_PROXY": "redpandaai.co"},
+            "http://p.example:1 for KIE_API_URL",
+        ),
+    ],
+)
+async def test_the_proxy_to_kie_is_named_without_its_password(
+    tmp_path: Path, variables: dict[str, str], proxy: str
+) -> None:
+    # It ends before it serves, so that nothing can reach Kie.
+    nowhere = {"KIE_API_KEY": API_KEY, "DATABASE_URL": "sqlite:///no/such/folder/x.db"}
+    async with started(tmp_path, **nowhere, **variables) as process:
+        assert await process.exit_code() == 1
+    assert first(process.log)["proxy"] == proxy
+    assert "pass-word" not in process.text

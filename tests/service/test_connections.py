@@ -126,3 +126,23 @@ def test_some_descriptors_are_left_for_everything_else(
 @pytest.mark.parametrize(("limit", "missing"), [(20_500, 0), (20_000, 500), (1_024, 19_476)])
 def test_missing_descriptors_for_watches_are_counted(limit: int, missing: int) -> None:
     assert descriptors.missing(20_000, limit) == missing
+
+
+@pytest.mark.parametrize("milliseconds", [1_000, 2_000])
+async def test_an_idle_client_that_pings_is_not_disconnected(
+    serve: Serve, milliseconds: int
+) -> None:
+    options = [
+        ("grpc.keepalive_time_ms", milliseconds),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        *OWN_CONNECTION,
+    ]
+    async with serve() as service, grpc.aio.insecure_channel(service.address, options) as channel:
+        stub: Any = GenerationServiceStub(channel)
+        await stub.ListTasks(pb.ListTasksRequest(), timeout=10)
+        state = grpc.ChannelConnectivity.READY
+        assert channel.get_state() is state
+        with pytest.raises(TimeoutError):  # three pings too many would end it
+            async with asyncio.timeout(4.5 * milliseconds / 1_000):
+                await channel.wait_for_state_change(state)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # it exists for type checkers only
     from generated.generation.v1.generation_pb2_grpc import GenerationServiceAsyncStub
 
 API_KEY = "kie-key-of-the-tests"
+DIRECT = [("grpc.enable_http_proxy", 0)]  # by default gRPC uses a proxy even for loopback
 SERVICE = "/generation.v1.GenerationService/"
 
 # Everything at once: no limits, results within milliseconds.
@@ -158,7 +159,7 @@ async def serving(
     }
     async with (
         server.serving(Settings(**values | settings), bounds, tracing) as addresses,
-        grpc.aio.insecure_channel(addresses.address) as channel,
+        grpc.aio.insecure_channel(addresses.address, DIRECT) as channel,
     ):
         stub: GenerationServiceAsyncStub = GenerationServiceStub(channel)
         yield Service(
