@@ -6,7 +6,6 @@ The other variables of OpenTelemetry, such as OTEL_EXPORTER_OTLP_HEADERS, are re
 import logging
 import threading
 from collections.abc import Sequence
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import requests
@@ -14,6 +13,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+from providers.proxies import is_loopback
 from providers.urls import without_userinfo
 from service.tracing import Tracing
 
@@ -30,7 +30,8 @@ def start_tracing(endpoint: str) -> Tracing:
         endpoint: The base URL of its OTLP receiver.
     """
     session = requests.Session()
-    session.trust_env = not _is_loopback(endpoint)  # otherwise a proxy is asked for loopback, too
+    # Otherwise a proxy is asked for loopback, too.
+    session.trust_env = not is_loopback(urlsplit(endpoint).hostname or "")
     exporter = ReportingExporter(OTLPSpanExporter(f"{endpoint}{PATH}", session=session), endpoint)
     # No spans, to learn at once whether the endpoint is right.
     threading.Thread(target=exporter.export, args=[()], name="traces-check", daemon=True).start()
@@ -80,11 +81,3 @@ class _Problems(logging.Handler):
         if self._lasts:
             self._lasts = False
             logger.info("traces are sent again", extra={"endpoint": self._endpoint})
-
-
-def _is_loopback(endpoint: str) -> bool:
-    host = urlsplit(endpoint).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
