@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import create, curves, polls, query, start, upload, watches
+from benchmarks import changes, create, curves, polls, query, start, upload, watches
 from benchmarks.bench import Bench
 from benchmarks.command import FAILED, INTERRUPTED, MISUSED, add_options, new_bench, terminate
 from benchmarks.databases import NAMES, UnreachableError, kinds
@@ -20,6 +20,7 @@ MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Result]]] = {
     "query": query.measure,
     "create": create.measure,
     "watches": watches.measure,
+    "changes": changes.measure,
     "polls": polls.measure,
     "upload": upload.measure,
     "start": start.measure,

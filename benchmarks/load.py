@@ -175,6 +175,34 @@ class Stream:
             self._connection.flush()
 
 
+class ChangeStream:
+    """One stream of WatchTasks."""
+
+    __slots__ = ("_group", "_index")
+
+    def __init__(self, group: Group, index: int, frames: Frames) -> None:
+        self._group = group
+        self._index = index
+        group.connections[index % len(group.connections)].call(frames, self)
+
+    def message(self, data: bytes, now: float) -> None:
+        """Note how long after its change a snapshot arrives; the streams begin with a bookmark."""
+        del now
+        answer = pb.WatchTasksResponse.FromString(data)
+        if answer.HasField("task"):
+            changed = answer.task.update_time.ToMicroseconds() / 1e6
+            self._group.arrivals.append(time.time() - changed)
+        else:
+            self._group.opened.add(self._index)
+        self._group.changed.set()
+
+    def ended(self, end: End, now: float) -> None:
+        """Count the stream as lost: it never ends by itself."""
+        del end, now
+        self._group.lost.add(self._index)
+        self._group.changed.set()
+
+
 class Load:
     """The commands."""
 
@@ -279,6 +307,42 @@ class Load:
         stopping.connections[0].stop_reading()
         self._groups[group] = stopping
 
+    async def open_changes(
+        self, *, group: str, address: str, tokens: Sequence[str], streams: int
+    ) -> Any:
+        """Open streams of all changes from now on, distributed over the callers; return how many.
+
+        Their arrivals are the seconds since the change.
+        """
+        opening = Group(await _enough_connections(address, streams, WATCH_CONNECTIONS))
+        request_bytes = pb.WatchTasksRequest(from_now=True).SerializeToString()
+        for index in range(streams):
+            token = tokens[index % len(tokens)]
+            ChangeStream(opening, index, next(_frames("WatchTasks", token, iter([request_bytes]))))
+        for connection in opening.connections:
+            connection.flush()
+        await opening.until(lambda: len(opening.opened | opening.lost) >= streams, OPEN_SECONDS)
+        self._groups[group] = opening
+        return len(opening.opened - opening.lost)
+
+    async def trickle(
+        self, *, address: str, tokens: Sequence[str], per_second: float, seconds: float
+    ) -> Any:
+        """Create tasks of one caller after the other, at a steady rate; return how many."""
+        channel_options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(address, options=channel_options) as channel:
+            create: Any = channel.unary_unary(SERVICE + "CreateTask")
+            count = int(per_second * seconds)
+            loop = asyncio.get_running_loop()
+            started = loop.time()
+            calls = []
+            for number, message in enumerate(itertools.islice(creates(), count)):
+                await asyncio.sleep(started + number / per_second - loop.time())
+                token = tokens[number % len(tokens)]
+                calls.append(create(message, metadata=_authorization(token)))
+            await asyncio.gather(*calls)
+        return count
+
     async def take(self, *, group: str, count: int, seconds: float) -> Any:
         """Wait for `count` messages; return when each arrived."""
         streams = self._groups[group]
@@ -353,8 +417,8 @@ async def main() -> None:
     """Answer commands until stdin ends."""
     gc.disable()  # its pauses would count as latency of the server
     load = Load()
-    commands = ("query", "create", "create_tasks", "fetch", "open", "open_stopped", "take", "ends",
-                "close", "upload")  # fmt: skip
+    commands = ("query", "create", "create_tasks", "trickle", "fetch", "open", "open_stopped",
+                "open_changes", "take", "ends", "close", "upload")  # fmt: skip
     await answer_commands({name: getattr(load, name) for name in commands}, {})
 
 

@@ -21,7 +21,7 @@ from benchmarks.databases import CALLER
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "0123456789abcdef" * 4
-CALLERS = 10
+CALLERS = 1_000
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 CONNECT_PAUSE_SECONDS = 0.002
@@ -162,7 +162,12 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def other_tokens() -> list[str]:
+    """Return the tokens of all callers but the first."""
+    return [f"token {number}" for number in range(CALLERS - 1)]
+
+
 def _tokens() -> Iterator[str]:
-    for number in range(CALLERS - 1):
-        yield f"caller-{number} {sha256(b'token %d' % number).hexdigest()}\n"
+    for number, token in enumerate(other_tokens()):
+        yield f"caller-{number} {sha256(token.encode()).hexdigest()}\n"
     yield f"{CALLER} {sha256(TOKEN.encode()).hexdigest()}\n"
