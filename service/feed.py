@@ -153,6 +153,7 @@ class Feed:
         """Hand changes to a stream from now on, if it has everything before them."""
         if not self._live:
             self.position = stream.position
+            self._epoch = b""  # that of the next page
         elif stream.position < self.position:
             return False
         self._live.setdefault(stream.which.caller, set()).add(stream)
@@ -197,10 +198,13 @@ class Feed:
         except TimeoutError:
             pass
         self._woken.clear()
+        self._pause, pause = math.inf, self._pause
         if self._live:
-            await self._read()
+            await self._read(pause)
+        else:
+            self._hidden_since = math.inf
 
-    async def _read(self) -> None:
+    async def _read(self, pause: float) -> None:
         while self._live:
             page = await self._store.changes(None, self.position, self._times.page_changes)
             self.metrics.page_read("all")
@@ -212,17 +216,18 @@ class Feed:
                         stream.wake()
             self.position = page.end
             if page.is_last:
-                self._expect_hidden(page)
+                self._expect_hidden(page, pause)
                 return
 
-    def _expect_hidden(self, page: ChangePage) -> None:
+    def _expect_hidden(self, page: ChangePage, last_pause: float) -> None:
+        """Read again soon if an open transaction hides changes."""
         times = self._times
         if not page.is_blocked:
-            self._pause = self._hidden_since = math.inf
+            self._hidden_since = math.inf
             return
         self._hidden_since = min(self._hidden_since, time.monotonic())
-        again = bool(page.changes) or self._pause == math.inf
-        pause = times.retry_min_seconds if again else 2 * self._pause
+        is_first = bool(page.changes) or last_pause == math.inf
+        pause = times.retry_min_seconds if is_first else 2 * last_pause
         self._pause = min(pause, times.retry_max_seconds)
 
     def _check_epoch(self, page: ChangePage) -> None:

@@ -16,6 +16,7 @@ from storage.changes import Position
 VERSION = 1
 TOKEN_MAX_CHARACTERS = 1_500  # more than the longest task id takes
 CHECK_BYTES = 4
+NUMBER_MAX = (1 << 63) - 1  # of SQLite's integers
 CAUSES = {
     "deleted": "tasks that changed after it have been deleted",
     "restored": "the database was restored or replaced",
@@ -58,6 +59,8 @@ def read_token(token: str, binding: bytes) -> tuple[Position, bytes]:
         task_id = body[HEAD.size :].decode()
     except (struct.error, ValueError):
         raise _invalid() from None
+    if number > NUMBER_MAX:
+        raise _invalid()
     if bound != binding:
         raise invalid("resume_token", "must come from a stream with the same caller and filter")
     return Position(number, task_id), epoch

@@ -3,7 +3,9 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from generated.generation.v1 import generation_pb2 as pb
@@ -81,7 +83,7 @@ class ChangeWatcher:
         self._open_streams = open_streams
         self._heartbeat_seconds = heartbeat_seconds
         self._max_age_seconds = max_age_seconds
-        self._turns = asyncio.Semaphore(CATCHING_UP_MAX)
+        self._turns = _Turns()
 
     async def watch(
         self, which: ChangeFilter, resume_token: str, writer: ChangeWriter, *, from_now: bool
@@ -110,6 +112,20 @@ class ChangeWatcher:
                 run.end()
 
 
+class _Turns:
+    """Lets few streams read pages at a time, and one of each caller."""
+
+    def __init__(self) -> None:
+        self._all = asyncio.Semaphore(CATCHING_UP_MAX)
+        self._callers: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @asynccontextmanager
+    async def of(self, caller: str) -> AsyncIterator[None]:
+        """Wait for a turn of a caller's stream, which lasts as long as the context."""
+        async with self._callers[caller], self._all:
+            yield
+
+
 class _Run:
     """One stream, from its first message to its end."""
 
@@ -119,7 +135,7 @@ class _Run:
         feed: Feed,
         which: ChangeFilter,
         writer: ChangeWriter,
-        turns: asyncio.Semaphore,
+        turns: "_Turns",
     ) -> None:
         self._store = store
         self._feed = feed
@@ -220,7 +236,7 @@ class _Run:
     async def _page(self, limit: int) -> ChangePage:
         self._raise_if_over()
         stream = self._stream
-        async with self._turns:
+        async with self._turns.of(stream.which.caller):
             page = await self._store.changes(stream.which.caller, stream.position, limit)
         self._feed.metrics.page_read("one")
         return page

@@ -4,6 +4,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from providers.kie.simulator import Simulator
+from service.bounds import BOUNDS, UpkeepBounds
+from service.feed import FeedTimes
 from tests.support.callers import Serving
 from tests.support.databases import change
 from tests.support.following import Follower
@@ -240,6 +243,38 @@ async def test_a_reader_that_was_too_slow_catches_up(serve: Serve) -> None:
         await stream.until(
             lambda seen: len(seen.tasks) == 300 and all(map(ended, seen.tasks.values()))
         )
+
+
+async def pages_read(service: Service, streams: str) -> float:
+    name = "generation_change_pages_read_total"
+    return (await scrape(service)).value(name, streams=streams) or 0
+
+
+async def test_a_stream_whose_queue_is_full_catches_up_by_pages(serve: Serve) -> None:
+    small = FeedTimes(queue_changes=1, page_changes=2)
+    bounds = replace(BOUNDS, upkeep=UpkeepBounds(feed=small))
+    async with serve(bounds=bounds, **ADMIN) as service, Follower(service) as stream:
+        await stream.initial()
+        before = await pages_read(service, "one")
+        created = await asyncio.gather(*(service.create() for _ in range(40)))
+        ends = await asyncio.gather(*(service.end(task.id) for task in created))
+        await stream.until(lambda seen: all(map(seen.has, ends)))
+        assert await pages_read(service, "one") > before
+
+
+async def test_idle_streams_read_nothing_of_their_own(serve: Serve) -> None:
+    bounds = replace(BOUNDS, upkeep=UpkeepBounds(feed=FeedTimes(sweep_seconds=0.02)))
+    async with (
+        serve(watch_heartbeat_seconds=0.02, bounds=bounds, **ADMIN) as service,
+        Follower(service) as first,
+        Follower(service) as second,
+    ):
+        await first.initial()
+        await second.initial()
+        before = {streams: await pages_read(service, streams) for streams in ("one", "all")}
+        await second.until(lambda seen: len(seen.bookmarks) > 10)
+        assert await pages_read(service, "one") == before["one"]
+        assert await pages_read(service, "all") > before["all"]
 
 
 async def test_an_invalid_prompt_id_is_refused(service: Service) -> None:
