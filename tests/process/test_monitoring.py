@@ -160,6 +160,17 @@ def test_promtool_accepts_the_alerts_and_their_tests_pass() -> None:
 # --- the dashboard ---
 
 
+async def test_every_metric_of_the_service_is_on_the_dashboard(exposed: Exposed) -> None:
+    shown = {s.metric for _, target in queries() for s in selectors(filled(target["expr"]))}
+    ours = {name for name in exposed.labels if name.startswith("generation_")}
+    assert without_suffix(ours) == without_suffix(shown & ours)
+
+
+def without_suffix(metrics: set[str]) -> set[str]:
+    """Return the metrics of series: a histogram has several."""
+    return {re.sub("_(bucket|count|sum)$", "", name) for name in metrics}
+
+
 async def test_every_panel_shows_something(exposed: Exposed, tmp_path: Path) -> None:
     """Let Prometheus evaluate each query over a scrape whose counters grow."""
     series = [{"series": 'up{job="generation", instance="a"}', "values": "1x20"}]
