@@ -24,7 +24,8 @@ log = structlog.get_logger()
 class AccountHold:
     """Since when the account is refused, and why. Times are unix seconds.
 
-    The database knows since when, so that no restart makes tasks wait longer.
+    The database knows since when, so that no restart makes tasks wait longer, and so that all
+    processes hold their tasks, whichever of them was refused first.
 
     Attributes:
         seconds: How long a task is held at most; 0 if none is.
@@ -90,14 +91,38 @@ class AccountHold:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self._since))
         return f"account refused since {since}, tasks wait: {describe(self._refusal)}"
 
-    async def restore(self, now: float) -> bool:
-        """Continue the hold of an earlier process; return whether there is one.
+    async def open(self, now: float) -> bool:
+        """Store that the account is refused; return whether no process knew it before."""
+        try:
+            since = await self._store.hold_account(now, self._confirmed_after(now))
+        except StorageUnavailableError:
+            if self._since is not None:
+                return False
+            since = now
+        self._since = since
+        return since == now
+
+    async def follow(self, now: float) -> bool:
+        """Take over what other processes, or an earlier one, have stored; return if it is new.
 
         Raises:
             StorageUnavailableError: The database is unavailable.
         """
-        if self.seconds:
-            self._since = await self._store.account_held_since(self._confirmed_after(now))
+        if not self.seconds or not self._is_saved:
+            return False
+        since = await self._store.account_held_since(self._confirmed_after(now))
+        if not self._is_saved or (since is None) == (self._since is None):
+            return False
+        self._since = since
+        if since is None:
+            log.info("another process reports that the provider accepts the account again")
+            self._refusal = None
+            self._metrics.show_account_held("")
+        return True
+
+    @property
+    def is_held(self) -> bool:
+        """Whether tasks are held."""
         return self._since is not None
 
     async def save(self, now: float) -> None:

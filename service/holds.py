@@ -27,10 +27,12 @@ class HoldTimes:
     Attributes:
         first_seconds: The first one; each further one lasts twice as long.
         max_seconds: The longest one.
+        follow_seconds: How soon a hold of another process is noticed.
     """
 
     first_seconds: float = 2.0
     max_seconds: float = 30.0
+    follow_seconds: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +56,26 @@ class Holds:
     def __init__(self, times: HoldTimes, account: AccountHold) -> None:
         new_hold = partial(_Hold, times)
         self.account = account
+        self._follow_seconds = times.follow_seconds
+        self._followed_time = -math.inf
         self._of_account = new_hold()
         self._of_all = new_hold()
         self._models: defaultdict[str, _Hold] = defaultdict(new_hold)
 
-    async def restore(self, now: float) -> None:
-        """Continue the hold of the account that an earlier process has left behind."""
-        if await self.account.restore(now):
+    async def follow(self, now: float) -> None:
+        """Take over the hold of the account from other processes, or its end.
+
+        Raises:
+            StorageUnavailableError: The database is unavailable.
+        """
+        if now - self._followed_time < self._follow_seconds:
+            return
+        is_new = await self.account.follow(now)
+        self._followed_time = now
+        if is_new and self.account.is_held:
             self._of_account.reopen()
+        elif is_new:
+            self._of_account.clear()
 
     def room(self, now: float) -> float:
         """Return how many tasks may be sent, of whatever model."""
@@ -74,6 +88,11 @@ class Holds:
     def next_opening_time(self) -> float:
         """Return when the next model may be tried again."""
         return min((hold.opening_time() for hold in self._models.values()), default=math.inf)
+
+    @property
+    def probes_account(self) -> bool:
+        """Whether one task is to be tried by all processes together."""
+        return self._of_account.half_open
 
     @property
     def probes_any(self) -> bool:
@@ -109,8 +128,22 @@ class Holds:
             if task.model in self._models:
                 self._models[task.model].start_probe()
 
-    def learn(self, task: Task, outcome: Submission, now: float) -> Learned:
-        """Learn from the outcome of a create whether tasks are accepted."""
+    async def open(self, outcome: Submission, now: float) -> bool:
+        """Store that the account is refused, if it is; return whether that opens the hold."""
+        is_refused = isinstance(outcome, Refused) and outcome.account and self.account.seconds > 0
+        if not is_refused or self._of_account.half_open:
+            return False
+        return await self.account.open(now)
+
+    def learn(self, task: Task, outcome: Submission, now: float, *, opens: bool = False) -> Learned:
+        """Learn from the outcome of a create whether tasks are accepted.
+
+        Args:
+            task: That was sent.
+            outcome: What became of it.
+            now: Unix seconds.
+            opens: Whether the outcome opens the hold of the account; see `open`.
+        """
         match outcome:
             case Unknown():
                 return Learned(outcome, now)
@@ -129,12 +162,11 @@ class Holds:
             if self.account.accepted(task, now):
                 self._of_account.clear()
         elif outcome.account and self.account.seconds:
-            return self._refused(task, outcome, now)
+            return self._refused(task, outcome, now, opens=opens)
         return Learned(outcome, now)
 
-    def _refused(self, task: Task, refusal: Refused, now: float) -> Learned:
+    def _refused(self, task: Task, refusal: Refused, now: float, *, opens: bool) -> Learned:
         """Hold all tasks. Only the task that opens the hold fails; others wait for its end."""
-        opens = not self._of_account.half_open
         if self._of_account.extend(now, self.account.first_expiry_time(now)):
             self.account.refused(refusal, now)
         if opens or self.account.has_expired(task, now):

@@ -141,7 +141,7 @@ class Limits:
             move=lambda task: task.submitting(now, lease_end),
             quota=self.quota(Lane.SUBMIT),
             running_max=self._running_max(),
-            sending_max=self._account.creates_in_flight_max or math.inf,
+            sending_max=self._sending_max(),
             closed_models=self._holds.closed_models(now),
         )
         claim = await store.claim_in_turns(now, sending)
@@ -154,6 +154,9 @@ class Limits:
         limits = self._callers.table()
         in_all = self._account.running_max or math.inf
         return RunningMax(in_all, lambda caller: limits.of(caller).running)
+
+    def _sending_max(self) -> float:
+        return 1 if self._holds.probes_account else self._account.creates_in_flight_max or math.inf
 
     def _pick(self, waiting: Sequence[Waiting], room: int) -> list[str]:
         if self._holds.probes_any:
@@ -197,18 +200,23 @@ class Limits:
         if was_full or was_probe:
             self._agenda.wake()
 
-    def learn_availability(self, task: Task, outcome: Submission, now: float) -> Learned:
+    async def learn_availability(self, task: Task, outcome: Submission, now: float) -> Learned:
         """Learn whether the provider accepts tasks."""
-        return self._holds.learn(task, outcome, now)
+        opens = await self._holds.open(outcome, now)
+        return self._holds.learn(task, outcome, now, opens=opens)
 
     @property
     def account(self) -> AccountHold:
         """Whether the provider refuses the account."""
         return self._holds.account
 
-    async def restore_holds(self, now: float) -> None:
-        """Continue what an earlier process has left behind."""
-        await self._holds.restore(now)
+    async def follow_holds(self, now: float) -> None:
+        """Hold tasks if another process does, or an earlier one did, and as long as it does.
+
+        Raises:
+            StorageUnavailableError: The database is unavailable.
+        """
+        await self._holds.follow(now)
 
     def task_left_provider(self, caller: str) -> None:
         """Wake the poller if tasks wait because too many run, of this caller or of the account."""

@@ -96,6 +96,8 @@ class Poller:
         await self._resume()
         await self._start_confirmed()
         now = self._store.now()
+        if self._store.shared:
+            await self._limits.follow_holds(now)
         due = [lane for lane in Lane if self._look_time(lane) <= now]
         for lane in due:
             if not self._agenda.is_stopped():
@@ -123,7 +125,7 @@ class Poller:
         for quota in {self._limits.quota(lane) for lane in Lane}:
             await self._store.add_slots(quota)
         now = self._store.now()
-        await self._limits.restore_holds(now)
+        await self._limits.follow_holds(now)
         if not self._store.shared:
             await self._store.make_abandoned_due(now)
         self._agenda.set_due_times(await self._store.next_due_times(), now)

@@ -110,7 +110,7 @@ class Work:
             return
         if not isinstance(outcome, Accepted):
             outcome = await self._look_for_purchase(task, outcome)
-        learned = self.limits.learn_availability(task, outcome, self.store.now())
+        learned = await self.limits.learn_availability(task, outcome, self.store.now())
         self._log_submission(task, learned)
         await self._settle(
             task,

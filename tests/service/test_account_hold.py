@@ -1,6 +1,5 @@
 """While the provider refuses the account, waiting tasks are held instead of failing one by one."""
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -13,17 +12,21 @@ import pytest
 from structlog.testing import capture_logs
 
 from generated.generation.v1 import generation_pb2 as pb
-from service.holds import HoldTimes
-from service.limits import LimitBounds
-from service.verdicts import VerdictBounds
+from tests.support.account import (
+    NO_CREDITS,
+    SHORT_HOLDS,
+    Account,
+    listening,
+    until_held,
+    until_probed,
+)
 from tests.support.databases import change, rows
-from tests.support.harness import Service, poller_bounds, serving
-from tests.support.kie_socket import Raw, Request, SocketKie, envelope, http
+from tests.support.harness import Service, serving
+from tests.support.kie_socket import envelope, http
 from tests.support.refusals import refusal
 from tests.support.waiting import eventually
 
 TASKS = 12
-NO_CREDITS = envelope(402, None, "Credits insufficient")
 BAD_KEY = envelope(401, None, "You do not have access permissions")
 EDGE = http("error code: 1010", status=403)
 REFUSALS = {
@@ -46,46 +49,6 @@ OF_THE_TASK = {
     "page 499": http("<p>closed</p>", status=499),
     "JSON without a code": http('{"detail": "bad prompt"}', status=400),
 }
-SHORT_HOLDS = poller_bounds(
-    limits=LimitBounds(holds=HoldTimes(first_seconds=0.05, max_seconds=0.1)),
-    verdicts=VerdictBounds(postpone_seconds=0.05, postpone_max_seconds=0.1),
-)
-
-
-class Account:
-    """A Kie that answers each create with `answer`, or accepts it while that is None."""
-
-    def __init__(self, answer: Raw | None) -> None:
-        self.answer = answer
-        self.in_flight: list[int] = []  # how many creates were in progress at each one
-        self.kie: Any = _Counting(self)
-
-    @property
-    def creates(self) -> int:
-        count: int = self.kie.count("create")
-        return count
-
-    def __call__(self, request: Request) -> Raw:
-        if request.endpoint == "record":
-            return envelope(200, {"state": "success", "response": ["https://x.example/a.png"]})
-        return self.answer or envelope(200, {"taskId": f"k-{self.creates}"})
-
-
-class _Counting(SocketKie):
-    def __init__(self, account: Account) -> None:
-        super().__init__(account)
-        self.account, self.open = account, 0
-
-    async def _answered(self, request: Request) -> Raw:
-        if request.endpoint != "create":
-            return self.answer(request)
-        self.open += 1
-        self.account.in_flight.append(self.open)
-        await asyncio.sleep(0.005)
-        self.open -= 1
-        return self.answer(request)
-
-
 Start = Callable[..., Any]
 
 
@@ -104,12 +67,6 @@ def start(tmp_path: Path, database_url: str) -> Start:
     return started
 
 
-@asynccontextmanager
-async def listening(account: Account) -> AsyncIterator[Account]:
-    async with account.kie:
-        yield account
-
-
 async def waiting(service: Service, count: int = TASKS) -> list[str]:
     return [(await service.create()).id for _ in range(count)]
 
@@ -126,18 +83,6 @@ async def stages(service: Service, ids: Sequence[str]) -> Counter[str]:
         else pb.TaskStage.Name(task.stage)
         for task in await snapshots(service, ids)
     )
-
-
-async def until_probed(account: Account, times: int = 3) -> None:
-    """Wait until waiting tasks have been tried several times more."""
-    before = account.creates
-    await eventually(lambda: account.creates >= before + times)
-
-
-async def until_held(service: Service) -> None:
-    """Wait until the create that opens the hold has failed, and the hold is stored."""
-    url, failed = service.database_url, "SELECT id FROM tasks WHERE status = 'FAILED'"
-    await eventually(lambda: bool(rows(url, failed) and rows(url, "SELECT since FROM holds")))
 
 
 async def readyz(service: Service) -> tuple[int, str]:
