@@ -177,6 +177,17 @@ async def test_the_span_of_a_stream_ends_with_its_first_message(
     watch.cancel()
 
 
+async def test_the_span_of_a_stream_of_all_changes_ends_with_its_first_message(
+    traced: Service, spans: Spans
+) -> None:
+    task = await traced.create(STUCK)
+    stream: Any = traced.stub.WatchTasks(pb.WatchTasksRequest(), metadata=sent())
+    assert (await stream.read()).task.id == task.id
+    assert attributes(await spans.one(f"{WATCH}s"))["rpc.response.status_code"] == "OK"
+    assert await stream.read()
+    stream.cancel()
+
+
 async def test_no_span_is_open_after_a_thousand_streams(traced: Service, spans: Spans) -> None:
     stuck, done = await traced.create(STUCK), await traced.create()
     await traced.end(done.id)
