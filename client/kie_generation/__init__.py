@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kie_generation.changes import TaskChange
     from kie_generation.client import GenerationClient
     from kie_generation.download import DownloadError, MinimumRate, save_artifacts
     from kie_generation.errors import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     )
     from kie_generation.generated.generation.v1.generation_pb2 import (
         Artifact,
+        Bookmark,
         ErrorReason,
         GenerationTask,
         Imagen4Params,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
         Veo3Params,
     )
     from kie_generation.retry import Retry
+    from kie_generation.state_file import StateFileError
     from kie_generation.states import state
     from kie_generation.tls import Tls
     from kie_generation.watch import ended
@@ -50,6 +53,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Artifact",
+    "Bookmark",
     "DownloadError",
     "ErrorReason",
     "GenerationClient",
@@ -64,6 +68,8 @@ __all__ = [
     "RefusedError",
     "Retry",
     "Sora2Params",
+    "StateFileError",
+    "TaskChange",
     "TaskFailure",
     "TaskNotFoundError",
     "TaskStage",
@@ -83,6 +89,7 @@ __all__ = [
 _MESSAGES = "generated.generation.v1.generation_pb2"
 _MODULES = {
     "Artifact": _MESSAGES,
+    "Bookmark": _MESSAGES,
     "DownloadError": "download",
     "ErrorReason": _MESSAGES,
     "GenerationClient": "client",
@@ -94,6 +101,8 @@ _MODULES = {
     "ProviderParams": _MESSAGES,
     "Retry": "retry",
     "Sora2Params": _MESSAGES,
+    "StateFileError": "state_file",
+    "TaskChange": "changes",
     "TaskFailure": _MESSAGES,
     "TaskStage": _MESSAGES,
     "TaskStatus": _MESSAGES,

@@ -2,21 +2,17 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from typing import Self, TypeVar
 
-import grpc
 from google.protobuf.message import Message
 
-from kie_generation.channel import authorization, open_channel
-from kie_generation.errors import (
-    GenerationError,
-    UnauthenticatedError,
-    UnavailableError,
-)
+from kie_generation.changes import ChangeStream, TaskChange
+from kie_generation.connection import Connection, ignore
+from kie_generation.errors import GenerationError
 from kie_generation.generated.generation.v1.generation_pb2 import (
     TASK_STATUS_UNSPECIFIED,
     CancelTaskRequest,
@@ -28,25 +24,23 @@ from kie_generation.generated.generation.v1.generation_pb2 import (
     UploadedFile,
     UploadMetadata,
     WatchTaskRequest,
+    WatchTasksRequest,
 )
-from kie_generation.generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from kie_generation.params import provider_params
-from kie_generation.retry import OnRetry, Retry, retrying
-from kie_generation.tls import Tls, find_problem
+from kie_generation.retry import Retry
+from kie_generation.state_file import StateFile
+from kie_generation.streams import OnConnection
+from kie_generation.times import timestamp
 from kie_generation.upload import fingerprint, in_thread, read_chunks, send
-from kie_generation.watch import OnConnection, WatchCall, WatchPolicy, ended, watch_until_ended
+from kie_generation.watch import WatchCall, ended, watch_until_ended
 
 # More than CREATE_WAIT_SECONDS of the service, so that a create can return the provider's answer.
 CALL_TIMEOUT_SECONDS = 30.0
 UPLOAD_TIMEOUT_SECONDS = 600.0
 UPLOAD_ATTEMPTS = 8  # unless Retry.attempts is set; each attempt sends the whole file
-HEARTBEAT_TIMEOUT_SECONDS = 60.0  # three of the server's heartbeats
-
-Q = TypeVar("Q")
-A = TypeVar("A")
 
 
-class GenerationClient:
+class GenerationClient(Connection):
     """An async client of the generation service.
 
     Use it with `async with`, in a single event loop, where any number of tasks can share it.
@@ -54,50 +48,6 @@ class GenerationClient:
     Every method raises GenerationError or a subclass of it; see `kie_generation.errors`. Calls that
     fail with UnavailableError are retried within their timeout.
     """
-
-    def __init__(
-        self,
-        address: str,
-        *,
-        token: str | None = None,
-        tls: Tls | None = None,
-        retry: Retry | None = None,
-        heartbeat_timeout: float = HEARTBEAT_TIMEOUT_SECONDS,
-        give_up_after_seconds: float | None = None,
-        on_retry: OnRetry | None = None,
-    ) -> None:
-        """Configure the client; it connects after the context is entered.
-
-        Args:
-            address: host:port, or any target that gRPC resolves. Except for loopback, gRPC connects
-                through the proxy that the environment names (`https_proxy`, `no_proxy`).
-            token: the caller's token, if the service requires one.
-            tls: the certificates; None disables TLS.
-            retry: how calls are retried; None uses the defaults of Retry.
-            heartbeat_timeout: seconds of silence after which a watch reconnects.
-            give_up_after_seconds: how long a watch tries to reconnect before it raises; None means
-                without limit.
-            on_retry: called with the error before each retry of a call. Watches call on_connection.
-
-        Raises:
-            TokenError: the token contains characters that cannot be sent.
-        """
-        self._address = address
-        self._metadata = authorization(token) if token else ()
-        self._tls = tls
-        self._retry = retry or Retry()
-        self._on_retry = on_retry or _ignore
-        self._watch_policy = WatchPolicy(
-            self._retry, heartbeat_timeout, give_up_after_seconds, self._diagnose
-        )
-
-    async def __aenter__(self) -> Self:
-        self._channel = open_channel(self._address, self._tls)
-        self._stub = GenerationServiceStub(self._channel)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._channel.close()
 
     async def create(
         self,
@@ -144,6 +94,9 @@ class GenerationClient:
         *,
         prompt_id: str = "",
         status: TaskStatus.ValueType = TASK_STATUS_UNSPECIFIED,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        model: str = "",
         page_size: int = 0,
         timeout: float = CALL_TIMEOUT_SECONDS,
     ) -> AsyncGenerator[GenerationTask, None]:
@@ -152,10 +105,23 @@ class GenerationClient:
         Args:
             prompt_id: only tasks with this prompt_id; "" for all.
             status: only tasks with this status; TASK_STATUS_UNSPECIFIED for all.
+            created_after: only tasks created at this time or later, with a time zone.
+            created_before: only tasks created before this time, with a time zone.
+            model: only tasks of this model, such as `imagen4`; "" for all.
             page_size: tasks per page, at most 200; 0 for the service's default.
             timeout: seconds for each page.
+
+        Raises:
+            ValueError: a time has no time zone.
         """
-        request = ListTasksRequest(prompt_id=prompt_id, status=status, page_size=page_size)
+        request = ListTasksRequest(
+            prompt_id=prompt_id,
+            status=status,
+            created_after=timestamp(created_after),
+            created_before=timestamp(created_before),
+            model=model,
+            page_size=page_size,
+        )
         while True:
             page = await self._call(self._stub.ListTasks, request, timeout)
             for task in page.tasks:
@@ -199,8 +165,55 @@ class GenerationClient:
             return self._stub.WatchTask(request, metadata=self._metadata)
 
         return watch_until_ended(
-            open_stream, after_revision, self._watch_policy, on_connection or _ignore
+            open_stream, after_revision, self._watch_policy, on_connection or ignore
         )
+
+    def watch_tasks(
+        self,
+        *,
+        prompt_id: str = "",
+        ended_only: bool = False,
+        from_now: bool = False,
+        resume_token: str = "",
+        state: str | Path | None = None,
+        on_connection: OnConnection | None = None,
+    ) -> AsyncGenerator[TaskChange, None]:
+        """Yield all existing tasks, and then every change of the caller's tasks, without end.
+
+        A lost stream is reopened automatically. Changes are delivered at least once; revisions of a
+        task never decrease, and its newest snapshot always comes. Intermediate ones may be skipped.
+
+        Args:
+            prompt_id: only tasks with this prompt_id; "" for all.
+            ended_only: only tasks that have ended.
+            from_now: skip the existing tasks, unless the stream is resumed.
+            resume_token: the token of the last item handled; "" to start with all tasks.
+            state: a file that remembers the token of each item once the next one is requested, so
+                that a new process continues there. It replaces `resume_token`.
+            on_connection: as for `watch`.
+
+        Raises:
+            ValueError: both `resume_token` and `state` are given.
+            StateFileError: the state file is damaged, or belongs to another stream.
+            OSError: the state file cannot be read or written.
+            GenerationError: as for `watch`. An expired token is no error: an item with
+                `started_over` comes, and then all tasks.
+        """
+        if resume_token and state is not None:
+            raise ValueError("resume_token and state cannot be used together")
+        request = WatchTasksRequest(
+            prompt_id=prompt_id,
+            ended_only=ended_only,
+            resume_token=resume_token,
+            from_now=from_now,
+        )
+        return ChangeStream(
+            lambda wanted: self._stub.WatchTasks(wanted, metadata=self._metadata),
+            request,
+            None if state is None else StateFile(state),
+            self._watch_policy,
+            on_connection or ignore,
+        ).changes()
 
     async def wait(self, task_id: str, timeout: float | None = None) -> GenerationTask:
         """Return the terminal snapshot.
@@ -269,38 +282,7 @@ class GenerationClient:
 
         return await self._retrying(attempt, timeout, retry)
 
-    async def _call(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[Q, A], request: Q, timeout: float
-    ) -> A:
-        async def attempt(seconds: float) -> A:
-            return await method(request, timeout=seconds, metadata=self._metadata)
-
-        return await self._retrying(attempt, timeout, self._retry)
-
-    async def _retrying(
-        self, attempt: Callable[[float], Awaitable[A]], timeout: float, retry: Retry
-    ) -> A:
-        return await retrying(
-            attempt,
-            timeout=timeout,
-            retry=retry,
-            diagnose=self._diagnose,
-            on_retry=self._on_retry,
-        )
-
-    async def _diagnose(self, error: UnavailableError) -> GenerationError:
-        """Return an UnauthenticatedError if TLS cannot work with this server, else the error."""
-        closed = any(text in error.message for text in ("Socket closed", "reset", "Broken pipe"))
-        if error.reason or "failed to connect" not in error.message or not closed:
-            return error
-        problem = await find_problem(self._address, self._tls)
-        return UnauthenticatedError(error.code, problem) if problem else error
-
 
 def _as_unicode(file_name: str) -> str:
     """Return a file name that can be sent, even if its bytes on disk are not valid UTF-8."""
     return file_name.encode(errors="surrogateescape").decode(errors="replace")
-
-
-def _ignore(_: object) -> None:
-    pass

@@ -21,7 +21,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import grpc
 
 from kie_generation import client, download
-from kie_generation.client import HEARTBEAT_TIMEOUT_SECONDS
+from kie_generation.connection import HEARTBEAT_TIMEOUT_SECONDS
 from kie_generation.retry import OnRetry, Retry
 from kie_generation.tls import Tls
 
@@ -160,6 +160,7 @@ class GenerationClient:
     list = _iterating(client.GenerationClient.list)
     cancel = _blocking(client.GenerationClient.cancel)
     watch = _iterating(client.GenerationClient.watch)
+    watch_tasks = _iterating(client.GenerationClient.watch_tasks)
     wait = _blocking(client.GenerationClient.wait)
     upload = _blocking(client.GenerationClient.upload)
 

@@ -5,6 +5,7 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from kie_generation.generated.generation.v1.generation_pb2 import (
     TASK_STATUS_FAILED,
     Imagen4Params,
     KieParams,
+    ListTasksRequest,
     ListTasksResponse,
     MidjourneyParams,
     Sora2Params,
@@ -250,6 +252,36 @@ async def test_a_list_goes_through_all_pages_with_the_same_filter() -> None:
         assert [task.revision async for task in tasks] == [1, 2, 3]
     assert [request.page_token for request in service.requests] == ["", "more", "more", "most"]
     assert {request.status for request in service.requests} == {TASK_STATUS_FAILED}
+
+
+async def test_a_list_is_limited_to_times_and_to_a_model() -> None:
+    service = ScriptedService()
+    service.answers.append(ListTasksResponse())
+    after = datetime(2026, 11, 26, 1, 30, tzinfo=timezone(timedelta(hours=2)))
+    before = datetime(2026, 11, 26, 12, 0, 0, 250_000, tzinfo=UTC)
+    async with connected(service) as client:
+        found = client.list(created_after=after, created_before=before, model="veo3")
+        assert [task async for task in found] == []
+    (request,) = service.requests
+    assert request.created_after.ToJsonString() == "2026-11-25T23:30:00Z"
+    assert request.created_before.ToJsonString() == "2026-11-26T12:00:00.250Z"
+    assert request.model == "veo3"
+
+
+async def test_a_list_without_times_sends_none() -> None:
+    service = ScriptedService()
+    service.answers.append(ListTasksResponse())
+    async with connected(service) as client:
+        assert [task async for task in client.list()] == []
+    assert service.requests[0] == ListTasksRequest()
+
+
+@pytest.mark.parametrize("name", ["created_after", "created_before"])
+async def test_a_time_without_a_time_zone_is_refused(name: str) -> None:
+    naive = datetime(2026, 11, 26)  # noqa: DTZ001 - this is what is refused
+    async with connected(ScriptedService()) as client:
+        with pytest.raises(ValueError, match="time zone"):
+            await anext(client.list(**{name: naive}))  # type: ignore[arg-type]
 
 
 async def test_a_cancel_that_comes_too_late_is_an_error_with_its_reason() -> None:

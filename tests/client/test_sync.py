@@ -43,7 +43,7 @@ from tests.support.scripted_server import (
 
 PARAMS = Imagen4Params(prompt="a lighthouse")
 SECONDS = 30.0
-METHODS = ["create", "get", "list", "cancel", "watch", "wait", "upload"]
+METHODS = ["create", "get", "list", "cancel", "watch", "watch_tasks", "wait", "upload"]
 
 
 async def in_thread(work: Callable[..., Any], *arguments: Any) -> Any:

@@ -76,7 +76,7 @@ async def test_a_stream_cut_by_a_proxy_under_another_code_is_resumed() -> None:
         assert await revisions(client) == [1, 2]
 
 
-@pytest.mark.parametrize("code", LOST)
+@pytest.mark.parametrize("code", [*LOST, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE])
 async def test_a_stream_that_ends_without_an_error_of_the_service_was_lost_and_is_resumed(
     code: grpc.StatusCode,
 ) -> None:

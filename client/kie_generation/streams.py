@@ -1,0 +1,121 @@
+"""Streams that are reopened when they are lost.
+
+A stream may break (the server restarts, the connection is lost, the stream reaches its maximum
+age), fall silent on a half-open connection, or be ended with OK by a broken proxy. gRPC libraries
+and proxies do not agree on the status of a lost stream. So a stream was lost if it ended without
+the service's ErrorInfo, whatever its status, except for those that a new stream would get again.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar, cast
+
+import grpc
+
+from kie_generation.errors import (
+    GenerationError,
+    UnauthenticatedError,
+    UnavailableError,
+    from_rpc,
+)
+from kie_generation.retry import Backoff, Diagnose, Retry
+
+R = TypeVar("R")
+OnConnection: TypeAlias = Callable[[UnavailableError | None], None]
+
+
+@dataclass(frozen=True)
+class StreamPolicy:
+    """When a stream is reopened, and when it is given up.
+
+    Attributes:
+        retry: the delays before reconnecting; `attempts` does not apply.
+        heartbeat_timeout_seconds: a stream that is silent for longer is closed and reopened.
+        give_up_after_seconds: how long to reconnect without success; None means without limit.
+        diagnose: returns the permanent error behind a lost stream, or the error itself.
+    """
+
+    retry: Retry
+    heartbeat_timeout_seconds: float
+    give_up_after_seconds: float | None
+    diagnose: Diagnose
+
+
+async def read_stream(
+    call: grpc.aio.UnaryStreamCall[Any, R], heartbeat_timeout_seconds: float
+) -> AsyncGenerator[R, None]:
+    """Yield the messages of one stream, including heartbeats, until it fails.
+
+    Raises:
+        UnavailableError: the stream was lost: it broke, fell silent, or ended with OK.
+        GenerationError: an error that a new stream would get again.
+    """
+    try:
+        while True:
+            async with asyncio.timeout(heartbeat_timeout_seconds):
+                message = await call.read()
+            if message is grpc.aio.EOF:
+                raise _lost("the stream ended too early")
+            yield cast("R", message)
+    except TimeoutError:
+        raise _lost(f"no heartbeat for {heartbeat_timeout_seconds:g} s") from None
+    except grpc.aio.AioRpcError as error:
+        raise _of_stream(from_rpc(error)) from error
+    finally:
+        call.cancel()
+
+
+def _lost(message: str) -> UnavailableError:
+    return UnavailableError(grpc.StatusCode.UNAVAILABLE, message)
+
+
+def _of_stream(error: GenerationError) -> GenerationError:
+    """Return an UnavailableError if the stream was lost, else the error."""
+    final = isinstance(error, UnauthenticatedError) or error.code is grpc.StatusCode.UNIMPLEMENTED
+    if error.reason or final:
+        return error
+    return UnavailableError(error.code, error.message, retry_after=error.retry_after)
+
+
+class Reconnecting:
+    """Tracks how long a stream has been lost, and delays the reconnects."""
+
+    def __init__(self, policy: StreamPolicy, on_connection: OnConnection) -> None:
+        self._policy = policy
+        self._on_connection = on_connection
+        self._backoff = Backoff(policy.retry)
+        self._lost_at: float | None = None
+
+    def received(self, *, progress: bool) -> None:
+        """Note that the stream works. Heartbeats are no progress.
+
+        A stream that breaks again and again without progress is reopened with growing delays.
+        """
+        if self._lost_at is not None:
+            self._lost_at = None
+            self._on_connection(None)
+        if progress:
+            self._backoff.reset()
+
+    async def lost(self, lost: UnavailableError) -> None:
+        """Wait until the stream may be reopened.
+
+        Raises:
+            GenerationError: the permanent error behind this one; or this one, to give up.
+        """
+        error = await self._policy.diagnose(lost)
+        if not isinstance(error, UnavailableError):
+            raise error from lost
+        now = time.monotonic()
+        self._lost_at = now if self._lost_at is None else self._lost_at
+        delay = self._backoff.next_delay(error)
+        limit = self._policy.give_up_after_seconds
+        if limit is not None:
+            seconds_left = self._lost_at + limit - now
+            if seconds_left <= 0:
+                raise error
+            delay = min(delay, seconds_left)
+        self._on_connection(error)
+        await asyncio.sleep(delay)
