@@ -10,6 +10,7 @@ import structlog
 
 from providers.base import Refused
 from service.metrics import Metrics
+from storage.clock import SKEW_SECONDS
 from storage.errors import StorageUnavailableError
 from storage.store import Store
 from storage.task import Task
@@ -60,7 +61,8 @@ class AccountHold:
         """
         if self._since is None:
             return True
-        if task.submit_time is not None and task.submit_time < self._since:
+        sent_before = task.submit_time is not None and task.submit_time < self._since
+        if sent_before and self._since <= now:
             return False
         log.info("the provider accepts the account again", held_seconds=round(now - self._since))
         self._since = self._refusal = None
@@ -70,18 +72,26 @@ class AccountHold:
 
     def first_expiry_time(self, now: float) -> float:
         """Return until when the tasks are held that wait since the start; infinity afterwards."""
-        expiry_time = self.seconds + (now if self._since is None else self._since)
-        return expiry_time if expiry_time > now else math.inf
+        left = self.seconds - (0.0 if self._since is None else self._elapsed(self._since, now))
+        return now + left if left > 0 else math.inf
 
     def has_expired(self, task: Task, now: float) -> bool:
         """Return whether a waiting task was held for too long."""
-        return self._since is not None and now >= max(self._since, task.create_time) + self.seconds
+        if self._since is None:
+            return False
+        # A task from the future was created before the clock was set back.
+        is_older = task.create_time > now + SKEW_SECONDS
+        since = self._since if is_older else max(self._since, task.create_time)
+        return self._elapsed(since, now) >= self.seconds
 
     def expired_before(self, now: float) -> float | None:
         """Return before when tasks were created that were held for too long; None if none were."""
-        if self._since is None or now < self._since + self.seconds:
+        if self._since is None or self._elapsed(self._since, now) < self.seconds:
             return None
         return now - self.seconds
+
+    def _elapsed(self, since: float, now: float) -> float:
+        return self._store.clock.elapsed_seconds(since, now)
 
     @property
     def note(self) -> str:
@@ -99,7 +109,7 @@ class AccountHold:
             if self._since is not None:
                 return False
             since = now
-        self._since = since
+        self._since = min(since, now)
         return since == now
 
     async def follow(self, now: float) -> bool:
@@ -113,7 +123,7 @@ class AccountHold:
         since = await self._store.account_held_since(self._confirmed_after(now))
         if not self._is_saved or (since is None) == (self._since is None):
             return False
-        self._since = since
+        self._since = None if since is None else min(since, now)
         if since is None:
             log.info("another process reports that the provider accepts the account again")
             self._refusal = None
@@ -124,6 +134,11 @@ class AccountHold:
     def is_held(self) -> bool:
         """Whether tasks are held."""
         return self._since is not None
+
+    def clock_jumped(self, now: float) -> None:
+        """Let no hold begin in the future."""
+        if self._since is not None:
+            self._since = min(self._since, now)
 
     async def save(self, now: float) -> None:
         """Store what was learned; if the database is unavailable, the next call does."""
@@ -139,10 +154,10 @@ class AccountHold:
             self._is_saved = False
             return
         if self._since is not None:  # otherwise the account was accepted meanwhile
-            self._since = since
+            self._since = min(since, now)
 
     def _confirmed_after(self, now: float) -> float:
-        return now - max(self.seconds, CONFIRMED_SECONDS)
+        return self._store.clock.without_jumps(now) - max(self.seconds, CONFIRMED_SECONDS)
 
 
 def describe(refusal: Refused) -> str:

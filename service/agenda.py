@@ -69,10 +69,15 @@ class Agenda:
         """Set the time of the next run: `next_time`, or earlier if the poller would idle longer."""
         self._next_time = min(next_time, now + self._times.idle_seconds)
 
+    def clock_jumped(self) -> None:
+        """Hold nothing back until a time of the clock before it jumped."""
+        self._held_back_until = 0.0
+
     async def wait(self, now: float) -> None:
         """Wait until the next run."""
+        seconds = min(self._next_time - now, self._times.idle_seconds)  # the clock may be set back
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._next_time - now):
+            async with asyncio.timeout(seconds):
                 await self._woken.wait()
         await asyncio.sleep(self._run_started + self._times.least_seconds - time.monotonic())
 

@@ -18,7 +18,8 @@ class CallbackPace:
     def next_time(self, task_id: str, now: float) -> float:
         """Return when a callback may cause a poll of its task."""
         last = self._polls.get(task_id)
-        return now if last is None else max(now, last[0] + CALLBACK_SECONDS)
+        # Not later than after a poll now: the last one may be from before the clock was set back.
+        return now if last is None else max(now, min(last[0], now) + CALLBACK_SECONDS)
 
     def remember(self, task_id: str, due_time: float, content: int | None) -> None:
         """Remember the poll and the content of a callback, unless a recent one is remembered."""
@@ -28,6 +29,6 @@ class CallbackPace:
     def _forget(self, now: float) -> None:
         while self._polls:
             oldest = next(iter(self._polls))
-            if self._polls[oldest][0] + CALLBACK_SECONDS > now:
+            if 0 <= now - self._polls[oldest][0] < CALLBACK_SECONDS:
                 break
-            del self._polls[oldest]
+            del self._polls[oldest]  # also one from before the clock was set back

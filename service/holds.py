@@ -77,6 +77,13 @@ class Holds:
         elif is_new:
             self._of_account.clear()
 
+    def clock_jumped(self, now: float) -> None:
+        """End holds now that would end later: the clock may have been set back."""
+        self._followed_time = -math.inf
+        for hold in (self._of_account, self._of_all, *self._models.values()):
+            hold.until = min(hold.until, now)
+        self.account.clock_jumped(now)
+
     def room(self, now: float) -> float:
         """Return how many tasks may be sent, of whatever model."""
         return min(self._of_account.room(now), self._of_all.room(now))

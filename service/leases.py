@@ -76,12 +76,16 @@ class Leases:
     async def renew_once(self) -> None:
         """Renew leases on tasks that have been in progress for a while.
 
-        Short jobs finish before theirs expires.
+        Short jobs finish before theirs expires. A lease that ends later than any that is taken now
+        is from before the clock was set back.
         """
         now = self._store.now()
-        aging = now + self._times.lease_seconds - self._times.renew_seconds
-        old = [task for task in self._held.values() if (task.due_time or math.inf) < aging]
-        for task in await self._store.renew(old, self.end_time(now)) if old else ():
+        end_time = self.end_time(now)
+        aging = end_time - self._times.renew_seconds
+        old = [
+            task for task in self._held.values() if not aging <= (task.due_time or now) <= end_time
+        ]
+        for task in await self._store.renew(old, end_time) if old else ():
             if task.id in self._held:
                 self._held[task.id] = task
 
@@ -122,7 +126,7 @@ class Leases:
         except StorageUnavailableError:
             self._unconfirmed = claims
             raise
-        return [claim for claim, found in zip(claims, current, strict=True) if found == claim[1]]
+        return [c for c, found in zip(claims, current, strict=True) if _is_claimed(*c, found)]
 
     # --- judged ---
 
@@ -134,6 +138,11 @@ class Leases:
         """Note that the database is unavailable, so that leases cannot be renewed."""
         self._connected_since = math.inf
 
+    def clock_jumped(self, now: float) -> None:
+        """Note that the clock has jumped, so that leases may seem to have expired."""
+        if self._connected_since < math.inf:
+            self._connected_since = now
+
     def judgement_time(self) -> float:
         """Return the time from which an expired lease shows that its holder has died.
 
@@ -141,3 +150,14 @@ class Leases:
         the database is unavailable.
         """
         return self._connected_since + self._times.lease_seconds
+
+
+def _is_claimed(lane: Lane, claimed: Task, found: Task | None) -> bool:
+    """Return whether a claim was committed.
+
+    The end of a lease may have been moved since: the clock has jumped. When a task was sent tells
+    the claims of two processes apart, too.
+    """
+    if found is not None and lane is Lane.SUBMIT:
+        found = found._replace(due_time=claimed.due_time)
+    return found == claimed

@@ -210,6 +210,19 @@ class Limits:
         """Whether the provider refuses the account."""
         return self._holds.account
 
+    def clock_jumped(self, now: float, polls_from: float) -> None:
+        """Correct all times from before the clock has jumped.
+
+        Args:
+            now: The current time.
+            polls_from: Until then no task is claimed to be polled: leases of other processes may
+                only seem to have expired.
+        """
+        for lane, gate in self._gates.items():
+            gate.opening_time = polls_from if lane is Lane.POLL else 0.0
+            gate.limited_since = None
+        self._holds.clock_jumped(now)
+
     async def follow_holds(self, now: float) -> None:
         """Hold tasks if another process does, or an earlier one did, and as long as it does.
 

@@ -20,6 +20,7 @@ from service.leases import Leases
 from service.limits import Limits
 from service.metrics import Metrics
 from service.outage_log import OutageLog
+from service.recovery import Recovery
 from storage.claims import Claim
 from storage.errors import CommitUnknownError, StorageUnavailableError
 from storage.store import Store
@@ -42,6 +43,7 @@ class Poller:
         leases: Leases,
         limits: Limits,
         jobs: Jobs,
+        recovery: Recovery,
         metrics: Metrics,
         outage_log: OutageLog,
     ) -> None:
@@ -50,9 +52,9 @@ class Poller:
         self._leases = leases
         self._limits = limits
         self._jobs = jobs
+        self._recovery = recovery
         self._metrics = metrics
         self._outage_log = outage_log
-        self._resumed = False
         self.progress_time = time.monotonic()
         self.ended = False
 
@@ -93,9 +95,10 @@ class Poller:
         """Start jobs on all tasks that are due and allowed."""
         self.progress_time = time.monotonic()
         self._agenda.begin(self._store.now())
-        await self._resume()
+        await self._recovery.resume_once()
         await self._start_confirmed()
         now = self._store.now()
+        await self._recovery.follow_clock(now)
         if self._store.shared:
             await self._limits.follow_holds(now)
         due = [lane for lane in Lane if self._look_time(lane) <= now]
@@ -116,20 +119,7 @@ class Poller:
         self._agenda.set_due_times(due_times, now)
         self._leases.connected(now)
 
-    # --- after a restart, or a lost commit ---
-
-    async def _resume(self) -> None:
-        """Take over, once, what an earlier process left behind."""
-        if self._resumed:
-            return
-        for quota in {self._limits.quota(lane) for lane in Lane}:
-            await self._store.add_slots(quota)
-        now = self._store.now()
-        await self._limits.follow_holds(now)
-        if not self._store.shared:
-            await self._store.make_abandoned_due(now)
-        self._agenda.set_due_times(await self._store.next_due_times(), now)
-        self._resumed = True
+    # --- after a lost commit ---
 
     async def _start_confirmed(self) -> None:
         """Start jobs on what was claimed although the claim's commit was not confirmed."""

@@ -14,7 +14,8 @@ from service.limits import AccountLimits, Limits
 from service.parts import Parts
 from service.poller import Poller
 from service.reach import Reach
-from service.schedule import Schedule
+from service.recovery import LongestWaits, Recovery
+from service.schedule import Schedule, longest_wait
 from service.seen import Seen
 from service.settings import Settings
 from service.timeouts import TaskTimeouts
@@ -69,6 +70,13 @@ def make_polling(parts: Parts, tracing: "Tracing | None" = None) -> Polling:
             leases=core.leases,
             limits=core.limits,
             jobs=jobs,
+            recovery=Recovery(
+                store=parts.store,
+                agenda=core.agenda,
+                leases=core.leases,
+                limits=core.limits,
+                waits=_longest_waits(parts),
+            ),
             metrics=parts.metrics,
             outage_log=parts.outage_log,
         ),
@@ -146,12 +154,34 @@ def _verdicts(parts: Parts) -> Verdicts:
     return Verdicts(
         schedule=schedule,
         reach=reach,
-        timeouts=TaskTimeouts(schedule, reach, max_age_seconds, bounds.timeouts),
+        timeouts=TaskTimeouts(
+            schedule,
+            reach,
+            max_age_seconds,
+            bounds.timeouts,
+            elapsed_seconds=parts.store.clock.elapsed_seconds,
+        ),
         task_max_age_seconds=max_age_seconds,
         unknown_wait_seconds=settings.effective_unknown_wait_seconds,
         delivery_seconds=parts.provider.delivery_seconds,
         left_to_callback=lambda task_id: callbacks and not hub.is_watched(task_id),
         bounds=bounds.verdicts,
+    )
+
+
+def _longest_waits(parts: Parts) -> LongestWaits:
+    settings, bounds = parts.settings, parts.bounds.poller
+    polls = [
+        bounds.leases.lease_seconds,
+        longest_wait(settings.poll_interval_seconds),
+        settings.effective_unknown_wait_seconds,
+    ]
+    if parts.callback_urls is not None:  # tasks are left to their callbacks
+        polls.append(settings.task_max_age_seconds)
+    return LongestWaits(
+        send_seconds=max(bounds.limits.holds.max_seconds, bounds.verdicts.postpone_max_seconds),
+        poll_seconds=max(polls),
+        late_seconds=max(bounds.verdicts.late_poll_seconds, *polls),
     )
 
 

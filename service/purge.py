@@ -56,21 +56,25 @@ class Purger:
         """Delete what is no longer kept, in small batches."""
         purged = 0
         if self._retention_seconds:
-            ended_before = self._store.now() - self._retention_seconds
+            ended_before = self._now() - self._retention_seconds
             purged = await self._in_batches(lambda limit: self._store.purge(ended_before, limit))
         purged += await self._purge_cancelled()
         if purged:
             log.info("ended tasks purged", tasks=purged)
 
+    def _now(self) -> float:
+        """Return the time, without jumps ahead: they make no task older."""
+        return self._store.clock.without_jumps(self._store.now())
+
     async def _purge_cancelled(self) -> int:
         purged = 0
         kept_max = self._bounds.cancelled_kept_max
         for caller, tasks, oldest in await self._store.cancelled():
-            old = self._store.now() - self._bounds.cancelled_kept_seconds
+            old = self._now() - self._bounds.cancelled_kept_seconds
             if oldest < old:
                 purged += await self._purge_cancelled_of(caller, old, tasks)
             elif tasks > kept_max:
-                recent = self._store.now() - self._bounds.cancelled_kept_min_seconds
+                recent = self._now() - self._bounds.cancelled_kept_min_seconds
                 purged += await self._purge_cancelled_of(caller, recent, tasks - kept_max)
         return purged
 

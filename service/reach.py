@@ -8,11 +8,7 @@ OUTAGE_POLLS = 3  # unanswered polls in a row, of tasks whose polls had been ans
 
 
 class Reach:
-    """What this process knows about the provider's responses. Times are unix seconds.
-
-    Attributes:
-        answered_time: When a poll was last answered.
-    """
+    """What this process knows about the provider's responses. Times are unix seconds."""
 
     def __init__(self, interval_seconds: float) -> None:
         """Start without any response.
@@ -22,13 +18,20 @@ class Reach:
                 outage.
         """
         self._interval_seconds = interval_seconds
-        self.answered_time = -math.inf
+        self._answered_time = -math.inf
         self._silent_since = math.inf
         self._unanswered = 0
 
     def silent_seconds(self, now: float) -> float:
         """Return how long no poll has been answered; 0 after a response."""
         return max(0.0, now - self._silent_since)
+
+    def answered_since(self, since: float, now: float) -> bool:
+        """Return whether a poll was answered since a time.
+
+        An answer from the future was received before the clock was set back.
+        """
+        return since < self._answered_time <= now
 
     def learn(self, outcome: Poll, setbacks: int, now: float) -> bool:
         """Learn from a poll of a task that had `setbacks`; return whether an outage is over."""
@@ -40,7 +43,7 @@ class Reach:
         was_outage = (
             self._unanswered >= OUTAGE_POLLS and self.silent_seconds(now) >= self._interval_seconds
         )
-        self.answered_time = now
+        self._answered_time = now
         self._silent_since = math.inf
         self._unanswered = 0
         return was_outage

@@ -44,6 +44,9 @@ class Schedule:
 
     Every wait costs the same expected delay: polls are an interval apart where tasks usually
     finish, and further apart elsewhere. None is made before the earliest known duration.
+
+    Attributes:
+        interval_seconds: The shortest time between two polls of one task.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class Schedule:
                 enough has been learned.
             overdue: When a callback is overdue.
         """
-        self._interval_seconds = interval_seconds
+        self.interval_seconds = interval_seconds
         self._typical_max_seconds = typical_max_seconds
         self._overdue = overdue
         self._durations: defaultdict[str, _Durations] = defaultdict(_Durations)
@@ -81,13 +84,13 @@ class Schedule:
             silent_seconds: For how long the provider has answered no poll; waits grow with it.
         """
         nominal = self.nominal_wait(model, age_seconds, setbacks)
-        longest = LONGEST_FACTOR * self._interval_seconds
+        longest = LONGEST_FACTOR * self.interval_seconds
         return max(nominal, min(silent_seconds, longest)) * random.uniform(1, 1 + JITTER)
 
     def nominal_wait(self, model: str, age_seconds: float, setbacks: int) -> float:
         """Return the same wait without jitter, while the provider answers."""
         factor = self._factor(model, age_seconds) * 2.0 ** min(setbacks, 8)
-        return self._interval_seconds * min(factor, LONGEST_FACTOR)
+        return self.interval_seconds * min(factor, LONGEST_FACTOR)
 
     def overdue_age(self, model: str) -> float:
         """Return the age from which the callback of a task is overdue."""
@@ -101,7 +104,7 @@ class Schedule:
         if age < durations.earliest:
             longest = LONGEST_FACTOR
         wait = durations.poll_age(age, self._loss(durations)) - age
-        return min(max(wait / self._interval_seconds, 1.0), longest)
+        return min(max(wait / self.interval_seconds, 1.0), longest)
 
     def _typical(self, model: str) -> float:
         """Return the age by which most tasks of a model have ended."""
@@ -116,8 +119,13 @@ class Schedule:
         A task that ends within the interval is noticed half an interval later on average.
         """
         middle = durations.quantile(0.75) - durations.quantile(0.25)
-        ending = 0.5 * self._interval_seconds / max(middle, self._interval_seconds)
-        return ending * self._interval_seconds / 2
+        ending = 0.5 * self.interval_seconds / max(middle, self.interval_seconds)
+        return ending * self.interval_seconds / 2
+
+
+def longest_wait(interval_seconds: float) -> float:
+    """Return the longest time between two polls of a task, in seconds."""
+    return interval_seconds * LONGEST_FACTOR * (1 + JITTER)
 
 
 class _Durations:

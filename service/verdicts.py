@@ -27,7 +27,7 @@ from providers.base import (
 )
 from service.reach import Reach
 from service.schedule import Schedule
-from service.timeouts import TaskTimeouts, Unfinished, age_of
+from service.timeouts import TaskTimeouts, Unfinished
 from storage.task import Artifact, Failure, Stage, Task
 
 UNKNOWN = "SUBMISSION_UNKNOWN"
@@ -134,9 +134,11 @@ class Verdicts:
             return None
         if task.candidate_id:  # a callback has come: its record is looked up
             return task.unknown(now, now) if task.unknown_time is None else None
-        unknown_time = now if task.unknown_time is None else task.unknown_time
-        if now < unknown_time + self.unknown_wait_seconds:
-            return task.unknown(unknown_time, unknown_time + self.unknown_wait_seconds)
+        # Not later than now: the clock may have been set back since.
+        unknown_time = now if task.unknown_time is None else min(task.unknown_time, now)
+        left = self.unknown_wait_seconds - self.timeouts.elapsed_seconds(unknown_time, now)
+        if left > 0:
+            return task.unknown(unknown_time, now + left)
         sent_time = task.submit_time or task.update_time
         sent = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(sent_time))
         words = (
@@ -154,7 +156,8 @@ class Verdicts:
         if not task.candidate_id or task.provider_task_id:
             return None
         lost = task.unknown_time or task.submit_time or task.update_time
-        if found is Recognition.UNREADABLE and now < lost + self.task_max_age_seconds:
+        lost_seconds = self.timeouts.elapsed_seconds(lost, now)
+        if found is Recognition.UNREADABLE and lost_seconds < self.task_max_age_seconds:
             setbacks = task.setbacks + 1
             return task.scheduled(now + self._wait(task, setbacks, now), setbacks)
         if found in {Recognition.AGREES, Recognition.SILENT}:
@@ -165,7 +168,7 @@ class Verdicts:
             return task.without_candidate(None)
         if found is Recognition.DIFFERS and task.unknown_time is task.submit_time is None:
             return task.postponed(now, now)  # as the response said, it was not accepted
-        return task.without_candidate(max(now, lost + self.unknown_wait_seconds))
+        return task.without_candidate(now + max(0.0, self.unknown_wait_seconds - lost_seconds))
 
     # --- a task was polled ---
 
@@ -216,8 +219,8 @@ class Verdicts:
         if isinstance(outcome, Progress):
             return task.scheduled(self._next_time(task, now), setbacks)
         silent_seconds = self.reach.silent_seconds(now)
-        wait = self.schedule.wait(task.model, age_of(task, now), setbacks, silent_seconds)
-        left = self.task_max_age_seconds - age_of(task, now)
+        wait = self.schedule.wait(task.model, self._age(task, now), setbacks, silent_seconds)
+        left = self.task_max_age_seconds - self._age(task, now)
         return task.scheduled(now + (min(wait, left) if left > 0 else wait), setbacks)
 
     def _timed_out(self, task: Task, outcome: Unfinished, now: float) -> Task:
@@ -246,7 +249,7 @@ class Verdicts:
         if task.accept_time is None or task.complete_time is None:
             return
         if task.accept_time < task.complete_time < task.update_time:
-            self.schedule.learn(task.model, task.complete_time - task.accept_time)
+            self.schedule.learn(task.model, self.timeouts.age_of(task, task.complete_time))
 
     def after_late_poll(self, task: Task, outcome: Poll, now: float) -> Task | None:
         """Decide by what the provider says of a task that has ended without its paid result."""
@@ -275,9 +278,12 @@ class Verdicts:
 
     # --- when to poll again ---
 
+    def _age(self, task: Task, now: float) -> float:
+        return self.timeouts.age_of(task, now)
+
     def _late_delay(self, task: Task, now: float) -> float:
         """Return an hour, or less for an adopted orphan: it may still be in progress."""
-        if _failed_by(task, UNKNOWN) and age_of(task, now) < self.task_max_age_seconds:
+        if _failed_by(task, UNKNOWN) and self._age(task, now) < self.task_max_age_seconds:
             return self._wait(task, 0, now)
         return self.bounds.late_poll_seconds
 
@@ -285,7 +291,7 @@ class Verdicts:
         """Return when to poll a task in progress: rarely while its callback may still come."""
         if task.candidate_id or not self.left_to_callback(task.id):
             return now + self._wait(task, 0, now)
-        age = age_of(task, now)
+        age = self._age(task, now)
         overdue_age = self.schedule.overdue_age(task.model)
         # Once is enough until the hourly polls, even if `overdue_age` has changed since.
         was_polled = age >= overdue_age / 2
@@ -294,7 +300,7 @@ class Verdicts:
         return now + max(wait, self._wait(task, 0, now))
 
     def _wait(self, task: Task, setbacks: int, now: float) -> float:
-        return self.schedule.wait(task.model, age_of(task, now), setbacks)
+        return self.schedule.wait(task.model, self._age(task, now), setbacks)
 
 
 def after_hold(task: Task, refusal: Refused, now: float) -> Task | None:

@@ -193,8 +193,11 @@ class Work:
         """Fail waiting tasks that were held for too long, for the reason of the last refusal."""
         failed = True
         try:
-            while failed and (before := self.limits.account.expired_before(self.store.now())):
-                tasks = await self.store.waiting_since(before, EXPIRED_AT_A_TIME)
+            while failed:
+                now = self.store.now()
+                if (before := self.limits.account.expired_before(now)) is None:
+                    return
+                tasks = await self.store.waiting_since(before, now, EXPIRED_AT_A_TIME)
                 failed = any(await asyncio.gather(*(self._fail(task, refusal) for task in tasks)))
         except StorageUnavailableError:
             return  # the next probe does it

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
+from storage.clock import SKEW_SECONDS
 from storage.engine import Engine, Row
 from storage.rows import COLUMNS, readable
 from storage.task import Lane, Task
@@ -128,19 +129,23 @@ class Slots:
     def take(self, quota: Quota, wanted: int, now: float, spare: int = 0) -> tuple[int, float]:
         """Take slots, but leave `spare` free ones to others.
 
-        Return how many were taken and, if they were too few, when there are more.
+        A slot that is taken for longer than its window was taken before the clock was set back: it
+        is free. Return how many were taken and, if they were too few, when there are more.
         """
         if not quota.limit or not wanted:
             return wanted, 0.0
         execute, sql = self._engine.execute, self._engine.sql
-        free = execute(sql.slots.free, quota.name, quota.limit, now, wanted + spare).fetchall()
+        latest = now + quota.seconds + SKEW_SECONDS
+        free = execute(
+            sql.slots.free, quota.name, quota.limit, now, latest, wanted + spare
+        ).fetchall()
         taken = free[: max(0, len(free) - spare)]
         for (number,) in taken:
             execute(sql.slots.take, now + quota.seconds, quota.name, number)
         if len(taken) == wanted:
             return wanted, 0.0
         ((next_time,),) = execute(sql.slots.next_free, quota.name, quota.limit).fetchall()
-        return len(taken), max(next_time, now + LOCK_RETRY_SECONDS)
+        return len(taken), min(max(next_time, now + LOCK_RETRY_SECONDS), latest)
 
 
 class Claims:

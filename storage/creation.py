@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from storage.clock import SKEW_SECONDS
 from storage.engine import Engine
 from storage.rows import row_of, task_of
 from storage.task import Lane, Task
@@ -198,14 +199,19 @@ class _LastMinute:
     def _count(self, caller: str, limit: int, task: Task) -> _Minute:
         now = task.create_time
         full = self._full.get(caller)
-        if full and full.tasks >= limit and now < full.free_time:
+        # After the clock was set back, tasks seem to come from the future: they do not count.
+        latest = now + SKEW_SECONDS
+        if full and full.tasks >= limit and now < full.free_time <= latest + MINUTE_SECONDS:
             return full
         execute, sql = self._engine.execute, self._engine.sql
-        ((tasks,),) = execute(sql.counts.created_since, caller, now - MINUTE_SECONDS).fetchall()
+        since = now - MINUTE_SECONDS
+        ((tasks,),) = execute(sql.counts.created_since, caller, latest, since).fetchall()
         if not tasks:
             return _Minute(0, now + MINUTE_SECONDS)
         # The oldest of the last `limit` tasks: once it is a minute old, one more is allowed.
-        ((oldest,),) = execute(sql.counts.nth_newest, caller, min(tasks, limit) - 1).fetchall()
+        ((oldest,),) = execute(
+            sql.counts.nth_newest, caller, latest, min(tasks, limit) - 1
+        ).fetchall()
         minute = _Minute(tasks, oldest + MINUTE_SECONDS)
         if tasks >= limit:
             self._full[caller] = minute

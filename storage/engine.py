@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from peewee import Database
 
+from storage.clock import Clock
 from storage.statements import Statements
 from storage.task import Task
 from storage.threads import ThreadState
@@ -58,6 +59,10 @@ class Engine(Protocol):
         """The writer's connection, which also prints statements."""
 
     @property
+    def clock(self) -> Clock:
+        """The clock that due times are kept by."""
+
+    @property
     def shared(self) -> bool:
         """Whether other processes may work on the database."""
 
@@ -68,9 +73,6 @@ class Engine(Protocol):
     @property
     def is_listening(self) -> bool:
         """Whether hints of other processes arrive at this moment."""
-
-    def now(self) -> float:
-        """Return the time by the clock that due times are kept by, in unix seconds."""
 
     async def get(self, task_id: str) -> Row | None:
         """Return the newest committed row of a task."""

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from storage.changes import ChangePage, Changes, Position
+from storage.clock import SKEW_SECONDS
 from storage.engine import Engine, Row
 from storage.observed import Observe, Observed
 from storage.pages import ListFilter, read_page
@@ -108,11 +109,13 @@ class Reads:
         assert row is not None
         return {lane: math.inf if t is None else t for lane, t in zip(Lane, row, strict=True)}
 
-    async def waiting_since(self, created_before: float, limit: int) -> list[Task]:
-        """Return tasks that wait to be sent and were created before a time."""
-        rows = await self._all(
-            "waiting_since", self._sql.claims.waiting_since, created_before, limit
-        )
+    async def waiting_since(self, created_before: float, now: float, limit: int) -> list[Task]:
+        """Return tasks that wait to be sent and were created before a time.
+
+        Those from the future are among them: they were created before the clock was set back.
+        """
+        sql, future = self._sql.claims.waiting_since, now + SKEW_SECONDS
+        rows = await self._all("waiting_since", sql, created_before, future, limit)
         return self._readable(rows)
 
     async def account_held_since(self, refused_after: float) -> float | None:

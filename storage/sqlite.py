@@ -6,7 +6,6 @@ rows have a thread of their own.
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import count
@@ -16,6 +15,7 @@ from typing import Any
 from peewee import SqliteDatabase
 from playhouse.migrations import Runner
 
+from storage.clock import Clock
 from storage.engine import TIMEOUTS, DatabaseTimeouts, Row
 from storage.errors import StorageConfigError, storage_errors
 from storage.history import SQLITE_HORIZON, settle_history
@@ -83,6 +83,7 @@ class SqliteEngine:
     def __init__(self, path: Path, timeouts: DatabaseTimeouts, known: Known) -> None:
         self._files = SqliteFiles(path)
         self.origin = _origin(path)
+        self.clock = Clock()
         self.db = _database(path, timeouts)
         self._reads = _database(path, timeouts, query_only=1)
         try:
@@ -141,9 +142,6 @@ class SqliteEngine:
         self._files.close()
 
     # --- reads ---
-
-    def now(self) -> float:
-        return time.time()
 
     async def get(self, task_id: str) -> Row | None:
         return await self.one(self.sql.tasks.get, task_id)

@@ -4,6 +4,7 @@ from typing import Any
 
 from peewee import EXCLUDED, SQL, Case, Database, Select, fn
 
+from storage.clock import SKEW_SECONDS
 from storage.known import Known
 from storage.rows import COLUMNS, FIXED_COLUMNS
 from storage.schema import HoldRow, SecretRow, SlotRow, TaskRow
@@ -132,6 +133,12 @@ class LaneStatements:
         # Only its sender may change a task that is being sent.
         polled = (row.lane == _literal(Lane.POLL)) & (row.stage != _literal(Stage.SUBMITTING))
         self.make_abandoned_due = text(row.update(due).where(waits, later, known))
+        # The version stays: a lease is renewed, and a claim confirmed, by it.
+        ahead = (row.lane == arg, row.due_time > arg, known)
+        earlier = row.update({row.due_time: arg}).where(*ahead)
+        self.limit_due_times = text(earlier)
+        leased = (row.stage == _literal(Stage.SUBMITTING)) & row.unknown_time.is_null()
+        self.limit_leases = text(earlier.where(leased))
         failed_once = row.setbacks == SQL("1")
         self.make_polls_due = text(row.update(due).where(polled, failed_once, later, known))
 
@@ -161,7 +168,7 @@ class CountStatements:
                 row.submit_time.is_null(False),
             )
         )
-        created = row.caller == arg
+        created = (row.caller == arg) & (row.create_time <= arg)
         newest = (row.create_time.desc(), row.id.desc())
         self.created_since = text(row.select(number).where(created, row.create_time > arg))
         self.nth_newest = text(
@@ -187,7 +194,8 @@ class ClaimStatements:
         tasks = '"tasks" AS "t1"'
         tasks_waiting = tasks if printer.locks_rows else f'{tasks} INDEXED BY "tasks_waiting"'
         self.waiting_queues = WAITING_QUEUES.format(tasks=tasks_waiting, known=known.sql)
-        since = (row.lane == _literal(Lane.SUBMIT), row.create_time <= arg, known)
+        created = (row.create_time <= arg) | (row.create_time > arg)
+        since = (row.lane == _literal(Lane.SUBMIT), created, known)
         self.waiting_since = printer.text(row.select(*COLUMNS).where(*since).limit(arg))
         self.first_waiting = printer.text(
             row.select(row.id, row.caller, row.create_time, row.setbacks, row.model)
@@ -228,7 +236,8 @@ class SlotStatements:
     def __init__(self, printer: _Printer) -> None:
         arg, text, slot = printer.arg, printer.text, SlotRow
         of_quota = (slot.quota == arg) & (slot.number < arg)
-        free = slot.select(slot.number).where(of_quota, slot.free_time <= arg)
+        is_free = (slot.free_time <= arg) | (slot.free_time > arg)
+        free = slot.select(slot.number).where(of_quota, is_free)
         self.free = text(printer.claimed(free.order_by(slot.free_time).limit(arg)))
         self.take = text(
             slot.update({slot.free_time: arg}).where(slot.quota == arg, slot.number == arg)
@@ -258,7 +267,9 @@ class HoldStatements:
         arg, text, hold = printer.arg, printer.text, HoldRow
         current = (hold.name == arg) & (hold.refused_time >= arg)
         self.since = text(hold.select(hold.since).where(current))
-        is_over = (hold.refused_time < arg, EXCLUDED.since)
+        # One that begins in the future is from before the clock was set back.
+        is_future = hold.since > EXCLUDED.since + SQL(str(SKEW_SECONDS))
+        is_over = ((hold.refused_time < arg) | is_future, EXCLUDED.since)
         self.hold = text(
             hold.insert_many([[arg, arg, arg]], fields=[hold.name, hold.since, hold.refused_time])
             .on_conflict(

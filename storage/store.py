@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from storage.claims import Claim, Claims, Move, Quota, Sending, Slots
+from storage.clock import Clock
 from storage.creation import Created, CreateLimits, Creation, Creations, Existing, LimitReached
 from storage.engine import Engine
 from storage.errors import StorageUnavailableError
@@ -67,7 +68,12 @@ class Store(Reads):
 
     def now(self) -> float:
         """Return the time by the clock that all processes on the database share."""
-        return self._engine.now()
+        return self._engine.clock.now()
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that all processes on the database share."""
+        return self._engine.clock
 
     async def close(self) -> None:
         """Finish the writes that wait, and close every connection."""
@@ -182,6 +188,18 @@ class Store(Reads):
     async def make_abandoned_due(self, now: float) -> None:
         """Make due what waits for workers that are gone: for the start of the only process."""
         await self._execute("make_abandoned_due", self._sql.lanes.make_abandoned_due, now, now)
+
+    async def limit_due_times(self, lane: Lane, latest: float, due_time: float) -> None:
+        """Make tasks of a lane due at a time if they are due after `latest`."""
+        await self._execute(
+            "limit_due_times", self._sql.lanes.limit_due_times, due_time, lane, latest
+        )
+
+    async def limit_leases(self, latest: float, due_time: float) -> None:
+        """Do the same with the leases of tasks that are being sent."""
+        await self._execute(
+            "limit_leases", self._sql.lanes.limit_leases, due_time, Lane.POLL, latest
+        )
 
     async def make_polls_due(self, now: float) -> None:
         """Make due the polls that an outage postponed, now that the provider answers again.

@@ -87,7 +87,6 @@ class PostgresEngine:
         session = _session(timeouts) if hints else {}
         params = connection_params(database_url, **session)
         self.db = PostgresDatabase(params)
-        self._clock = DatabaseClock()
         migrate(database_url)
         advice = f"a pooler refuses the options of a session: {HINTS_ADVICE}"
         with storage_errors(), refused_options(advice), self.db.connection_context():
@@ -96,7 +95,7 @@ class PostgresEngine:
                 logger.warning(warning)
             self._lock_key = lock_key(self.db, "claims")
             schema = current_schema(self.db)
-            self._clock.compare(self.db)
+            self.clock = DatabaseClock(self.db)
         self.sql = Statements(self.db, known)
         self._bulk = BulkStatements(self.sql)
         self.writer = Worker(
@@ -134,9 +133,6 @@ class PostgresEngine:
         await asyncio.gather(self._cutting, return_exceptions=True)
 
     # --- reads ---
-
-    def now(self) -> float:
-        return self._clock.now()
 
     async def get(self, task_id: str) -> Row | None:
         return await self._reader.worker.run(self._get_each, task_id, disposable=True)
@@ -227,5 +223,5 @@ class PostgresEngine:
                 drop_connection(self.db)
                 self.db.connect()
                 stack.enter_context(self.db.atomic())
-            self._clock.compare(self.db)
+            self.clock.compare()
             yield

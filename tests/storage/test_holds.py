@@ -24,6 +24,6 @@ async def test_waiting_tasks_are_found_by_when_they_were_created(store: Store) -
     tasks = [new(f"t{i}")._replace(create_time=NOW - i, due_time=NOW - i) for i in range(5)]
     await stored(store, *tasks)
     await claim(store, Lane.SUBMIT, NOW, 1, lambda task: task.submitting(NOW, NOW + 10))
-    found = await store.waiting_since(NOW - 2, 10)
+    found = await store.waiting_since(NOW - 2, NOW, 10)
     assert {task.id for task in found} == {"t2", "t3"}, "t4 is being sent"
-    assert len(await store.waiting_since(NOW - 2, 1)) == 1
+    assert len(await store.waiting_since(NOW - 2, NOW, 1)) == 1

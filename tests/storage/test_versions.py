@@ -131,7 +131,7 @@ async def test_a_row_of_the_next_version_is_never_due(
 ) -> None:
     await put(store, database_url, lane, values)
     assert set((await store.next_due_times()).values()) == {math.inf}
-    assert await store.waiting_since(NOW, 10) == []
+    assert await store.waiting_since(NOW, NOW, 10) == []
     await stored(store, new("t", **PARTS[lane]))
     assert (await store.next_due_times())[lane] == NOW
 
@@ -144,6 +144,8 @@ async def test_no_statement_on_many_tasks_changes_a_row_of_the_next_version(
     before = row(database_url, "newer")
     await store.make_abandoned_due(NOW)
     await store.make_polls_due(NOW)
+    await store.limit_due_times(lane, NOW, NOW)
+    await store.limit_leases(NOW, NOW)
     await store.purge(NOW + 1e9, 10)
     await store.purge_cancelled("c", NOW + 1e9, 10)
     assert row(database_url, "newer") == before

@@ -1,5 +1,6 @@
 """Verdicts, and tasks in every stage to judge."""
 
+from providers.base import Poll
 from service.reach import Reach
 from service.schedule import Schedule
 from service.timeouts import TaskTimeouts
@@ -8,10 +9,11 @@ from storage.task import Failure, Task
 
 NOW = 10_000.0
 KEPT_SECONDS = 1_000_000.0
+INTERVAL_SECONDS = 2.0
 
 
 def verdicts(*, left_to_callback: bool = False) -> Verdicts:
-    schedule, reach = Schedule(2.0, lambda _: 100.0), Reach(2.0)
+    schedule, reach = Schedule(INTERVAL_SECONDS, lambda _: 100.0), Reach(INTERVAL_SECONDS)
     return Verdicts(
         schedule=schedule,
         reach=reach,
@@ -21,6 +23,16 @@ def verdicts(*, left_to_callback: bool = False) -> Verdicts:
         delivery_seconds=KEPT_SECONDS,
         left_to_callback=lambda _: left_to_callback,
     )
+
+
+def polled_twice(known: Verdicts, task: Task, outcome: Poll, now: float) -> Task:
+    """Poll a task an interval before `now` and then: return the last snapshot."""
+    before = known.after_poll(task, outcome, now - INTERVAL_SECONDS)
+    assert before is not None
+    assert not before.ended, "one poll is not enough"
+    after = known.after_poll(before, outcome, now)
+    assert after is not None
+    return after
 
 
 VERDICTS = verdicts()

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from stat import S_IXOTH
@@ -45,10 +45,17 @@ class Cluster:
     """One server of its own on 127.0.0.1, with its files in a temporary folder until `close`.
 
     `fsync` is for benchmarks. Without it, a killed server still has everything that it committed
-    after a restart: only a power cut loses what the kernel has buffered.
+    after a restart: only a power cut loses what the kernel has buffered. `variables` are added to
+    the environment of the server.
     """
 
-    def __init__(self, *, fsync: bool = False, binaries: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        fsync: bool = False,
+        binaries: Path | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         # PostgreSQL refuses to run as root, so root runs it as another user, in the one folder that
         # every user can reach. Other users run it as themselves.
         account = _account() if os.geteuid() == 0 else None
@@ -56,7 +63,8 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-", dir=place))
         self._data = self.folder / "data"
         self._log = self.folder / "log"
-        self._run_as: dict[str, Any] = {"cwd": self.folder, "env": _environment()}
+        environment = _environment() | dict(variables or {})
+        self._run_as: dict[str, Any] = {"cwd": self.folder, "env": environment}
         self._fsync = "on" if fsync else "off"
         self._server: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None

@@ -32,6 +32,7 @@ from tests.support.judging import (
     UNKNOWN,
     UNWATCHED,
     VERDICTS,
+    polled_twice,
     verdicts,
 )
 
@@ -111,9 +112,8 @@ def reached(answered_time: float) -> Verdicts:
 
 
 def ends_by_its_age(known: Verdicts, outcome: Poll, task: Task = FAILING) -> bool:
-    late = NOW + 3_601
-    after = known.after_poll(task, outcome, late)
-    assert after is not None
+    late = NOW + 3_602
+    after = polled_twice(known, task, outcome, late)
     if after.ended:
         assert after.failure is not None
         assert after.failure.reason == "TASK_TIMEOUT"
@@ -122,24 +122,104 @@ def ends_by_its_age(known: Verdicts, outcome: Poll, task: Task = FAILING) -> boo
 
 
 def test_a_task_past_its_age_ends_if_its_record_is_read_or_it_alone_is_unreadable() -> None:
-    assert ends_by_its_age(VERDICTS, IN_PROGRESS, QUEUED)
-    assert ends_by_its_age(VERDICTS, UnknownState("archived"), QUEUED)
-    assert ends_by_its_age(VERDICTS, Unreadable("code 500"))
-    assert not ends_by_its_age(VERDICTS, Unreadable("code 500"), QUEUED), "one poll may fail"
+    assert ends_by_its_age(verdicts(), IN_PROGRESS, QUEUED)
+    assert ends_by_its_age(verdicts(), UnknownState("archived"), QUEUED)
+    assert ends_by_its_age(verdicts(), Unreadable("code 500"))
+    assert not ends_by_its_age(verdicts(), Unreadable("code 500"), QUEUED), "two polls may fail"
 
 
 def test_a_poll_that_fails_counts_against_its_task_only_while_others_are_answered() -> None:
     assert ends_by_its_age(reached(NOW + 3_600), Unavailable("401"))
     assert not ends_by_its_age(reached(NOW + 3_000), Unavailable("401"))
-    assert not ends_by_its_age(VERDICTS, Unavailable("502"))
+    assert not ends_by_its_age(verdicts(), Unavailable("502"))
+
+
+# --- clocks ---
+
+
+def test_a_task_that_seems_overdue_ends_only_at_a_second_poll_an_interval_later() -> None:
+    known, late = verdicts(), NOW + 7_200
+    for seconds in (0, 0.1, 1.9):
+        after = known.after_poll(QUEUED, IN_PROGRESS, late + seconds)
+        assert after is not None
+        assert not after.ended, seconds
+    after = known.after_poll(QUEUED, IN_PROGRESS, late + 2)
+    assert after is not None
+    assert after.ended
+
+
+def test_failed_polls_in_between_do_not_keep_an_overdue_task_from_ending() -> None:
+    known, late = verdicts(), NOW + 7_200
+    outcomes: tuple[Poll, ...] = (IN_PROGRESS, Unavailable("502"), Unreadable("code 500"))
+    for seconds, outcome in enumerate(outcomes):
+        known.after_poll(QUEUED, outcome, late + seconds)
+    after = known.after_poll(QUEUED, IN_PROGRESS, late + 3)
+    assert after is not None
+    assert after.ended
+
+
+def test_a_task_that_is_no_longer_overdue_needs_two_more_polls() -> None:
+    known, late = verdicts(), NOW + 7_200
+    known.after_poll(QUEUED, IN_PROGRESS, late)
+    known.after_poll(QUEUED, IN_PROGRESS, NOW + 10)  # the clock was set back
+    assert polled_twice(known, QUEUED, IN_PROGRESS, late + 10).ended
+
+
+def test_a_clock_that_is_set_back_between_two_polls_confirms_nothing() -> None:
+    known, late = verdicts(), NOW + 14_400
+    known.after_poll(QUEUED, IN_PROGRESS, late)
+    assert polled_twice(known, QUEUED, IN_PROGRESS, late - 7_200).ended
+
+
+def jumped(seconds: float) -> Verdicts:
+    """Verdicts by a clock that jumped after `NOW`."""
+
+    def elapsed_seconds(since: float, now: float) -> float:
+        return max(0.0, now - since - (seconds if since == NOW else 0))
+
+    known = verdicts()
+    return replace(known, timeouts=replace(known.timeouts, elapsed_seconds=elapsed_seconds))
+
+
+@pytest.mark.parametrize("seconds", [7_200, -7_200])
+def test_a_jump_of_the_clock_makes_no_task_older(seconds: float) -> None:
+    known = jumped(seconds)
+    young = polled_twice(known, QUEUED, IN_PROGRESS, NOW + seconds + 60)
+    assert not young.ended
+    assert young.due_time is not None
+    assert young.due_time - NOW - seconds - 60 < 20
+    assert polled_twice(known, QUEUED, IN_PROGRESS, NOW + seconds + 3_610).ended
+
+
+def test_a_jump_of_the_clock_does_not_end_the_wait_for_a_lost_answer() -> None:
+    waiting = jumped(7_200).without_answer(UNKNOWN, NOW + 7_200 + 10)
+    assert waiting is not None
+    assert not waiting.ended
+    assert waiting.due_time == NOW + 7_200 + 900
+
+
+def test_a_lost_answer_from_the_future_is_waited_for_no_longer_than_any_other() -> None:
+    waiting = VERDICTS.without_answer(UNKNOWN, NOW - 7_200)
+    assert waiting is not None
+    assert (waiting.unknown_time, waiting.due_time) == (NOW - 7_200, NOW - 6_300)
+
+
+def test_an_answer_from_the_future_says_nothing_of_the_present() -> None:
+    assert not ends_by_its_age(reached(NOW + 14_400), Unavailable("401"))
+
+
+def test_a_task_from_the_future_is_polled_as_a_new_one() -> None:
+    for known in (VERDICTS, UNWATCHED):
+        after = known.after_poll(QUEUED, IN_PROGRESS, NOW - 7_200)
+        assert after is not None
+        assert after.due_time is not None
+        assert after.due_time - (NOW - 7_200) <= 220
 
 
 def test_during_an_outage_no_task_ends_before_a_day() -> None:
-    still = VERDICTS.after_poll(FAILING, Unavailable("502"), NOW + 86_399)
-    assert still is not None
-    assert not still.ended
-    ended = VERDICTS.after_poll(FAILING, Unavailable("502"), NOW + 86_400)
-    assert ended is not None
+    known = verdicts()
+    assert not polled_twice(known, FAILING, Unavailable("502"), NOW + 86_399).ended
+    ended = polled_twice(known, FAILING, Unavailable("502"), NOW + 86_402)
     assert ended.failure is not None
     assert ended.failure.reason == "TASK_TIMEOUT"
 
@@ -177,8 +257,7 @@ def test_a_timed_out_task_keeps_the_providers_last_response() -> None:
         UnknownState("archived", '{"a":1}'),
         Unreadable("no state", record='{"a":1}'),
     ):
-        ended = VERDICTS.after_poll(FAILING, outcome, NOW + 3_601)
-        assert ended is not None
+        ended = polled_twice(verdicts(), FAILING, outcome, NOW + 3_602)
         assert ended.result_json == '{"a":1}'
 
 
@@ -326,8 +405,7 @@ def test_a_late_poll_is_soon_for_an_orphan_hourly_for_the_rest_and_ends_with_a_f
     assert soon is not None
     assert soon.due_time is not None
     assert 2.0 <= soon.due_time - NOW <= 2.2
-    timed_out = VERDICTS.after_poll(QUEUED, Progress(generating=True), NOW + 3_601)
-    assert timed_out is not None
+    timed_out = polled_twice(verdicts(), QUEUED, Progress(generating=True), NOW + 3_602)
     hourly = VERDICTS.after_late_poll(timed_out, Unavailable("502"), NOW + 7_201)
     assert hourly is not None
     assert hourly.due_time == NOW + 7_201 + 3_600
