@@ -16,7 +16,8 @@ _NOT_YET_WORKING = (TASK_STAGE_ACCEPTED, TASK_STAGE_SUBMITTING, TASK_STAGE_QUEUE
 
 def state(task: GenerationTask) -> str:
     """Return the state of a task in one word: its stage while PENDING, its status afterwards."""
-    if task.status == TASK_STATUS_PENDING:
+    # A server that is older than the task does not know its stage.
+    if task.status == TASK_STATUS_PENDING and task.stage:
         return short_name(TaskStage, task.stage)
     return short_name(TaskStatus, task.status)
 

@@ -362,3 +362,9 @@ def test_a_stage_that_only_a_newer_service_knows_is_shown_by_its_number() -> Non
     task = pending(1)
     task.stage = 99  # type: ignore[assignment]
     assert state(task) == "99"
+
+
+def test_a_task_whose_stage_an_older_server_does_not_know_is_pending() -> None:
+    task = pending(1)
+    task.ClearField("stage")
+    assert state(task) == "PENDING"
