@@ -31,8 +31,11 @@ logger = logging.getLogger(__name__)
 
 
 def channel_of(schema: str) -> str:
-    """Return the channel of the replicas on one schema; an identifier has at most 63 bytes."""
-    if len(schema.encode()) > CHANNEL_SCHEMA_MAX_BYTES:
+    """Return the channel of the replicas on one schema.
+
+    An identifier has at most 63 bytes, and ours is part of SQL without any escapes.
+    """
+    if len(schema.encode()) > CHANNEL_SCHEMA_MAX_BYTES or set(schema) & set('"%'):
         schema = blake2b(schema.encode(), digest_size=16).hexdigest()
     return f"generation_{schema}"
 
@@ -195,7 +198,6 @@ class Hints:
             connection.autocommit = True
             with connection.cursor() as cursor:
                 self._execute(cursor, f'LISTEN "{self._channel}"')
-                self._check_listening(cursor)
                 self.connected = True
                 if self._outage_logged:
                     logger.info("hints between replicas are available again")
@@ -220,10 +222,13 @@ class Hints:
     def _check_listening(self, cursor: Any) -> None:
         """Ask the server whether it would send hints; the question also finds a dead connection.
 
+        A LISTEN takes effect at the end of its transaction, so the answer is about the time before.
+
         Raises:
             NotListeningError: It would not.
         """
-        self._execute(cursor, "SELECT %s IN (SELECT pg_listening_channels())", self._channel)
+        sql = f'LISTEN "{self._channel}"; SELECT %s IN (SELECT pg_listening_channels())'
+        self._execute(cursor, sql, self._channel)
         if not cursor.fetchone()[0]:
             raise NotListeningError(
                 "the session no longer listens, as behind a pooler in transaction mode:"

@@ -14,7 +14,7 @@ import psycopg2
 import pytest
 
 from service.descriptors import raise_limit
-from storage.postgresql.hints import RECONNECT_SECONDS, Hints
+from storage.postgresql.hints import RECONNECT_SECONDS, Hints, channel_of
 from tests.support.waiting import eventually
 
 SELECT_MAX = 1_024  # the number of the first descriptor that select() cannot take
@@ -23,9 +23,9 @@ SELECT_MAX = 1_024  # the number of the first descriptor that select() cannot ta
 class Replicas:
     """Two processes' hints on a channel of their own, and all connections of the second."""
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, url: str, schema: str = "", **options: Any) -> None:
         self.url = url
-        self.channel = f"test_{uuid4().hex}"
+        self.channel = channel_of(f"{schema}{uuid4().hex}")
         self.before_connect: Callable[[], None] = lambda: None
         self.connections: list[Any] = []
         self.first = Hints(partial(psycopg2.connect, url), self.channel)
@@ -158,13 +158,29 @@ async def test_a_notification_that_is_no_hint_is_ignored(postgresql_url: str, pa
 
 
 async def test_a_session_that_no_longer_listens_is_noticed_and_replaced(
-    postgresql_url: str, caplog: pytest.LogCaptureFixture
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with replicas(postgresql_url, check_seconds=0.1) as pair:
-        pair.connections[-1].cursor().execute("UNLISTEN *")
+        execute = pair.second._execute
+
+        def lose(cursor: Any, sql: str, *params: object) -> None:
+            monkeypatch.setattr(pair.second, "_execute", execute)
+            cursor.execute("UNLISTEN *")
+            execute(cursor, sql, *params)
+
+        monkeypatch.setattr(pair.second, "_execute", lose)
         await eventually(lambda: len(pair.connections) == 2 and pair.second.connected)
         await pair.pass_on("t")
     assert any("set DATABASE_HINTS=false" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("schema", ['a"b', "a%b", "a%sb", "ä b", "x" * 60])
+async def test_hints_work_with_any_name_of_a_schema(postgresql_url: str, schema: str) -> None:
+    async with replicas(postgresql_url, schema=schema, check_seconds=0.1) as pair:
+        await pair.pass_on("t")
+        await asyncio.sleep(0.3)  # in which it checks
+        await pair.pass_on("u")
+        assert len(pair.connections) == 1
 
 
 async def test_hints_that_are_sent_during_an_outage_do_not_hasten_the_attempts(
