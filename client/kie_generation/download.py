@@ -6,6 +6,7 @@ one only names are followed, and none that is internal by its text.
 """
 
 import asyncio
+import errno
 import functools
 import logging
 import os
@@ -35,17 +36,25 @@ CHUNK_BYTES = 1024 * 1024
 # A large download may take long, so there is no total timeout: MinimumRate ends slow ones.
 _TIMEOUT = aiohttp.ClientTimeout(total=None)
 _REDIRECTS = (301, 302, 303, 307, 308)
+_TRANSIENT = (408, 425, 429, *range(500, 600))  # too slow, too early, too many, the server failed
 
 
 class DownloadError(Exception):
     """A result could not be downloaded.
 
     The task is not affected: retry before the URL expires.
+
+    Attributes:
+        url: the result's.
+        is_transient: whether a retry may succeed: the server or the network failed.
+        saved: the files of the task that were written all the same.
     """
 
-    def __init__(self, url: str, why: str) -> None:
+    def __init__(self, url: str, why: str, *, is_transient: bool = False) -> None:
         super().__init__(f"{url}: {why}")
         self.url = url
+        self.is_transient = is_transient
+        self.saved: list[Path] = []
 
 
 @dataclass(frozen=True)
@@ -77,10 +86,11 @@ async def save_artifacts(
     max_total_bytes: int = MAX_SAVE_BYTES,
     minimum_rate: MinimumRate = _DEFAULT_RATE,
     allow_private: bool = False,
+    overwrite: bool = True,
 ) -> list[Path]:
     """Download all artifacts of a task as `<name>_<n>.<extension>`, with n from 1.
 
-    A file appears under its name only when it is complete, and replaces an existing file.
+    A file appears under its name only when it is complete.
 
     Args:
         task: the terminal snapshot; if it has no artifacts, nothing is saved.
@@ -90,26 +100,37 @@ async def save_artifacts(
         max_total_bytes: the maximum size of all files together.
         minimum_rate: slower downloads are aborted.
         allow_private: also follow redirects to private addresses and to http URLs.
+        overwrite: whether to replace existing files, or not to download these artifacts again.
 
     Returns:
-        The paths of the files, in the order of the artifacts.
+        The paths of the files that were written, in the order of the artifacts.
 
     Raises:
         DownloadError: a URL does not respond, is too slow, redirects to an address that is not
-            allowed, or serves a file that is too large or not of the declared type.
+            allowed, or serves a file that is too large or not of the declared type. The other
+            artifacts are saved all the same.
         OSError: a file or the folder cannot be written.
     """
     folder = Path(folder)
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-    saved = []
+    saved: list[Path] = []
+    errors: list[DownloadError] = []
     left = max_total_bytes
     async with _Downloader(minimum_rate, allow_private=allow_private) as downloader:
         for number, artifact in enumerate(task.artifacts, start=1):
             limit = min(max_bytes, left)
             stem = folder / _stem(name or task.id, number)
-            path = await downloader.save(artifact, stem, limit)
+            if not overwrite and await asyncio.to_thread(_exists, stem):
+                continue
+            try:
+                path = await downloader.save(artifact, stem, limit)
+            except DownloadError as error:
+                errors.append(error)
+                continue
             left -= (await asyncio.to_thread(path.stat)).st_size
             saved.append(path)
+    if errors:
+        raise _worst(errors, saved)
     return saved
 
 
@@ -117,6 +138,18 @@ def _stem(name: str, number: int) -> str:
     """Return a file name that is safe for any task id."""
     safe_name = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:100] or "task"
     return f"{safe_name}_{number}"
+
+
+def _worst(errors: list[DownloadError], saved: list[Path]) -> DownloadError:
+    """Return the error to raise: the first one that a retry may fix, or else the first one."""
+    error = next((each for each in errors if each.is_transient), errors[0])
+    error.saved = saved
+    return error
+
+
+def _exists(stem: Path) -> bool:
+    """Return whether an artifact was saved under this name, of whatever type."""
+    return any(stem.with_name(stem.name + each).exists() for each in media.extensions())
 
 
 class _Downloader:
@@ -151,12 +184,13 @@ class _Downloader:
                 return path
         except TimeoutError as error:
             why = f"too slow: less than {self._minimum_rate}"
-            raise DownloadError(artifact.url, why) from error
+            raise DownloadError(artifact.url, why, is_transient=True) from error
         except aiohttp.ClientHttpProxyError as error:
             why = f"the proxy refused, HTTP {error.status}"
-            raise DownloadError(artifact.url, why) from error
+            raise DownloadError(artifact.url, why, is_transient=True) from error
         except (aiohttp.ClientError, ValueError) as error:
-            raise DownloadError(artifact.url, str(error) or type(error).__name__) from error
+            why = str(error) or type(error).__name__
+            raise DownloadError(artifact.url, why, is_transient=_may_pass(error)) from error
 
     @asynccontextmanager
     async def _open(self, first_url: str) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -173,7 +207,8 @@ class _Downloader:
                     return
                 location = response.headers.get("Location", "")
                 if response.status not in _REDIRECTS or not location:
-                    raise DownloadError(first_url, f"HTTP {response.status}")
+                    why, is_transient = f"HTTP {response.status}", response.status in _TRANSIENT
+                    raise DownloadError(first_url, why, is_transient=is_transient)
                 url = urljoin(url, location)
                 session = self._session_for_redirect(first_url, url)
         raise DownloadError(first_url, f"more than {MAX_REDIRECTS} redirects")
@@ -224,6 +259,13 @@ def _log_unchecked(proxy: str) -> None:
         " their hosts is checked",
         URL(proxy).with_user(None),
     )
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether an error of aiohttp is one of the network, not of the URL."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.errno != errno.EADDRNOTAVAIL  # which PublicResolver sets
+    return isinstance(error, aiohttp.ClientError) and not isinstance(error, ValueError)
 
 
 class _Pace:

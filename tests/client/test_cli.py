@@ -304,7 +304,7 @@ async def test_contradictory_options_are_wrong_usage(
     [
         "",
         *(f"create {model.name}" for model in KieParams.DESCRIPTOR.fields),
-        *("get", "list", "watch", "upload", "cancel"),
+        *("get", "list", "watch", "follow", "upload", "cancel"),
     ],
 )
 def test_the_help_of_every_command_shows_an_example(names: str) -> None:

@@ -6,9 +6,8 @@
 import io
 import shlex
 import sys
-from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated, NoReturn, cast
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -16,20 +15,19 @@ from kie_generation.addresses import is_local
 from kie_generation.cli import create
 from kie_generation.cli import settings as options
 from kie_generation.cli.commands import Invocation
-from kie_generation.cli.create import choice
+from kie_generation.cli.follow import follow
 from kie_generation.cli.help import Command, Group
+from kie_generation.cli.listing import list_tasks
 from kie_generation.cli.output import JsonOutput, Output, TextOutput
 from kie_generation.cli.problems import ExitCode, problem_of
 from kie_generation.cli.session import Session, run
-from kie_generation.generated.generation.v1.generation_pb2 import TaskStatus
-
-MAX_PAGE_SIZE = 200
 
 HELP = """Generate images and videos: create tasks, watch them, save their results.
 
 Examples:
   kie-generation create imagen4 "a lighthouse at dawn" --save results
-  kie-generation --json list --status pending
+  kie-generation list --since 24h
+  kie-generation follow --state feed.json --save results
 
 Results go to stdout, progress and errors to stderr. Exit codes:
 
@@ -123,40 +121,7 @@ def get(context: typer.Context, task_id: TaskId, save: Save = None) -> None:
     run(context, work)
 
 
-@app.command("list", cls=Command)
-def list_tasks(
-    context: typer.Context,
-    prompt_id: Annotated[
-        str, typer.Option(metavar="ID", help="Only tasks with this prompt id.")
-    ] = "",
-    status: Annotated[int | None, choice(TaskStatus, "Only tasks with this status.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The maximum number of tasks to show.")] = 20,
-) -> None:
-    """List tasks, newest first: id, state, model, creation time, prompt id.
-
-    Example:
-      kie-generation list --status failed --limit 100
-    """
-
-    async def work(session: Session) -> ExitCode:
-        tasks = session.client.list(
-            prompt_id=prompt_id,
-            status=cast("TaskStatus.ValueType", status or 0),
-            page_size=min(limit, MAX_PAGE_SIZE),
-            timeout=session.timeout,
-        )
-        left = limit
-        async with aclosing(tasks):
-            async for task in tasks:
-                session.output.listed(task)
-                left -= 1
-                if left == 0:
-                    break
-        if left == limit:
-            session.output.note("no tasks")
-        return ExitCode.OK
-
-    run(context, work)
+app.command("list", cls=Command)(list_tasks)
 
 
 @app.command(cls=Command)
@@ -171,6 +136,9 @@ def watch(context: typer.Context, task_id: TaskId, save: Save = None) -> None:
         return await session.conclude(await session.follow(task_id), save)
 
     run(context, work)
+
+
+app.command(cls=Command)(follow)
 
 
 @app.command(cls=Command)

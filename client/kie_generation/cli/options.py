@@ -8,6 +8,7 @@ from kie_generation.errors import Violation
 from kie_generation.generated.generation.v1.generation_pb2 import KieParams
 
 _OPTIONS = {
+    "created_after": "--since",
     "file_urls": "--file-url",
     "image_urls": "--image-url",
     "metadata.content_type": "--content-type",
@@ -19,7 +20,7 @@ _OPTIONS = {
     "prompt": "PROMPT",
     "task_id": "ID",
 }
-_TOP_LEVEL = ("prompt_id", "request_id", "status")
+_TOP_LEVEL = ("model", "prompt_id", "request_id", "status")
 _MODEL_FIELD = re.compile(r"provider_params\.kie\.(\w+)\.(\w+)(?:\[(\d+)\])?")
 
 

@@ -4,37 +4,36 @@ TextOutput is for people, JsonOutput is for scripts.
 """
 
 import json
-import os
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, Self
 
-import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
 from kie_generation.cli.options import in_words_of_options
 from kie_generation.cli.problems import Problem
 from kie_generation.cli.progress import WatchProgress, watch_progress
+from kie_generation.cli.tasks import (
+    TABLE_COLUMNS,
+    TaskTable,
+    change_line,
+    coloured,
+    task_rows,
+    utc,
+)
 from kie_generation.cli.terminal import one_line, printable
-from kie_generation.enums import short_name
 from kie_generation.errors import UnavailableError
 from kie_generation.generated.generation.v1.generation_pb2 import (
-    ErrorReason,
     GenerationTask,
     UploadedFile,
 )
-from kie_generation.states import state
 from kie_generation.watch import ended
-
-LIST_COLUMNS = 80
-
-_COLOURS = {"SUCCESS": typer.colors.GREEN, "FAILED": typer.colors.RED}
 
 
 class Output(Protocol):
@@ -45,6 +44,12 @@ class Output(Protocol):
 
     def listed(self, task: GenerationTask) -> None:
         """Show one task among many."""
+
+    def totals(self, text: str) -> None:
+        """Show the sums of what was listed."""
+
+    def changed(self, task: GenerationTask) -> None:
+        """Show a change of one task among many."""
 
     def file(self, file: UploadedFile) -> None:
         """Show an upload."""
@@ -67,43 +72,35 @@ class TextOutput:
 
     def __init__(self) -> None:
         self._stderr = Console(stderr=True)
-        self._columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else LIST_COLUMNS
+        on_terminal = sys.stdout.isatty()
+        self._columns = shutil.get_terminal_size().columns if on_terminal else TABLE_COLUMNS
+        self._table = TaskTable(self._columns)
 
     def task(self, task: GenerationTask) -> None:
         """Print a line for each property that is set."""
-        _rows(
-            ("task", task.id),
-            ("state", state(task)),
-            ("model", model_name(task)),
-            ("prompt", _prompt(task)),
-            ("prompt id", task.prompt_id),
-            ("request id", task.request_id),
-            ("remote id", task.provider_task_id),
-            ("created", _time(task.create_time)),
-            ("ended", _time(task.complete_time)),
-            ("credits", f"{task.credits_consumed:g}" if task.HasField("credits_consumed") else ""),
-            ("failure", _failure(task)),
-            *((f"result {n}", artifact.url) for n, artifact in enumerate(task.artifacts, start=1)),
-            ("expires", _first_expiry(task)),
-        )
+        _rows(*task_rows(task))
 
     def listed(self, task: GenerationTask) -> None:
-        """Print one line, or three if the terminal has fewer than LIST_COLUMNS columns."""
-        task_id, prompt_id = one_line(task.id), one_line(task.prompt_id)
-        time, model = _minute(task.create_time), model_name(task)
-        if self._columns < LIST_COLUMNS:
-            _line(f"{task_id}\n  {_coloured(state(task))}  {model}\n  {time}  {prompt_id}")
-        else:
-            _line(f"{task_id}  {_coloured(f'{state(task):<10}')}  {model:<10}  {time}  {prompt_id}")
+        """Print a row of a table, and its header before the first one."""
+        for line in self._table.lines(task, time.time()):
+            _line(line)
+
+    def totals(self, text: str) -> None:
+        """Print them below the table."""
+        _line(text)
+
+    def changed(self, task: GenerationTask) -> None:
+        """Print one line."""
+        _line(change_line(task, self._columns))
 
     def file(self, file: UploadedFile) -> None:
-        """Print the URL and the properties of the file."""
+        """Print the URL and the task_rows of the file."""
         _rows(
             ("url", file.download_url),
             ("type", file.mime_type),
             ("bytes", str(file.size_bytes)),
             ("sha256", file.sha256.hex()),
-            ("expires", _time(file.expire_time)),
+            ("expires", utc(file.expire_time)),
         )
 
     def saved(self, task: GenerationTask, paths: Sequence[Path]) -> None:  # noqa: ARG002 - for JSON
@@ -142,7 +139,10 @@ class JsonOutput:
         """Print a GenerationTask."""
         _json(_protojson(task))
 
-    listed = task
+    listed = changed = task
+
+    def totals(self, text: str) -> None:
+        """Print nothing: every line on stdout is a task."""
 
     def file(self, file: UploadedFile) -> None:
         """Print an UploadedFile."""
@@ -157,7 +157,7 @@ class JsonOutput:
         print(json.dumps({"note": text}), file=sys.stderr)  # noqa: T201 - printing is this module's job
 
     def problem(self, problem: Problem) -> None:
-        """Print `{"error": {…}}` to stderr, with the properties that are set."""
+        """Print `{"error": {…}}` to stderr, with the task_rows that are set."""
         known = {
             name: value for name, value in asdict(problem).items() if value not in ("", (), None)
         }
@@ -191,52 +191,15 @@ class _JsonProgress:
         self._lost = error is not None
 
 
-def model_name(task: GenerationTask) -> str:
-    """Return the model's name; "" if only a newer version of the client knows it."""
-    return task.provider_params.kie.WhichOneof("model") or ""
-
-
-def _failure(task: GenerationTask) -> str:
-    if not task.HasField("failure"):
-        return ""
-    return f"{short_name(ErrorReason, task.failure.reason)}: {task.failure.message}"
-
-
-def _time(timestamp: Timestamp) -> str:
-    return f"{timestamp.ToDatetime():%Y-%m-%d %H:%M:%S} UTC" if timestamp.seconds else ""
-
-
-def _minute(timestamp: Timestamp) -> str:
-    return f"{timestamp.ToDatetime():%Y-%m-%d %H:%M}" if timestamp.seconds else ""
-
-
-def _prompt(task: GenerationTask) -> str:
-    name = model_name(task)
-    return str(getattr(task.provider_params.kie, name).prompt) if name else ""
-
-
-def _first_expiry(task: GenerationTask) -> str:
-    times = [each.expire_time for each in task.artifacts if each.expire_time.seconds]
-    return _time(min(times, key=Timestamp.ToNanoseconds)) if times else ""
-
-
 def _rows(*rows: tuple[str, str]) -> None:
     for name, value in rows:
         if value:
             shown = one_line(value)
-            _line(f"{name:<10} {_coloured(shown) if name == 'state' else shown}")
+            _line(f"{name:<10} {coloured(shown) if name == 'state' else shown}")
 
 
 def _line(text: str) -> None:
     print(text, flush=True)  # noqa: T201
-
-
-def _coloured(state: str) -> str:
-    """Return a state in colour if it is final and stdout is a terminal with colours."""
-    colour = _COLOURS.get(state.strip())
-    if colour is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
-        return state
-    return typer.style(state, fg=colour)
 
 
 def _json(value: object) -> None:

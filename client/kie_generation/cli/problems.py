@@ -21,6 +21,7 @@ from kie_generation.errors import (
     UnavailableError,
     Violation,
 )
+from kie_generation.state_file import StateFileError
 
 
 class ExitCode(enum.IntEnum):
@@ -109,6 +110,8 @@ def problem_of(error: Exception, invocation: Invocation) -> Problem:
             again = invocation.line("get", invocation.task_id, "--save", invocation.folder)
             hint = f"to fetch the results again: {again}"
             return Problem(ExitCode.LOCAL, "DOWNLOAD", str(error), hint=hint)
+        case StateFileError():
+            return Problem(ExitCode.LOCAL, "STATE_FILE", str(error))
         case OSError():
             return Problem(ExitCode.LOCAL, "LOCAL_FILE", _words_of(error))
         case TokenError():

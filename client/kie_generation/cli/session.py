@@ -14,7 +14,7 @@ from kie_generation.cli.problems import ExitCode, InterruptedWorkError
 from kie_generation.cli.progress import label
 from kie_generation.cli.settings import Settings
 from kie_generation.client import GenerationClient
-from kie_generation.download import save_artifacts
+from kie_generation.download import DownloadError, save_artifacts
 from kie_generation.errors import UnavailableError
 from kie_generation.generated.generation.v1.generation_pb2 import TASK_STATUS_FAILED, GenerationTask
 from kie_generation.watch import ended
@@ -84,7 +84,11 @@ class Session:
         if save is not None:
             self.invocation.folder = str(save)
             allow_private = self.settings.allow_private_addresses
-            paths = await save_artifacts(task, save, allow_private=allow_private)
+            try:
+                paths = await save_artifacts(task, save, allow_private=allow_private)
+            except DownloadError as error:
+                self.output.saved(task, error.saved)
+                raise
             self.output.saved(task, paths)
         return ExitCode.TASK_FAILED if task.status == TASK_STATUS_FAILED else ExitCode.OK
 

@@ -67,7 +67,7 @@ Timeout = Annotated[
     float, typer.Option(min=0.1, help="Seconds for a call and its retries; uploads have 600.")
 ]
 GiveUpAfter = Annotated[
-    float, typer.Option(min=0, help="Seconds for which a watch tries to reconnect.")
+    float, typer.Option(min=0, help="Seconds for which a stream tries to reconnect.")
 ]
 AllowPrivateAddresses = Annotated[
     bool,
@@ -86,7 +86,7 @@ class Settings:
     token: str | None = field(repr=False)
     tls: Tls | None
     timeout_seconds: float
-    give_up_after_seconds: float
+    give_up_after_seconds: float | None
     allow_private_addresses: bool
     output: Output
     invocation: Invocation
