@@ -71,7 +71,7 @@ samples: examples/go/build/example examples/node/node_modules/.package-lock.json
 
 PROTO := protos/generation/v1/generation.proto
 
-examples/go/build/example: $(PROTO) $(addprefix examples/go/,main.go go.mod go.sum buf.gen.yaml) | install-dev
+examples/go/build/example: $(PROTO) $(addprefix examples/go/,main.go follow.go go.mod go.sum buf.gen.yaml) | install-dev
 	@cd examples/go && $(call with,go,go mod download,PATH="$(CURDIR)/$(BIN):$$PATH" go generate && go build -buildvcs=false -o build/example)
 
 examples/node/node_modules/.package-lock.json: $(addprefix examples/node/,package.json package-lock.json)

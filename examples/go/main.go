@@ -2,6 +2,10 @@
 // details of an error:
 //
 //	ADDRESS=127.0.0.1:50051 TOKEN=... build/example [FILE]
+//
+// Or it follows the changes of all tasks, and remembers in a file where it stopped:
+//
+//	ADDRESS=127.0.0.1:50051 TOKEN=... build/example follow FILE
 package main
 
 //go:generate buf generate ../../protos
@@ -49,7 +53,7 @@ const serviceConfig = `{"methodConfig": [{
 		"retryableStatusCodes": ["UNAVAILABLE"]}
 }]}`
 
-var errEnded = errors.New("the stream ended before the task did")
+var errEnded = errors.New("the stream ended too early")
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -75,6 +79,9 @@ func run(ctx context.Context) error {
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 	}
 
+	if len(os.Args) == 3 && os.Args[1] == "follow" {
+		return follow(ctx, client, os.Args[2])
+	}
 	task, err := create(ctx, client, &pb.Imagen4Params{Prompt: "a lighthouse at dawn"})
 	if err != nil {
 		return err
@@ -123,11 +130,15 @@ func watch(ctx context.Context, client pb.GenerationServiceClient, taskID string
 	lost := false
 	for {
 		request := &pb.WatchTaskRequest{TaskId: taskID, AfterRevision: last.Revision}
-		err := readStream(ctx, client, request, func(task *pb.GenerationTask) {
+		open := func(ctx context.Context) (grpc.ServerStreamingClient[pb.WatchTaskResponse], error) {
+			return client.WatchTask(ctx, request)
+		}
+		err := readStream(ctx, open, func(response *pb.WatchTaskResponse) {
 			if lost {
 				fmt.Println("reconnected")
 				lost = false
 			}
+			task := response.Task
 			if task.Revision > last.Revision { // otherwise it is a heartbeat
 				fmt.Printf("revision %d: %s %s\n", task.Revision, task.Status, task.Stage)
 				delay = firstDelay
@@ -144,32 +155,39 @@ func watch(ctx context.Context, client pb.GenerationServiceClient, taskID string
 		lost = true
 		fmt.Printf("the stream was lost (%s: %s), reconnecting after revision %d\n",
 			problem.code, problem.message, last.Revision)
-		pause := problem.retryAfter + delay/2 + mathrand.N(delay/2)
-		delay = min(2*delay, maxDelay)
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(pause):
+		if err := pause(ctx, problem, &delay); err != nil {
+			return nil, err
 		}
 	}
 }
 
-// readStream calls show for each message of one stream, until the stream ends or is silent for three heartbeats.
-func readStream(
-	ctx context.Context, client pb.GenerationServiceClient, request *pb.WatchTaskRequest,
-	show func(*pb.GenerationTask),
+// pause waits before the next attempt: as long as the service asks for, plus a growing delay with jitter.
+func pause(ctx context.Context, problem problem, delay *time.Duration) error {
+	wait := problem.retryAfter + *delay/2 + mathrand.N(*delay/2)
+	*delay = min(2**delay, maxDelay)
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(wait):
+		return nil
+	}
+}
+
+// readStream calls handle for each message of one stream, until the stream ends or is silent for three heartbeats.
+func readStream[Message any](
+	ctx context.Context, open func(context.Context) (grpc.ServerStreamingClient[Message], error), handle func(*Message),
 ) error {
 	limit := silenceLimit()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	silence := time.AfterFunc(limit, func() { cancel(fmt.Errorf("no message for %s", limit)) })
 	defer silence.Stop()
-	stream, err := client.WatchTask(ctx, request)
+	stream, err := open(ctx)
 	if err != nil {
 		return err
 	}
 	for {
-		response, err := stream.Recv()
+		message, err := stream.Recv()
 		switch {
 		case errors.Is(err, io.EOF):
 			return errEnded
@@ -178,8 +196,9 @@ func readStream(
 		case err != nil:
 			return err
 		}
+		silence.Stop() // handling a message may take its time
+		handle(message)
 		silence.Reset(limit)
-		show(response.Task)
 	}
 }
 

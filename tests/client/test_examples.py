@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from providers.kie.simulator import Simulator
+from service.resume_token import ChangeFilter, write_token
+from storage.changes import Position
 from tests.support.harness import INSTANT, Service, serving
 from tests.support.paths import ROOT
 from tests.support.tcp_proxy import proxied
@@ -24,20 +26,36 @@ from tests.support.tcp_proxy import proxied
 DEADLINE_SECONDS = 60.0  # starting a JVM takes seconds if other tests run
 HEARTBEAT_SECONDS = 0.5
 TOKEN = "token-of-the-samples"
+METADATA = (("authorization", f"Bearer {TOKEN}"),)
 FINISHED_BY_TEST = replace(INSTANT, seconds=dict.fromkeys(INSTANT.seconds, (600, 600)))
 
 
 @dataclass(frozen=True)
 class Example:
-    """A sample program: what `make examples` builds, and how to run it."""
+    """A sample program: what `make examples` builds, and how to run it.
+
+    Attributes:
+        built: A file that the build leaves behind.
+        command: Creates a task, watches it, uploads a file, and shows an error.
+        follow: Follows the changes of all tasks, with the file of a token as its argument.
+    """
 
     built: Path
     command: Sequence[str]
+    follow: Sequence[str] = ()
 
 
 EXAMPLES = {
-    "go": Example(ROOT / "examples/go/build/example", ["examples/go/build/example"]),
-    "node": Example(ROOT / "examples/node/node_modules", ["node", "examples/node/example.js"]),
+    "go": Example(
+        ROOT / "examples/go/build/example",
+        ["examples/go/build/example"],
+        ["examples/go/build/example", "follow"],
+    ),
+    "node": Example(
+        ROOT / "examples/node/node_modules",
+        ["node", "examples/node/example.js"],
+        ["node", "examples/node/follow.js"],
+    ),
     "java": Example(
         ROOT / "examples/java/target/example.jar",
         ["java", "-jar", "examples/java/target/example.jar"],
@@ -48,11 +66,20 @@ EXAMPLES = {
 @pytest.fixture(params=EXAMPLES)
 def command(request: pytest.FixtureRequest) -> Sequence[str]:
     """The command of each sample."""
-    language: str = request.param
+    return _built(request.param).command
+
+
+@pytest.fixture(params=[language for language, example in EXAMPLES.items() if example.follow])
+def follow(request: pytest.FixtureRequest) -> Sequence[str]:
+    """The command of each sample that follows all tasks."""
+    return _built(request.param).follow
+
+
+def _built(language: str) -> Example:
     example = EXAMPLES[language]
     if not example.built.exists() or shutil.which(example.command[0], path=_path()) is None:
         pytest.skip(f"THE SAMPLE IN {language.upper()} IS NOT TESTED: `make examples` builds it")
-    return example.command
+    return example
 
 
 def _path() -> str:
@@ -167,9 +194,8 @@ async def test_a_sample_shows_the_reason_the_violations_and_the_delay_of_an_erro
         await run.until(r"^  provider_params\.kie\.imagen4\.prompt: is required")
         await run.until(r"^  provider_params\.kie\.imagen4\.num_images: must be ")
         assert await run.end() == 0
-    metadata = (("authorization", f"Bearer {TOKEN}"),)
-    await service.create(metadata=metadata)
-    await service.create(metadata=metadata)
+    await service.create(metadata=METADATA)
+    await service.create(metadata=METADATA)
     async with started(command, service.address) as run:
         assert await run.end() == 1
         assert re.search(r"^\w+ RATE_LIMITED: .*\n  retry in \d+", run.output, re.MULTILINE)
@@ -181,3 +207,52 @@ async def test_a_sample_ends_with_the_reason_if_its_token_is_wrong(
     async with started(command, service.address, token="wrong") as run:
         assert await run.end() == 1
     assert re.search(r"^\w+ UNAUTHENTICATED: ", run.output), run.output
+
+
+async def test_a_sample_follows_all_tasks_over_lost_connections_and_continues_after_its_end(
+    follow: Sequence[str], service: Service, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    first = await service.create(metadata=METADATA)
+    async with proxied(service.address) as (proxy, address):
+        async with started(follow, address, str(token)) as run:
+            await run.until(rf"^task {first.id} revision \d+: TASK_STATUS_PENDING")
+            await run.until("^up to date")
+            proxy.cut()
+            await run.until("^the stream was lost .* reconnecting")
+            await run.until("^reconnected")
+            proxy.flowing.clear()
+            await run.until(r"^the stream was lost .*no message for 1\.5 ?s")
+            proxy.flowing.set()
+            await run.until("^reconnected")
+            service.kie.finish(service.kie.tasks[0]["id"])
+            await run.until(rf"^task {first.id} revision \d+: TASK_STATUS_SUCCESS")
+        second = await service.create(metadata=METADATA)
+        async with started(follow, address, str(token)) as again:
+            await again.until(rf"^task {second.id} revision \d+: TASK_STATUS_PENDING")
+            await again.until("^up to date")
+    assert not re.search(rf"{first.id} .*PENDING", again.output), "it was handled before"
+
+
+async def test_a_sample_starts_over_if_its_token_has_expired(
+    follow: Sequence[str], service: Service, tmp_path: Path
+) -> None:
+    binding = ChangeFilter("samples").binding()
+    (tmp_path / "token").write_text(write_token(Position(7), b"restored", binding))
+    created = await service.create(metadata=METADATA)
+    async with started(follow, service.address, str(tmp_path / "token")) as run:
+        await run.until("^the resume token has expired: starting over with all tasks")
+        await run.until(rf"^task {created.id} ")
+
+
+async def test_a_sample_ends_if_its_token_is_damaged_or_cannot_be_stored(
+    follow: Sequence[str], service: Service, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("damaged")
+    async with started(follow, service.address, str(tmp_path / "token")) as run:
+        assert await run.end() == 1
+        assert re.search(r"^\w+ INVALID_PARAMS: .*\n  resume_token: must be ", run.output)
+    await service.create(metadata=METADATA)
+    async with started(follow, service.address, str(tmp_path / "missing" / "token")) as run:
+        assert await run.end() == 1
+        assert "no such file" in run.output.lower()
