@@ -87,7 +87,8 @@ class Session:
             try:
                 paths = await save_artifacts(task, save, allow_private=allow_private)
             except DownloadError as error:
-                self.output.saved(task, error.saved)
+                if error.saved:
+                    self.output.saved(task, error.saved)
                 raise
             self.output.saved(task, paths)
         return ExitCode.TASK_FAILED if task.status == TASK_STATUS_FAILED else ExitCode.OK
