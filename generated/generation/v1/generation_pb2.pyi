@@ -54,7 +54,9 @@ class _TaskStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskStatus
     TASK_STATUS_PENDING: _TaskStatus.ValueType  # 1
     """In progress; see `stage`. Also shown for a status that this server is too old to know."""
     TASK_STATUS_SUCCESS: _TaskStatus.ValueType  # 2
-    """Succeeded; `artifacts` contains the results. Final."""
+    """Succeeded; `artifacts` contains the results. If the operator keeps results, their copies are complete, except for
+    artifacts with a `storage_error`. Final.
+    """
     TASK_STATUS_FAILED: _TaskStatus.ValueType  # 3
     """Failed; `failure` says why. Final."""
 
@@ -66,7 +68,9 @@ TASK_STATUS_UNSPECIFIED: TaskStatus.ValueType  # 0
 TASK_STATUS_PENDING: TaskStatus.ValueType  # 1
 """In progress; see `stage`. Also shown for a status that this server is too old to know."""
 TASK_STATUS_SUCCESS: TaskStatus.ValueType  # 2
-"""Succeeded; `artifacts` contains the results. Final."""
+"""Succeeded; `artifacts` contains the results. If the operator keeps results, their copies are complete, except for
+artifacts with a `storage_error`. Final.
+"""
 TASK_STATUS_FAILED: TaskStatus.ValueType  # 3
 """Failed; `failure` says why. Final."""
 Global___TaskStatus: _TypeAlias = TaskStatus  # noqa: Y015
@@ -89,6 +93,10 @@ class _TaskStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskStage.V
     """The provider has accepted the task."""
     TASK_STAGE_GENERATING: _TaskStage.ValueType  # 4
     """The provider is generating the result."""
+    TASK_STAGE_STORING: _TaskStage.ValueType  # 5
+    """The provider has finished, and the results are being copied to the operator's storage. `artifacts` already contains
+    them, with the provider's URLs.
+    """
 
 class TaskStage(_TaskStage, metaclass=_TaskStageEnumTypeWrapper):
     """How far a PENDING task has got."""
@@ -105,6 +113,10 @@ TASK_STAGE_QUEUED: TaskStage.ValueType  # 3
 """The provider has accepted the task."""
 TASK_STAGE_GENERATING: TaskStage.ValueType  # 4
 """The provider is generating the result."""
+TASK_STAGE_STORING: TaskStage.ValueType  # 5
+"""The provider has finished, and the results are being copied to the operator's storage. `artifacts` already contains
+them, with the provider's URLs.
+"""
 Global___TaskStage: _TypeAlias = TaskStage  # noqa: Y015
 
 class _ErrorReason:
@@ -1416,7 +1428,9 @@ class GenerationTask(_message.Message):
 
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Artifact]:
-        """The results of a task that ended as SUCCESS. They may also be added to a FAILED task, if the provider delivers late."""
+        """The results of a task that ended as SUCCESS, or that is in TASK_STAGE_STORING. They may also be added to a FAILED task,
+        if the provider delivers late.
+        """
 
     @_builtins.property
     def failure(self) -> Global___TaskFailure:
@@ -1432,8 +1446,8 @@ class GenerationTask(_message.Message):
 
     @_builtins.property
     def complete_time(self) -> _timestamp_pb2.Timestamp:
-        """When the task ended: as reported by the provider if that is plausible, otherwise when the service noticed. Unset while
-        PENDING.
+        """When the task ended: as reported by the provider if that is plausible, otherwise when the service noticed. If results
+        are copied, when the last copy was complete. Unset while PENDING.
         """
 
     def __init__(
@@ -1480,13 +1494,32 @@ class Artifact(_message.Message):
     URL_FIELD_NUMBER: _builtins.int
     MIME_TYPE_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    STORAGE_URI_FIELD_NUMBER: _builtins.int
+    PUBLIC_URL_FIELD_NUMBER: _builtins.int
+    STORAGE_ERROR_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """Where the provider serves the result."""
     mime_type: _builtins.str
-    """The media type, such as `video/mp4`."""
+    """The media type, such as `video/mp4`. Of a copy, the one that its content shows."""
+    size_bytes: _builtins.int
+    """The size of the copy in bytes. This field and the next three are set once the task has ended, if there is a copy."""
+    sha256: _builtins.bytes
+    """The SHA-256 of the copy, 32 bytes."""
+    storage_uri: _builtins.str
+    """Where the copy is, such as `s3://bucket/2026/11/26/ID/0.mp4`. DownloadArtifact reads it, and SignArtifact makes a link
+    to it.
+    """
+    public_url: _builtins.str
+    """The URL of the copy, if the operator publishes the copies. It does not expire."""
+    storage_error: _builtins.str
+    """Why there is no copy although results are copied. The provider's URL may still work."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the URL may stop working: 24 hours after completion. Download the result before that."""
+        """When the URL may stop working: 24 hours after the provider had finished. Unless there is a copy, download the result
+        before that.
+        """
 
     def __init__(
         self,
@@ -1494,12 +1527,19 @@ class Artifact(_message.Message):
         url: _builtins.str = ...,
         mime_type: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        size_bytes: _builtins.int | None = ...,
+        sha256: _builtins.bytes = ...,
+        storage_uri: _builtins.str = ...,
+        public_url: _builtins.str = ...,
+        storage_error: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "expire_time", b"expire_time", "size_bytes", b"size_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "mime_type", b"mime_type", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "expire_time", b"expire_time", "mime_type", b"mime_type", "public_url", b"public_url", "sha256", b"sha256", "size_bytes", b"size_bytes", "storage_error", b"storage_error", "storage_uri", b"storage_uri", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
+    _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes) -> _WhichOneofReturnType__size_bytes | None: ...
 
 Global___Artifact: _TypeAlias = Artifact  # noqa: Y015
 
