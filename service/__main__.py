@@ -35,6 +35,7 @@ from service.descriptors import raise_limit
 from service.egress import check_environment
 from service.listen import StartError
 from service.logs import configure_logs
+from service.results.errors import ResultsConfigError
 from service.server import serving
 from service.settings import Settings, SettingsError, check_serving, load_settings
 from service.start_line import log_start
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] = ()) -> int:
                 raise_limit()
                 _keep_freed_memory()
                 uvloop.run(serve(settings, _start_tracing(settings)))
-    except StorageConfigError as error:
+    except (StorageConfigError, ResultsConfigError) as error:
         log.critical(given.failure, error=str(error))
         return EXIT_BAD_SETTINGS
     except (StartError, StorageError) as error:

@@ -90,7 +90,7 @@ class Agenda:
             lane: The lane in which a task has become due; None if only the limits have changed.
             due_time: When the task is due.
         """
-        if lane is not Lane.POLL:
+        if lane in {None, Lane.SUBMIT, Lane.LATE}:
             self._held_back_until = 0.0
         if lane:
             self._sooner[lane] = min(self._sooner.get(lane, math.inf), due_time)

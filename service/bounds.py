@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from providers.kie.http import Timeouts
 from service.agenda import AgendaTimes
+from service.copy_verdicts import CopyBounds
 from service.feed import FeedTimes
 from service.files import RECHECK_SECONDS
 from service.follow import FollowTimes
@@ -12,6 +13,7 @@ from service.jobs import JobTimes
 from service.leases import LeaseTimes
 from service.limits import LimitBounds
 from service.purge import PurgeBounds
+from service.results.source import SourceTimes
 from service.schedule import Overdue
 from service.timeouts import TimeoutBounds
 from service.uploads import UploadPace
@@ -47,6 +49,7 @@ class PollerBounds:
     leases: LeaseTimes = field(default_factory=LeaseTimes)
     limits: LimitBounds = field(default_factory=LimitBounds)
     jobs: JobTimes = field(default_factory=JobTimes)
+    copies: CopyBounds = field(default_factory=CopyBounds)
     verdicts: VerdictBounds = field(default_factory=VerdictBounds)
     timeouts: TimeoutBounds = field(default_factory=TimeoutBounds)
     overdue: Overdue = field(default_factory=Overdue)
@@ -78,6 +81,7 @@ class Bounds:
         http: For the clients of the HTTP ports.
         uploads: For the speed of callers.
         kie: For requests to the provider.
+        source: For downloads of results.
         database: For a database that is busy or does not answer.
         grace: For a shutdown.
         poller: For the poller.
@@ -89,6 +93,7 @@ class Bounds:
     http: HttpLimits = field(default_factory=HttpLimits)
     uploads: UploadPace = field(default_factory=UploadPace)
     kie: Timeouts = field(default_factory=Timeouts)
+    source: SourceTimes = field(default_factory=SourceTimes)
     database: DatabaseTimeouts = field(default_factory=DatabaseTimeouts)
     grace: Grace = field(default_factory=Grace)
     poller: PollerBounds = field(default_factory=PollerBounds)

@@ -148,7 +148,7 @@ async def _until_verdict(task: Task, subscription: Subscription, deadline: float
 
 
 def _has_verdict(task: Task) -> bool:
-    return task.ended or task.stage in {Stage.QUEUED, Stage.GENERATING}
+    return task.ended or task.stage in {Stage.QUEUED, Stage.GENERATING, Stage.STORING}
 
 
 def _unless_refused(task: Task) -> Task:

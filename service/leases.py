@@ -89,13 +89,19 @@ class Leases:
             if task.id in self._held:
                 self._held[task.id] = task
 
-    async def keep(self, task: Task) -> bool:
+    async def may_send(self, task: Task) -> bool:
+        """Return whether a paid request may be sent: it is ours, and nobody sent it before."""
+        return await self.is_ours(task) and self._held[task.id].unknown_time is None
+
+    async def is_ours(self, task: Task) -> bool:
         """Renew the lease of a task if it has expired, before anything irreversible is done.
 
         Returns:
             True unless another process took over while this one was paused.
         """
-        while (now := self._store.now()) > ((lease := self._held[task.id]).due_time or now):
+        while lease := self._held.get(task.id):
+            if (now := self._store.now()) <= (lease.due_time or now):
+                return True
             try:
                 renewed = await self._store.renew([lease], self.end_time(now))
             except StorageUnavailableError:
@@ -104,7 +110,7 @@ class Leases:
             if not renewed:
                 return False
             self._held[task.id] = renewed[0]
-        return lease.unknown_time is None
+        return False
 
     # --- confirmed ---
 

@@ -20,6 +20,7 @@ from storage.claims import Claim, Quota, RunningMax, Sending, Waiting
 from storage.store import Store
 from storage.task import Lane, Stage, Task
 
+UNLIMITED = Quota("none", 0, 1.0)
 PROBE_DEPTH = 1_000  # how many waiting tasks of a caller are looked at to find a probe
 
 
@@ -43,6 +44,7 @@ class LimitBounds:
         submit_jobs_max: How many tasks are sent at a time.
         poll_jobs_max: How many tasks are polled at a time.
         late_jobs_max: How many ended tasks are polled for a late delivery at a time.
+        unkept_jobs_max: How many tasks in STORING are ended at a time if results are not kept.
         polls_claimed_max: How many polls start together at most, so that callbacks are not delayed
             by a burst of polls.
         recheck_seconds: How soon a limit of the account that was reached is checked again, as
@@ -57,11 +59,25 @@ class LimitBounds:
     submit_jobs_max: int = 128
     poll_jobs_max: int = 256
     late_jobs_max: int = 16
+    unkept_jobs_max: int = 16
     polls_claimed_max: int = 16
     recheck_seconds: float = 3.0
     passed_over_seconds: float = 1.0
     passed_over_pause_seconds: float = 0.1
     holds: HoldTimes = field(default_factory=HoldTimes)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLane:
+    """How tasks whose results are to be copied are claimed.
+
+    Attributes:
+        jobs_max: How many at a time.
+        left_seconds: How long they are left to other processes once they are due.
+    """
+
+    jobs_max: int
+    left_seconds: float = 0.0
 
 
 class Limits:
@@ -71,6 +87,7 @@ class Limits:
         self,
         *,
         account: AccountLimits,
+        store_lane: StoreLane,
         bounds: LimitBounds,
         callers: CallerLimits,
         agenda: Agenda,
@@ -82,7 +99,7 @@ class Limits:
         self._callers = callers
         self._agenda = agenda
         self._metrics = metrics
-        self._gates = _gates(account, bounds)
+        self._gates = _gates(account, bounds, store_lane)
         self._holds = holds
         self._turns = Turns()
         self._running_full = False
@@ -93,6 +110,10 @@ class Limits:
     def quota(self, lane: Lane) -> Quota:
         """Return the quota of the requests of a lane."""
         return self._gates[lane].quota
+
+    def left_seconds(self, lane: Lane) -> float:
+        """Return how long due tasks of a lane are left to other processes."""
+        return self._gates[lane].left_seconds
 
     def room(self, lane: Lane, now: float) -> int:
         """Return how many jobs of a lane may start now."""
@@ -249,13 +270,15 @@ class _Gate:
         jobs: How many there are.
         opening_time: When the account's limits may allow more.
         limited_since: Since when these limits have kept tasks waiting.
+        left_seconds: How long due tasks are left to other processes.
     """
 
-    __slots__ = ("jobs", "jobs_max", "limited_since", "opening_time", "quota")
+    __slots__ = ("jobs", "jobs_max", "left_seconds", "limited_since", "opening_time", "quota")
 
-    def __init__(self, quota: Quota, jobs_max: int) -> None:
+    def __init__(self, quota: Quota, jobs_max: int, left_seconds: float = 0.0) -> None:
         self.quota = quota
         self.jobs_max = jobs_max
+        self.left_seconds = left_seconds
         self.jobs = 0
         self.opening_time = 0.0
         self.limited_since: float | None = None
@@ -265,7 +288,7 @@ class _Gate:
         return max(0, self.jobs_max - self.jobs)
 
 
-def _gates(account: AccountLimits, bounds: LimitBounds) -> dict[Lane, _Gate]:
+def _gates(account: AccountLimits, bounds: LimitBounds, store_lane: StoreLane) -> dict[Lane, _Gate]:
     creates = Quota("creates", account.creates_per_10_seconds, bounds.creates_window_seconds)
     status = Quota("status", account.status_per_second, bounds.status_window_seconds)
     in_flight_max = account.creates_in_flight_max or bounds.submit_jobs_max
@@ -273,6 +296,7 @@ def _gates(account: AccountLimits, bounds: LimitBounds) -> dict[Lane, _Gate]:
         Lane.SUBMIT: _Gate(creates, min(bounds.submit_jobs_max, in_flight_max)),
         Lane.POLL: _Gate(status, bounds.poll_jobs_max),
         Lane.LATE: _Gate(status, bounds.late_jobs_max),
+        Lane.STORE: _Gate(UNLIMITED, store_lane.jobs_max, store_lane.left_seconds),
     }
 
 

@@ -6,6 +6,7 @@ serialized once. A SUCCESS is final: its answer needs no read at all.
 """
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from cachetools import LRUCache
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from generated.generation.v1 import generation_pb2 as pb
-from storage.task import Stage, Status, Task
+from storage.task import Artifact, Stage, Status, Task
 
 CHANGING_MAX_BYTES = 8 << 20
 ENDED_MAX_BYTES = 32 << 20
@@ -26,6 +27,24 @@ STAGES: dict[Stage | None, pb.TaskStage.ValueType] = {
 }
 
 REASONS = {name.removeprefix("ERROR_REASON_"): value for name, value in pb.ErrorReason.items()}
+
+
+def _not_public(uri: str) -> str:
+    del uri
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """How the URLs of results work.
+
+    Attributes:
+        provider_seconds: How long the provider's URLs work, from the end of a task at the provider.
+        public_url: Returns the public URL of a copy, by its URI; "" if it has none.
+    """
+
+    provider_seconds: float
+    public_url: Callable[[str], str] = _not_public
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +63,14 @@ class Answers:
     the wire: a task in field 1. A ListTasksResponse is the concatenation of one for each task.
     """
 
-    def __init__(self, result_seconds: float, kept_seconds: float = math.inf) -> None:
+    def __init__(self, links: Links, kept_seconds: float = math.inf) -> None:
         """Start empty.
 
         Args:
-            result_seconds: How long the URLs of a result work, from its completion.
+            links: How the URLs of results work.
             kept_seconds: How long a task is kept after its end; then any process may purge it.
         """
-        self._result_seconds = result_seconds
+        self._links = links
         self._kept_seconds = kept_seconds
         self._changing: LRUCache[tuple[str, int], bytes] = LRUCache(CHANGING_MAX_BYTES, _size)
         self._ended: LRUCache[str, _Ended] = LRUCache(ENDED_MAX_BYTES, lambda e: _size(e.answer))
@@ -95,7 +114,7 @@ class Answers:
         return None
 
     def _serialized(self, task: Task) -> bytes:
-        message = task_message(task, self._result_seconds)
+        message = task_message(task, self._links)
         return pb.QueryTaskResponse(task=message).SerializeToString()
 
 
@@ -103,13 +122,8 @@ def _size(answer: bytes) -> int:
     return ENTRY_BYTES + len(answer)
 
 
-def task_message(task: Task, result_seconds: float) -> pb.GenerationTask:
-    """Return the message of a snapshot.
-
-    Args:
-        task: The snapshot.
-        result_seconds: How long the URLs of its result work, from its completion.
-    """
+def task_message(task: Task, links: Links) -> pb.GenerationTask:
+    """Return the message of a snapshot."""
     message = pb.GenerationTask(
         id=task.id,
         prompt_id=task.prompt_id,
@@ -129,7 +143,7 @@ def task_message(task: Task, result_seconds: float) -> pb.GenerationTask:
         message.complete_time.CopyFrom(timestamp(task.complete_time))
     if task.failure is not None:
         message.failure.CopyFrom(_failure(task))
-    message.artifacts.extend(_artifacts(task, result_seconds))
+    message.artifacts.extend(_artifacts(task, links))
     return message
 
 
@@ -148,11 +162,26 @@ def _failure(task: Task) -> pb.TaskFailure:
     )
 
 
-def _artifacts(task: Task, result_seconds: float) -> list[pb.Artifact]:
+def _artifacts(task: Task, links: Links) -> list[pb.Artifact]:
     if not task.artifacts:
         return []
-    delivered = task.update_time if task.failure else task.complete_time or task.update_time
-    expiry = timestamp(delivered + result_seconds)
-    return [
-        pb.Artifact(url=a.url, mime_type=a.mime_type, expire_time=expiry) for a in task.artifacts
-    ]
+    delivered = task.update_time if task.failure else task.complete_time
+    if task.generated_time is not None:
+        delivered = task.generated_time
+    expiry = timestamp((delivered or task.update_time) + links.provider_seconds)
+    return [_artifact(artifact, expiry, task, links) for artifact in task.artifacts]
+
+
+def _artifact(artifact: Artifact, expiry: Timestamp, task: Task, links: Links) -> pb.Artifact:
+    """Return an artifact; copies are shown once all are complete, which is a new revision."""
+    message = pb.Artifact(url=artifact.url, mime_type=artifact.mime_type, expire_time=expiry)
+    if not task.ended:
+        return message
+    message.storage_error = artifact.storage_error
+    if copy := artifact.copy:
+        message.mime_type = copy.mime_type
+        message.size_bytes = copy.size_bytes
+        message.sha256 = bytes.fromhex(copy.sha256)
+        message.storage_uri = copy.uri
+        message.public_url = links.public_url(copy.uri)
+    return message

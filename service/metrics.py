@@ -10,7 +10,7 @@ save half a microsecond of the 150 that a QueryTask takes.
 """
 
 import math
-from collections.abc import Awaitable, Callable, Container, Iterable
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable
 from dataclasses import dataclass
 
 from prometheus_client import (
@@ -23,6 +23,7 @@ from prometheus_client import (
 
 from generated.generation.v1 import generation_pb2
 from service.caller_metrics import CallerMetrics
+from service.copy_metrics import CopyMetrics
 from service.errors import REFUSALS
 from service.series import MetricFactory, Series
 from storage.task import Lane, Stage, Status
@@ -59,14 +60,16 @@ class Queue:
 
     Attributes:
         overdue_seconds: How long the oldest due task has been due; 0 if none is.
+        copy_age_seconds: Of the lane `store`: how long the oldest task has waited for its copies.
     """
 
     lane: str
     tasks: int
     overdue_seconds: float
+    copy_age_seconds: float = 0.0
 
 
-ReadQueues = Callable[[], Awaitable[Iterable[Queue]]]
+ReadQueues = Callable[[], Awaitable[Collection[Queue]]]
 
 
 class MethodCalls:
@@ -170,7 +173,12 @@ class _Dependencies:
 
 
 class Metrics:
-    """Everything that one server measures."""
+    """Everything that one server measures.
+
+    Attributes:
+        registry: All metrics.
+        copies: The metrics of copies.
+    """
 
     def __init__(
         self, models: Iterable[str], caller_names: Callable[[], Container[str]] | None = None
@@ -201,6 +209,7 @@ class Metrics:
             QUICK_BUCKETS,
         )
         self._tasks = _Tasks(make)
+        self.copies = CopyMetrics(make)
         self._dependencies = _Dependencies(make)
         self._by_caller = CallerMetrics(self.registry, caller_names) if caller_names else None
         self._start_at_zero(models)
@@ -283,13 +292,14 @@ class Metrics:
         if self._by_caller:
             self._by_caller.ended(caller, status)
 
-    def show_queues(self, queues: Iterable[Queue]) -> None:
+    def show_queues(self, queues: Collection[Queue]) -> None:
         """Show these queues and no others: none if they are unknown."""
         self._tasks.queue_tasks.clear()
         self._tasks.queue_overdue.clear()
         for queue in queues:
             self._tasks.queue_tasks.labels(queue.lane).set(queue.tasks)
             self._tasks.queue_overdue.labels(queue.lane).set(queue.overdue_seconds)
+        self.copies.show_age(max((queue.copy_age_seconds for queue in queues), default=0.0))
 
     def limiter_waited(self, lane: str, seconds: float) -> None:
         """Record how long due tasks of a lane waited for the account's limits."""

@@ -110,7 +110,8 @@ class Poller:
         self._agenda.plan(min(map(self._look_time, Lane)), now)
 
     def _look_time(self, lane: Lane) -> float:
-        return max(self._agenda.due_time(lane), self._limits.opening_time(lane))
+        due_time = self._agenda.due_time(lane) + self._limits.left_seconds(lane)
+        return max(due_time, self._limits.opening_time(lane))
 
     async def _read_due_times(self, now: float) -> None:
         due_times = await self._store.next_due_times()
@@ -155,7 +156,8 @@ class Poller:
             return task.scheduled(lease_end, task.setbacks)
 
         room, quota = self._limits.room(lane, now), self._limits.quota(lane)
-        claim = await self._store.claim(lane, now, room, lease, quota)
-        for task in claim.tasks:
+        due_by = now - self._limits.left_seconds(lane)
+        claim = await self._store.claim(lane, due_by, room, lease, quota)
+        for task in claim.tasks if lane is not Lane.STORE else ():
             self._metrics.poll_started(now - (due_times[task.id] or now))
         return claim

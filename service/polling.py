@@ -1,16 +1,20 @@
 """Puts the poller together from its parts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from service.account_hold import AccountHold
 from service.agenda import Agenda
 from service.callback_polls import CallbackPolls
+from service.copy_verdicts import CopyVerdicts
 from service.events import TaskEvents
 from service.holds import Holds
 from service.jobs import Jobs, LaneWork
+from service.kept import KeptResults
 from service.leases import Leases
-from service.limits import AccountLimits, Limits
+from service.limits import AccountLimits, Limits, StoreLane
 from service.parts import Parts
 from service.poller import Poller
 from service.reach import Reach
@@ -18,6 +22,7 @@ from service.recovery import LongestWaits, Recovery
 from service.schedule import Schedule, longest_wait
 from service.seen import Seen
 from service.settings import Settings
+from service.storing import Storing, end_without_copies
 from service.timeouts import TaskTimeouts
 from service.verdicts import Verdicts
 from service.work import SubmitOptions, Work
@@ -59,10 +64,12 @@ class _Core:
     seen: Seen
 
 
-def make_polling(parts: Parts, tracing: "Tracing | None" = None) -> Polling:
+def make_polling(
+    parts: Parts, results: KeptResults | None, tracing: "Tracing | None" = None
+) -> Polling:
     """Put the poller together; nothing is started."""
     core = _core(parts)
-    jobs = _jobs(parts, core, tracing)
+    jobs = _jobs(parts, core, results, tracing)
     return Polling(
         poller=Poller(
             store=parts.store,
@@ -110,6 +117,7 @@ def _core(parts: Parts) -> _Core:
     account = AccountHold(parts.store, parts.metrics, parts.settings.account_hold_seconds)
     limits = Limits(
         account=_account(parts.settings),
+        store_lane=_store_lane(parts),
         bounds=bounds.limits,
         callers=parts.caller_limits,
         agenda=agenda,
@@ -144,6 +152,15 @@ def _account(settings: Settings) -> AccountLimits:
     )
 
 
+def _store_lane(parts: Parts) -> StoreLane:
+    bounds = parts.bounds.poller
+    if parts.settings.results_url:
+        return StoreLane(parts.settings.results_parallel)
+    # On SQLite there are no other processes.
+    left_seconds = bounds.copies.left_to_others_seconds if parts.store.shared else 0.0
+    return StoreLane(bounds.limits.unkept_jobs_max, left_seconds)
+
+
 def _verdicts(parts: Parts) -> Verdicts:
     settings, bounds, hub = parts.settings, parts.bounds.poller, parts.hub
     callbacks = parts.callback_urls is not None
@@ -164,6 +181,7 @@ def _verdicts(parts: Parts) -> Verdicts:
         task_max_age_seconds=max_age_seconds,
         unknown_wait_seconds=settings.effective_unknown_wait_seconds,
         delivery_seconds=parts.provider.delivery_seconds,
+        keeps_results=settings.results_url is not None,
         left_to_callback=lambda task_id: callbacks and not hub.is_watched(task_id),
         bounds=bounds.verdicts,
     )
@@ -181,11 +199,16 @@ def _longest_waits(parts: Parts) -> LongestWaits:
     return LongestWaits(
         send_seconds=max(bounds.limits.holds.max_seconds, bounds.verdicts.postpone_max_seconds),
         poll_seconds=max(polls),
-        late_seconds=max(bounds.verdicts.late_poll_seconds, *polls),
+        late_seconds=max(
+            bounds.verdicts.late_poll_seconds, bounds.copies.retry_max_seconds, *polls
+        ),
+        store_seconds=max(bounds.leases.lease_seconds, bounds.copies.retry_max_seconds),
     )
 
 
-def _jobs(parts: Parts, core: _Core, tracing: "Tracing | None") -> Jobs:
+def _jobs(
+    parts: Parts, core: _Core, results: KeptResults | None, tracing: "Tracing | None"
+) -> Jobs:
     callback_url = parts.callback_urls.url if parts.callback_urls else None
     work = Work(
         store=parts.store,
@@ -199,11 +222,7 @@ def _jobs(parts: Parts, core: _Core, tracing: "Tracing | None") -> Jobs:
         metrics=parts.metrics,
         seen=core.seen,
     )
-    works: dict[Lane, LaneWork] = {
-        Lane.SUBMIT: work.submit,
-        Lane.POLL: work.poll,
-        Lane.LATE: work.poll_late,
-    }
+    works = _works(parts, work, results)
     if tracing:
         works = {lane: tracing.job(lane_work) for lane, lane_work in works.items()}
     return Jobs(
@@ -215,3 +234,17 @@ def _jobs(parts: Parts, core: _Core, tracing: "Tracing | None") -> Jobs:
         limits=core.limits,
         times=parts.bounds.poller.jobs,
     )
+
+
+def _works(parts: Parts, work: Work, results: KeptResults | None) -> Mapping[Lane, LaneWork]:
+    """Return the work of each lane."""
+    works: dict[Lane, LaneWork] = {Lane.SUBMIT: work.submit, Lane.POLL: work.poll}
+    if results is None:
+        store = partial(end_without_copies, work)
+        return works | {Lane.LATE: work.poll_late, Lane.STORE: store}
+    give_up_seconds = parts.settings.results_give_up_seconds
+    verdicts = CopyVerdicts(
+        give_up_seconds, parts.store.clock.elapsed_seconds, parts.bounds.poller.copies
+    )
+    storing = Storing(work, results.copier, verdicts)
+    return works | {Lane.LATE: storing.poll_late, Lane.STORE: storing.store}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from service.results.objects import Objects
 from storage.store import Store
 
 log = structlog.get_logger()
@@ -46,10 +47,23 @@ class Purger:
     """Deletes tasks that ended longer ago than `retention_seconds`; 0 keeps them forever."""
 
     def __init__(
-        self, store: Store, retention_seconds: float, bounds: PurgeBounds = BOUNDS
+        self,
+        store: Store,
+        retention_seconds: float,
+        bounds: PurgeBounds = BOUNDS,
+        objects: Objects | None = None,
     ) -> None:
+        """Keep what is needed.
+
+        Args:
+            store: The tasks.
+            retention_seconds: How long they are kept.
+            bounds: How tasks are deleted.
+            objects: Where the copies of their results are; None leaves the copies.
+        """
         self._store = store
         self._retention_seconds = retention_seconds
+        self._objects = objects
         self._bounds = bounds
 
     async def run_once(self) -> None:
@@ -57,7 +71,7 @@ class Purger:
         purged = 0
         if self._retention_seconds:
             ended_before = self._now() - self._retention_seconds
-            purged = await self._in_batches(lambda limit: self._store.purge(ended_before, limit))
+            purged = await self._in_batches(lambda limit: self._purge(ended_before, limit))
         purged += await self._purge_cancelled()
         if purged:
             log.info("ended tasks purged", tasks=purged)
@@ -65,6 +79,16 @@ class Purger:
     def _now(self) -> float:
         """Return the time, without jumps ahead: they make no task older."""
         return self._store.clock.without_jumps(self._store.now())
+
+    async def _purge(self, ended_before: float, limit: int) -> int:
+        """Delete a batch, and the copies of its results before it: none is left without a task."""
+        if self._objects is None:
+            return await self._store.purge(ended_before, limit)
+        tasks = await self._store.purgeable(ended_before, limit)
+        copies = [artifact.copy for task in tasks for artifact in task.artifacts]
+        keys = [self._objects.place.key_of(copy.uri) for copy in copies if copy]
+        await self._objects.delete([key for key in keys if key])
+        return await self._store.purge_each(tasks)
 
     async def _purge_cancelled(self) -> int:
         purged = 0

@@ -23,11 +23,13 @@ class LongestWaits:
         send_seconds: To be sent again.
         poll_seconds: To be polled.
         late_seconds: To be polled for a late delivery.
+        store_seconds: For another attempt to copy its results.
     """
 
     send_seconds: float
     poll_seconds: float
     late_seconds: float
+    store_seconds: float
 
 
 class Recovery:
@@ -62,6 +64,7 @@ class Recovery:
         await self._limit(Lane.SUBMIT, now, waits.send_seconds)
         await self._limit(Lane.POLL, now, waits.poll_seconds)
         await self._limit(Lane.LATE, now, waits.late_seconds)
+        await self._limit(Lane.STORE, now, waits.store_seconds)
         await self._store.limit_leases(self._leases.end_time(now) + SKEW_SECONDS, now)
         self._agenda.set_due_times(await self._store.next_due_times(), now)
         self._resumed = True
@@ -88,6 +91,7 @@ class Recovery:
             await self._store.limit_due_times(Lane.SUBMIT, lease_end, now)
             await self._store.limit_due_times(Lane.POLL, lease_end, lease_end)
             await self._limit(Lane.LATE, now, self._waits.late_seconds)
+            await self._limit(Lane.STORE, now, self._waits.store_seconds)
         self._agenda.set_due_times(await self._store.next_due_times(), now)
         self._jump = jump
 

@@ -43,5 +43,8 @@ class MetricFactory:
     def counters(self, name: str, words: str, *labels: str) -> Series[Counter]:
         return Series(Counter(name, words, labels, registry=self._registry))
 
+    def counter(self, name: str, words: str) -> Counter:
+        return Counter(name, words, registry=self._registry)
+
     def gauge(self, name: str, words: str, *labels: str) -> Gauge:
         return Gauge(name, words, labels, registry=self._registry)

@@ -31,6 +31,7 @@ from service.forever import forever
 from service.health import Health
 from service.http import HttpServer
 from service.interceptor import Boundary
+from service.kept import KeptResults, links, open_results, open_source
 from service.listen import bind, channel_options, start_http
 from service.messages import Answers
 from service.metrics import Queue
@@ -52,6 +53,7 @@ from service.watch import Watcher
 from service.watch_all import ChangeWatcher
 from service.watched_secret import current_secret
 from storage.store import Store
+from storage.task import Lane
 
 if TYPE_CHECKING:  # imported only where traces are exported
     from service.tracing import Tracing
@@ -84,6 +86,7 @@ async def serving(
     Raises:
         StartError: An address is in use, or a certificate is invalid.
         StorageError: The database cannot be opened.
+        ResultsConfigError: Results cannot be kept where RESULTS_URL says.
     """
     async with AsyncExitStack() as stack:
         if tracing:
@@ -94,9 +97,10 @@ async def serving(
             client_certificates=settings.tls_client_ca_file is not None,
         )
         parts = await create_parts(settings, bounds, callers, stack, tracing)
-        polling = make_polling(parts, tracing)
+        results = await open_results(parts, open_source(parts, stack), stack)
+        polling = make_polling(parts, results, tracing)
         kept_seconds = settings.task_retention_seconds or math.inf
-        answers = Answers(parts.provider.result_seconds, kept_seconds)
+        answers = Answers(links(settings, parts.provider.result_seconds), kept_seconds)
         boundary = Boundary(
             callers,
             parts.caller_limits,
@@ -117,7 +121,7 @@ async def serving(
             await _start_callbacks(parts, polling.callbacks, stack),
         )
         # From here on the service spends money, so all that may fail comes before.
-        _start_upkeep(parts, health, feed, stack)
+        _start_upkeep(parts, health, feed, results, stack)
         loop = _start_polling(parts, polling, stack)
         shutdown = Shutdown(
             server,
@@ -159,7 +163,13 @@ def _shutdown_times(parts: Parts, *, is_traced: bool) -> ShutdownTimes:
     return ShutdownTimes(settings.drain_delay_seconds, settings.shutdown_seconds, grace)
 
 
-def _start_upkeep(parts: Parts, health: Health, feed: Feed, stack: AsyncExitStack) -> None:
+def _start_upkeep(
+    parts: Parts,
+    health: Health,
+    feed: Feed,
+    results: KeptResults | None,
+    stack: AsyncExitStack,
+) -> None:
     """Start what watches this process, what follows others, and what deletes old tasks."""
     bounds = parts.bounds.upkeep
     check_seconds = bounds.vitals.check_seconds
@@ -168,7 +178,8 @@ def _start_upkeep(parts: Parts, health: Health, feed: Feed, stack: AsyncExitStac
     if parts.store.shared:
         follower = Follower(parts.store, parts.hub, feed, bounds.follow)
         start_background(forever(follower.run_once, "follower", 0, parts.outage_log), stack)
-    purger = Purger(parts.store, parts.settings.task_retention_seconds, bounds.purge)
+    deleted = results.objects if results and parts.settings.results_delete_on_purge else None
+    purger = Purger(parts.store, parts.settings.task_retention_seconds, bounds.purge, deleted)
     pause_seconds = bounds.purge.pause_seconds
     start_background(forever(purger.run_once, "purge", pause_seconds, parts.outage_log), stack)
 
@@ -288,7 +299,16 @@ def _notes(parts: Parts, account: AccountHold) -> Iterator[str]:
 async def _queues(store: Store) -> list[Queue]:
     now = store.now()
     waiting = await store.queues()
-    return [Queue(lane, count, max(0.0, now - first)) for lane, (count, first) in waiting.items()]
+    storing_since = await store.storing_since() if waiting[Lane.STORE][0] else math.inf
+    return [
+        Queue(
+            lane,
+            count,
+            max(0.0, now - first),
+            max(0.0, now - storing_since) if lane is Lane.STORE else 0.0,
+        )
+        for lane, (count, first) in waiting.items()
+    ]
 
 
 async def _start_callbacks(parts: Parts, polls: CallbackPolls, stack: AsyncExitStack) -> str:

@@ -26,6 +26,7 @@ def broken_rules(settings: "Settings") -> Iterator[str]:
     yield from _caller_rules(settings)
     yield from _tls_rules(settings)
     yield from _provider_rules(settings)
+    yield from _results_rules(settings)
 
 
 def _secret_rules(settings: "Settings") -> Iterator[str]:
@@ -86,6 +87,13 @@ def _provider_rules(settings: "Settings") -> Iterator[str]:
                 yield f"{name.upper()}: must be https, or the key would be sent unencrypted"
     if settings.public_url and not settings.http_address:
         yield "HTTP_ADDRESS: must be set with PUBLIC_URL"
+
+
+def _results_rules(settings: "Settings") -> Iterator[str]:
+    if settings.results_url is None and settings.results_public_url:
+        yield "RESULTS_PUBLIC_URL: needs RESULTS_URL"
+    if settings.results_url is None and settings.results_delete_on_purge:
+        yield "RESULTS_DELETE_ON_PURGE: needs RESULTS_URL"
 
 
 def _simulator_rules(settings: "Settings", given: set[str]) -> Iterator[str]:

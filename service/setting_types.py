@@ -17,16 +17,20 @@ from providers.kie.registry import ADAPTERS
 from providers.urls import is_visible, split_http_url
 from service.caller_limits import read_limits
 from service.callers import read_tokens
+from service.results.places import place_of
 from storage.errors import StorageConfigError
 from storage.postgresql.connection import connection_params, is_postgres
 from storage.sqlite import SQLITE_PREFIX, sqlite_path
 
 PORT_MAX = 65_535
+COPIES_MAX = 64
+RESULT_MAX_BYTES = 50_000_000_000  # what object stores take in 10,000 parts of 5 MiB
 CHANNEL_MAX = 1_000_000
 RETENTION_MIN_SECONDS = 3_600.0
 SECRET_FILE_MAX_BYTES = 64 << 10
 ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^:\[\]\s]+)):([0-9]{1,5})")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+HOST = re.compile(r"[\w.-]+|\[?[0-9a-fA-F:.]+\]?")
 HEADER_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
@@ -192,6 +196,18 @@ def _retention(seconds: float) -> float:
     return seconds
 
 
+def _results_url(url: str) -> str:
+    place_of(url)
+    return url
+
+
+def _hosts(hosts: frozenset[str]) -> frozenset[str]:
+    for host in hosts:
+        if not HOST.fullmatch(host):
+            raise ValueError("must be names or addresses without ports, separated by commas")
+    return frozenset(host.strip("[]").casefold() for host in hosts)
+
+
 def _http_url(url: str) -> str:
     if split_http_url(url) is None or "?" in url or "#" in url:
         raise ValueError("must be an http or https URL without a query")
@@ -217,6 +233,11 @@ SecretFile = Annotated[ReadableFile, _file_of(_visible)]
 SecretsFile = Annotated[ReadableFile, _file_of(_secrets)]
 
 Models = Annotated[frozenset[str], NoDecode, BeforeValidator(_names), AfterValidator(_known_models)]
+
+ResultsUrl = Annotated[str, AfterValidator(_results_url)]
+ResultBytes = Annotated[int, Field(ge=1, le=RESULT_MAX_BYTES)]
+Copies = Annotated[int, Field(ge=1, le=COPIES_MAX)]
+Hosts = Annotated[frozenset[str], NoDecode, BeforeValidator(_names), AfterValidator(_hosts)]
 
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]

@@ -23,15 +23,19 @@ from service.setting_types import (
     AtLeastOne,
     Channel,
     ChannelOrZero,
+    Copies,
     Count,
     DatabaseUrl,
     DatabaseUrlFile,
     HeaderToken,
     HeaderTokenFile,
+    Hosts,
     HttpUrl,
     LimitsFile,
     Models,
     ReadableFile,
+    ResultBytes,
+    ResultsUrl,
     Retention,
     Seconds,
     Secret,
@@ -226,6 +230,33 @@ class Settings(BaseSettings):
 
     upload_retention_seconds: SomeSeconds = 86_400
     """The assumed lifetime of an uploaded file when the provider reports none."""
+
+    results_url: ResultsUrl | None = None
+    """Where results are kept: `s3://bucket/prefix`, `gs://bucket/prefix`,
+    `az://container/prefix` or `file:///folder`. Each result is copied there before its task becomes
+    SUCCESS. Credentials and endpoints come from the usual environment variables of each store. By
+    default results are not copied."""
+
+    results_public_url: HttpUrl | None = None
+    """The URL under which everybody can fetch what is at RESULTS_URL. With it, artifacts have a
+    `public_url`."""
+
+    results_max_bytes: ResultBytes = 2_147_483_648
+    """The largest result that is copied, at most 50 GB."""
+
+    results_parallel: Copies = 4
+    """Results that are copied at a time in one process, each with at most 24 MiB of memory."""
+
+    results_give_up_seconds: SomeSeconds = 86_400
+    """How long copies are tried. Then the task becomes SUCCESS without them, and the artifacts that
+    could not be copied have a `storage_error`."""
+
+    results_allow_hosts: Hosts = frozenset()
+    """Hosts of results, separated by commas, that need not have public addresses, and may be asked
+    over plain http. By default results are fetched over https from public addresses only."""
+
+    results_delete_on_purge: bool = False
+    """Whether the copies of a task are deleted together with the task (TASK_RETENTION_SECONDS)."""
 
     shutdown_seconds: SomeSeconds = 9
     """How long the process may take to end, from the end of DRAIN_DELAY_SECONDS. Watches end at

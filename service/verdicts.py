@@ -67,6 +67,7 @@ class Verdicts:
         delivery_seconds: How long the provider keeps a result, from its acceptance of the task.
         left_to_callback: Whether to wait for a task's callback instead of polling often: the
             provider was given a callback URL, and nobody watches the task.
+        keeps_results: Whether results are copied before a task ends.
         bounds: How long to keep trying.
     """
 
@@ -77,6 +78,7 @@ class Verdicts:
     unknown_wait_seconds: float
     delivery_seconds: float
     left_to_callback: Callable[[str], bool]
+    keeps_results: bool = False
     bounds: VerdictBounds = BOUNDS
 
     # --- a task was sent ---
@@ -185,18 +187,22 @@ class Verdicts:
             case UnknownState() | Unreadable() | Unavailable():
                 return self._again(task, outcome, now)
             case Succeeded() if outcome.urls:
-                return task.succeeded(
-                    _artifacts(outcome),
-                    outcome.result_json,
-                    outcome.credits_consumed,
-                    now,
-                    _plausible(outcome.complete_time, task, now),
-                )
+                return self._succeeded(task, outcome, now)
             case Succeeded():
                 words = "the provider reports success without a result"
                 return self._failed(task, Failure("RESULT_MISSING", words), outcome, now)
             case Failed(message, code):
                 return self._failed(task, Failure(GENERATION_FAILED, message, code), outcome, now)
+
+    def _succeeded(self, task: Task, outcome: Succeeded, now: float) -> Task:
+        end = task.storing if self.keeps_results else task.succeeded
+        return end(
+            artifacts_of(outcome),
+            outcome.result_json,
+            outcome.credits_consumed,
+            now,
+            _plausible(outcome.complete_time, task, now),
+        )
 
     def _failed(
         self, task: Task, failure: Failure, outcome: Succeeded | Failed, now: float
@@ -241,15 +247,16 @@ class Verdicts:
         return task.scheduled(due_time, task.setbacks) if sooner else None
 
     def learn(self, task: Task) -> None:
-        """Learn from an ended task how long its model takes, if the provider reported the end.
+        """Learn how long a model takes from a task that has just ended at the provider.
 
-        Otherwise `complete_time` is when a poll noticed the end, which says more about our polls.
-        An orphan is accepted here only after its end, and is ignored.
+        Unless the provider reports the end, its time is when a poll noticed it, which says more
+        about our polls. An orphan is accepted here only after its end, and is ignored.
         """
-        if task.accept_time is None or task.complete_time is None:
+        end_time = task.provider_end_time
+        if task.accept_time is None or end_time is None:
             return
-        if task.accept_time < task.complete_time < task.update_time:
-            self.schedule.learn(task.model, self.timeouts.age_of(task, task.complete_time))
+        if task.accept_time < end_time < task.update_time:
+            self.schedule.learn(task.model, self.timeouts.age_of(task, end_time))
 
     def after_late_poll(self, task: Task, outcome: Poll, now: float) -> Task | None:
         """Decide by what the provider says of a task that has ended without its paid result."""
@@ -259,7 +266,7 @@ class Verdicts:
             case Succeeded() if outcome.urls:
                 log.info("late delivery", artifacts=len(outcome.urls))
                 return task.delivered_late(
-                    _artifacts(outcome), outcome.result_json, outcome.credits_consumed, now
+                    artifacts_of(outcome), outcome.result_json, outcome.credits_consumed, now
                 )
             case Failed():
                 return task.undeliverable()
@@ -329,7 +336,8 @@ def _failed_by(task: Task, reason: str) -> bool:
     return task.failure is not None and task.failure.reason == reason
 
 
-def _artifacts(outcome: Succeeded) -> tuple[Artifact, ...]:
+def artifacts_of(outcome: Succeeded) -> tuple[Artifact, ...]:
+    """Return the results of a success."""
     return tuple(map(Artifact, outcome.urls, outcome.mime_types))
 
 

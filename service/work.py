@@ -9,7 +9,7 @@ A task that was submitted without a known response is an orphan until its record
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 import structlog
@@ -47,6 +47,8 @@ from storage.task import Lane, Stage, Task
 EXPIRED_AT_A_TIME = 64  # tasks
 NEWER_VERSION = "the parameters were made by a newer version"
 NEWER_VERSION_SECONDS = 600.0  # until it is tried again
+
+CopyLate = Callable[[Task, Succeeded], Awaitable[None]]
 
 log = structlog.get_logger()
 
@@ -96,7 +98,7 @@ class Work:
 
     async def submit(self, task: Task) -> None:
         """Send the paid request. The task is SUBMITTING by now, also in the database."""
-        if not await self.leases.keep(task):
+        if not await self.leases.may_send(task):
             log.error("paid request not sent: another process has taken over the task")
             return
         if self.agenda.is_stopped():
@@ -112,7 +114,7 @@ class Work:
             outcome = await self._look_for_purchase(task, outcome)
         learned = await self.limits.learn_availability(task, outcome, self.store.now())
         self._log_submission(task, learned)
-        await self._settle(
+        await self.settle(
             task,
             lambda current, now: self.verdicts.after_submission(
                 current, learned.outcome, now, learned.until
@@ -125,7 +127,7 @@ class Work:
     async def _give_back(self, task: Task, reason: str, seconds: float = 0.0) -> None:
         """Return a task that was not sent to the queue, for some seconds."""
         outcome = Postponed(reason)
-        await self._settle(
+        await self.settle(
             task,
             lambda current, now: self.verdicts.after_submission(
                 current, outcome, now, now + seconds
@@ -220,18 +222,26 @@ class Work:
             await self._look_for_orphan(task)
             return
         outcome = await self._ask(task)
-        await self._settle(
+        await self.settle(
             task, lambda current, now: self.verdicts.after_poll(current, outcome, now)
         )
         await self._learn_reach(task, outcome)
 
-    async def poll_late(self, task: Task) -> None:
-        """Ask for the record of a task that ended without its paid result."""
+    async def poll_late(self, task: Task, copy: CopyLate | None = None) -> None:
+        """Ask for the record of a task that ended without its paid result.
+
+        Args:
+            task: The task.
+            copy: Copies a result that has arrived, before it is added to the task.
+        """
         if not task.provider_task_id:
             await self._look_for_orphan(task)
             return
         outcome = await self._ask(task)
-        await self._settle(
+        if copy and isinstance(outcome, Succeeded) and outcome.urls:
+            await copy(task, outcome)
+            return
+        await self.settle(
             task, lambda current, now: self.verdicts.after_late_poll(current, outcome, now)
         )
 
@@ -273,13 +283,13 @@ class Work:
         if self.leases.is_sending(task.id):
             return  # its sender, in this process, was only paused; the claim has postponed the task
         if not task.candidate_id:
-            await self._settle(task, self._without_answer)
+            await self.settle(task, self._without_answer)
             return
         found = await self._recognise(task, task.candidate_id)
         log.info(
             "a callback named a task", provider_task_id=task.candidate_id, recognition=found.value
         )
-        await self._settle(
+        await self.settle(
             task, lambda current, now: self.verdicts.after_recognition(current, found, now)
         )
 
@@ -296,7 +306,7 @@ class Work:
 
     # --- the verdict ---
 
-    async def _settle(self, task: Task, decide: Decide) -> None:
+    async def settle(self, task: Task, decide: Decide) -> None:
         """Save the verdict.
 
         It is decided again if the task has changed in the meantime, but not once the task has been

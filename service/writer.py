@@ -83,11 +83,12 @@ class Writer:
             self._limits.task_left_provider(after.caller)
         if after.stage and after.stage is not before.stage:
             self._metrics.task_moved(after.model, after.stage)
+        if before.provider_end_time is None:
+            self._verdicts.learn(after)
         if after.ended and not before.ended:
             self._announce_end(after)
 
     def _announce_end(self, task: Task) -> None:
-        self._verdicts.learn(task)
         reason = task.failure.reason if task.failure else ""
         self._metrics.task_ended(task.model, task.status, reason, task.caller)
         log.info("task ended", status=task.status, **({"reason": reason} if reason else {}))

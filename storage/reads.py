@@ -141,6 +141,18 @@ class Reads:
             queues[name] = (before + count, min(earlier, math.inf if first is None else first))
         return queues
 
+    async def storing_since(self) -> float:
+        """Return when the first task became STORING of those that are; infinity if none is."""
+        row = await self._one("storing_since", self._sql.lanes.storing_since)
+        return math.inf if row is None or row[0] is None else float(row[0])
+
+    async def purgeable(self, ended_before: float, limit: int) -> list[Task]:
+        """Return the oldest tasks that `Store.purge` would delete."""
+        rows = await self._all(
+            "purgeable", self._sql.purges.oldest_ended, ended_before, ended_before, limit
+        )
+        return self._readable(rows)
+
     async def cancelled(self) -> list[tuple[str, int, float]]:
         """Return each caller that cancelled tasks, how many are kept, and when the oldest ended."""
         rows = await self._all("cancelled", self._sql.purges.count_cancelled)

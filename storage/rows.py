@@ -3,11 +3,12 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Any
 
 from storage.known import LANES, STAGES, STATUSES, Known
 from storage.schema import TaskRow
-from storage.task import Artifact, Failure, Status, Task
+from storage.task import Artifact, Copy, Failure, Status, Task
 
 # All but the one that the database assigns.
 COLUMNS = tuple(
@@ -16,7 +17,10 @@ COLUMNS = tuple(
     if field is not TaskRow.change_xid
 )
 FIXED_COLUMNS = 9  # the first columns, up to traceparent, never change
-PAIR = ("url", "mime_type")  # the fields of a stored artifact that are known
+# The fields of a stored artifact that are known: always there, and those of its copy.
+PAIR = ("url", "mime_type")
+COPY = ("uri", "size_bytes", "sha256", "content_type")
+ERROR = "storage_error"
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,7 @@ def row_of(task: Task) -> tuple[object, ...]:
         task.candidate_id,
         task.setbacks,
         task.version,
+        task.generated_time,
     )
 
 
@@ -64,7 +69,7 @@ def task_of(row: Sequence[Any], known: Known) -> Task:
      update_time, lane, due_time, status, stage, revision, progress_percent, artifacts,
      result_json, failure_reason, failure_message, failure_code, provider_task_id,
      credits_consumed, complete_time, submit_time, accept_time, unknown_time, candidate_id,
-     setbacks, version) = row  # fmt: skip
+     setbacks, version, generated_time) = row  # fmt: skip
     return Task(
         id=task_id,
         caller=caller,
@@ -99,6 +104,7 @@ def task_of(row: Sequence[Any], known: Known) -> Task:
             and known.includes(model, needs)
         ),
         traceparent=traceparent or "",
+        generated_time=generated_time,
     )
 
 
@@ -112,11 +118,15 @@ def readable(row: Sequence[Any], known: Known) -> Task | None:
 
 
 def _stored(artifact: Artifact) -> object:
-    """Return an artifact as JSON: a pair, or an object with whatever a newer version has added."""
+    """Return an artifact as JSON: a pair, or an object if there is more to it."""
     pair = (artifact.url, artifact.mime_type)
-    if not artifact.more:
+    copy, error, more = artifact.copy, artifact.storage_error, artifact.more
+    if copy is None and not error and not more:
         return pair
-    return dict(zip(PAIR, pair, strict=True)) | json.loads(artifact.more)
+    stored = dict(zip(PAIR, pair, strict=True)) | (json.loads(more) if more else {})
+    if copy:
+        stored |= zip(COPY, astuple(copy), strict=True)
+    return stored | ({ERROR: error} if error else {})
 
 
 def _artifacts(text: str) -> tuple[Artifact, ...]:
@@ -128,5 +138,10 @@ def _artifact(stored: Any) -> Artifact:
         url, mime_type = stored
         return Artifact(url, mime_type)
     url, mime_type = (stored[key] for key in PAIR)
-    more = {key: value for key, value in stored.items() if key not in PAIR}
-    return Artifact(url, mime_type, json.dumps(more) if more else "")
+    stored = dict(stored)
+    url, mime_type = (stored.pop(key) for key in PAIR)
+    error = stored.pop(ERROR, "")
+    copy = None
+    if stored.keys() >= set(COPY):
+        copy = Copy(*(stored.pop(key) for key in COPY))
+    return Artifact(url, mime_type, copy, error, json.dumps(stored) if stored else "")

@@ -57,6 +57,7 @@ class TaskRow(Model):
     candidate_id = TextField(column_name="hinted_id")  # older versions know it by this name
     setbacks = IntegerField()
     version = BigIntegerField()
+    generated_time = DoubleField(null=True)
     change_xid = XidField(constraints=[SQL("DEFAULT '0'")])
 
     class Meta:

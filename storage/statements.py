@@ -127,8 +127,11 @@ class LaneStatements:
             .group_by(row.lane)
         )
 
+        storing = row.lane == _literal(Lane.STORE)
+        self.storing_since = text(row.select(fn.MIN(row.update_time)).where(storing))
+
         due = {row.due_time: arg, row.version: row.version + SQL("1")}
-        waits = row.lane.in_([_literal(Lane.SUBMIT), _literal(Lane.POLL)])
+        waits = row.lane.in_([_literal(each) for each in (Lane.SUBMIT, Lane.POLL, Lane.STORE)])
         later = (row.due_time > arg) & row.unknown_time.is_null()
         # Only its sender may change a task that is being sent.
         polled = (row.lane == _literal(Lane.POLL)) & (row.stage != _literal(Stage.SUBMITTING))
@@ -220,7 +223,11 @@ class PurgeStatements:
         ended_before = row.complete_time < arg
         # Whether a task with a status of a newer version has ended is not known.
         has_ended = row.status.in_([_literal(Status.SUCCESS), _literal(Status.FAILED)])
-        self.ended = purged(row.lane.is_null(), ended_before, row.update_time < arg, has_ended)
+        ended = (row.lane.is_null(), ended_before, row.update_time < arg, has_ended)
+        self.ended = purged(*ended)
+        oldest = row.select(*COLUMNS).where(*ended).order_by(row.complete_time).limit(arg)
+        self.oldest_ended = printer.text(oldest)
+        self.one = printer.text(row.delete().where(row.id == arg, row.version == arg))
         cancelled = (row.failure_reason == SQL("'CANCELLED'")) & row.lane.is_null()
         self.cancelled = purged(cancelled, row.caller == arg, ended_before)
         self.count_cancelled = printer.text(

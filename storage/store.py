@@ -217,6 +217,14 @@ class Store(Reads):
             "purge", self._sql.purges.ended, ended_before, ended_before, limit
         )
 
+    async def purge_each(self, tasks: Sequence[Task]) -> int:
+        """Delete these tasks, unless they have changed; return how many were deleted."""
+        execute, sql = self._engine.execute, self._sql.purges.one
+        return await self._write(
+            "purge",
+            lambda _: [sum(execute(sql, task.id, task.version).rowcount for task in tasks)],
+        )
+
     async def purge_cancelled(self, caller: str, ended_before: float, limit: int) -> int:
         """Delete the oldest cancelled tasks of a caller that ended before a time; return how many.
 

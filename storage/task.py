@@ -7,68 +7,19 @@ saves that snapshot only if the one it was made from is still current (compare-a
         ^                       |  |                   |                       |
         +------postponed--------+  +-- unknown         +-------+---------------+
         |                       |      (waits)                 |
-    cancelled                refused                     succeeded / failed
+    cancelled                refused             succeeded / failed / storing -> STORING -> SUCCESS
         v                       v                              v
-      FAILED                  FAILED                    SUCCESS / FAILED --delivered_late--> FAILED
-      with artifacts
+      FAILED                  FAILED          SUCCESS / FAILED --delivered_late--> FAILED
 
 Times are unix seconds and come in as `now`. `due_time` is when a poller must look at the task next;
 None is never.
 """
 
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import NamedTuple
 
+from storage.values import Artifact, Copy, Failure, Lane, Stage, Status
 
-class Status(StrEnum):
-    """The status of a task. The names are the proto's, without their prefix."""
-
-    PENDING = "PENDING"
-    SUCCESS = "SUCCESS"
-    FAILED = "FAILED"
-
-
-class Lane(StrEnum):
-    """The queue in which a task waits for its due time.
-
-    An ended task waits in none, unless a late delivery is possible.
-    """
-
-    SUBMIT = "submit"
-    POLL = "poll"
-    LATE = "late"
-
-
-class Stage(StrEnum):
-    """How far a PENDING task is. The names are the proto's, without their prefix."""
-
-    ACCEPTED = "ACCEPTED"
-    SUBMITTING = "SUBMITTING"
-    QUEUED = "QUEUED"
-    GENERATING = "GENERATING"
-
-
-@dataclass(frozen=True, slots=True)
-class Artifact:
-    """One result.
-
-    Attributes:
-        more: What a newer version stored with it: a JSON object as text, or "".
-    """
-
-    url: str
-    mime_type: str
-    more: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a task failed: the name of an ErrorReason, a message, and the provider's code or ""."""
-
-    reason: str
-    message: str
-    provider_code: str = ""
+__all__ = ["Artifact", "Copy", "Failure", "Lane", "Stage", "Status", "Task"]
 
 
 class Task(NamedTuple):
@@ -83,13 +34,15 @@ class Task(NamedTuple):
             and never changed: what is unknown of it is None, or the status PENDING.
         revision: Grows by one with every visible change, from 1.
         accept_time: When the provider accepted it; its age counts from here.
+        generated_time: When the provider ended a task whose results are copied; of a late delivery,
+            when its results were first seen.
         unknown_time: When the response to its paid request was found to be lost.
         candidate_id: The provider's id that a callback named while that response was missing;
             adopted once the provider's record agrees. Later it shows that the callback has arrived.
         due_time: When it must be looked at next, or None. A claim postpones it, so that the task is
             due again if its worker dies.
-        setbacks: How many times in a row the provider did not accept it, or a poll of it failed.
-            All polls that fail while the provider does not answer at all count as one.
+        setbacks: How many times in a row the provider did not accept it, or a poll or a copy of it
+            failed. All polls that fail while the provider does not answer at all count as one.
         version: Grows by one with every save, visible or not: what compare-and-set compares.
         traceparent: The span of the call that created it, in the format of W3C Trace Context; "" if
             it was not traced.
@@ -123,6 +76,12 @@ class Task(NamedTuple):
     needs: str = ""
     of_newer_version: bool = False
     traceparent: str = ""
+    generated_time: float | None = None
+
+    @property
+    def provider_end_time(self) -> float | None:
+        """When the provider ended it, if it has: what the provider's URLs expire by."""
+        return self.complete_time if self.generated_time is None else self.generated_time
 
     @property
     def ended(self) -> bool:
@@ -136,6 +95,8 @@ class Task(NamedTuple):
             return None
         if self.ended:
             return Lane.LATE
+        if self.stage is Stage.STORING:
+            return Lane.STORE
         return Lane.SUBMIT if self.stage is Stage.ACCEPTED else Lane.POLL
 
     # --- submission ---
@@ -265,6 +226,38 @@ class Task(NamedTuple):
             complete_time=complete_time,
         )
 
+    def storing(
+        self,
+        artifacts: tuple[Artifact, ...],
+        result_json: str,
+        credits_consumed: float | None,
+        now: float,
+        generated_time: float,
+    ) -> "Task":
+        """QUEUED or GENERATING -> STORING: there are results, and they are copied from now on."""
+        assert self.stage in {Stage.QUEUED, Stage.GENERATING}, self.stage
+        assert artifacts, "there is something to copy"
+        return self._move(
+            now,
+            stage=Stage.STORING,
+            artifacts=artifacts,
+            result_json=result_json,
+            credits_consumed=self._cost(credits_consumed),
+            generated_time=generated_time,
+            due_time=now,
+            setbacks=0,
+        )
+
+    def partly_stored(self, artifacts: tuple[Artifact, ...], due_time: float) -> "Task":
+        """Still STORING: some results could not be copied. Not visible to callers."""
+        assert self.stage is Stage.STORING, self.stage
+        return self._replace(artifacts=artifacts, due_time=due_time, setbacks=self.setbacks + 1)
+
+    def stored(self, artifacts: tuple[Artifact, ...], now: float) -> "Task":
+        """STORING -> SUCCESS: each result has a copy, or the reason why there is none."""
+        assert self.stage is Stage.STORING, self.stage
+        return self._end(now, status=Status.SUCCESS, artifacts=artifacts, complete_time=now)
+
     def failed(
         self,
         failure: Failure,
@@ -281,6 +274,7 @@ class Task(NamedTuple):
         `result_json` keeps a record of the provider that was not understood.
         """
         assert not self.ended, self.status
+        assert self.stage is not Stage.STORING, "its results are paid for"
         return self._end(
             now,
             status=Status.FAILED,
@@ -319,6 +313,18 @@ class Task(NamedTuple):
             result_json=result_json,
             credits_consumed=self._cost(credits_consumed),
             due_time=None,
+        )
+
+    def uncopied_late(self, now: float, due_time: float) -> "Task":
+        """FAILED, and some results that came late could not be copied: they are polled again.
+
+        Not visible to callers.
+        """
+        assert self.status is Status.FAILED, self.status
+        assert not self.artifacts, "delivered before"
+        first_seen = now if self.generated_time is None else self.generated_time
+        return self._replace(
+            generated_time=first_seen, due_time=due_time, setbacks=self.setbacks + 1
         )
 
     def still_undelivered(self, due_time: float) -> "Task":

@@ -206,7 +206,7 @@ def _compare(source: Database, target: Database, batch_rows: int) -> None:
 def _due(row: Row, now: float) -> Row:
     """Make a task due that the stopped service was working on, as its next start would."""
     task = _named(row)
-    if task["lane"] not in {Lane.SUBMIT, Lane.POLL} or task["unknown_time"] is not None:
+    if task["lane"] not in {Lane.SUBMIT, Lane.POLL, Lane.STORE} or task["unknown_time"] is not None:
         return row
     return [*(task | {"due_time": min(task["due_time"], now)}).values()]
 

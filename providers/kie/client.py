@@ -52,6 +52,8 @@ from providers.kie.upload import Uploader
 from providers.kie.values import clean, same_id
 from providers.public_address import is_public_url
 
+FRESH_URL_PATH = "/api/v1/common/download-url"
+
 
 def _unobserved(endpoint: str, code: str, seconds: float) -> None:
     del endpoint, code, seconds
@@ -61,6 +63,9 @@ class KieProvider:
     """The provider Kie.ai, or its simulator.
 
     Create it inside the event loop that uses it, and close it there.
+
+    Attributes:
+        base_urls: The base URLs of the API and of the upload host.
     """
 
     models = frozenset(ADAPTERS)
@@ -89,6 +94,7 @@ class KieProvider:
         self._observe = observe
         self._timeouts = timeouts
         self._api_url = api_url.rstrip("/")
+        self.base_urls = (api_url, upload_url)
         # A provider inside our network, such as the simulator, can also reach other hosts there.
         self._public_urls = is_public_url(api_url)
         self._sessions = Sessions(api_url, upload_url)
@@ -240,6 +246,28 @@ class KieProvider:
             secrets=secrets,
             rest_seconds=self._timeouts.rest_seconds,
         )
+
+    # --- results ---
+
+    async def fresh_url(self, url: str) -> str | None:
+        """Ask for another URL of a result, which works for 20 minutes."""
+        key = self._current_key()
+        try:
+            with Exchange(FRESH_URL_PATH, self._observe) as exchange:
+                async with self._sessions.reads.post(
+                    self._api_url + FRESH_URL_PATH,
+                    json={"url": url},
+                    headers=authorization(key),
+                    timeout=aiohttp.ClientTimeout(
+                        total=self._timeouts.poll_seconds, connect=CONNECT_SECONDS
+                    ),
+                    allow_redirects=False,
+                ) as response:
+                    envelope = await self._read(response, exchange, key)
+        except BROKEN:
+            return None
+        fresh = envelope.data if envelope.code == OK else None
+        return fresh if isinstance(fresh, str) else None
 
     # --- uploads ---
 

@@ -40,14 +40,14 @@ NEWER = {
         ("kling/v2", None, "FAILED", None),
         (pb.TASK_STATUS_FAILED, UNSPECIFIED),
     ),
-    "a stage": (("imagen4", "poll", "PENDING", "STORING"), (PENDING, UNSPECIFIED)),
-    "a stage and a lane": (("imagen4", "store", "PENDING", "STORING"), (PENDING, UNSPECIFIED)),
+    "a stage": (("imagen4", "poll", "PENDING", "RESTORING"), (PENDING, UNSPECIFIED)),
+    "a stage and a lane": (("imagen4", "restore", "PENDING", "RESTORING"), (PENDING, UNSPECIFIED)),
     "a lane": (
         ("imagen4", "check", "PENDING", "ACCEPTED"),
         (PENDING, pb.TASK_STAGE_ACCEPTED),
     ),
     "a status": (("imagen4", "poll", "HELD", "QUEUED"), (PENDING, pb.TASK_STAGE_QUEUED)),
-    "a status and a stage": (("imagen4", "poll", "HELD", "STORING"), (PENDING, UNSPECIFIED)),
+    "a status and a stage": (("imagen4", "poll", "HELD", "RESTORING"), (PENDING, UNSPECIFIED)),
 }
 CASES = [pytest.param(values, shown, id=name) for name, (values, shown) in NEWER.items()]
 
@@ -166,7 +166,7 @@ async def test_a_create_with_the_request_id_of_a_newer_task_changes_nothing(
 
 
 @pytest.mark.parametrize(
-    "change_of_a_newer_version", ["model = 'kling/v2'", "stage = 'STORING', lane = 'store'"]
+    "change_of_a_newer_version", ["model = 'kling/v2'", "stage = 'RESTORING', lane = 'restore'"]
 )
 async def test_a_callback_for_a_newer_task_is_not_acknowledged_so_that_it_is_repeated(
     serve: Serve, port: int, change_of_a_newer_version: str

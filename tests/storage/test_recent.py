@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.messages import Answers
+from service.messages import Answers, Links
 from service.warm_up import warm_answers
 from storage.creation import CreateLimits
 from storage.engine import DatabaseTimeouts
@@ -151,7 +151,7 @@ def test_a_task_larger_than_the_cache_is_not_cached_nor_its_earlier_snapshot() -
 
 
 def test_a_response_is_cached_only_for_its_caller_and_only_for_a_success() -> None:
-    answers = Answers(DAY)
+    answers = Answers(Links(DAY))
     answer = answers.of(SUCCESS)
     assert answers.for_success("c", "t", NOW) == answer
     assert answers.for_success("d", "t", NOW) is None
@@ -162,20 +162,20 @@ def test_a_response_is_cached_only_for_its_caller_and_only_for_a_success() -> No
 
 @pytest.mark.parametrize("task", [new("t"), SUCCESS, FAILED], ids=lambda task: task.status)
 def test_a_revision_is_serialised_once(task: Task) -> None:
-    answers = Answers(DAY)
+    answers = Answers(Links(DAY))
     first = answers.of(task)
     answers.of(new("another"))
     assert answers.of(task._replace(version=50)) is first
 
 
 def test_the_next_revision_is_serialized_again() -> None:
-    answers = Answers(DAY)
+    answers = Answers(Links(DAY))
     task = new("t")
     assert answers.of(send(task)) != answers.of(task)
 
 
 def test_a_cached_response_expires_when_its_task_may_have_been_purged() -> None:
-    answers = Answers(DAY, kept_seconds=60)
+    answers = Answers(Links(DAY), kept_seconds=60)
     answer = answers.of(SUCCESS)
     assert answers.for_success("c", "t", NOW + 59) == answer
     assert answers.for_success("c", "t", NOW + 60) is None
@@ -183,7 +183,7 @@ def test_a_cached_response_expires_when_its_task_may_have_been_purged() -> None:
 
 async def test_the_newest_results_are_cached_at_start(store: Store) -> None:
     await stored(store, *(SUCCESS._replace(id=f"t{i}", complete_time=NOW + i) for i in range(9)))
-    answers = Answers(DAY)
+    answers = Answers(Links(DAY))
     await warm_answers(store, answers, tasks_max=6, batch=2)
     known = [bool(answers.for_success("c", f"t{i}", NOW)) for i in range(9)]
     assert known == [False] * 3 + [True] * 6

@@ -41,14 +41,14 @@ SUBMIT = {
 POLL = {
     "a model": "model = 'market/of-tomorrow'",
     "a need": "needs = 'veo3 with sound'",
-    "a stage": "stage = 'STORING'",
-    "a stage and a lane": "stage = 'STORING', lane = 'store'",
+    "a stage": "stage = 'RESTORING'",
+    "a stage and a lane": "stage = 'RESTORING', lane = 'restore'",
     "a status": "status = 'HELD'",
 }
 LATE = {
     "a model": "model = 'market/of-tomorrow'",
-    "a stage": "stage = 'STORING'",
-    "a lane": "lane = 'store'",
+    "a stage": "stage = 'RESTORING'",
+    "a lane": "lane = 'restore'",
     "a status": "status = 'EXPIRED'",
 }
 ROWS = [
@@ -160,7 +160,7 @@ async def test_a_task_with_a_status_of_the_next_version_is_not_purged(
 
 
 async def test_a_task_of_the_next_version_is_never_saved(store: Store, database_url: str) -> None:
-    await put(store, database_url, Lane.POLL, "stage = 'STORING'")
+    await put(store, database_url, Lane.POLL, "stage = 'RESTORING'")
     task = await read(store, "newer")
     assert task is not None
     before = row(database_url, "newer")
@@ -174,7 +174,7 @@ async def test_a_task_that_a_newer_version_has_moved_is_not_saved_over(
 ) -> None:
     await stored(store, new("t", **PARTS[Lane.POLL]))
     [before] = await claim(store, Lane.POLL, NOW, 1, off(60))
-    change(database_url, "UPDATE tasks SET stage = 'STORING', version = version + 1")
+    change(database_url, "UPDATE tasks SET stage = 'RESTORING', version = version + 1")
     assert await store.save(before, before.scheduled(NOW, 0)) is None
     current = await read(store, "t")
     assert current is not None
@@ -201,20 +201,21 @@ async def test_a_row_of_the_next_version_is_read_wherever_tasks_are_read(
 async def test_what_is_unknown_of_a_task_is_a_missing_stage_and_the_status_pending(
     store: Store, database_url: str
 ) -> None:
-    await put(store, database_url, Lane.POLL, "stage = 'STORING', status = 'HELD'")
+    await put(store, database_url, Lane.POLL, "stage = 'RESTORING', status = 'HELD'")
     task = await read(store, "newer")
     assert task is not None
     assert (task.stage, task.status, task.ended) == (None, Status.PENDING, False)
 
 
 async def test_tasks_in_unknown_lanes_are_counted_together(store: Store, database_url: str) -> None:
-    await put(store, database_url, Lane.POLL, "lane = 'store'", "a")
+    await put(store, database_url, Lane.POLL, "lane = 'restore'", "a")
     await put(store, database_url, Lane.POLL, "lane = 'check', due_time = NULL", "b")
     await stored(store, new("t"))
     assert await store.queues() == {
         Lane.SUBMIT: (1, NOW),
         Lane.POLL: (0, math.inf),
         Lane.LATE: (0, math.inf),
+        Lane.STORE: (0, math.inf),
         "unknown": (2, NOW - 900),
     }
 

@@ -32,6 +32,7 @@ TABLES = {
     "max_streams_per_connection": "Connections",
     "watch_max_streams": "Watches",
     "uploads_max": "Uploads",
+    "results_url": "Results that are kept",
     "shutdown_seconds": "Shutdown",
     "metrics_per_caller": "Metrics, traces and logs",
 }

@@ -11,13 +11,14 @@ from tests.support.paths import ROOT
 PAGE = (ROOT / "docs/architecture.md").read_text()
 EDGE = re.compile(r"^ +(\w+) --> (\w+) : (\w+)$", re.MULTILINE)
 ROW = re.compile(r"^\| `(\w+)` \| .+ \|$", re.MULTILINE)
-PENDING = (Stage.ACCEPTED, Stage.SUBMITTING, Stage.QUEUED, Stage.GENERATING)
+PENDING = tuple(Stage)
 NOW = 2_000.0
 # What every move is called with, by the names of its parameters.
 ARGUMENTS: dict[str, tuple[object, ...]] = {
     "now": (NOW,),
     "due_time": (NOW + 30,),
     "complete_time": (NOW,),
+    "generated_time": (NOW,),
     "provider_task_id": ("k-2",),
     "candidate_id": ("k-2",),
     "generating": (False, True),

@@ -1,14 +1,16 @@
 """The moves of a task: pure snapshots in, pure snapshots out."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from storage.task import Artifact, Failure, Lane, Stage, Status, Task
+from storage.task import Artifact, Copy, Failure, Lane, Stage, Status, Task
 
 CREATED, NOW, DUE = 1_000.0, 2_000.0, 2_030.0
 ARTIFACTS = (Artifact("https://x.example/1.png", "image/png"),)
+COPIED = (replace(ARTIFACTS[0], copy=Copy("file:///1.png", 9, "ab", "image/png")),)
 NO = Failure("GENERATION_FAILED", "no", "501")
 
 ACCEPTED = Task(
@@ -26,6 +28,7 @@ SUBMITTING = ACCEPTED.submitting(1_001.0, 1_121.0)
 UNKNOWN = SUBMITTING.unknown(1_002.0, 1_902.0)
 QUEUED = SUBMITTING.queued("k", 1_002.0, 1_004.0)
 GENERATING = QUEUED.progressed(True, 40, 1_005.0)
+STORING = GENERATING.storing(ARTIFACTS, "{}", 3.5, 1_006.0, 1_005.5)
 SUCCESS = GENERATING.succeeded(ARTIFACTS, "{}", 3.5, 1_006.0, 1_005.5)
 FAILED = GENERATING.failed(NO, 1_006.0)
 TIMED_OUT = GENERATING.failed(NO, 1_006.0, late_poll_time=4_606.0)
@@ -40,6 +43,7 @@ TASKS = {
     "UNKNOWN": UNKNOWN,
     "QUEUED": QUEUED,
     "GENERATING": GENERATING,
+    "STORING": STORING,
     "SUCCESS": SUCCESS,
     "FAILED": FAILED,
     "TIMED_OUT": TIMED_OUT,
@@ -64,6 +68,13 @@ MOVES: dict[str, tuple[Move, set[str]]] = {  # each with the tasks that it is al
         lambda t: t.succeeded(ARTIFACTS, "{}", 4.5, NOW, 1_999.0),
         {"QUEUED", "GENERATING"},
     ),
+    "storing": (
+        lambda t: t.storing(ARTIFACTS, "{}", 4.5, NOW, 1_999.0),
+        {"QUEUED", "GENERATING"},
+    ),
+    "partly_stored": (lambda t: t.partly_stored(COPIED, DUE), {"STORING"}),
+    "stored": (lambda t: t.stored(COPIED, NOW), {"STORING"}),
+    "uncopied_late": (lambda t: t.uncopied_late(NOW, DUE), OWED),
     "failed": (lambda t: t.failed(NO, NOW), PENDING),
     "delivered_late": (lambda t: t.delivered_late(ARTIFACTS, "{}", 4.5, NOW), OWED),
     "still_undelivered": (lambda t: t.still_undelivered(DUE), OWED),
@@ -84,6 +95,8 @@ INVISIBLE = {
     "with_candidate",
     "without_candidate",
     "called_back",
+    "partly_stored",
+    "uncopied_late",
 }
 PAIRS = [(move, task) for move in MOVES for task in TASKS]
 ALLOWED = [(move, task) for move, task in PAIRS if task in MOVES[move][1]]
@@ -114,7 +127,7 @@ def test_only_a_visible_move_increases_the_revision(move: str, task: str) -> Non
     if move in INVISIBLE:
         assert (after.revision, after.update_time) == (before.revision, before.update_time)
         assert set(changes(before, after)) <= {
-            *("due_time", "setbacks", "unknown_time", "candidate_id")
+            *("due_time", "setbacks", "unknown_time", "candidate_id", "generated_time", "artifacts")
         }
     else:
         assert (after.revision, after.update_time) == (before.revision + 1, NOW)

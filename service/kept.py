@@ -1,0 +1,74 @@
+"""Opens what keeps results: the storage, the downloads, and what copies from one to the other."""
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from service.forever import forever
+from service.messages import Links
+from service.parts import Parts, start_background
+from service.results.copier import Copier, CopyLimits
+from service.results.hosts import FetchRules
+from service.results.objects import Objects, open_objects
+from service.results.places import place_of
+from service.results.source import Source
+from service.settings import Settings
+
+TIDY_SECONDS = 3_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class KeptResults:
+    """What keeps results.
+
+    Attributes:
+        objects: Where copies are.
+        copier: Copies results.
+    """
+
+    objects: Objects
+    copier: Copier
+
+
+def open_source(parts: Parts, stack: AsyncExitStack) -> Source:
+    """Return what downloads results; the stack closes it."""
+    settings = parts.settings
+    own_urls = parts.provider.base_urls if settings.simulated else ()
+    rules = FetchRules(settings.results_allow_hosts, own_urls)
+    source = Source(rules, parts.bounds.source)
+    stack.push_async_callback(source.close)
+    return source
+
+
+async def open_results(parts: Parts, source: Source, stack: AsyncExitStack) -> KeptResults | None:
+    """Open the storage of RESULTS_URL; None if results are not kept.
+
+    Raises:
+        ResultsConfigError: It cannot be used.
+    """
+    settings = parts.settings
+    if settings.results_url is None:
+        return None
+    objects = await open_objects(place_of(settings.results_url))
+    tidying = forever(objects.tidy, "removal of abandoned copies", TIDY_SECONDS, parts.outage_log)
+    start_background(tidying, stack)
+    limits = CopyLimits(settings.results_max_bytes, settings.results_parallel)
+    copier = Copier(objects, source, parts.provider.fresh_url, limits, parts.metrics.copies)
+    return KeptResults(objects, copier)
+
+
+def links(settings: Settings, provider_seconds: float) -> Links:
+    """Return how the URLs of results work."""
+    if settings.results_url is None or settings.results_public_url is None:
+        return Links(provider_seconds)
+    return Links(provider_seconds, _public_urls(settings.results_url, settings.results_public_url))
+
+
+def _public_urls(results_url: str, base: str) -> Callable[[str], str]:
+    place = place_of(results_url)
+
+    def public_url(uri: str) -> str:
+        key = place.key_of(uri)
+        return f"{base}/{key}" if key else ""
+
+    return public_url

@@ -1,0 +1,221 @@
+"""Copies one result from the provider's URL into the storage.
+
+    open the URL -> recognise its first bytes -> stream it, hashed and counted -> confirm the lease
+    -> complete the object
+
+A copy that fails leaves no object. A copy that is repeated replaces the object of the earlier one:
+the key depends on the task, the position of the result and what it is.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+
+import structlog
+
+from service.copy_metrics import CopyMetrics
+from service.results.content import HEAD_BYTES, Content, verified
+from service.results.errors import (
+    COPIED,
+    CopyError,
+    LeaseLostError,
+    StatusError,
+    StorageFailedError,
+    StoreError,
+    TooLargeError,
+)
+from service.results.objects import Objects
+from service.results.source import Download, Source
+from storage.task import Artifact, Copy, Task
+
+PIECE_BYTES = 1 << 20  # what is passed on at a time: each piece takes 0.1 ms of the event loop
+DEAD_LINK_STATUSES = frozenset({403, 404, 410})
+
+FreshUrl = Callable[[str], Awaitable[str | None]]
+Confirm = Callable[[], Awaitable[bool]]
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class CopyLimits:
+    """The limits of copies.
+
+    Attributes:
+        result_max_bytes: The largest result that is copied.
+        copies_max: How many results are copied at a time.
+    """
+
+    result_max_bytes: int
+    copies_max: int
+
+
+class Copier:
+    """Copies results, a limited number at a time."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        source: Source,
+        fresh_url: FreshUrl,
+        limits: CopyLimits,
+        metrics: CopyMetrics,
+    ) -> None:
+        """Keep what is needed.
+
+        Args:
+            objects: Where copies go.
+            source: Where results come from.
+            fresh_url: Asks the provider for another URL of a result.
+            limits: The limits of copies.
+            metrics: Counts them.
+        """
+        self._objects = objects
+        self._source = source
+        self._fresh_url = fresh_url
+        self._limits = limits
+        self._metrics = metrics
+        self._turns = asyncio.Semaphore(limits.copies_max)
+
+    async def copy_all(
+        self, task: Task, artifacts: tuple[Artifact, ...], confirm: Confirm
+    ) -> tuple[Artifact, ...]:
+        """Copy the results of a task that have no copy yet, at the same time and in their order.
+
+        Args:
+            task: The task.
+            artifacts: Its results.
+            confirm: Returns whether this process may still complete a copy.
+
+        Returns:
+            The results, each with its copy, or with the reason why there is none.
+        """
+        copies = (
+            self._copy_or_explain(task, index, artifact, confirm)
+            for index, artifact in enumerate(artifacts)
+        )
+        return tuple(await asyncio.gather(*copies))
+
+    async def _copy_or_explain(
+        self, task: Task, index: int, artifact: Artifact, confirm: Confirm
+    ) -> Artifact:
+        if artifact.copy:
+            return artifact
+        try:
+            async with self._turns:
+                copied = await self._copy(_stem(task, index), artifact, confirm)
+        except CopyError as error:
+            self._metrics.ended(error.outcome)
+            log.warning("a result was not copied", index=index, reason=str(error))
+            return replace(artifact, storage_error=str(error))
+        self._metrics.ended(COPIED)
+        log.debug("a result was copied", index=index, uri=copied.copy and copied.copy.uri)
+        return copied
+
+    async def _copy(self, stem: str, artifact: Artifact, confirm: Confirm) -> Artifact:
+        async with AsyncExitStack() as stack:
+            download = await self._open(artifact.url, stack)
+            body = _Body(download, self._limits.result_max_bytes, confirm)
+            content = verified(await body.head(), artifact.url)
+            key = stem + content.extension
+            await self._put(key, body, content)
+        self._metrics.copied(body.size)
+        uri = self._objects.place.uri_of(key)
+        copy = Copy(uri, body.size, body.sha256, content.mime_type)
+        return replace(artifact, copy=copy, storage_error="")
+
+    async def _open(self, url: str, stack: AsyncExitStack) -> Download:
+        """Open a URL; if its link is dead, ask the provider once for another one."""
+        try:
+            return await stack.enter_async_context(self._source.open(url))
+        except StatusError as error:
+            if error.status not in DEAD_LINK_STATUSES:
+                raise
+            if not (fresh := await self._fresh_url(url)):
+                raise
+            return await stack.enter_async_context(self._source.open(fresh))
+
+    async def _put(self, key: str, body: "_Body", content: Content) -> None:
+        try:
+            await self._objects.put(key, body.pieces(), content)
+        except StoreError as error:
+            # What the storage says is for the operator: callers see results, not the storage.
+            log.warning("the storage did not take a copy", reason=str(error))
+            raise StorageFailedError("the storage did not take the copy") from None
+
+
+class _Body:
+    """The content of a result on its way: counted, hashed, and checked at its end.
+
+    Attributes:
+        size: How many bytes have arrived.
+    """
+
+    def __init__(self, download: Download, max_bytes: int, confirm: Confirm) -> None:
+        if (download.length or 0) > max_bytes:
+            raise _too_large(max_bytes)
+        self._download = download
+        self._max_bytes = max_bytes
+        self._confirm = confirm
+        self._hash = hashlib.sha256()
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self.size = 0
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of what has arrived, hexadecimal."""
+        return self._hash.hexdigest()
+
+    async def head(self) -> bytes:
+        """Return the first bytes."""
+        while self._pending_bytes < HEAD_BYTES and await self._receive():
+            pass
+        if not self.size:
+            raise CopyError("the result is empty")
+        self._pending = [b"".join(self._pending)]
+        return self._pending[0][:HEAD_BYTES]
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield the content; before it ends, check that it is complete and still ours to store."""
+        while await self._receive():
+            if self._pending_bytes >= PIECE_BYTES:
+                yield self._taken()
+        if self._pending:
+            yield self._taken()
+        length = self._download.length
+        if length is not None and length != self.size:
+            raise CopyError(f"{self.size} of {length} bytes arrived")
+        if not await self._confirm():
+            raise LeaseLostError("another process has taken over the copy")
+
+    async def _receive(self) -> bool:
+        """Receive the next bytes; return whether there were any."""
+        received = await self._download.read()
+        self.size += len(received)
+        if self.size > self._max_bytes:
+            raise _too_large(self._max_bytes)
+        self._hash.update(received)
+        if received:
+            self._pending.append(received)
+            self._pending_bytes += len(received)
+        return bool(received)
+
+    def _taken(self) -> bytes:
+        piece = b"".join(self._pending)
+        self._pending.clear()
+        self._pending_bytes = 0
+        return piece
+
+
+def _too_large(max_bytes: int) -> TooLargeError:
+    return TooLargeError(f"the result is larger than RESULTS_MAX_BYTES ({max_bytes})")
+
+
+def _stem(task: Task, index: int) -> str:
+    """Return the key of a result without its extension."""
+    day = time.strftime("%Y/%m/%d", time.gmtime(task.create_time))
+    return f"{day}/{task.id}/{index}"

@@ -1,0 +1,154 @@
+"""A folder as a storage: a file is complete, and persisted, once it has its name."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+from uuid import uuid4
+
+from service.results.content import Content
+from service.results.errors import MissingError, StoreError
+from service.results.places import READ_BYTES, Place
+
+INCOMING = ".incoming"  # the folder of files that are not complete yet
+ABANDONED_SECONDS = 3_600.0
+
+T = TypeVar("T")
+
+
+class Folder:
+    """Files in a folder. Everything that may wait for the disk runs in threads."""
+
+    def __init__(self, place: Place) -> None:
+        """Create the folder if there is none.
+
+        It is not created later: a volume that is not mounted any longer must not be replaced by a
+        folder of another file system.
+
+        Raises:
+            StoreError: It cannot be created.
+        """
+        self.place = place
+        self._root = Path(place.path)
+        self._incoming = self._root / INCOMING
+        with _store_errors():
+            self._incoming.mkdir(parents=True, exist_ok=True)
+
+    async def put(self, key: str, pieces: AsyncIterator[bytes], content: Content) -> None:
+        """Write a file under a temporary name, and rename it once it is on disk."""
+        del content  # files have no media types
+        temporary = self._incoming / uuid4().hex
+        file = await _in_thread(_create, temporary)
+        try:
+            async for piece in pieces:
+                await _in_thread(file.write, piece)
+            await _in_thread(self._finish, file, temporary, key)
+        except BaseException:
+            with suppress(OSError):
+                file.close()
+            temporary.unlink(missing_ok=True)
+            raise
+
+    async def read(self, key: str, start: int, size: int) -> AsyncIterator[bytes]:
+        """Yield the content of a file."""
+        while start < size:
+            piece = await _in_thread(self._read, key, start, min(READ_BYTES, size - start))
+            if not piece:
+                raise StoreError("the file is shorter than the copy was")
+            start += len(piece)
+            yield piece
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Delete files, and the folders that become empty."""
+        for key in keys:
+            await _in_thread(self._delete, key)
+
+    async def sign(self, key: str, seconds: int) -> str | None:
+        """Return None: there are no links to files."""
+        del key, seconds
+        return None
+
+    async def tidy(self) -> None:
+        """Delete temporary files that nobody has written to for an hour."""
+        await _in_thread(self._tidy)
+
+    def _path(self, key: str) -> Path:
+        """Return the path of a file.
+
+        Raises:
+            StoreError: It is outside the folder, even by a symbolic link.
+        """
+        path = self._root / key
+        if not path.resolve().is_relative_to(self._root.resolve()) or path == self._root:
+            raise StoreError("the file is outside the folder of RESULTS_URL")
+        return path
+
+    def _finish(self, file: BinaryIO, temporary: Path, key: str) -> None:
+        """Persist a file, and give it its name; a folder is persisted after each change of it."""
+        target = self._path(key)
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        missing = [folder for folder in target.parents if not folder.exists()]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.replace(target)
+        for folder in {target.parent, *(each.parent for each in missing)}:
+            _persist(folder)
+
+    def _read(self, key: str, start: int, size: int) -> bytes:
+        with self._path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    def _delete(self, key: str) -> None:
+        path = self._path(key)
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not empty
+            for folder in path.parents:
+                if folder == self._root:
+                    break
+                folder.rmdir()
+
+    def _tidy(self) -> None:
+        abandoned = time.time() - ABANDONED_SECONDS
+        with suppress(FileNotFoundError):
+            for file in self._incoming.iterdir():
+                with suppress(FileNotFoundError):
+                    if file.stat().st_mtime < abandoned:
+                        file.unlink()
+
+
+def _create(path: Path) -> BinaryIO:
+    return path.open("xb")
+
+
+def _persist(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def _in_thread(call: Callable[..., T], *arguments: object) -> T:
+    """Call in a thread.
+
+    Raises:
+        StoreError: An operation of the system failed.
+    """
+    with _store_errors():
+        return await asyncio.to_thread(call, *arguments)
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    """Turn errors of the system into StoreError, whose message does not contain a path."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingError(error.strerror or "missing") from None
+    except OSError as error:
+        raise StoreError(error.strerror or type(error).__name__) from None
