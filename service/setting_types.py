@@ -3,7 +3,6 @@
 A message completes the sentence "NAME: ...", and never contains the value.
 """
 
-import math
 import re
 from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
@@ -26,6 +25,10 @@ PORT_MAX = 65_535
 COPIES_MAX = 64
 RESULT_MAX_BYTES = 50_000_000_000  # what object stores take in 10,000 parts of 5 MiB
 CHANNEL_MAX = 1_000_000
+# Above these, sums with the time of day leave what a database or a timestamp can hold: 31 years.
+SECONDS_MAX = 1_000_000_000.0
+COUNT_MAX = 1_000_000_000
+BYTES_MAX = 1_000_000_000_000
 RETENTION_MIN_SECONDS = 3_600.0
 SECRET_FILE_MAX_BYTES = 64 << 10
 ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^:\[\]\s]+)):([0-9]{1,5})")
@@ -191,8 +194,8 @@ def _file_of(check: Callable[[SecretStr], SecretStr]) -> AfterValidator:
 
 def _retention(seconds: float) -> float:
     # A shorter time could delete a task before its watchers see its end.
-    if seconds and not RETENTION_MIN_SECONDS <= seconds < math.inf:
-        raise ValueError(f"must be 0, or at least {RETENTION_MIN_SECONDS:g}")
+    if seconds and not RETENTION_MIN_SECONDS <= seconds <= SECONDS_MAX:
+        raise ValueError(f"must be 0, or {RETENTION_MIN_SECONDS:.0f} to {SECONDS_MAX:.0f}")
     return seconds
 
 
@@ -239,11 +242,12 @@ ResultBytes = Annotated[int, Field(ge=1, le=RESULT_MAX_BYTES)]
 Copies = Annotated[int, Field(ge=1, le=COPIES_MAX)]
 Hosts = Annotated[frozenset[str], NoDecode, BeforeValidator(_names), AfterValidator(_hosts)]
 
-Count = Annotated[int, Field(ge=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, le=COUNT_MAX)]
+AtLeastOne = Annotated[int, Field(ge=1, le=COUNT_MAX)]
+Bytes = Annotated[int, Field(ge=1, le=BYTES_MAX)]
 # Options of gRPC's core, which are C integers.
 Channel = Annotated[int, Field(ge=1, le=CHANNEL_MAX)]
 ChannelOrZero = Annotated[int, Field(ge=0, le=CHANNEL_MAX)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-SomeSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=SECONDS_MAX, allow_inf_nan=False)]
+SomeSeconds = Annotated[float, Field(gt=0, le=SECONDS_MAX, allow_inf_nan=False)]
 Retention = Annotated[float, AfterValidator(_retention)]

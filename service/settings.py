@@ -21,6 +21,7 @@ from service.setting_types import (
     Address,
     AddressOrEmpty,
     AtLeastOne,
+    Bytes,
     Channel,
     ChannelOrZero,
     Copies,
@@ -225,7 +226,7 @@ class Settings(BaseSettings):
     uploads_max: AtLeastOne = 64
     """Concurrent uploads in one process."""
 
-    upload_max_bytes: AtLeastOne = 104_857_600
+    upload_max_bytes: Bytes = 104_857_600
     """The largest file that may be uploaded."""
 
     upload_retention_seconds: SomeSeconds = 86_400

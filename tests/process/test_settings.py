@@ -227,8 +227,8 @@ BAD_ADDRESSES = (
     "dns:localhost:50051",
     "a b:1",
 )
-BAD_COUNTS = ("-1", "many", "1.5", "1e3", "0x10", "inf")
-BAD_SECONDS = ("-1", "soon", "nan", "inf", "-inf")
+BAD_COUNTS = ("-1", "many", "1.5", "1e3", "0x10", "inf", "1" + 30 * "0")
+BAD_SECONDS = ("-1", "soon", "nan", "inf", "-inf", "1e308", "1e10")
 BAD_URLS = ("ftp://kie.example", "kie.example", "https://", "https:///path", "https://a b", "x:")
 BAD = {
     "LISTEN_ADDRESS": BAD_ADDRESSES,
@@ -260,7 +260,7 @@ BAD = {
         "postgresql://host/name?application_name=a b",
     ),
     "DATABASE_HINTS": ("maybe", "2"),
-    "TASK_RETENTION_SECONDS": ("60", "-1", "nan", "inf", "a day"),
+    "TASK_RETENTION_SECONDS": ("60", "-1", "nan", "inf", "a day", "1e10"),
     "KIE_SIMULATOR": ("maybe", "2"),
     "KIE_API_KEY": ("two words", "ends-with-a-newline\n", "schlüssel", "tab\t"),
     "KIE_WEBHOOK_KEY": (
@@ -291,6 +291,7 @@ BAD = {
     "KIE_CREATES_PER_10_SECONDS": BAD_COUNTS,
     "KIE_STATUS_PER_SECOND": BAD_COUNTS,
     "KIE_RUNNING_MAX": BAD_COUNTS,
+    "KIE_CREATES_IN_FLIGHT_MAX": BAD_COUNTS,
     "QUEUE_MAX_TASKS": (*BAD_COUNTS, "0"),
     "MAX_STREAMS_PER_CONNECTION": (*BAD_COUNTS, "0", "2147483648"),
     "MAX_CONNECTIONS": (*BAD_COUNTS, "99999999999999"),
@@ -302,11 +303,14 @@ BAD = {
     "UPLOAD_MAX_BYTES": (*BAD_COUNTS, "0"),
     "CREATE_WAIT_SECONDS": BAD_SECONDS,
     "UNKNOWN_WAIT_SECONDS": BAD_SECONDS,
+    "DRAIN_DELAY_SECONDS": BAD_SECONDS,
+    "ACCOUNT_HOLD_SECONDS": BAD_SECONDS,
     "POLL_INTERVAL_SECONDS": (*BAD_SECONDS, "0"),
     "TASK_MAX_AGE_SECONDS": (*BAD_SECONDS, "0"),
     "WATCH_HEARTBEAT_SECONDS": (*BAD_SECONDS, "0"),
     "WATCH_MAX_AGE_SECONDS": (*BAD_SECONDS, "0"),
     "UPLOAD_RETENTION_SECONDS": (*BAD_SECONDS, "0"),
+    "SHUTDOWN_SECONDS": (*BAD_SECONDS, "0"),
     "DISABLED_MODELS": ("sora", "sora2;veo3", "SORA2", "veo3,x"),
     "METRICS_PER_CALLER": ("maybe", "2"),
     "LOG_FORMAT": ("xml", "JSON "),

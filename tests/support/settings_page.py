@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from service.setting_types import COUNT_MAX, SECONDS_MAX
 from service.settings import Settings
 from tests.support.paths import ROOT
 
@@ -46,6 +47,8 @@ TYPES: dict[object, str] = {
     frozenset[str]: "list",
 }
 BOUNDS = {Ge: "at least", Gt: "above", Le: "at most"}
+# The text before the tables names the bound that all others have.
+COMMON_BOUNDS = (Le(COUNT_MAX), Le(SECONDS_MAX))
 
 
 def tables() -> str:
@@ -98,7 +101,7 @@ def setting_type(field: FieldInfo) -> str:
         f", {words} {getattr(bound, kind.__name__.lower()):,}"
         for bound in _bounds(metadata)
         for kind, words in BOUNDS.items()
-        if isinstance(bound, kind)
+        if isinstance(bound, kind) and bound not in COMMON_BOUNDS
     )
     return TYPES[annotation] + "".join(bounds)
 
