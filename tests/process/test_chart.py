@@ -251,6 +251,7 @@ def test_a_setting_reaches_the_service_as_it_is_written(
         (("settings.SHUTDOWN_SECONDS=60",), 75),
         (("settings.SHUTDOWN_SECONDS=0.5", "settings.DRAIN_DELAY_SECONDS=0"), 11),
         (("settings.SHUTDOWN_SECONDS=null", "settings.DRAIN_DELAY_SECONDS=null"), 19),
+        (("settings.SHUTDOWN_SECONDS=", "settings.DRAIN_DELAY_SECONDS="), 19),
     ],
 )
 def test_a_pod_has_ten_seconds_more_to_stop_than_its_settings_say(

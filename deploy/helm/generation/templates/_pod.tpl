@@ -1,6 +1,6 @@
 {{/* How long a pod may take to stop, by its settings or their defaults, and 10 s to spare. */}}
 {{- define "generation.graceSeconds" -}}
-{{- $shutdown := dig "SHUTDOWN_SECONDS" 9 .Values.settings -}}
+{{- $shutdown := dig "SHUTDOWN_SECONDS" "" .Values.settings | default 9 -}}
 {{- $drainDelay := dig "DRAIN_DELAY_SECONDS" 0 .Values.settings -}}
 {{- addf $shutdown $drainDelay 10 | ceil | int64 -}}
 {{- end }}
