@@ -11,7 +11,13 @@ from aiohttp import hdrs
 from aiohttp.connector import Connection
 
 from providers.base import CallObserver
-from providers.kie.envelope import Envelope, UnreadableAnswerError, is_complete, parse_envelope
+from providers.kie.envelope import (
+    HTTP_CLIENT_ERRORS,
+    Envelope,
+    UnreadableAnswerError,
+    is_complete,
+    parse_envelope,
+)
 from providers.proxies import Proxies, tls_context
 
 HIDDEN = b"(hidden)"
@@ -20,6 +26,7 @@ ANSWER_MAX_BYTES = 8 << 20
 ANSWER_START_BYTES = 65_536  # what is read of a larger answer: an id is near its start
 HEADER_MAX_BYTES = 65_536
 CONNECT_SECONDS = 10
+PAGE_SECONDS = 10
 POLL_CONNECTIONS = 256
 USER_AGENT = "kie-generation-service"  # Kie's edge answers 403 to aiohttp's default
 
@@ -181,26 +188,39 @@ async def read_envelope(
 
 
 async def _body(response: aiohttp.ClientResponse, rest_seconds: float) -> bytes:
-    """Read a bounded answer; complete JSON is accepted without the announced rest.
+    """Read a bounded answer; complete JSON, and a page of a 4xx, need not arrive as a whole.
 
     Raises:
         UnreadableAnswerError: It is too large, or incomplete.
     """
     body = bytearray()
     try:
-        while chunk := await _next_chunk(response, body, rest_seconds):
-            body += chunk
-            if len(body) > ANSWER_MAX_BYTES:
-                words = f"more than {ANSWER_MAX_BYTES} bytes"
-                text = bytes(body[:ANSWER_START_BYTES]).decode(errors="replace")
-                raise UnreadableAnswerError(words, about_us=response.ok, text=text)
-    except BROKEN_BODY as error:
-        if not body:
+        async with asyncio.timeout(PAGE_SECONDS if _is_page(response, body) else None):
+            while chunk := await _next_chunk(response, body, rest_seconds):
+                body += chunk
+                if len(body) > ANSWER_MAX_BYTES:
+                    raise _too_large(response, body)
+    except BROKEN as error:
+        if _is_page(response, body):
+            return bytes(body[:ANSWER_START_BYTES])
+        if not body or isinstance(error, UnreadableAnswerError):
             raise
         if not is_complete(bytes(body)):
             text = body.decode(errors="replace")
             raise UnreadableAnswerError(describe(error), text=text) from error
     return bytes(body)
+
+
+def _is_page(response: aiohttp.ClientResponse, body: bytearray) -> bool:
+    """Return whether the status says all: it refuses, and no JSON follows that could differ."""
+    return response.status in HTTP_CLIENT_ERRORS and not body.lstrip().startswith((b"{", b"["))
+
+
+def _too_large(response: aiohttp.ClientResponse, body: bytearray) -> UnreadableAnswerError:
+    text = bytes(body[:ANSWER_START_BYTES]).decode(errors="replace")
+    return UnreadableAnswerError(
+        f"more than {ANSWER_MAX_BYTES} bytes", about_us=response.ok, text=text
+    )
 
 
 async def _next_chunk(

@@ -40,6 +40,10 @@ REFUSALS = {
     "page 407": http("<html>Proxy Authentication Required</html>", status=407),
     "page 404": http("<html>404 Not Found</html>", status=404),
     "page 403 without a body": http("", status=403),
+    "page 403 that ends early": http("error", status=403, announced=5_000),
+    "page 402 that ends before it begins": http("", status=402, announced=5_000),
+    "page 401 in broken gzip": http("no gzip", status=401, headers={"Content-Encoding": "gzip"}),
+    "page 403 that is too large": http(9 * 2**20 * b"x", status=403),
 }
 OF_THE_TASK = {
     "422": envelope(422, None, "prompt is required"),
@@ -47,6 +51,7 @@ OF_THE_TASK = {
     "page 408": http("<p>request timeout</p>", status=408),
     "page 413": http("<p>too large</p>", status=413),
     "page 499": http("<p>closed</p>", status=499),
+    "page 413 that ends early": http("<p>too", status=413, announced=5_000),
     "JSON without a code": http('{"detail": "bad prompt"}', status=400),
 }
 Start = Callable[..., Any]
