@@ -3,6 +3,7 @@
 import asyncio
 import math
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,22 @@ from tests.support.metrics_page import ADMIN, Page, page_when, scrape
 from tests.support.waiting import eventually_answered
 
 DAY_SECONDS = 86_400
+CURVE = ("-newkey", "ec", "-nodes", "-pkeyopt")
+NAMED, EXPLICIT = "ec_paramgen_curve:", ("-pkeyopt", "ec_param_enc:explicit")
+KEYS: dict[str, Sequence[str]] = {
+    "secp256k1": (*CURVE, f"{NAMED}secp256k1"),
+    "P-224": (*CURVE, f"{NAMED}secp224r1"),
+    "brainpool": (*CURVE, f"{NAMED}brainpoolP256r1"),
+    "an unnamed curve": (*CURVE, f"{NAMED}prime256v1", *EXPLICIT),
+    "RSA-PSS": ("-newkey", "rsa-pss", "-pkeyopt", "rsa_keygen_bits:2048", "-nodes"),
+    "Ed448": ("-newkey", "ed448", "-nodes"),
+}
+USABLE_KEYS: dict[str, Sequence[str]] = {
+    "RSA": ("-newkey", "rsa:2048", "-nodes"),
+    "P-384": (*CURVE, f"{NAMED}secp384r1"),
+    "P-521": (*CURVE, f"{NAMED}secp521r1"),
+    "Ed25519": ("-newkey", "ed25519", "-nodes"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +162,9 @@ def broken(authority: Authority, others: Authority) -> dict[str, dict[str, Path]
     (folder / "empty").touch()
     text = authority.cert("two").read_text()
     (folder / "torn").write_text(text[: len(text) // 2])
+    authority.sign("k1", new_key=KEYS["secp256k1"])
     return {
+        "another kind of key": mounted_files(authority, "k1"),
         "empty": dict.fromkeys(("tls.crt", "tls.key"), folder / "empty"),
         "torn": {"tls.crt": folder / "torn"},
         "another key": {"tls.key": authority.key("two")},
@@ -157,7 +176,15 @@ def broken(authority: Authority, others: Authority) -> dict[str, dict[str, Path]
 
 @pytest.mark.parametrize(
     "kind",
-    ["empty", "torn", "another key", "another certificate", "expired", "no authorities"],
+    [
+        "another kind of key",
+        "empty",
+        "torn",
+        "another key",
+        "another certificate",
+        "expired",
+        "no authorities",
+    ],
 )
 async def test_new_files_that_cannot_be_used_are_reported_and_the_old_ones_stay_in_use(
     serve: Serve,
@@ -186,6 +213,44 @@ async def test_new_files_that_cannot_be_used_are_reported_and_the_old_ones_stay_
         rename(mounted, mounted_files(authority, "two"))
         assert await served(service) == certificate(authority, "two")
         await page_when(service, lambda page: problems(page) == 0)
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_key_that_only_openssl_can_use_is_refused_and_named(
+    authority: Authority, kind: str
+) -> None:
+    authority.sign("odd", new_key=KEYS[kind])
+    with pytest.raises(ValidationError, match="TLS_KEY_FILE: must have a key of RSA, P-256"):
+        Settings(tls_cert_file=authority.cert("odd"), tls_key_file=authority.key("odd"))
+
+
+def test_a_certificate_with_trust_settings_is_refused(authority: Authority, tmp_path: Path) -> None:
+    trusted = tmp_path / "trusted.pem"
+    text = certificate(authority, "one")
+    trusted.write_text(
+        text.replace("BEGIN CERT", "BEGIN TRUSTED CERT").replace("END C", "END TRUSTED C")
+    )
+    with pytest.raises(ValidationError, match="in plain PEM"):
+        Settings(tls_cert_file=trusted, tls_key_file=authority.key("one"))
+
+
+@pytest.mark.parametrize("kind", USABLE_KEYS)
+async def test_the_other_keys_are_served(
+    serve: Serve, mounted: Path, authority: Authority, kind: str
+) -> None:
+    authority.sign("usable", new_key=USABLE_KEYS[kind])
+    rename(mounted, mounted_files(authority, "usable"))
+    async with serve(**settings(mounted)) as service:
+        assert await served(service) == certificate(authority, "usable")
+
+
+async def test_files_with_a_byte_order_mark_are_served(
+    serve: Serve, mounted: Path, authority: Authority
+) -> None:
+    for name, file in mounted_files(authority, "one").items():
+        (mounted / name).write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    async with serve(**settings(mounted, with_clients=True)) as service:
+        assert await is_accepted(service, authority.credentials((authority, "client")))
 
 
 async def test_files_that_are_gone_for_a_while_change_nothing(

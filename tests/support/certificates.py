@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +32,17 @@ class Authority:
             made.sign(name)
         return made
 
-    def sign(self, name: str, alternatives: str = "IP:127.0.0.1,IP:::1,DNS:localhost") -> None:
+    def sign(
+        self,
+        name: str,
+        alternatives: str = "IP:127.0.0.1,IP:::1,DNS:localhost",
+        new_key: Sequence[str] = NEW_KEY,
+    ) -> None:
         """Make a key and a certificate, by default for this machine's loopback."""
         request, extensions = self.folder / f"{name}.csr", self.folder / f"{name}.ext"
         extensions.write_text(f"subjectAltName={alternatives}\n")
         files = ("-keyout", self.key(name), "-out", request)
-        openssl("req", "-new", *NEW_KEY, "-subj", f"/CN={name}", *files)
+        openssl("req", "-new", *new_key, "-subj", f"/CN={name}", *files)
         by = ("-CA", self.cert("ca"), "-CAkey", self.key("ca"), "-CAcreateserial", "-days", "2")
         openssl(
             "x509", "-req", "-in", request, *by, "-extfile", extensions, "-out", self.cert(name)
