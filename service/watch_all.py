@@ -212,10 +212,11 @@ class _Run:
 
     async def _send(self, changes: Sequence[Change]) -> None:
         self._raise_if_over()
-        tasks = await asyncio.gather(*(self._store.get(change.task_id) for change in changes))
+        ids = (change.task_id for change in changes)
+        tasks = await asyncio.gather(*map(self._store.get_readable, ids))
         for change, task in zip(changes, tasks, strict=True):
             self._stream.position = change.position
-            if task is not None:  # else it was deleted meanwhile
+            if task is not None:  # else it was deleted meanwhile, or is damaged
                 await self._writer.task(task, self._token(), is_new=self._stream.is_live)
 
     async def _bookmark(self) -> None:

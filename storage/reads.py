@@ -1,13 +1,14 @@
 """What is read of the tasks, on other connections than that of the thread that writes."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from storage.changes import ChangePage, Changes, Position
 from storage.clock import SKEW_SECONDS
 from storage.engine import Engine, Row
+from storage.known import Known
 from storage.observed import Observe, Observed
 from storage.pages import ListFilter, read_page
 from storage.recent import MAX_BYTES, RecentTasks
@@ -30,14 +31,20 @@ class Reads:
 
     async def get(self, task_id: str) -> Task | None:
         """Return the newest committed snapshot of a task."""
-        if (known := self._recent.get(task_id)) is not None:
-            return known
+        return await self._newest(task_id, task_of)
+
+    async def get_readable(self, task_id: str) -> Task | None:
+        """Return the newest committed snapshot of a task; None also if its row is damaged."""
+        return await self._newest(task_id, readable)
+
+    async def _newest(self, task_id: str, read: Callable[[Row, Known], Task | None]) -> Task | None:
+        if (cached := self._recent.get(task_id)) is not None:
+            return cached
         with self._observed("get"):
             row = await self._engine.get(task_id)
-        if row is None:
-            return None
-        task = task_of(row, self._sql.known)
-        self._recent.keep([task])
+        task = None if row is None else read(row, self._sql.known)
+        if task is not None:
+            self._recent.keep([task])
         return task
 
     async def find_request(self, caller: str, request_id: str) -> Task | None:

@@ -137,7 +137,6 @@ def _artifact(stored: Any) -> Artifact:
     if not isinstance(stored, dict):
         url, mime_type = stored
         return Artifact(url, mime_type)
-    url, mime_type = (stored[key] for key in PAIR)
     stored = dict(stored)
     url, mime_type = (stored.pop(key) for key in PAIR)
     error = stored.pop(ERROR, "")

@@ -235,6 +235,19 @@ async def test_a_shutdown_ends_the_streams_with_a_reason(serve: Serve) -> None:
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
 
 
+async def test_a_damaged_task_is_left_out_of_a_stream_and_does_not_end_it(
+    serve: Serve, database_url: str
+) -> None:
+    async with serve(poll_interval_seconds=60) as service:
+        damaged, whole = [await service.create(STUCK) for _ in range(2)]
+    change(database_url, "UPDATE tasks SET artifacts = '7' WHERE id = ?", damaged.id)
+    async with serve(poll_interval_seconds=60) as service, Follower(service) as stream:
+        await stream.initial()
+        assert list(stream.tasks) == [whole.id]
+        created = await service.create(STUCK)
+        await stream.until(lambda seen: seen.has(created))
+
+
 async def test_a_reader_that_was_too_slow_catches_up(serve: Serve) -> None:
     async with serve() as service, Follower(service) as stream:
         await stream.initial()
