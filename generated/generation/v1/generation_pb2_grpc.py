@@ -73,6 +73,16 @@ class GenerationServiceStub:
                 request_serializer=generation_dot_v1_dot_generation__pb2.WatchTasksRequest.SerializeToString,
                 response_deserializer=generation_dot_v1_dot_generation__pb2.WatchTasksResponse.FromString,
                 _registered_method=True)
+        self.DownloadArtifact = channel.unary_stream(
+                '/generation.v1.GenerationService/DownloadArtifact',
+                request_serializer=generation_dot_v1_dot_generation__pb2.DownloadArtifactRequest.SerializeToString,
+                response_deserializer=generation_dot_v1_dot_generation__pb2.DownloadArtifactResponse.FromString,
+                _registered_method=True)
+        self.SignArtifact = channel.unary_unary(
+                '/generation.v1.GenerationService/SignArtifact',
+                request_serializer=generation_dot_v1_dot_generation__pb2.SignArtifactRequest.SerializeToString,
+                response_deserializer=generation_dot_v1_dot_generation__pb2.SignArtifactResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer:
@@ -185,6 +195,30 @@ class GenerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DownloadArtifact(self, request, context):
+        """Streams a result: first its description, once, then its content from `offset` on. It reads the copy in the operator's
+        storage, or the provider's URL where there is no copy. It has no side effects: if the stream breaks, call again with
+        the number of bytes received as `offset`.
+
+        Errors: INVALID_PARAMS (index or offset is negative, or offset is beyond the end), TASK_NOT_FOUND, ARTIFACT_NOT_FOUND,
+        RATE_LIMITED (too many concurrent uploads and downloads), PROVIDER_UNAVAILABLE (the result cannot be read now: retry),
+        STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: call again with the number of bytes received).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignArtifact(self, request, context):
+        """Returns a link to a copy in the operator's object storage, which works for a while without any token. Every call makes
+        a new link, so it is always safe to retry.
+
+        Errors: INVALID_PARAMS, TASK_NOT_FOUND, ARTIFACT_NOT_FOUND, ARTIFACT_NOT_STORED (there is no copy, or it is not in an
+        object store: use DownloadArtifact), PROVIDER_UNAVAILABLE (the storage cannot make links now: retry).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -222,6 +256,16 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.WatchTasks,
                     request_deserializer=generation_dot_v1_dot_generation__pb2.WatchTasksRequest.FromString,
                     response_serializer=generation_dot_v1_dot_generation__pb2.WatchTasksResponse.SerializeToString,
+            ),
+            'DownloadArtifact': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadArtifact,
+                    request_deserializer=generation_dot_v1_dot_generation__pb2.DownloadArtifactRequest.FromString,
+                    response_serializer=generation_dot_v1_dot_generation__pb2.DownloadArtifactResponse.SerializeToString,
+            ),
+            'SignArtifact': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignArtifact,
+                    request_deserializer=generation_dot_v1_dot_generation__pb2.SignArtifactRequest.FromString,
+                    response_serializer=generation_dot_v1_dot_generation__pb2.SignArtifactResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -417,6 +461,60 @@ class GenerationService:
             '/generation.v1.GenerationService/WatchTasks',
             generation_dot_v1_dot_generation__pb2.WatchTasksRequest.SerializeToString,
             generation_dot_v1_dot_generation__pb2.WatchTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/generation.v1.GenerationService/DownloadArtifact',
+            generation_dot_v1_dot_generation__pb2.DownloadArtifactRequest.SerializeToString,
+            generation_dot_v1_dot_generation__pb2.DownloadArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/generation.v1.GenerationService/SignArtifact',
+            generation_dot_v1_dot_generation__pb2.SignArtifactRequest.SerializeToString,
+            generation_dot_v1_dot_generation__pb2.SignArtifactResponse.FromString,
             options,
             channel_credentials,
             insecure,

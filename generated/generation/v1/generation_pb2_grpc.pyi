@@ -135,6 +135,22 @@ class GenerationServiceStub:
     (start again without a token), RATE_LIMITED (too many open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN
     (UNAVAILABLE: reconnect with the last resume_token received).
     """
+    DownloadArtifact: _grpc.UnaryStreamMultiCallable[_generation_pb2.DownloadArtifactRequest, _generation_pb2.DownloadArtifactResponse]
+    """Streams a result: first its description, once, then its content from `offset` on. It reads the copy in the operator's
+    storage, or the provider's URL where there is no copy. It has no side effects: if the stream breaks, call again with
+    the number of bytes received as `offset`.
+
+    Errors: INVALID_PARAMS (index or offset is negative, or offset is beyond the end), TASK_NOT_FOUND, ARTIFACT_NOT_FOUND,
+    RATE_LIMITED (too many concurrent uploads and downloads), PROVIDER_UNAVAILABLE (the result cannot be read now: retry),
+    STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: call again with the number of bytes received).
+    """
+    SignArtifact: _grpc.UnaryUnaryMultiCallable[_generation_pb2.SignArtifactRequest, _generation_pb2.SignArtifactResponse]
+    """Returns a link to a copy in the operator's object storage, which works for a while without any token. Every call makes
+    a new link, so it is always safe to retry.
+
+    Errors: INVALID_PARAMS, TASK_NOT_FOUND, ARTIFACT_NOT_FOUND, ARTIFACT_NOT_STORED (there is no copy, or it is not in an
+    object store: use DownloadArtifact), PROVIDER_UNAVAILABLE (the storage cannot make links now: retry).
+    """
 
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
@@ -219,6 +235,22 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     Errors: INVALID_PARAMS (the resume_token is damaged, or comes from another caller or filter), RESUME_TOKEN_EXPIRED
     (start again without a token), RATE_LIMITED (too many open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN
     (UNAVAILABLE: reconnect with the last resume_token received).
+    """
+    DownloadArtifact: _aio.UnaryStreamMultiCallable[_generation_pb2.DownloadArtifactRequest, _generation_pb2.DownloadArtifactResponse]  # type: ignore[assignment]
+    """Streams a result: first its description, once, then its content from `offset` on. It reads the copy in the operator's
+    storage, or the provider's URL where there is no copy. It has no side effects: if the stream breaks, call again with
+    the number of bytes received as `offset`.
+
+    Errors: INVALID_PARAMS (index or offset is negative, or offset is beyond the end), TASK_NOT_FOUND, ARTIFACT_NOT_FOUND,
+    RATE_LIMITED (too many concurrent uploads and downloads), PROVIDER_UNAVAILABLE (the result cannot be read now: retry),
+    STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: call again with the number of bytes received).
+    """
+    SignArtifact: _aio.UnaryUnaryMultiCallable[_generation_pb2.SignArtifactRequest, _generation_pb2.SignArtifactResponse]  # type: ignore[assignment]
+    """Returns a link to a copy in the operator's object storage, which works for a while without any token. Every call makes
+    a new link, so it is always safe to retry.
+
+    Errors: INVALID_PARAMS, TASK_NOT_FOUND, ARTIFACT_NOT_FOUND, ARTIFACT_NOT_STORED (there is no copy, or it is not in an
+    object store: use DownloadArtifact), PROVIDER_UNAVAILABLE (the storage cannot make links now: retry).
     """
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -343,6 +375,34 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: INVALID_PARAMS (the resume_token is damaged, or comes from another caller or filter), RESUME_TOKEN_EXPIRED
         (start again without a token), RATE_LIMITED (too many open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN
         (UNAVAILABLE: reconnect with the last resume_token received).
+        """
+
+    @_abc_1.abstractmethod
+    def DownloadArtifact(
+        self,
+        request: _generation_pb2.DownloadArtifactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_generation_pb2.DownloadArtifactResponse], _abc.AsyncIterator[_generation_pb2.DownloadArtifactResponse]]:
+        """Streams a result: first its description, once, then its content from `offset` on. It reads the copy in the operator's
+        storage, or the provider's URL where there is no copy. It has no side effects: if the stream breaks, call again with
+        the number of bytes received as `offset`.
+
+        Errors: INVALID_PARAMS (index or offset is negative, or offset is beyond the end), TASK_NOT_FOUND, ARTIFACT_NOT_FOUND,
+        RATE_LIMITED (too many concurrent uploads and downloads), PROVIDER_UNAVAILABLE (the result cannot be read now: retry),
+        STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: call again with the number of bytes received).
+        """
+
+    @_abc_1.abstractmethod
+    def SignArtifact(
+        self,
+        request: _generation_pb2.SignArtifactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_pb2.SignArtifactResponse, _abc.Awaitable[_generation_pb2.SignArtifactResponse]]:
+        """Returns a link to a copy in the operator's object storage, which works for a while without any token. Every call makes
+        a new link, so it is always safe to retry.
+
+        Errors: INVALID_PARAMS, TASK_NOT_FOUND, ARTIFACT_NOT_FOUND, ARTIFACT_NOT_STORED (there is no copy, or it is not in an
+        object store: use DownloadArtifact), PROVIDER_UNAVAILABLE (the storage cannot make links now: retry).
         """
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
