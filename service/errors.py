@@ -65,7 +65,7 @@ LIMITS = {
     "queue": ("tasks waiting to be sent", "retry once some of them have been sent"),
     "creates_per_minute": ("creates in a minute", "retry later, as RetryInfo says"),
     "watches": ("open streams", "close one of them first"),
-    "uploads": ("uploads at a time", "retry once one of them has ended"),
+    "uploads": ("uploads and downloads at a time", "retry once one of them has ended"),
     "lists": ("lists at a time", "retry once one of them has been answered"),
 }
 # If a task FAILED for one of these, the provider refused it: nothing was bought, and CreateTask

@@ -10,6 +10,7 @@ from service.parts import Parts, start_background
 from service.results.copier import Copier, CopyLimits
 from service.results.hosts import FetchRules
 from service.results.objects import Objects, open_objects
+from service.results.origin import Origin
 from service.results.places import place_of
 from service.results.source import Source
 from service.settings import Settings
@@ -30,17 +31,17 @@ class KeptResults:
     copier: Copier
 
 
-def open_source(parts: Parts, stack: AsyncExitStack) -> Source:
-    """Return what downloads results; the stack closes it."""
+def open_origin(parts: Parts, stack: AsyncExitStack) -> Origin:
+    """Return what opens results at the provider; the stack closes it."""
     settings = parts.settings
     own_urls = parts.provider.base_urls if settings.simulated else ()
     rules = FetchRules(settings.results_allow_hosts, own_urls)
     source = Source(rules, parts.bounds.source)
     stack.push_async_callback(source.close)
-    return source
+    return Origin(source, parts.provider.fresh_url)
 
 
-async def open_results(parts: Parts, source: Source, stack: AsyncExitStack) -> KeptResults | None:
+async def open_results(parts: Parts, origin: Origin, stack: AsyncExitStack) -> KeptResults | None:
     """Open the storage of RESULTS_URL; None if results are not kept.
 
     Raises:
@@ -53,7 +54,7 @@ async def open_results(parts: Parts, source: Source, stack: AsyncExitStack) -> K
     tidying = forever(objects.tidy, "removal of abandoned copies", TIDY_SECONDS, parts.outage_log)
     start_background(tidying, stack)
     limits = CopyLimits(settings.results_max_bytes, settings.results_parallel)
-    copier = Copier(objects, source, parts.provider.fresh_url, limits, parts.metrics.copies)
+    copier = Copier(objects, origin, limits, parts.metrics.copies)
     return KeptResults(objects, copier)
 
 

@@ -37,8 +37,13 @@ def check_create(request: pb.CreateTaskRequest, provider: Provider) -> None:
 
 def check_task_id(task_id: str) -> None:
     """Raise INVALID_PARAMS unless it may be the id of a task."""
-    if broken := text_rules("task_id", task_id, PROMPT_ID_MAX_CHARACTERS, required=True):
+    if broken := task_id_rules(task_id):
         raise invalid_params(broken)
+
+
+def task_id_rules(task_id: str) -> list[Violation]:
+    """Return the broken rules of what should be the id of a task."""
+    return text_rules("task_id", task_id, PROMPT_ID_MAX_CHARACTERS, required=True)
 
 
 def text_rules(

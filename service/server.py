@@ -17,6 +17,7 @@ from providers.kie.callbacks import KieCallbacks
 from service.account_hold import AccountHold
 from service.admin import Admin
 from service.admission import Admission
+from service.artifacts import Artifacts
 from service.bounds import BOUNDS, Bounds
 from service.callback_polls import CallbackPolls
 from service.callbacks import Callbacks
@@ -31,7 +32,7 @@ from service.forever import forever
 from service.health import Health
 from service.http import HttpServer
 from service.interceptor import Boundary
-from service.kept import KeptResults, links, open_results, open_source
+from service.kept import KeptResults, links, open_origin, open_results
 from service.listen import bind, channel_options, start_http
 from service.messages import Answers
 from service.metrics import Queue
@@ -40,6 +41,7 @@ from service.parts import Parts, create_parts, start_background
 from service.polling import Polling, make_polling
 from service.purge import Purger
 from service.reflection import add_reflection
+from service.results.reader import Reader
 from service.series import MetricFactory
 from service.servicer import Servicer
 from service.setting_types import webhook_key_in
@@ -97,7 +99,8 @@ async def serving(
             client_certificates=settings.tls_client_ca_file is not None,
         )
         parts = await create_parts(settings, bounds, callers, stack, tracing)
-        results = await open_results(parts, open_source(parts, stack), stack)
+        origin = open_origin(parts, stack)
+        results = await open_results(parts, origin, stack)
         polling = make_polling(parts, results, tracing)
         kept_seconds = settings.task_retention_seconds or math.inf
         answers = Answers(links(settings, parts.provider.result_seconds), kept_seconds)
@@ -113,7 +116,9 @@ async def serving(
         vitals = Vitals(parts.store, polling.poller, parts.metrics.registry, bounds.upkeep.vitals)
         health = Health(("", SERVICE_NAME), vitals)
         feed = _feed(parts, stack)
-        servicer = _servicer(parts, polling.events, feed, answers, tracing)
+        reader = Reader(results.objects if results else None, origin)
+        artifacts = Artifacts(reader, bounds.uploads, lambda: parts.hub.draining)
+        servicer = _servicer(parts, polling.events, feed, artifacts, answers, tracing=tracing)
         server = _grpc_server(parts, boundary, servicer, health)
         addresses = Addresses(
             _bind(server, parts, stack),
@@ -196,7 +201,13 @@ def _feed(parts: Parts, stack: AsyncExitStack) -> Feed:
 
 
 def _servicer(
-    parts: Parts, events: TaskEvents, feed: Feed, answers: Answers, tracing: "Tracing | None"
+    parts: Parts,
+    events: TaskEvents,
+    feed: Feed,
+    artifacts: Artifacts,
+    answers: Answers,
+    *,
+    tracing: "Tracing | None",
 ) -> Servicer:
     settings, store = parts.settings, parts.store
     return Servicer(
@@ -239,6 +250,7 @@ def _servicer(
             settings.upload_retention_seconds,
             parts.bounds.uploads,
         ),
+        artifacts=artifacts,
         pages=Pages(store, answers),
         limited_calls=parts.limited_calls,
         answers=answers,

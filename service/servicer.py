@@ -7,6 +7,7 @@ import grpc
 
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceServicer
+from service.artifacts import Artifacts, check_download, check_sign
 from service.callers import current_caller
 from service.creating import Creator
 from service.errors import ServiceError, invalid, not_found
@@ -40,6 +41,7 @@ class Servicer(GenerationServiceServicer):
         watcher: Watcher,
         change_watcher: ChangeWatcher,
         uploads: Uploads,
+        artifacts: Artifacts,
         pages: Pages,
         limited_calls: LimitedCalls,
         answers: Answers,
@@ -50,6 +52,7 @@ class Servicer(GenerationServiceServicer):
         self._watcher = watcher
         self._change_watcher = change_watcher
         self._uploads = uploads
+        self._artifacts = artifacts
         self._pages = pages
         self._limited_calls = limited_calls
         self._answers = answers
@@ -138,6 +141,24 @@ class Servicer(GenerationServiceServicer):
                 metadata={"task_id": task.id},
             )
         return self._answers.of(task)
+
+    async def DownloadArtifact(  # type: ignore[override] # noqa: N802
+        self, request: pb.DownloadArtifactRequest, context: Context
+    ) -> None:
+        """Write a result of a task."""
+        check_download(request)
+        with self._limited_calls.uploads.counted(current_caller.get()):
+            task = await self._own(request.task_id)
+            await self._artifacts.download(task, request.index, request.offset, context.write)
+
+    async def SignArtifact(  # noqa: N802
+        self, request: pb.SignArtifactRequest, context: Context
+    ) -> pb.SignArtifactResponse:
+        """Make a link to the copy of a result."""
+        del context
+        check_sign(request)
+        task = await self._own(request.task_id)
+        return await self._artifacts.sign(task, request.index, request.lifetime_seconds)
 
     async def _own(self, task_id: str) -> Task:
         """Return a task of the caller."""

@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +33,8 @@ ENDPOINTS = {
     "gs": ("https://storage.googleapis.com",),
     "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "https://blob.core.windows.net"),
 }
+# The codes for a bucket, or a container, that is missing as a whole.
+NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")
 # Where there is no proxy. Without these options obstore would read the proxy variables itself.
 NO_PROXY = {"proxy_url": "http://127.0.0.1:9", "proxy_excludes": "*,0.0.0.0/0,::/0"}
 # Never reached through a proxy: loopback, and where machines get their credentials.
@@ -73,14 +76,16 @@ class Bucket:
                 max_concurrency=PARTS_IN_FLIGHT,
             )
 
-    async def read(self, key: str, start: int, size: int) -> AsyncIterator[bytes]:
+    async def read(self, key: str, start: int, size: int) -> AsyncGenerator[bytes, None]:
         """Yield the content by ranges."""
         while start < size:
             end = min(size, start + READ_BYTES)
             with _store_errors():
-                piece = await obstore.get_range_async(self._store, key, start=start, end=end)
+                found = await obstore.get_range_async(self._store, key, start=start, end=end)
+            piece = found.to_bytes()
+            del found  # a second copy of the same bytes
             start = end
-            yield piece.to_bytes()
+            yield piece
 
     async def delete(self, keys: Sequence[str]) -> None:
         """Delete one by one: not every store has a request for many."""
@@ -136,6 +141,7 @@ def _store_errors() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise MissingError(store_words(error)) from None
+        words = store_words(error)
+        raise (StoreError if NO_BUCKET.search(words) else MissingError)(words) from None
     except (BaseError, OSError) as error:
         raise StoreError(store_words(error)) from None

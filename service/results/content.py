@@ -109,6 +109,11 @@ def verified(head: bytes, url: str) -> Content:
     return Content(kind, extension)
 
 
+def extension_of(mime_type: str) -> str:
+    """Return the usual extension of a media type, with its dot; `.bin` if it has none."""
+    return EXTENSIONS.get(mime_type.partition(";")[0].strip().lower(), (".bin",))[0]
+
+
 def _extension(url: str) -> str:
     """Return the extension of a URL's path in lower case, or "" if it is none."""
     try:

@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 import structlog
@@ -22,19 +21,17 @@ from service.results.errors import (
     COPIED,
     CopyError,
     LeaseLostError,
-    StatusError,
     StorageFailedError,
     StoreError,
     TooLargeError,
 )
 from service.results.objects import Objects
-from service.results.source import Download, Source
+from service.results.origin import Origin
+from service.results.source import Download
 from storage.task import Artifact, Copy, Task
 
 PIECE_BYTES = 1 << 20  # what is passed on at a time: each piece takes 0.1 ms of the event loop
-DEAD_LINK_STATUSES = frozenset({403, 404, 410})
 
-FreshUrl = Callable[[str], Awaitable[str | None]]
 Confirm = Callable[[], Awaitable[bool]]
 
 log = structlog.get_logger()
@@ -59,8 +56,7 @@ class Copier:
     def __init__(
         self,
         objects: Objects,
-        source: Source,
-        fresh_url: FreshUrl,
+        origin: Origin,
         limits: CopyLimits,
         metrics: CopyMetrics,
     ) -> None:
@@ -68,14 +64,12 @@ class Copier:
 
         Args:
             objects: Where copies go.
-            source: Where results come from.
-            fresh_url: Asks the provider for another URL of a result.
+            origin: Where results come from.
             limits: The limits of copies.
             metrics: Counts them.
         """
         self._objects = objects
-        self._source = source
-        self._fresh_url = fresh_url
+        self._origin = origin
         self._limits = limits
         self._metrics = metrics
         self._turns = asyncio.Semaphore(limits.copies_max)
@@ -116,8 +110,7 @@ class Copier:
         return copied
 
     async def _copy(self, stem: str, artifact: Artifact, confirm: Confirm) -> Artifact:
-        async with AsyncExitStack() as stack:
-            download = await self._open(artifact.url, stack)
+        async with self._origin.open(artifact.url) as download:
             body = _Body(download, self._limits.result_max_bytes, confirm)
             content = verified(await body.head(), artifact.url)
             key = stem + content.extension
@@ -126,17 +119,6 @@ class Copier:
         uri = self._objects.place.uri_of(key)
         copy = Copy(uri, body.size, body.sha256, content.mime_type)
         return replace(artifact, copy=copy, storage_error="")
-
-    async def _open(self, url: str, stack: AsyncExitStack) -> Download:
-        """Open a URL; if its link is dead, ask the provider once for another one."""
-        try:
-            return await stack.enter_async_context(self._source.open(url))
-        except StatusError as error:
-            if error.status not in DEAD_LINK_STATUSES:
-                raise
-            if not (fresh := await self._fresh_url(url)):
-                raise
-            return await stack.enter_async_context(self._source.open(fresh))
 
     async def _put(self, key: str, body: "_Body", content: Content) -> None:
         try:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -52,7 +52,7 @@ class Folder:
             temporary.unlink(missing_ok=True)
             raise
 
-    async def read(self, key: str, start: int, size: int) -> AsyncIterator[bytes]:
+    async def read(self, key: str, start: int, size: int) -> AsyncGenerator[bytes, None]:
         """Yield the content of a file."""
         while start < size:
             piece = await _in_thread(self._read, key, start, min(READ_BYTES, size - start))
@@ -99,6 +99,8 @@ class Folder:
             _persist(folder)
 
     def _read(self, key: str, start: int, size: int) -> bytes:
+        if not self._incoming.exists():
+            raise StoreError("the folder of RESULTS_URL is missing")
         with self._path(key).open("rb") as file:
             file.seek(start)
             return file.read(size)

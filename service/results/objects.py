@@ -1,6 +1,6 @@
 """What is needed of a storage, and how one is opened."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Protocol
 from uuid import uuid4
 
@@ -27,7 +27,7 @@ class Objects(Protocol):
         unchanged, and no object appears.
         """
 
-    def read(self, key: str, start: int, size: int) -> AsyncIterator[bytes]:
+    def read(self, key: str, start: int, size: int) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of an object of `size` bytes from `start` on, READ_BYTES at a time."""
 
     async def delete(self, keys: Sequence[str]) -> None:

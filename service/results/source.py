@@ -21,7 +21,7 @@ from service.results.hosts import FetchRules, PublicResolver
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 READ_BYTES = 256 << 10
 OK, PARTIAL_CONTENT = 200, 206
-RANGE_START = re.compile(r"bytes (\d{1,18})-")
+CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(?:(\d{1,18})|\*)")
 HEADERS = {
     hdrs.USER_AGENT: USER_AGENT,
     hdrs.ACCEPT_ENCODING: "identity",  # sizes and ranges are those of the result itself
@@ -55,6 +55,7 @@ class Download:
     Attributes:
         start: Where in the result the body begins: 0 if the server ignored the offset.
         length: How many bytes it announces; None if it does not.
+        size: The size of the whole result; None if it is not announced.
     """
 
     def __init__(self, response: aiohttp.ClientResponse, times: SourceTimes) -> None:
@@ -62,9 +63,11 @@ class Download:
         self._times = times
         self._waited_seconds = 0.0
         self._arrived_bytes = 0
-        self.start = _start(response)
         encoded = response.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity"
         self.length = None if encoded else response.content_length
+        self.start, self.size = 0, self.length
+        if response.status == PARTIAL_CONTENT:
+            self.start, self.size = _range(response)
 
     async def read(self) -> bytes:
         """Return the next bytes; b"" at the end.
@@ -194,14 +197,12 @@ def _location(url: URL, response: aiohttp.ClientResponse) -> str:
         raise CopyError("the result is redirected to something that is no URL") from None
 
 
-def _start(response: aiohttp.ClientResponse) -> int:
-    """Return where a partial answer begins."""
-    if response.status != PARTIAL_CONTENT:
-        return 0
-    found = RANGE_START.match(response.headers.get(hdrs.CONTENT_RANGE, ""))
+def _range(response: aiohttp.ClientResponse) -> tuple[int, int | None]:
+    """Return where a partial answer begins, and the size of the whole if it is known."""
+    found = CONTENT_RANGE.match(response.headers.get(hdrs.CONTENT_RANGE, ""))
     if found is None:
         raise CopyError("the server of the result sent a part that it does not describe")
-    return int(found[1])
+    return int(found[1]), int(found[2]) if found[2] else None
 
 
 def _is_address(host: str) -> bool:

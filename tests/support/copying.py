@@ -11,6 +11,7 @@ from service.copy_metrics import CopyMetrics
 from service.results.copier import Copier, CopyLimits
 from service.results.hosts import FetchRules
 from service.results.objects import open_objects
+from service.results.origin import Origin
 from service.results.places import place_of
 from service.results.source import Source, SourceTimes
 from service.series import MetricFactory
@@ -78,4 +79,6 @@ async def copying(
     registry = CollectorRegistry()
     metrics = CopyMetrics(MetricFactory(registry))
     limits = CopyLimits(max_bytes, copies_max=4)
-    return Copying(host, place, Copier(objects, source, fresh_url, limits, metrics), registry)
+    return Copying(
+        host, place, Copier(objects, Origin(source, fresh_url), limits, metrics), registry
+    )

@@ -1,0 +1,47 @@
+"""Results at the provider: by their URLs, or by others where the links are dead."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from service.results.errors import StatusError
+from service.results.source import Download, Source
+
+DEAD_LINK_STATUSES = frozenset({403, 404, 410})
+
+FreshUrl = Callable[[str], Awaitable[str | None]]
+
+
+class Origin:
+    """Opens results at the provider."""
+
+    def __init__(self, source: Source, fresh_url: FreshUrl) -> None:
+        """Keep what is needed.
+
+        Args:
+            source: Downloads from URLs.
+            fresh_url: Asks the provider for another URL of a result, which works for a while only.
+        """
+        self._source = source
+        self._fresh_url = fresh_url
+
+    @asynccontextmanager
+    async def open(self, url: str, offset: int = 0) -> AsyncIterator[Download]:
+        """Download a result; if its link is dead, ask the provider once for another one.
+
+        Args:
+            url: Its URL.
+            offset: How many bytes to leave out, if the server can.
+
+        Raises:
+            CopyError: It cannot be downloaded.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                download = await stack.enter_async_context(self._source.open(url, offset))
+            except StatusError as error:
+                if error.status not in DEAD_LINK_STATUSES:
+                    raise
+                if not (fresh := await self._fresh_url(url)):
+                    raise
+                download = await stack.enter_async_context(self._source.open(fresh, offset))
+            yield download
