@@ -1,4 +1,4 @@
-"""`python -m service`: serve until a signal; or migrate a database, or import into it.
+"""`python -m service`: serve until a signal, or run a command on the database.
 
 Exit codes: 0 after a clean stop or a command that succeeded, 1 if it cannot start or a command
 failed, 2 for invalid settings or arguments.
@@ -26,6 +26,7 @@ import gc
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     given = _parser().parse_args(arguments)
     try:
         settings = load_settings()
-        if given.command == "serve":
+        if given.command in {"serve", "store-results"}:
             check_serving(settings)
             check_environment(settings, os.environ)
     except SettingsError as error:
@@ -79,6 +80,8 @@ def main(arguments: Sequence[str] = ()) -> int:
                 bring_up_to_date(settings)
             case "import":
                 import_tasks(settings, given.source)
+            case "store-results":
+                return run_store_results(settings, given.since)
             case "new-epoch":
                 begin_history(settings.database_url.get_secret_value())
                 _print("streams of all changes start over")
@@ -115,6 +118,17 @@ def _parser() -> argparse.ArgumentParser:
         help="after DATABASE_URL was restored in place: let streams of changes start over",
     )
     renewing.set_defaults(command="new-epoch", failure="cannot begin a new epoch")
+    storing = commands.add_parser(
+        "store-results", help="copy results to RESULTS_URL whose tasks ended without copies"
+    )
+    storing.set_defaults(command="store-results", failure="cannot store results")
+    storing.add_argument(
+        "--since",
+        type=_unix_time,
+        metavar="TIME",
+        help="when the first of these tasks ended, such as 2026-11-20 or 2026-11-20T08:00; UTC"
+        " unless it names a zone. By default as long ago as the provider keeps results",
+    )
     importing = commands.add_parser(
         "import", help="copy all tasks of a SQLite file to the PostgreSQL of DATABASE_URL"
     )
@@ -146,6 +160,32 @@ def import_tasks(settings: Settings, source: str) -> None:
         log.error("a task was not imported", task_id=skipped.task_id, reason=skipped.reason)
     if result.skipped:
         raise TransferError(f"tasks not imported: {len(result.skipped)}")
+
+
+def _unix_time(text: str) -> float:
+    """Read a date, or a date and a time."""
+    try:
+        time = datetime.fromisoformat(text)
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        words = "must look like 2026-11-20 or 2026-11-20T08:00"
+        raise argparse.ArgumentTypeError(words) from None
+
+
+def run_store_results(settings: Settings, since: float | None) -> int:
+    """Copy results, print the progress, and return the exit code."""
+    # The service itself does not need it.
+    from service.store_results import store_results  # noqa: PLC0415
+
+    if is_postgres(database_url := settings.database_url.get_secret_value()):
+        migrate(database_url)
+    try:
+        progress = uvloop.run(store_results(settings, since, _print))
+    except KeyboardInterrupt:
+        _print("interrupted: repeat the command to continue")
+        return EXIT_FAILED
+    _print(f"done: {progress}")
+    return EXIT_FAILED if progress.not_copied else 0
 
 
 def _print(*lines: str) -> None:

@@ -60,9 +60,12 @@ async def open_results(parts: Parts, origin: Origin, stack: AsyncExitStack) -> K
 
 def links(settings: Settings, provider_seconds: float) -> Links:
     """Return how the URLs of results work."""
-    if settings.results_url is None or settings.results_public_url is None:
+    if settings.results_url is None:
         return Links(provider_seconds)
-    return Links(provider_seconds, _public_urls(settings.results_url, settings.results_public_url))
+    if settings.results_public_url is None:
+        return Links(provider_seconds, copies_may_follow=True)
+    public_url = _public_urls(settings.results_url, settings.results_public_url)
+    return Links(provider_seconds, public_url, copies_may_follow=True)
 
 
 def _public_urls(results_url: str, base: str) -> Callable[[str], str]:

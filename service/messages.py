@@ -2,7 +2,7 @@
 
 A snapshot never changes: (task id, revision) determines its message, for every caller and in every
 process. So recently serialized answers are cached, and a change that goes out to many streams is
-serialized once. A SUCCESS is final: its answer needs no read at all.
+serialized once. A SUCCESS is final, once its results have their copies: its answer needs no read.
 """
 
 import math
@@ -41,10 +41,18 @@ class Links:
     Attributes:
         provider_seconds: How long the provider's URLs work, from the end of a task at the provider.
         public_url: Returns the public URL of a copy, by its URI; "" if it has none.
+        copies_may_follow: Whether a task that has succeeded may still get copies of its results.
     """
 
     provider_seconds: float
     public_url: Callable[[str], str] = _not_public
+    copies_may_follow: bool = False
+
+    def are_final(self, task: Task) -> bool:
+        """Return whether a task never changes again."""
+        if task.status is not Status.SUCCESS:
+            return False
+        return not self.copies_may_follow or all(artifact.copy for artifact in task.artifacts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,7 @@ class Answers:
         return self._known(task) or self._serialized(task)
 
     def _known(self, task: Task) -> bytes | None:
-        if task.status is Status.SUCCESS:
+        if self._links.are_final(task):
             ended = self._ended.get(task.id)
             return ended.answer if ended else None
         return self._changing.get((task.id, task.revision))
@@ -100,7 +108,7 @@ class Answers:
     def _make(self, task: Task) -> bytes:
         answer = self._serialized(task)
         with suppress(ValueError):  # larger than the whole cache
-            if task.status is Status.SUCCESS:
+            if self._links.are_final(task):
                 self._ended[task.id] = _Ended(task.caller, task.update_time, answer)
             else:
                 self._changing[task.id, task.revision] = answer
@@ -165,10 +173,7 @@ def _failure(task: Task) -> pb.TaskFailure:
 def _artifacts(task: Task, links: Links) -> list[pb.Artifact]:
     if not task.artifacts:
         return []
-    delivered = task.update_time if task.failure else task.complete_time
-    if task.generated_time is not None:
-        delivered = task.generated_time
-    expiry = timestamp((delivered or task.update_time) + links.provider_seconds)
+    expiry = timestamp(task.delivery_time + links.provider_seconds)
     return [_artifact(artifact, expiry, task, links) for artifact in task.artifacts]
 
 

@@ -110,6 +110,13 @@ class Reads:
         rows = await self._all("newest_ended", self._sql.tasks.newest_ended, before, limit)
         return self._readable(rows)
 
+    async def ended_after(self, end_time: float, task_id: str, limit: int) -> list[Task]:
+        """Return tasks in the order of their ends, those after (end_time, task_id)."""
+        rows = await self._all(
+            "ended_after", self._sql.tasks.ended_after, end_time, end_time, task_id, limit
+        )
+        return self._readable(rows)
+
     async def next_due_times(self) -> dict[Lane, float]:
         """Return when the first task of each lane is due, in unix seconds; infinity is never."""
         row = await self._one("next_due_times", self._sql.lanes.next_due)

@@ -93,6 +93,10 @@ class TaskStatements:
         ended = select.where(row.lane.is_null(), row.complete_time < arg)
         self.newest_ended = text(ended.order_by(row.complete_time.desc()).limit(arg))
 
+        since = select.where(row.lane.is_null(), row.complete_time >= arg)
+        later = since.where((row.complete_time > arg) | (row.id > arg))
+        self.ended_after = text(later.order_by(row.complete_time, row.id).limit(arg))
+
         current = (row.id == arg) & (row.version == arg)
         inserted: tuple[Any, ...] = COLUMNS
         changed: dict[Any, Any] = dict.fromkeys(COLUMNS[FIXED_COLUMNS:], arg)

@@ -84,6 +84,14 @@ class Task(NamedTuple):
         return self.complete_time if self.generated_time is None else self.generated_time
 
     @property
+    def delivery_time(self) -> float:
+        """When the provider's URLs of its results became known: they expire by it."""
+        if self.generated_time is not None:
+            return self.generated_time
+        # The results of a FAILED task came with its last change.
+        return (None if self.failure else self.complete_time) or self.update_time
+
+    @property
     def ended(self) -> bool:
         """Whether the status is final."""
         return self.status is not Status.PENDING
@@ -257,6 +265,12 @@ class Task(NamedTuple):
         """STORING -> SUCCESS: each result has a copy, or the reason why there is none."""
         assert self.stage is Stage.STORING, self.stage
         return self._end(now, status=Status.SUCCESS, artifacts=artifacts, complete_time=now)
+
+    def copied(self, artifacts: tuple[Artifact, ...], now: float) -> "Task":
+        """SUCCESS, or FAILED with artifacts: results have copies now that had none at its end."""
+        assert self.ended, self.status
+        assert len(artifacts) == len(self.artifacts), "results are neither added nor removed"
+        return self._move(now, artifacts=artifacts, generated_time=self.delivery_time)
 
     def failed(
         self,
