@@ -95,8 +95,8 @@ class Artifacts:
         """
         artifact = _artifact(task, index)
         lifetime = seconds or LIFETIME_SECONDS
-        # The link is signed by the clock of this machine, so it expires by the same.
-        expire_time = time.time() + lifetime
+        # The link is signed by the clock of this machine, in whole seconds.
+        expire_time = int(time.time()) + lifetime
         with _errors(task.id, index):
             url = await self._reader.sign(artifact, lifetime)
         if url is None:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kie_generation.changes import TaskChange
     from kie_generation.client import GenerationClient
-    from kie_generation.download import DownloadError, MinimumRate, save_artifacts
+    from kie_generation.download import DownloadError, MinimumRate
     from kie_generation.errors import (
+        ArtifactNotFoundError,
         GenerationError,
         InvalidRequestError,
         RefusedError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         Veo3Params,
     )
     from kie_generation.retry import Retry
+    from kie_generation.saving import save_artifacts
     from kie_generation.state_file import StateFileError
     from kie_generation.states import state
     from kie_generation.tls import Tls
@@ -53,6 +55,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Artifact",
+    "ArtifactInfo",
+    "ArtifactNotFoundError",
     "Bookmark",
     "DownloadError",
     "ErrorReason",
@@ -89,6 +93,7 @@ __all__ = [
 _MESSAGES = "generated.generation.v1.generation_pb2"
 _MODULES = {
     "Artifact": _MESSAGES,
+    "ArtifactInfo": _MESSAGES,
     "Bookmark": _MESSAGES,
     "DownloadError": "download",
     "ErrorReason": _MESSAGES,
@@ -110,7 +115,7 @@ _MODULES = {
     "UploadedFile": _MESSAGES,
     "Veo3Params": _MESSAGES,
     "ended": "watch",
-    "save_artifacts": "download",
+    "save_artifacts": "saving",
     "state": "states",
 }
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from google.protobuf.message import Message
 
+from kie_generation.artifacts import ArtifactCalls
 from kie_generation.changes import ChangeStream, TaskChange
-from kie_generation.connection import Connection, ignore
+from kie_generation.connection import CALL_TIMEOUT_SECONDS, ignore
 from kie_generation.errors import GenerationError
 from kie_generation.generated.generation.v1.generation_pb2 import (
     TASK_STATUS_UNSPECIFIED,
@@ -34,13 +35,11 @@ from kie_generation.times import timestamp
 from kie_generation.upload import fingerprint, in_thread, read_chunks, send
 from kie_generation.watch import WatchCall, ended, watch_until_ended
 
-# More than CREATE_WAIT_SECONDS of the service, so that a create can return the provider's answer.
-CALL_TIMEOUT_SECONDS = 30.0
 UPLOAD_TIMEOUT_SECONDS = 600.0
 UPLOAD_ATTEMPTS = 8  # unless Retry.attempts is set; each attempt sends the whole file
 
 
-class GenerationClient(Connection):
+class GenerationClient(ArtifactCalls):
     """An async client of the generation service.
 
     Use it with `async with`, in a single event loop, where any number of tasks can share it.

@@ -1,4 +1,4 @@
-"""Downloading the results of a task before their URLs expire.
+"""Downloading results from URLs.
 
 The URLs of a task come from the service and are trusted. Redirects come from other servers, so
 they are followed only to https URLs on public addresses. A proxy resolves names itself, so behind
@@ -8,9 +8,9 @@ one only names are followed, and none that is internal by its text.
 import asyncio
 import errno
 import functools
+import hashlib
 import logging
 import os
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -26,7 +26,7 @@ from yarl import URL
 
 from kie_generation import media
 from kie_generation.addresses import PublicResolver, is_literal, is_public, is_public_name
-from kie_generation.generated.generation.v1.generation_pb2 import Artifact, GenerationTask
+from kie_generation.generated.generation.v1.generation_pb2 import Artifact
 from kie_generation.proxies import Proxies, tls_context
 
 MAX_ARTIFACT_BYTES = 2 * 1024**3
@@ -46,6 +46,7 @@ class DownloadError(Exception):
 
     Attributes:
         url: the result's.
+        why: what is wrong, without the URL.
         is_transient: whether a retry may succeed: the server or the network failed.
         saved: the files of the task that were written all the same.
     """
@@ -53,8 +54,13 @@ class DownloadError(Exception):
     def __init__(self, url: str, why: str, *, is_transient: bool = False) -> None:
         super().__init__(f"{url}: {why}")
         self.url = url
+        self.why = why
         self.is_transient = is_transient
         self.saved: list[Path] = []
+
+
+class TooLargeError(DownloadError):
+    """The result is larger than the limit, wherever it is downloaded from."""
 
 
 @dataclass(frozen=True)
@@ -74,85 +80,10 @@ class MinimumRate:
 
 
 _log = logging.getLogger("kie_generation")
-_DEFAULT_RATE = MinimumRate()
+DEFAULT_RATE = MinimumRate()
 
 
-async def save_artifacts(
-    task: GenerationTask,
-    folder: str | Path,
-    *,
-    name: str | None = None,
-    max_bytes: int = MAX_ARTIFACT_BYTES,
-    max_total_bytes: int = MAX_SAVE_BYTES,
-    minimum_rate: MinimumRate = _DEFAULT_RATE,
-    allow_private: bool = False,
-    overwrite: bool = True,
-) -> list[Path]:
-    """Download all artifacts of a task as `<name>_<n>.<extension>`, with n from 1.
-
-    A file appears under its name only when it is complete.
-
-    Args:
-        task: the terminal snapshot; if it has no artifacts, nothing is saved.
-        folder: where to save the files; it is created if it is missing.
-        name: the first part of the file names; None uses the task's id.
-        max_bytes: the maximum size of a file.
-        max_total_bytes: the maximum size of all files together.
-        minimum_rate: slower downloads are aborted.
-        allow_private: also follow redirects to private addresses and to http URLs.
-        overwrite: whether to replace existing files, or not to download these artifacts again.
-
-    Returns:
-        The paths of the files that were written, in the order of the artifacts.
-
-    Raises:
-        DownloadError: a URL does not respond, is too slow, redirects to an address that is not
-            allowed, or serves a file that is too large or not of the declared type. The other
-            artifacts are saved all the same.
-        OSError: a file or the folder cannot be written.
-    """
-    folder = Path(folder)
-    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-    saved: list[Path] = []
-    errors: list[DownloadError] = []
-    left = max_total_bytes
-    async with _Downloader(minimum_rate, allow_private=allow_private) as downloader:
-        for number, artifact in enumerate(task.artifacts, start=1):
-            limit = min(max_bytes, left)
-            stem = folder / _stem(name or task.id, number)
-            if not overwrite and await asyncio.to_thread(_exists, stem):
-                continue
-            try:
-                path = await downloader.save(artifact, stem, limit)
-            except DownloadError as error:
-                errors.append(error)
-                continue
-            left -= (await asyncio.to_thread(path.stat)).st_size
-            saved.append(path)
-    if errors:
-        raise _worst(errors, saved)
-    return saved
-
-
-def _stem(name: str, number: int) -> str:
-    """Return a file name that is safe for any task id."""
-    safe_name = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:100] or "task"
-    return f"{safe_name}_{number}"
-
-
-def _worst(errors: list[DownloadError], saved: list[Path]) -> DownloadError:
-    """Return the error to raise: the first one that a retry may fix, or else the first one."""
-    error = next((each for each in errors if each.is_transient), errors[0])
-    error.saved = saved
-    return error
-
-
-def _exists(stem: Path) -> bool:
-    """Return whether an artifact was saved under this name, of whatever type."""
-    return any(stem.with_name(stem.name + each).exists() for each in media.extensions())
-
-
-class _Downloader:
+class Downloader:
     """Downloads URLs into files. Redirects use a session with restricted addresses."""
 
     def __init__(self, minimum_rate: MinimumRate, *, allow_private: bool) -> None:
@@ -169,12 +100,15 @@ class _Downloader:
     async def __aexit__(self, *_: object) -> None:
         await self._exits.aclose()
 
-    async def save(self, artifact: Artifact, stem: Path, max_bytes: int) -> Path:
+    async def save(self, artifact: Artifact, url: str, stem: Path, max_bytes: int) -> Path:
         """Save an artifact as `stem` with the extension of its media type; return the path."""
         try:
             with _temporary_file(stem) as (part, file):
                 with file:
-                    served = await self._fetch(artifact.url, file, max_bytes)
+                    served = await self._fetch(url, file, max_bytes)
+                if artifact.sha256 and await asyncio.to_thread(_sha256, part) != artifact.sha256:
+                    why = "the SHA-256 of the content is not that of the copy"
+                    raise DownloadError(artifact.url, why)
                 head = await asyncio.to_thread(_read_head, part)
                 if wrong := media.problem(head, artifact.mime_type, served):
                     raise DownloadError(artifact.url, wrong)
@@ -242,7 +176,7 @@ class _Downloader:
             while chunk := await pace.next_of(chunks):
                 room -= len(chunk)
                 if room < 0:
-                    raise DownloadError(url, f"larger than {max_bytes} bytes")
+                    raise TooLargeError(url, f"larger than {max_bytes} bytes")
                 await asyncio.to_thread(file.write, chunk)
             return response.headers.get("Content-Type", "")
 
@@ -315,6 +249,11 @@ def _temporary_file(stem: Path) -> Iterator[tuple[Path, BinaryIO]]:
     finally:
         file.close()
         part.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _read_head(path: Path) -> bytes:

@@ -4,6 +4,7 @@
     ├── InvalidRequestError        the request is invalid: fix what `violations` name
     ├── RefusedError               the provider refused; after a create, `task_id` is the FAILED
     │                              task. Or the model is disabled or not allowed for this caller
+    ├── ArtifactNotFoundError      the task has no such result, or it exists nowhere any longer
     ├── TaskNotFoundError          the task does not exist or belongs to another caller
     ├── UnauthenticatedError       the token is missing or invalid, or TLS fails (certificates)
     └── UnavailableError           temporarily unavailable: retry (after `retry_after` seconds)
@@ -90,6 +91,10 @@ class RefusedError(GenerationError):
     """
 
 
+class ArtifactNotFoundError(GenerationError):
+    """The task has no such result, or neither a copy nor the provider has it any longer."""
+
+
 class TaskNotFoundError(GenerationError):
     """The task does not exist or belongs to another caller."""
 
@@ -107,6 +112,7 @@ class UnavailableError(GenerationError):
 
 
 _BY_REASON: Mapping[str, type[GenerationError]] = {
+    "ARTIFACT_NOT_FOUND": ArtifactNotFoundError,
     "MODEL_NOT_ALLOWED": RefusedError,
     "MODEL_UNAVAILABLE": RefusedError,
     "CREDITS_EXHAUSTED": RefusedError,

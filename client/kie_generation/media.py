@@ -26,11 +26,6 @@ def extension(media_type: str) -> str:
     return _EXTENSIONS.get(essence(media_type), UNKNOWN_EXTENSION)
 
 
-def extensions() -> list[str]:
-    """Return every file extension that `extension` may return."""
-    return [*_EXTENSIONS.values(), UNKNOWN_EXTENSION]
-
-
 def sniffed(head: bytes) -> str:
     """Return the media type that the first bytes of a file indicate; "" if it is unknown."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):

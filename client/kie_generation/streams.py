@@ -62,7 +62,7 @@ async def read_stream(
     except TimeoutError:
         raise _lost(f"no heartbeat for {heartbeat_timeout_seconds:g} s") from None
     except grpc.aio.AioRpcError as error:
-        raise _of_stream(from_rpc(error)) from error
+        raise of_stream(error) from error
     finally:
         call.cancel()
 
@@ -71,8 +71,9 @@ def _lost(message: str) -> UnavailableError:
     return UnavailableError(grpc.StatusCode.UNAVAILABLE, message)
 
 
-def _of_stream(error: GenerationError) -> GenerationError:
-    """Return an UnavailableError if the stream was lost, else the error."""
+def of_stream(rpc_error: grpc.aio.AioRpcError) -> GenerationError:
+    """Return an UnavailableError if the stream was lost, else the error that ended it."""
+    error = from_rpc(rpc_error)
     final = isinstance(error, UnauthenticatedError) or error.code is grpc.StatusCode.UNIMPLEMENTED
     if error.reason or final:
         return error

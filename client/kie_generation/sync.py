@@ -20,7 +20,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 
-from kie_generation import client, download
+from kie_generation import client, saving
 from kie_generation.connection import HEARTBEAT_TIMEOUT_SECONDS
 from kie_generation.retry import OnRetry, Retry
 from kie_generation.tls import Tls
@@ -163,6 +163,10 @@ class GenerationClient:
     watch_tasks = _iterating(client.GenerationClient.watch_tasks)
     wait = _blocking(client.GenerationClient.wait)
     upload = _blocking(client.GenerationClient.upload)
+    download_artifact = _iterating(client.GenerationClient.download_artifact)
+    save_artifact = _blocking(client.GenerationClient.save_artifact)
+    sign_artifact = _blocking(client.GenerationClient.sign_artifact)
+    save_artifacts = _blocking(client.GenerationClient.save_artifacts)
 
     def __enter__(self) -> Self:
         return self
@@ -205,4 +209,4 @@ def _blocking_function(function: Callable[P, Coroutine[Any, Any, T]]) -> Callabl
     return call
 
 
-save_artifacts = _blocking_function(download.save_artifacts)
+save_artifacts = _blocking_function(saving.save_artifacts)

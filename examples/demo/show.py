@@ -18,7 +18,7 @@ from kie_generation.cli.problems import ExitCode
 from kie_generation.cli.progress import BAR_COLUMNS
 from kie_generation.cli.terminal import one_line, printable
 from kie_generation.client import GenerationClient
-from kie_generation.download import DownloadError, save_artifacts
+from kie_generation.download import DownloadError
 from kie_generation.errors import GenerationError
 from kie_generation.generated.generation.v1.generation_pb2 import (
     TASK_STATUS_SUCCESS,
@@ -27,6 +27,7 @@ from kie_generation.generated.generation.v1.generation_pb2 import (
     Sora2Params,
     Veo3Params,
 )
+from kie_generation.saving import save_artifacts
 from kie_generation.states import percent, state
 from kie_generation.watch import ended
 

@@ -320,7 +320,7 @@ LARGE = 24 * MIB  # more than all buffers between the service and a reader hold
 
 async def begin(service: Service, task_id: str) -> Any:
     """Begin a download, and do not read on."""
-    call = service.stub.DownloadArtifact(pb.DownloadArtifactRequest(task_id=task_id))
+    call: Any = service.stub.DownloadArtifact(pb.DownloadArtifactRequest(task_id=task_id))
     assert (await call.read()).info.file_name
     return call
 

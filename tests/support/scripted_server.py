@@ -25,12 +25,16 @@ from kie_generation.generated.generation.v1.generation_pb2 import (
     CancelTaskResponse,
     CreateTaskRequest,
     CreateTaskResponse,
+    DownloadArtifactRequest,
+    DownloadArtifactResponse,
     ErrorReason,
     GenerationTask,
     ListTasksRequest,
     ListTasksResponse,
     QueryTaskRequest,
     QueryTaskResponse,
+    SignArtifactRequest,
+    SignArtifactResponse,
     TaskFailure,
     UploadedFile,
     UploadFileRequest,
@@ -98,6 +102,7 @@ class Silence:
 
 
 UNAVAILABLE = Failure(grpc.StatusCode.UNAVAILABLE)
+NO_ARTIFACT = Failure(grpc.StatusCode.NOT_FOUND, "ARTIFACT_NOT_FOUND", "no result")
 NOT_FOUND = Failure(grpc.StatusCode.NOT_FOUND, "TASK_NOT_FOUND", "no task 't-1'")
 
 
@@ -106,7 +111,7 @@ class ScriptedService(GenerationServiceServicer):
 
     def __init__(self) -> None:
         self.answers: deque[Any] = deque()
-        self.streams: deque[list[GenerationTask | WatchTasksResponse | Failure | Silence]] = deque()
+        self.streams: deque[list[Any]] = deque()
         self.requests: list[Any] = []
         self.times: list[float] = []
         self.metadata: list[dict[str, str | bytes]] = []
@@ -159,6 +164,22 @@ class ScriptedService(GenerationServiceServicer):
         async for step in self._steps(request, context):
             assert isinstance(step, WatchTasksResponse)
             yield step
+
+    async def DownloadArtifact(
+        self, request: DownloadArtifactRequest, context: Context
+    ) -> AsyncIterator[DownloadArtifactResponse]:
+        if not self.streams:
+            await NO_ARTIFACT.abort(context)
+        async for step in self._steps(request, context):
+            assert isinstance(step, DownloadArtifactResponse)
+            yield step
+
+    async def SignArtifact(
+        self, request: SignArtifactRequest, context: Context
+    ) -> SignArtifactResponse:
+        signed = await self._answer(request, context)
+        assert isinstance(signed, SignArtifactResponse)
+        return signed
 
     async def _steps(self, request: Any, context: Context) -> AsyncIterator[Any]:
         self._keep(request, context)

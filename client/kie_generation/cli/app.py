@@ -15,6 +15,7 @@ from kie_generation.addresses import is_local
 from kie_generation.cli import create
 from kie_generation.cli import settings as options
 from kie_generation.cli.commands import Invocation
+from kie_generation.cli.download import download
 from kie_generation.cli.follow import follow
 from kie_generation.cli.help import Command, Group
 from kie_generation.cli.listing import list_tasks
@@ -34,7 +35,7 @@ Results go to stdout, progress and errors to stderr. Exit codes:
 0  done; a watched task ended as SUCCESS
 1  the task ended as FAILED
 2  wrong usage, or the service rejected the request as invalid
-3  the task does not exist
+3  the task, or its result, does not exist
 4  the token or certificate is missing or invalid
 5  refused: by the provider, or because it is too late or was used before
 6  unavailable or rate limited: try again later
@@ -139,6 +140,7 @@ def watch(context: typer.Context, task_id: TaskId, save: Save = None) -> None:
 
 
 app.command(cls=Command)(follow)
+app.command(cls=Command)(download)
 
 
 @app.command(cls=Command)

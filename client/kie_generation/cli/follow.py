@@ -15,7 +15,7 @@ from kie_generation.cli.listing import PromptId
 from kie_generation.cli.problems import ExitCode, problem_of
 from kie_generation.cli.progress import label
 from kie_generation.cli.session import Session, run
-from kie_generation.download import DownloadError, save_artifacts
+from kie_generation.download import DownloadError
 from kie_generation.errors import UnavailableError
 from kie_generation.generated.generation.v1.generation_pb2 import GenerationTask
 
@@ -154,7 +154,7 @@ class _Saver:
 
     async def _download(self, task: GenerationTask) -> list[Path]:
         allow_private = self._session.settings.allow_private_addresses
-        return await save_artifacts(
+        return await self._session.client.save_artifacts(
             task, self._folder, allow_private=allow_private, overwrite=False
         )
 
@@ -170,6 +170,8 @@ class _Saver:
 
 
 def _is_expired(task: GenerationTask) -> bool:
-    """Return whether all results of a task have expired; False if it has none."""
+    """Return whether all results of a task have expired; False if it has none. Copies remain."""
+    if any(each.storage_uri for each in task.artifacts):
+        return False
     times = [each.expire_time.seconds for each in task.artifacts]
     return bool(times) and all(0 < each < time.time() for each in times)

@@ -12,6 +12,7 @@ import typer
 from kie_generation.cli.commands import Invocation
 from kie_generation.download import DownloadError
 from kie_generation.errors import (
+    ArtifactNotFoundError,
     GenerationError,
     InvalidRequestError,
     RefusedError,
@@ -107,7 +108,8 @@ def problem_of(error: Exception, invocation: Invocation) -> Problem:
             hint = _usage_hint(error, invocation)
             return Problem(ExitCode.USAGE, "USAGE", message, hint=hint)
         case DownloadError():
-            again = invocation.line("get", invocation.task_id, "--save", invocation.folder)
+            command = invocation.command if invocation.command == "download" else "get"
+            again = invocation.line(command, invocation.task_id, "--save", invocation.folder)
             hint = f"to fetch the results again: {again}"
             return Problem(ExitCode.LOCAL, "DOWNLOAD", str(error), hint=hint)
         case StateFileError():
@@ -150,7 +152,7 @@ def _exit_code(error: GenerationError) -> ExitCode:
     match error:
         case InvalidRequestError():
             return ExitCode.USAGE
-        case TaskNotFoundError():
+        case TaskNotFoundError() | ArtifactNotFoundError():
             return ExitCode.NOT_FOUND
         case UnauthenticatedError():
             return ExitCode.UNAUTHENTICATED

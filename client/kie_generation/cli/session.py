@@ -14,7 +14,7 @@ from kie_generation.cli.problems import ExitCode, InterruptedWorkError
 from kie_generation.cli.progress import label
 from kie_generation.cli.settings import Settings
 from kie_generation.client import GenerationClient
-from kie_generation.download import DownloadError, save_artifacts
+from kie_generation.download import DownloadError
 from kie_generation.errors import UnavailableError
 from kie_generation.generated.generation.v1.generation_pb2 import TASK_STATUS_FAILED, GenerationTask
 from kie_generation.watch import ended
@@ -85,7 +85,7 @@ class Session:
             self.invocation.folder = str(save)
             allow_private = self.settings.allow_private_addresses
             try:
-                paths = await save_artifacts(task, save, allow_private=allow_private)
+                paths = await self.client.save_artifacts(task, save, allow_private=allow_private)
             except DownloadError as error:
                 if error.saved:
                     self.output.saved(task, error.saved)
