@@ -224,7 +224,7 @@ class Settings(BaseSettings):
     """How old a watch may become before it ends with STREAM_EXPIRED; clients reconnect."""
 
     uploads_max: AtLeastOne = 64
-    """Concurrent uploads in one process."""
+    """Concurrent uploads and downloads in one process."""
 
     upload_max_bytes: Bytes = 104_857_600
     """The largest file that may be uploaded."""
@@ -233,7 +233,7 @@ class Settings(BaseSettings):
     """The assumed lifetime of an uploaded file when the provider reports none."""
 
     results_url: ResultsUrl | None = None
-    """Where results are kept: `s3://bucket/prefix`, `gs://bucket/prefix`,
+    """Where [results are kept](results.md): `s3://bucket/prefix`, `gs://bucket/prefix`,
     `az://container/prefix` or `file:///folder`. Each result is copied there before its task becomes
     SUCCESS. Credentials and endpoints come from the usual environment variables of each store. By
     default results are not copied."""

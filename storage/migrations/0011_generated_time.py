@@ -2,7 +2,9 @@
 
 
 def up(migrator, db):
-    db.execute_sql("ALTER TABLE tasks ADD COLUMN generated_time DOUBLE PRECISION")
+    # SQLite has one type for all such numbers; PostgreSQL's REAL is too short.
+    column_type = "DOUBLE PRECISION" if db.for_update else "REAL"
+    db.execute_sql(f"ALTER TABLE tasks ADD COLUMN generated_time {column_type}")
 
 
 def down(migrator, db):

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ async def host() -> AsyncIterator[MediaHost]:
 @pytest.fixture
 async def service(tmp_path: Path, kie: Simulator, host: MediaHost) -> AsyncIterator[Service]:
     """The service, which keeps results in a folder."""
-    urls = {"kie_api_url": host.base, "kie_upload_url": host.base}
+    urls: dict[str, Any] = {"kie_api_url": host.base, "kie_upload_url": host.base}
     async with serving(tmp_path, kie, **urls, results_url=(tmp_path / "kept").as_uri()) as service:
         yield service
 

@@ -281,7 +281,7 @@ async def test_an_upload_that_breaks_at_the_provider_may_be_sent_again(
 
 # --- garbage ---
 
-METHODS = ["CreateTask", "QueryTask", "WatchTask", "UploadFile", "ListTasks", "CancelTask"]
+METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["GenerationService"].methods]
 OTHERS = [
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",

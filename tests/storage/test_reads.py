@@ -78,3 +78,22 @@ async def test_a_task_created_between_pages_does_not_shift_them(store: Store) ->
     before = (first[-1].create_time, first[-1].id)
     second = await store.page(ListFilter("c"), before, 2)
     assert [task.id for task in first + second] == ["t3", "t2", "t1", "t0"]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 1_000])
+async def test_ended_tasks_are_read_in_the_order_of_their_ends_each_once(
+    store: Store, limit: int
+) -> None:
+    ends = {f"t{number}": NOW + number // 3 for number in range(12)}  # three end together
+    tasks = [
+        new(task_id, status=Status.SUCCESS, stage=None, due_time=None, complete_time=time)
+        for task_id, time in ends.items()
+    ]
+    await stored(store, *tasks, *LANES.values())
+    read: list[str] = []
+    after = NOW + 1, ""
+    while page := await store.ended_after(*after, limit):
+        assert len(page) <= limit
+        read += [task.id for task in page]
+        after = page[-1].complete_time or 0.0, page[-1].id
+    assert read == sorted((t for t in ends if ends[t] >= NOW + 1), key=lambda t: (ends[t], t))

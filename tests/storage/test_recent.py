@@ -1,6 +1,7 @@
 """The caches: never older than what was shown, and limited in size."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from storage.opening import open_store
 from storage.pages import ListFilter
 from storage.recent import MAX_BYTES, RecentTasks
 from storage.store import Store
-from storage.task import Failure, Lane, Stage, Status, Task
+from storage.task import Artifact, Copy, Failure, Lane, Stage, Status, Task
 from tests.support.databases import change, locked
 from tests.support.storing import NO_LIMIT, NOW, Gate, claim, enqueued, new, off, send, stored
 
@@ -172,6 +173,19 @@ def test_the_next_revision_is_serialized_again() -> None:
     answers = Answers(Links(DAY))
     task = new("t")
     assert answers.of(send(task)) != answers.of(task)
+
+
+def test_a_success_is_read_again_while_copies_of_its_results_may_follow() -> None:
+    answers = Answers(Links(DAY, copies_may_follow=True))
+    artifact = Artifact("https://x.example/0.png", "image/png")
+    copy = Copy("s3://b/0.png", 1, "00" * 32, "image/png")
+    success = SUCCESS._replace(artifacts=(artifact,))
+    copied = success.copied((replace(artifact, copy=copy),), NOW)
+    first = answers.of(success)
+    assert answers.for_success("c", "t", NOW) is None
+    assert answers.of(success._replace(version=50)) is first
+    assert answers.of(copied) != first
+    assert answers.for_success("c", "t", NOW) == answers.of(copied)
 
 
 def test_a_cached_response_expires_when_its_task_may_have_been_purged() -> None:

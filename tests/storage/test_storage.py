@@ -143,6 +143,7 @@ FULL = Task(
     submit_time=6.5,
     accept_time=7.5,
     unknown_time=8.5,
+    generated_time=8.75,
     candidate_id="h",
     setbacks=3,
     version=9,

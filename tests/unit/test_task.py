@@ -86,6 +86,7 @@ MOVES: dict[str, tuple[Move, set[str]]] = {  # each with the tasks that it is al
         {name for name, task in TASKS.items() if task.provider_task_id},
     ),
     "adopted_late": (lambda t: t.adopted_late("k-2", NOW, DUE), {"LOST"}),
+    "copied": (lambda t: t.copied(COPIED, NOW), {*OWED, "SUCCESS", "DELIVERED"}),
 }
 INVISIBLE = {
     "unknown",
@@ -356,6 +357,18 @@ def test_a_late_delivery_adds_artifacts_to_the_failure() -> None:
 def test_a_task_is_delivered_late_at_most_once() -> None:
     with pytest.raises(AssertionError):
         DELIVERED.delivered_late(ARTIFACTS, "{}", None, NOW)
+
+
+@pytest.mark.parametrize("before", [SUCCESS, DELIVERED], ids=["SUCCESS", "DELIVERED"])
+def test_copies_that_are_made_later_change_no_time_of_a_task(before: Task) -> None:
+    after = before.copied(COPIED, NOW)
+    assert changes(before, after) == {
+        "artifacts": COPIED,
+        "revision": before.revision + 1,
+        "update_time": NOW,
+        "generated_time": before.delivery_time,
+    }
+    assert after.delivery_time == before.delivery_time
 
 
 def test_a_task_without_its_result_is_due_again() -> None:
