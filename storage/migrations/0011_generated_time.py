@@ -4,7 +4,7 @@
 def up(migrator, db):
     # SQLite has one type for all such numbers; PostgreSQL's REAL is too short.
     column_type = "DOUBLE PRECISION" if db.for_update else "REAL"
-    db.execute_sql(f"ALTER TABLE tasks ADD COLUMN generated_time {column_type}")
+    db.execute_sql(f'ALTER TABLE tasks ADD COLUMN "generated_time" {column_type}')
 
 
 def down(migrator, db):

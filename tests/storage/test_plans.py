@@ -45,7 +45,6 @@ STATEMENTS: dict[str, tuple[object, ...]] = {
     "claims.waiting_since": (NOW, NOW, 10),
     "claims.first_waiting": ("c", "imagen4", NOW, 10),
     "tasks.renew": (NOW, "ended-7", 5),
-    "tasks.ended_after": (NOW - 19_000, NOW - 19_000, "", 10),
     "lanes.make_abandoned_due": (NOW, NOW),
     "lanes.limit_due_times": (NOW, Lane.POLL, NOW),
     "lanes.limit_leases": (NOW, Lane.POLL, NOW),
