@@ -25,8 +25,8 @@ log = structlog.get_logger()
 class AccountHold:
     """Since when the account is refused, and why. Times are unix seconds.
 
-    The database knows since when, so that no restart makes tasks wait longer, and so that all
-    processes hold their tasks, whichever of them was refused first.
+    The start of the hold is stored in the database: a restart does not make tasks wait longer, and
+    every process holds its tasks, even if another one was refused first.
 
     Attributes:
         seconds: How long a task is held at most; 0 if none is.
@@ -85,7 +85,7 @@ class AccountHold:
         return self._elapsed(since, now) >= self.seconds
 
     def expired_before(self, now: float) -> float | None:
-        """Return before when tasks were created that were held for too long; None if none were."""
+        """Return the time before which tasks were created that were held for too long, or None."""
         if self._since is None or self._elapsed(self._since, now) < self.seconds:
             return None
         return now - self.seconds
@@ -113,7 +113,7 @@ class AccountHold:
         return since == now
 
     async def follow(self, now: float) -> bool:
-        """Take over what other processes, or an earlier one, have stored; return if it is new.
+        """Adopt the hold that other processes, or an earlier one, stored; return whether it is new.
 
         Raises:
             StorageUnavailableError: The database is unavailable.

@@ -70,7 +70,7 @@ class Agenda:
         self._next_time = min(next_time, now + self._times.idle_seconds)
 
     def clock_jumped(self) -> None:
-        """Hold nothing back until a time of the clock before it jumped."""
+        """Forget until when lanes are held back: that time is from before the jump."""
         self._held_back_until = 0.0
 
     async def wait(self, now: float) -> None:

@@ -18,7 +18,7 @@ class CallbackPace:
     def next_time(self, task_id: str, now: float) -> float:
         """Return when a callback may cause a poll of its task."""
         last = self._polls.get(task_id)
-        # Not later than after a poll now: the last one may be from before the clock was set back.
+        # If the clock was set back, the last poll is in the future, and must not delay this one.
         return now if last is None else max(now, min(last[0], now) + CALLBACK_SECONDS)
 
     def remember(self, task_id: str, due_time: float, content: int | None) -> None:

@@ -189,7 +189,7 @@ def read_tokens(text: str) -> Mapping[bytes, str]:
     """Return the caller of each key from lines of `name sha256-in-hex` or `name san:VALUE`.
 
     Raises:
-        TokensFileError: A line is of neither form, and no comment and not empty, or it gives the
+        TokensFileError: A line has neither form and is neither a comment nor empty; or it gives the
             token or the certificate of one caller to another.
     """
     tokens = parse_tokens(text)

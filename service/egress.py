@@ -1,6 +1,6 @@
-"""What the environment says about outgoing requests besides the settings: proxies, authorities.
+"""The proxies and certificate authorities for outgoing requests.
 
-Their variables are conventions that other programs follow as well.
+They come from environment variables that other programs use as well, not from settings of ours.
 """
 
 import ssl

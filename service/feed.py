@@ -43,15 +43,15 @@ class FeedTimes:
 
 
 class Stream(Waiter):
-    """What the feed keeps for a stream: where it is, and the changes that wait for it.
+    """What the feed keeps for a stream: its position, and the changes that wait to be sent.
 
     Attributes:
-        which: The changes that it has.
-        position: Before the first change that the feed may hand to it.
-        is_live: Whether the feed hands it changes.
-        is_over: Whether it has to start over, because the database holds another history.
-        late_since: Since when there have been changes that were not sent, by the monotonic clock;
-            infinity while there are none.
+        which: Selects the changes of the stream.
+        position: Where the stream joined the feed: it already has everything up to here.
+        is_live: Whether the feed passes changes to the stream.
+        is_over: Whether the stream has to start over, because the database holds another history.
+        late_since: When the oldest change that was not sent arrived, by the monotonic clock;
+            infinity if everything was sent.
     """
 
     __slots__ = (
@@ -75,7 +75,7 @@ class Stream(Waiter):
         self._waiting: dict[str, Change] = {}  # the newest change of each task, in their order
 
     def wants(self, change: Change) -> bool:
-        """Return whether the stream has this change, apart from its caller."""
+        """Return whether the filter selects a change, regardless of its caller."""
         which = self.which
         if which.prompt_id and change.prompt_id != which.prompt_id:
             return False
@@ -95,7 +95,7 @@ class Stream(Waiter):
         return True
 
     def take(self, limit: int) -> list[Change]:
-        """Return the next changes that wait, at most `limit`."""
+        """Remove and return the next changes to send, at most `limit`."""
         taken = list(islice(self._waiting.values(), limit))
         for change in taken:
             del self._waiting[change.task_id]
@@ -107,7 +107,7 @@ class Stream(Waiter):
 
     @property
     def has_waiting(self) -> bool:
-        """Whether changes wait."""
+        """Whether there are changes to send."""
         return bool(self._waiting)
 
 
@@ -115,7 +115,7 @@ class Feed:
     """Reads the changes of all callers, and hands them to the live streams.
 
     Attributes:
-        position: Everything before it was handed out. It has a meaning only with live streams.
+        position: Everything before it was passed on. Only meaningful while there are live streams.
         draining: Whether the process is shutting down.
         metrics: What is measured of the streams.
     """
@@ -127,7 +127,7 @@ class Feed:
         self._live: dict[str, set[Stream]] = {}  # by caller
         self._streams: set[Stream] = set()
         self._woken = asyncio.Event()
-        self._pause = math.inf  # until changes that are hidden are read again
+        self._pause = math.inf  # until hidden changes are read again
         self._hidden_since = math.inf
         self.position = START
         self.draining = False

@@ -63,7 +63,7 @@ class Holds:
         self._models: defaultdict[str, _Hold] = defaultdict(new_hold)
 
     async def follow(self, now: float) -> None:
-        """Take over the hold of the account from other processes, or its end.
+        """Adopt what other processes have stored: a hold of the account, or its end.
 
         Raises:
             StorageUnavailableError: The database is unavailable.
@@ -78,7 +78,7 @@ class Holds:
             self._of_account.clear()
 
     def clock_jumped(self, now: float) -> None:
-        """End holds now that would end later: the clock may have been set back."""
+        """End all holds now: the clock may have been set back, and their ends be far ahead."""
         self._followed_time = -math.inf
         for hold in (self._of_account, self._of_all, *self._models.values()):
             hold.until = min(hold.until, now)

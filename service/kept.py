@@ -1,4 +1,4 @@
-"""Opens what keeps results: the storage, the downloads, and what copies from one to the other."""
+"""Opens the storage of results, the downloads from URLs, and the copier between the two."""
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack

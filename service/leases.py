@@ -90,7 +90,7 @@ class Leases:
                 self._held[task.id] = task
 
     async def may_send(self, task: Task) -> bool:
-        """Return whether a paid request may be sent: it is ours, and nobody sent it before."""
+        """Return whether a task may be sent: the claim is ours, and nobody sent the task before."""
         return await self.is_ours(task) and self._held[task.id].unknown_time is None
 
     async def is_ours(self, task: Task) -> bool:
@@ -161,8 +161,8 @@ class Leases:
 def _is_claimed(lane: Lane, claimed: Task, found: Task | None) -> bool:
     """Return whether a claim was committed.
 
-    The end of a lease may have been moved since: the clock has jumped. When a task was sent tells
-    the claims of two processes apart, too.
+    The end of the lease is not compared: after a jump of the clock it may have been moved. The time
+    of sending also tells the claims of two processes apart.
     """
     if found is not None and lane is Lane.SUBMIT:
         found = found._replace(due_time=claimed.due_time)

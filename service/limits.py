@@ -232,11 +232,11 @@ class Limits:
         return self._holds.account
 
     def clock_jumped(self, now: float, polls_from: float) -> None:
-        """Correct all times from before the clock has jumped.
+        """Correct all times that are from before a jump of the clock.
 
         Args:
             now: The current time.
-            polls_from: Until then no task is claimed to be polled: leases of other processes may
+            polls_from: When polls may be claimed again: until then, leases of other processes may
                 only seem to have expired.
         """
         for lane, gate in self._gates.items():
@@ -245,7 +245,7 @@ class Limits:
         self._holds.clock_jumped(now)
 
     async def follow_holds(self, now: float) -> None:
-        """Hold tasks if another process does, or an earlier one did, and as long as it does.
+        """Follow a hold that another process, or an earlier one, has stored, and its end.
 
         Raises:
             StorageUnavailableError: The database is unavailable.

@@ -25,8 +25,8 @@ CHANNEL_OPTIONS = (
     # connection's bandwidth. 64 KiB would be slower, 1 MiB is not faster.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 256 << 10),
-    # Clients may ping once a second, also without a call: by default a ping every two hours is the
-    # limit then, and a client that pings more often is disconnected. Half a second leaves them some
+    # Clients may ping once a second, even without a call. gRPC's default for connections without
+    # calls is two hours, and it disconnects clients that ping more often. Half a second allows for
     # jitter.
     ("grpc.http2.min_ping_interval_without_data_ms", 500),
     ("grpc.keepalive_permit_without_calls", 1),

@@ -31,7 +31,7 @@ class OutageLog:
     def retry_seconds(self) -> float:
         """Return after how long a caller should retry: later, the longer the outage lasts.
 
-        A database that has just recovered is not met by everybody at once.
+        So not all callers return at once to a database that has just recovered.
         """
         if self._start_time is None:
             return CALLERS_RETRY_SECONDS

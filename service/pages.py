@@ -118,8 +118,8 @@ def list_filter(request: pb.ListTasksRequest) -> ListFilter:
 def _bound(request: pb.ListTasksRequest, field: str) -> float | None:
     """Return a limit of create_time, in unix seconds.
 
-    Messages round a time to microseconds, so the limit lies between two of them: the time of a
-    message is never beyond itself.
+    The limit lies half a microsecond below the given time, because messages round create_time to
+    microseconds: a task is always on the side of the limit that its message shows.
     """
     if not request.HasField(field):  # type: ignore[arg-type] # a name of a field
         return None

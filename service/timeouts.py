@@ -96,14 +96,14 @@ class TaskTimeouts:
         return is_overdue and self._is_confirmed(task.id, now)
 
     def _is_confirmed(self, task_id: str, now: float) -> bool:
-        """Return whether an overdue task was overdue at a poll an interval ago, too."""
+        """Return whether an overdue task was already overdue at a poll an interval earlier."""
         since = self.overdue_since.setdefault(task_id, now)
         if since > now:  # the clock was set back
             self.overdue_since[task_id] = now
         elif self.elapsed_seconds(since, now) >= self.schedule.interval_seconds:
             del self.overdue_since[task_id]
             return True
-        if len(self.overdue_since) > OVERDUE_MAX:  # tasks that ended otherwise
+        if len(self.overdue_since) > OVERDUE_MAX:  # of tasks that ended in another way
             del self.overdue_since[next(iter(self.overdue_since))]
         return False
 

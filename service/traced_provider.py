@@ -1,4 +1,4 @@
-"""Kie, with a span for what is traced of its requests."""
+"""Kie as a provider, with a span for each request that is worth one."""
 
 import time
 from collections.abc import AsyncIterator
@@ -63,7 +63,7 @@ class TracedProvider(KieProvider):
         try:
             return await super().upload(upload, chunks)
         except BaseException as error:
-            # Not by its words: they may contain what the caller or the provider sent.
+            # The reason, not the message: that may contain what the caller or the provider sent.
             _fail(span, getattr(error, "reason", type(error).__name__))
             raise
         finally:

@@ -246,7 +246,7 @@ def add_trace(logger: object, method: str, line: Any) -> Any:
 
 
 class _PerSecond:
-    """Allows so many in each second."""
+    """Allows at most `most` in each second."""
 
     def __init__(self, most: int) -> None:
         self._most = most

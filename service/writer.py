@@ -44,7 +44,7 @@ class Writer:
         self._outage_log = outage_log
 
     async def write(self, task: Task, decide: Decide, *, patient: bool = False) -> Task | None:
-        """Save the snapshot that is decided on, and return it; None if it is decided to do nothing.
+        """Save the snapshot that `decide` returns, and return it; None if `decide` returns None.
 
         A task of a newer version stays as it is.
 
