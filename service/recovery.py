@@ -1,8 +1,8 @@
-"""What an earlier process left behind, and what a jump of the clock leaves behind.
+"""Repairs what an earlier process or a jump of the clock left behind.
 
-Due times and leases are times of the clock. If it was set back, by the operator of the machine or
-because a standby with another clock took over, they are further ahead than anything is ever
-scheduled, and their tasks would wait for as long as the clock jumped.
+Due times and leases are times of the clock. If the clock was set back, by the operator of the
+machine or because a standby with another clock took over, they are further ahead than anything is
+ever scheduled, and their tasks would wait for as long as the clock jumped.
 """
 
 from dataclasses import dataclass

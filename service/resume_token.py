@@ -27,7 +27,7 @@ HEAD = struct.Struct(">B8s8sQ")  # the version, the epoch, the binding, the numb
 
 @dataclass(frozen=True, slots=True)
 class ChangeFilter:
-    """Which tasks a stream of all changes has: those of a caller, of a prompt, that have ended."""
+    """Selects the tasks of a stream: of one caller, of one prompt if set, ended ones if set."""
 
     caller: str
     prompt_id: str = ""

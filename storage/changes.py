@@ -17,7 +17,7 @@ from storage.history import POSTGRESQL_ORIGIN, SQLITE_HORIZON, epoch
 
 
 class Position(NamedTuple):
-    """A place in the order of all changes: behind this change of a task.
+    """A place in the order of all changes: right after this change of a task.
 
     An empty task id is the place before all changes with this number.
     """

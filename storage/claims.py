@@ -19,7 +19,7 @@ SENDING_RETRY_SECONDS = 0.1  # by then a create of another process may have been
 FEW_TASKS = 16  # if no more tasks wait, all are read and locked before the choice among them
 OVERDUE_SECONDS = 60.0  # overdue this long, a task is polled even if its last poll failed
 UNREADABLE_SECONDS = 3_600.0  # after this, a row that cannot be read is looked at again
-# Overdue this long, a task of a newer version is left to nobody: that version does not run.
+# A newer version's task that is overdue this long does not count: that version no longer runs.
 LEFT_SECONDS = 300.0
 
 Move = Callable[[Task], Task]

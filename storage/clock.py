@@ -56,12 +56,12 @@ class Clock:
         return max(0.0, now - since - (self.jumped_seconds(since) if self._jumps else 0.0))
 
     def without_jumps(self, now: float) -> float:
-        """Return the time as it was before all jumps forward: what is older than that is old."""
+        """Return the time without all jumps forward, which make nothing older."""
         return now - max(0.0, self.jumped_seconds(0.0))
 
     def _jump_to(self, offset: float) -> None:
         """Continue with another offset."""
-        # The jump first: another thread that reads the new time has to find the jump.
+        # The jump comes first: a thread that reads the new time must already see the jump.
         self._jumps.append(Jump(monotonic_seconds() + offset, offset - self._offset))
         self._offset = offset
 

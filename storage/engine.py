@@ -52,7 +52,7 @@ class Engine(Protocol):
     sql: Statements
     touch: str  # a statement that changes nothing, but fails if the database cannot be written to
     writer: Worker
-    origin: str  # which file this is; "" if its statements read it
+    origin: str  # identifies the SQLite file; "" on PostgreSQL, which reads it in SQL
 
     @property
     def db(self) -> Database:

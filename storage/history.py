@@ -12,20 +12,20 @@ from peewee import Database
 
 from storage.schema import SecretRow
 
-CHANGES = "changes"  # the name of what identifies a history
-CHANGES_ORIGIN = "origin of changes"  # where it was written
-
+# The names of two secrets: the random id of the history, and the origin it was written at.
+CHANGES = "changes"
+CHANGES_ORIGIN = "origin of changes"
 
 EPOCH_BYTES = 8
 ID_BYTES = 16
 
-# The cluster, its timeline, which a promotion changes, and the table.
+# The id of the cluster, its timeline (which a promotion changes), and the table.
 POSTGRESQL_ORIGIN = (
     "(SELECT system_identifier FROM pg_control_system())::text"
     " || ' ' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
     " || ' ' || 'tasks'::regclass::oid"
 )
-# What is deleted counts, too: a number is never used twice.
+# Deleted tasks count, too, so that a number is never used twice.
 SQLITE_HORIZON = (
     "(SELECT MAX(COALESCE((SELECT MAX(change_xid) FROM tasks), 0),"
     " COALESCE((SELECT MAX(change_xid) FROM purges), 0)) + 1)"
@@ -33,7 +33,7 @@ SQLITE_HORIZON = (
 
 
 def epoch(origin: str, history_id: bytes | None) -> bytes:
-    """Return what identifies a history, from where it is kept and the id it was given."""
+    """Return the epoch of a history: a hash of the database's origin and the history's id."""
     text = origin.encode() + b"\0" + bytes(history_id or b"")
     return blake2b(text, digest_size=EPOCH_BYTES).digest()
 
@@ -43,7 +43,7 @@ def settle_history(db: Database, origin: str, *, new: bool = False) -> bool:
 
     Args:
         db: The database, in no transaction.
-        origin: Where the database is kept.
+        origin: Identifies where the database is.
         new: Whether to begin one in any case.
     """
     with db.atomic():

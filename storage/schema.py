@@ -145,7 +145,7 @@ class HoldRow(Model):
 class PurgeRow(Model):
     """The newest position of the deleted tasks of a caller.
 
-    A stream that stopped before it can never have all changes.
+    A stream that resumes from before this position has missed changes.
     """
 
     caller = TextField(primary_key=True)

@@ -19,7 +19,7 @@ from peewee import OperationalError
 from storage.errors import StorageConfigError, StorageUnavailableError
 
 SQLITE_MAGIC = b"SQLite format 3\0"
-CHECK_SECONDS = 1.0  # between two looks at the files, however many transactions there are
+CHECK_SECONDS = 1.0  # between two checks of the files, however many transactions there are
 
 logger = logging.getLogger(__name__)
 

@@ -196,7 +196,7 @@ class Store(Reads):
         )
 
     async def limit_leases(self, latest: float, due_time: float) -> None:
-        """Do the same with the leases of tasks that are being sent."""
+        """Let leases of tasks that are being sent end at a time if they end after `latest`."""
         await self._execute(
             "limit_leases", self._sql.lanes.limit_leases, due_time, Lane.POLL, latest
         )

@@ -27,7 +27,7 @@ from storage.errors import (
 BATCH_MAX_JOBS = 256
 LISTS_MAX_JOBS = 4  # for reads of many rows
 WAITING_SECONDS = 5.0
-REPEATED_MAX_SECONDS = 10.0  # since it was queued, a job is no longer repeated after a timeout
+REPEATED_MAX_SECONDS = 10.0  # a job that was queued longer ago is not repeated after a timeout
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class _Job:
     started: bool = False
 
     def start(self) -> bool:
-        """Start it, in the thread; return False if nobody wants its result any more."""
+        """Start the job, in the thread; return False if nobody wants its result any more."""
         self.started = not (self.disposable and self.done.done())
         return self.started
 

@@ -96,4 +96,4 @@ class Connection:
 
 
 def ignore(_: object) -> None:
-    """Do nothing: the callback of those who set none."""
+    """Do nothing: the default callback."""

@@ -9,7 +9,7 @@ from storage.postgresql.connection import ConnectionSocket, PostgresDatabase
 READ_CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float8"
 # Leases last several times as long: after a jump every process can renew its own in time.
 COMPARE_SECONDS = 2.0
-JUMP_SECONDS = 5.0  # a larger difference is a jump; a smaller one is no harm to a lease
+JUMP_SECONDS = 5.0  # a larger difference is a jump; a smaller one does not harm leases
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 class DatabaseClock(Clock):
     """The time at the database, by this machine's monotonic clock and an offset.
 
-    The database's clock is set, or a standby with another clock takes over: then all processes
-    follow, as new ones know no other time.
+    If the database's clock is set, or a standby with another clock takes over, all processes follow
+    it: a process that starts later knows no other time.
     """
 
     def __init__(self, db: PostgresDatabase) -> None:

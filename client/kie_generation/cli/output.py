@@ -86,15 +86,15 @@ class TextOutput:
             _line(line)
 
     def totals(self, text: str) -> None:
-        """Print them below the table."""
+        """Print the sums below the table."""
         _line(text)
 
     def changed(self, task: GenerationTask) -> None:
-        """Print one line."""
+        """Print a line for a change."""
         _line(change_line(task, self._columns))
 
     def file(self, file: UploadedFile) -> None:
-        """Print the URL and the task_rows of the file."""
+        """Print the URL and the properties of the file."""
         _rows(
             ("url", file.download_url),
             ("type", file.mime_type),
@@ -157,7 +157,7 @@ class JsonOutput:
         print(json.dumps({"note": text}), file=sys.stderr)  # noqa: T201 - printing is this module's job
 
     def problem(self, problem: Problem) -> None:
-        """Print `{"error": {…}}` to stderr, with the task_rows that are set."""
+        """Print `{"error": {…}}` to stderr, with the fields that are set."""
         known = {
             name: value for name, value in asdict(problem).items() if value not in ("", (), None)
         }

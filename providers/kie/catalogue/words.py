@@ -48,7 +48,7 @@ NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,15})(?:\.\d{1,15})?")
 LIKE_JSON = re.compile(rf"{NUMBER.pattern}|true|false|null|\s*|\s.*|.*\s")
 
 Path = tuple[str | int, ...]
-# The rank of words about a value: its choices say all that other rules could, its type nearly so.
+# The rules that say most about a value come first; less telling ones about it are dropped.
 CHOICES, TYPE, OTHER = range(3)
 
 
