@@ -29,6 +29,7 @@ Lengths of strings are counted in Unicode code points. No string may contain the
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -136,7 +137,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CREDITS_EXHAUSTED: _ErrorReason.ValueType  # 4
     """FAILED_PRECONDITION: the account at the provider has no credits left, or its API key has reached its spending limit."""
     ERROR_REASON_MODEL_UNAVAILABLE: _ErrorReason.ValueType  # 5
-    """FAILED_PRECONDITION: the model is paused at the provider, or disabled by the operator."""
+    """FAILED_PRECONDITION: the model is paused at the provider, disabled by the operator, or not in the provider's catalogue."""
     ERROR_REASON_PROVIDER_ERROR: _ErrorReason.ValueType  # 6
     """ABORTED: the provider failed to accept the task. The service does not send it again, because it might be paid for
     twice. A new request_id may succeed.
@@ -212,7 +213,7 @@ ERROR_REASON_PROVIDER_UNAUTHORIZED: ErrorReason.ValueType  # 3
 ERROR_REASON_CREDITS_EXHAUSTED: ErrorReason.ValueType  # 4
 """FAILED_PRECONDITION: the account at the provider has no credits left, or its API key has reached its spending limit."""
 ERROR_REASON_MODEL_UNAVAILABLE: ErrorReason.ValueType  # 5
-"""FAILED_PRECONDITION: the model is paused at the provider, or disabled by the operator."""
+"""FAILED_PRECONDITION: the model is paused at the provider, disabled by the operator, or not in the provider's catalogue."""
 ERROR_REASON_PROVIDER_ERROR: ErrorReason.ValueType  # 6
 """ABORTED: the provider failed to accept the task. The service does not send it again, because it might be paid for
 twice. A new request_id may succeed.
@@ -284,6 +285,7 @@ class CreateTaskRequest(_message.Message):
     PROMPT_ID_FIELD_NUMBER: _builtins.int
     PROVIDER_PARAMS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     prompt_id: _builtins.str
     """The caller's own reference for the prompt, 1-255 characters. The service stores it, and ListTasks can filter by it. It
     is not looked up anywhere. Required.
@@ -292,9 +294,13 @@ class CreateTaskRequest(_message.Message):
     """Makes the call idempotent: 1-128 characters, unique among the caller's requests. If it is empty, every call creates a
     new task. Repeating an id with different parameters is an error: REQUEST_ID_REUSED.
     """
+    validate_only: _builtins.bool
+    """If it is true, the request is only checked: nothing is stored, sent or paid for. The response is the task as it would
+    be stored, with an empty id, or the error that CreateTask would return.
+    """
     @_builtins.property
     def provider_params(self) -> Global___ProviderParams:
-        """What to generate, and with which model. At most 64 KiB. Required."""
+        """What to generate, and with which model. At most 64 KiB, or as MarketParams says. Required."""
 
     def __init__(
         self,
@@ -302,10 +308,11 @@ class CreateTaskRequest(_message.Message):
         prompt_id: _builtins.str = ...,
         provider_params: Global___ProviderParams | None = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provider_params", b"provider_params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt_id", b"prompt_id", "provider_params", b"provider_params", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt_id", b"prompt_id", "provider_params", b"provider_params", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -320,7 +327,7 @@ class CreateTaskResponse(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def task(self) -> Global___GenerationTask:
-        """The current snapshot of the task, usually PENDING."""
+        """The current snapshot of the task, usually PENDING. With validate_only, the task as it would be stored: without an id."""
 
     def __init__(
         self,
@@ -968,6 +975,273 @@ class SignArtifactResponse(_message.Message):
 Global___SignArtifactResponse: _TypeAlias = SignArtifactResponse  # noqa: Y015
 
 @_typing.final
+class ListModelsRequest(_message.Message):
+    """Selects the models to list. Filters ignore letter case."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: _builtins.int
+    TASK_TYPE_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    INCLUDE_RETIRED_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    query: _builtins.str
+    """If it is set, only models whose id, title, provider or task types contain each of its words. At most 200 characters."""
+    task_type: _builtins.str
+    """If it is set, only models of this task type, such as `Text to Image`. At most 200 characters."""
+    provider: _builtins.str
+    """If it is set, only models of this provider, such as `Google`. At most 200 characters."""
+    include_retired: _builtins.bool
+    """Whether to list models that are RETIRED, too."""
+    page_size: _builtins.int
+    """The maximum number of models in the response. 0 means 50; more than 200 means 200; a negative value is an error."""
+    page_token: _builtins.str
+    """The next_page_token of the previous page; the filter must be the same. Empty for the first page."""
+    def __init__(
+        self,
+        *,
+        query: _builtins.str = ...,
+        task_type: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        include_retired: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_retired", b"include_retired", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider", "query", b"query", "task_type", b"task_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
+
+@_typing.final
+class ListModelsResponse(_message.Message):
+    """One page of models."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The token of the next page. Empty if this is the last one."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
+        """The models, sorted by id, without input_schema."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___Model] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
+
+@_typing.final
+class GetModelRequest(_message.Message):
+    """Names the model to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Model.id, 1-128 characters. Required."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelRequest: _TypeAlias = GetModelRequest  # noqa: Y015
+
+@_typing.final
+class GetModelResponse(_message.Message):
+    """The model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___Model:
+        """The model, with its input_schema."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___Model | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
+
+@_typing.final
+class Model(_message.Message):
+    """A model of the provider."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Lifecycle:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _LifecycleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Model._Lifecycle.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        LIFECYCLE_UNSPECIFIED: Model._Lifecycle.ValueType  # 0
+        """Not used."""
+        LIFECYCLE_ACTIVE: Model._Lifecycle.ValueType  # 1
+        """In the provider's catalogue."""
+        LIFECYCLE_UNLISTED: Model._Lifecycle.ValueType  # 2
+        """Not in the provider's catalogue, but documented. CreateTask returns MODEL_UNAVAILABLE, unless the operator allows
+        such models.
+        """
+        LIFECYCLE_RETIRED: Model._Lifecycle.ValueType  # 3
+        """No longer in the provider's catalogue. A task is still sent, and the provider may refuse it."""
+        LIFECYCLE_DISABLED: Model._Lifecycle.ValueType  # 4
+        """Disabled by the operator: CreateTask returns MODEL_UNAVAILABLE."""
+
+    class Lifecycle(_Lifecycle, metaclass=_LifecycleEnumTypeWrapper):
+        """Whether tasks can be created with the model."""
+
+    LIFECYCLE_UNSPECIFIED: Model.Lifecycle.ValueType  # 0
+    """Not used."""
+    LIFECYCLE_ACTIVE: Model.Lifecycle.ValueType  # 1
+    """In the provider's catalogue."""
+    LIFECYCLE_UNLISTED: Model.Lifecycle.ValueType  # 2
+    """Not in the provider's catalogue, but documented. CreateTask returns MODEL_UNAVAILABLE, unless the operator allows
+    such models.
+    """
+    LIFECYCLE_RETIRED: Model.Lifecycle.ValueType  # 3
+    """No longer in the provider's catalogue. A task is still sent, and the provider may refuse it."""
+    LIFECYCLE_DISABLED: Model.Lifecycle.ValueType  # 4
+    """Disabled by the operator: CreateTask returns MODEL_UNAVAILABLE."""
+
+    ID_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    TASK_TYPES_FIELD_NUMBER: _builtins.int
+    LIFECYCLE_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
+    PRICE_TEXT_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    INPUT_SCHEMA_FIELD_NUMBER: _builtins.int
+    REFRESH_TIME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The id, such as `nano-banana-2` or `kling-3.0/video`: the value of MarketParams.model if `member` is `market`."""
+    title: _builtins.str
+    """The name for people."""
+    provider: _builtins.str
+    """Who made the model, such as `Google`."""
+    lifecycle: Global___Model.Lifecycle.ValueType
+    """Whether tasks can be created with it."""
+    member: _builtins.str
+    """The member of KieParams.model that takes the model: `imagen4`, `midjourney`, `veo3` or `sora2` for the variants of the
+    models that have their own messages, `market` for all others. `market` takes the ids of Imagen 4 and Sora 2, too.
+    """
+    replacement: _builtins.str
+    """The id of the model to use instead. Empty if none is known."""
+    price_text: _builtins.str
+    """The provider's price, for people. Empty if it is unknown."""
+    @_builtins.property
+    def task_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it does, such as `Text to Image`."""
+
+    @_builtins.property
+    def measured(self) -> Global___MeasuredModel:
+        """What tasks of this model cost here, and how long they took. Unset if none has succeeded."""
+
+    @_builtins.property
+    def input_schema(self) -> _struct_pb2.Struct:
+        """The JSON Schema of MarketParams.input, from which a form can be made. Unset in lists, if the schema is unknown, and if
+        `market` does not take the model.
+        """
+
+    @_builtins.property
+    def refresh_time(self) -> _timestamp_pb2.Timestamp:
+        """When the provider's catalogue last confirmed the model. Unset if it never did."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        title: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        task_types: _abc.Iterable[_builtins.str] | None = ...,
+        lifecycle: Global___Model.Lifecycle.ValueType = ...,
+        member: _builtins.str = ...,
+        replacement: _builtins.str = ...,
+        price_text: _builtins.str = ...,
+        measured: Global___MeasuredModel | None = ...,
+        input_schema: _struct_pb2.Struct | None = ...,
+        refresh_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input_schema", b"input_schema", "measured", b"measured", "refresh_time", b"refresh_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "input_schema", b"input_schema", "lifecycle", b"lifecycle", "measured", b"measured", "member", b"member", "price_text", b"price_text", "provider", b"provider", "refresh_time", b"refresh_time", "replacement", b"replacement", "task_types", b"task_types", "title", b"title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class MeasuredModel(_message.Message):
+    """Measurements of the last 256 tasks of a model that succeeded on this deployment. They may be a minute old."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    MIN_CREDITS_FIELD_NUMBER: _builtins.int
+    MEDIAN_CREDITS_FIELD_NUMBER: _builtins.int
+    MAX_CREDITS_FIELD_NUMBER: _builtins.int
+    MEDIAN_SECONDS_FIELD_NUMBER: _builtins.int
+    P95_SECONDS_FIELD_NUMBER: _builtins.int
+    tasks: _builtins.int
+    """The number of tasks."""
+    min_credits: _builtins.float
+    """The lowest cost of a task, in the provider's credits. The three costs are 0 if the provider reported none."""
+    median_credits: _builtins.float
+    """The median cost."""
+    max_credits: _builtins.float
+    """The highest cost."""
+    median_seconds: _builtins.float
+    """The median time from the provider's acceptance of a task to its end, in seconds."""
+    p95_seconds: _builtins.float
+    """The time within which 95 of 100 tasks ended, in seconds."""
+    def __init__(
+        self,
+        *,
+        tasks: _builtins.int = ...,
+        min_credits: _builtins.float = ...,
+        median_credits: _builtins.float = ...,
+        max_credits: _builtins.float = ...,
+        median_seconds: _builtins.float = ...,
+        p95_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_credits", b"max_credits", "median_credits", b"median_credits", "median_seconds", b"median_seconds", "min_credits", b"min_credits", "p95_seconds", b"p95_seconds", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasuredModel: _TypeAlias = MeasuredModel  # noqa: Y015
+
+@_typing.final
 class ProviderParams(_message.Message):
     """What to generate, and through which provider."""
 
@@ -995,7 +1269,9 @@ Global___ProviderParams: _TypeAlias = ProviderParams  # noqa: Y015
 
 @_typing.final
 class KieParams(_message.Message):
-    """What to generate through Kie.ai. The name of the oneof member is also the model's name in settings, logs and metrics."""
+    """What to generate through Kie.ai. The name of the oneof member is also the model's name in settings, logs and metrics; with
+    `market`, the name is MarketParams.model.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1003,6 +1279,7 @@ class KieParams(_message.Message):
     MIDJOURNEY_FIELD_NUMBER: _builtins.int
     VEO3_FIELD_NUMBER: _builtins.int
     SORA2_FIELD_NUMBER: _builtins.int
+    MARKET_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def imagen4(self) -> Global___Imagen4Params:
         """Google Imagen 4: images."""
@@ -1019,6 +1296,10 @@ class KieParams(_message.Message):
     def sora2(self) -> Global___Sora2Params:
         """OpenAI Sora 2: videos."""
 
+    @_builtins.property
+    def market(self) -> Global___MarketParams:
+        """Any model of the provider's catalogue: see ListModels."""
+
     def __init__(
         self,
         *,
@@ -1026,16 +1307,54 @@ class KieParams(_message.Message):
         midjourney: Global___MidjourneyParams | None = ...,
         veo3: Global___Veo3Params | None = ...,
         sora2: Global___Sora2Params | None = ...,
+        market: Global___MarketParams | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["imagen4", b"imagen4", "midjourney", b"midjourney", "model", b"model", "sora2", b"sora2", "veo3", b"veo3"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["imagen4", b"imagen4", "market", b"market", "midjourney", b"midjourney", "model", b"model", "sora2", b"sora2", "veo3", b"veo3"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["imagen4", b"imagen4", "midjourney", b"midjourney", "model", b"model", "sora2", b"sora2", "veo3", b"veo3"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["imagen4", b"imagen4", "market", b"market", "midjourney", b"midjourney", "model", b"model", "sora2", b"sora2", "veo3", b"veo3"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_model: _TypeAlias = _typing.Literal["imagen4", "midjourney", "veo3", "sora2"]  # noqa: Y015
+    _WhichOneofReturnType_model: _TypeAlias = _typing.Literal["imagen4", "midjourney", "veo3", "sora2", "market"]  # noqa: Y015
     _WhichOneofArgType_model: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_model) -> _WhichOneofReturnType_model | None: ...
 
 Global___KieParams: _TypeAlias = KieParams  # noqa: Y015
+
+@_typing.final
+class MarketParams(_message.Message):
+    """Parameters of any model of the provider's catalogue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Model.id, 1-128 characters: segments of letters, digits, `.`, `_` and `-`, joined by `/`. Models whose member is `veo3`
+    or `midjourney` are not taken here. Required.
+    """
+    @_builtins.property
+    def input(self) -> _struct_pb2.Struct:
+        """The input of the model, as Model.input_schema describes it. If the schema is known, the input is checked against it,
+        unknown fields are rejected, and defaults that the provider requires are filled in. At most 256 KiB as JSON, 8 levels
+        and 10,000 values; keys have 1-128 characters without control characters, and `callBackUrl` is not allowed.
+
+        Types are never converted: where the model wants the string "5", the number 5 is rejected. An integer of magnitude up
+        to 2^53 is sent as a JSON integer, any other number as the shortest decimal that is equal to it. Greater integers, NaN
+        and infinities are rejected.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        input: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MarketParams: _TypeAlias = MarketParams  # noqa: Y015
 
 @_typing.final
 class Imagen4Params(_message.Message):
@@ -1588,7 +1907,7 @@ class GenerationTask(_message.Message):
     """The value of CreateTaskRequest.request_id."""
     @_builtins.property
     def provider_params(self) -> Global___ProviderParams:
-        """The value of CreateTaskRequest.provider_params."""
+        """The value of CreateTaskRequest.provider_params. MarketParams.input also contains the defaults that were filled in."""
 
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Artifact]:

@@ -83,6 +83,16 @@ class GenerationServiceStub:
                 request_serializer=generation_dot_v1_dot_generation__pb2.SignArtifactRequest.SerializeToString,
                 response_deserializer=generation_dot_v1_dot_generation__pb2.SignArtifactResponse.FromString,
                 _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/generation.v1.GenerationService/ListModels',
+                request_serializer=generation_dot_v1_dot_generation__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=generation_dot_v1_dot_generation__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.GetModel = channel.unary_unary(
+                '/generation.v1.GenerationService/GetModel',
+                request_serializer=generation_dot_v1_dot_generation__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=generation_dot_v1_dot_generation__pb2.GetModelResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer:
@@ -99,14 +109,17 @@ class GenerationServiceServicer:
 
         Errors: INVALID_PARAMS (fix the named fields), REQUEST_ID_REUSED (choose a new request_id), RATE_LIMITED (too many
         tasks are queued, or the caller created too many within a minute: retry later), MODEL_NOT_ALLOWED (use another
-        model). If the provider refused the task, the error's metadata contains `task_id`, and the reason is PROVIDER_REJECTED
-        (fix the parameters), PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED or MODEL_UNAVAILABLE (the operator must act), or
-        PROVIDER_ERROR (a new request_id may succeed).
+        model), MODEL_UNAVAILABLE (the model is disabled, or not in the provider's catalogue: see ListModels). If the provider
+        refused the task, the error's metadata contains `task_id`, and the reason is PROVIDER_REJECTED (fix the parameters),
+        PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED or MODEL_UNAVAILABLE (the operator must act), or PROVIDER_ERROR (a new
+        request_id may succeed).
 
         If the response was lost, retry with the same request_id: the call returns the same task, and nothing is paid for
         again. A response was lost if the call ends as UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's
-        ErrorInfo. A known request_id is looked up before limits and models are checked: the limits `queue` and
-        `creates_per_minute` and MODEL_NOT_ALLOWED never apply to it.
+        ErrorInfo. A known request_id is looked up before limits, models and schemas are checked: none of them ever refuses a
+        retry. Parameters are compared as they were sent; the order of the keys in MarketParams.input does not matter.
+
+        With validate_only, the call makes the same checks, but stores and sends nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -219,6 +232,25 @@ class GenerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListModels(self, request, context):
+        """Lists the models that tasks can be created with, sorted by id, without their input_schema. It has no side effects, so
+        it is always safe to retry.
+
+        Errors: INVALID_PARAMS (page_size is negative, page_token belongs to another filter, or a filter is too long).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModel(self, request, context):
+        """Returns a model with the form of its input. It has no side effects, so it is always safe to retry.
+
+        Errors: INVALID_PARAMS (id cannot be the id of a model), MODEL_UNAVAILABLE (the service does not know the model).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -266,6 +298,16 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.SignArtifact,
                     request_deserializer=generation_dot_v1_dot_generation__pb2.SignArtifactRequest.FromString,
                     response_serializer=generation_dot_v1_dot_generation__pb2.SignArtifactResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=generation_dot_v1_dot_generation__pb2.ListModelsRequest.FromString,
+                    response_serializer=generation_dot_v1_dot_generation__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=generation_dot_v1_dot_generation__pb2.GetModelRequest.FromString,
+                    response_serializer=generation_dot_v1_dot_generation__pb2.GetModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -515,6 +557,60 @@ class GenerationService:
             '/generation.v1.GenerationService/SignArtifact',
             generation_dot_v1_dot_generation__pb2.SignArtifactRequest.SerializeToString,
             generation_dot_v1_dot_generation__pb2.SignArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/generation.v1.GenerationService/ListModels',
+            generation_dot_v1_dot_generation__pb2.ListModelsRequest.SerializeToString,
+            generation_dot_v1_dot_generation__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/generation.v1.GenerationService/GetModel',
+            generation_dot_v1_dot_generation__pb2.GetModelRequest.SerializeToString,
+            generation_dot_v1_dot_generation__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

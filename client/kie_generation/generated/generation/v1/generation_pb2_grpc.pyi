@@ -67,14 +67,17 @@ class GenerationServiceStub:
 
     Errors: INVALID_PARAMS (fix the named fields), REQUEST_ID_REUSED (choose a new request_id), RATE_LIMITED (too many
     tasks are queued, or the caller created too many within a minute: retry later), MODEL_NOT_ALLOWED (use another
-    model). If the provider refused the task, the error's metadata contains `task_id`, and the reason is PROVIDER_REJECTED
-    (fix the parameters), PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED or MODEL_UNAVAILABLE (the operator must act), or
-    PROVIDER_ERROR (a new request_id may succeed).
+    model), MODEL_UNAVAILABLE (the model is disabled, or not in the provider's catalogue: see ListModels). If the provider
+    refused the task, the error's metadata contains `task_id`, and the reason is PROVIDER_REJECTED (fix the parameters),
+    PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED or MODEL_UNAVAILABLE (the operator must act), or PROVIDER_ERROR (a new
+    request_id may succeed).
 
     If the response was lost, retry with the same request_id: the call returns the same task, and nothing is paid for
     again. A response was lost if the call ends as UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's
-    ErrorInfo. A known request_id is looked up before limits and models are checked: the limits `queue` and
-    `creates_per_minute` and MODEL_NOT_ALLOWED never apply to it.
+    ErrorInfo. A known request_id is looked up before limits, models and schemas are checked: none of them ever refuses a
+    retry. Parameters are compared as they were sent; the order of the keys in MarketParams.input does not matter.
+
+    With validate_only, the call makes the same checks, but stores and sends nothing.
     """
     QueryTask: _grpc.UnaryUnaryMultiCallable[_generation_pb2.QueryTaskRequest, _generation_pb2.QueryTaskResponse]
     """Returns the newest committed snapshot of a task. It has no side effects, so it is always safe to retry.
@@ -151,6 +154,17 @@ class GenerationServiceStub:
     Errors: INVALID_PARAMS, TASK_NOT_FOUND, ARTIFACT_NOT_FOUND, ARTIFACT_NOT_STORED (there is no copy, or it is not in an
     object store: use DownloadArtifact), PROVIDER_UNAVAILABLE (the storage cannot make links now: retry).
     """
+    ListModels: _grpc.UnaryUnaryMultiCallable[_generation_pb2.ListModelsRequest, _generation_pb2.ListModelsResponse]
+    """Lists the models that tasks can be created with, sorted by id, without their input_schema. It has no side effects, so
+    it is always safe to retry.
+
+    Errors: INVALID_PARAMS (page_size is negative, page_token belongs to another filter, or a filter is too long).
+    """
+    GetModel: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GetModelRequest, _generation_pb2.GetModelResponse]
+    """Returns a model with the form of its input. It has no side effects, so it is always safe to retry.
+
+    Errors: INVALID_PARAMS (id cannot be the id of a model), MODEL_UNAVAILABLE (the service does not know the model).
+    """
 
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
@@ -168,14 +182,17 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
 
     Errors: INVALID_PARAMS (fix the named fields), REQUEST_ID_REUSED (choose a new request_id), RATE_LIMITED (too many
     tasks are queued, or the caller created too many within a minute: retry later), MODEL_NOT_ALLOWED (use another
-    model). If the provider refused the task, the error's metadata contains `task_id`, and the reason is PROVIDER_REJECTED
-    (fix the parameters), PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED or MODEL_UNAVAILABLE (the operator must act), or
-    PROVIDER_ERROR (a new request_id may succeed).
+    model), MODEL_UNAVAILABLE (the model is disabled, or not in the provider's catalogue: see ListModels). If the provider
+    refused the task, the error's metadata contains `task_id`, and the reason is PROVIDER_REJECTED (fix the parameters),
+    PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED or MODEL_UNAVAILABLE (the operator must act), or PROVIDER_ERROR (a new
+    request_id may succeed).
 
     If the response was lost, retry with the same request_id: the call returns the same task, and nothing is paid for
     again. A response was lost if the call ends as UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's
-    ErrorInfo. A known request_id is looked up before limits and models are checked: the limits `queue` and
-    `creates_per_minute` and MODEL_NOT_ALLOWED never apply to it.
+    ErrorInfo. A known request_id is looked up before limits, models and schemas are checked: none of them ever refuses a
+    retry. Parameters are compared as they were sent; the order of the keys in MarketParams.input does not matter.
+
+    With validate_only, the call makes the same checks, but stores and sends nothing.
     """
     QueryTask: _aio.UnaryUnaryMultiCallable[_generation_pb2.QueryTaskRequest, _generation_pb2.QueryTaskResponse]  # type: ignore[assignment]
     """Returns the newest committed snapshot of a task. It has no side effects, so it is always safe to retry.
@@ -252,6 +269,17 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     Errors: INVALID_PARAMS, TASK_NOT_FOUND, ARTIFACT_NOT_FOUND, ARTIFACT_NOT_STORED (there is no copy, or it is not in an
     object store: use DownloadArtifact), PROVIDER_UNAVAILABLE (the storage cannot make links now: retry).
     """
+    ListModels: _aio.UnaryUnaryMultiCallable[_generation_pb2.ListModelsRequest, _generation_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """Lists the models that tasks can be created with, sorted by id, without their input_schema. It has no side effects, so
+    it is always safe to retry.
+
+    Errors: INVALID_PARAMS (page_size is negative, page_token belongs to another filter, or a filter is too long).
+    """
+    GetModel: _aio.UnaryUnaryMultiCallable[_generation_pb2.GetModelRequest, _generation_pb2.GetModelResponse]  # type: ignore[assignment]
+    """Returns a model with the form of its input. It has no side effects, so it is always safe to retry.
+
+    Errors: INVALID_PARAMS (id cannot be the id of a model), MODEL_UNAVAILABLE (the service does not know the model).
+    """
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Generates images and videos. Clients may send a keepalive ping every 10 seconds on an idle connection, not more often.
@@ -272,14 +300,17 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_PARAMS (fix the named fields), REQUEST_ID_REUSED (choose a new request_id), RATE_LIMITED (too many
         tasks are queued, or the caller created too many within a minute: retry later), MODEL_NOT_ALLOWED (use another
-        model). If the provider refused the task, the error's metadata contains `task_id`, and the reason is PROVIDER_REJECTED
-        (fix the parameters), PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED or MODEL_UNAVAILABLE (the operator must act), or
-        PROVIDER_ERROR (a new request_id may succeed).
+        model), MODEL_UNAVAILABLE (the model is disabled, or not in the provider's catalogue: see ListModels). If the provider
+        refused the task, the error's metadata contains `task_id`, and the reason is PROVIDER_REJECTED (fix the parameters),
+        PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED or MODEL_UNAVAILABLE (the operator must act), or PROVIDER_ERROR (a new
+        request_id may succeed).
 
         If the response was lost, retry with the same request_id: the call returns the same task, and nothing is paid for
         again. A response was lost if the call ends as UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's
-        ErrorInfo. A known request_id is looked up before limits and models are checked: the limits `queue` and
-        `creates_per_minute` and MODEL_NOT_ALLOWED never apply to it.
+        ErrorInfo. A known request_id is looked up before limits, models and schemas are checked: none of them ever refuses a
+        retry. Parameters are compared as they were sent; the order of the keys in MarketParams.input does not matter.
+
+        With validate_only, the call makes the same checks, but stores and sends nothing.
         """
 
     @_abc_1.abstractmethod
@@ -403,6 +434,29 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_PARAMS, TASK_NOT_FOUND, ARTIFACT_NOT_FOUND, ARTIFACT_NOT_STORED (there is no copy, or it is not in an
         object store: use DownloadArtifact), PROVIDER_UNAVAILABLE (the storage cannot make links now: retry).
+        """
+
+    @_abc_1.abstractmethod
+    def ListModels(
+        self,
+        request: _generation_pb2.ListModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_pb2.ListModelsResponse, _abc.Awaitable[_generation_pb2.ListModelsResponse]]:
+        """Lists the models that tasks can be created with, sorted by id, without their input_schema. It has no side effects, so
+        it is always safe to retry.
+
+        Errors: INVALID_PARAMS (page_size is negative, page_token belongs to another filter, or a filter is too long).
+        """
+
+    @_abc_1.abstractmethod
+    def GetModel(
+        self,
+        request: _generation_pb2.GetModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_pb2.GetModelResponse, _abc.Awaitable[_generation_pb2.GetModelResponse]]:
+        """Returns a model with the form of its input. It has no side effects, so it is always safe to retry.
+
+        Errors: INVALID_PARAMS (id cannot be the id of a model), MODEL_UNAVAILABLE (the service does not know the model).
         """
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
