@@ -162,6 +162,7 @@ class Succeeded:
         credits_consumed: In the provider's credits, or None if it does not report them.
         complete_time: Unix seconds by the provider's clock, or None if it does not report it.
         differs: Whether the record repeats a different request from ours.
+        object_only: Whether the result is an object in `result_json`, and no URLs are missing.
     """
 
     urls: tuple[str, ...]
@@ -170,6 +171,12 @@ class Succeeded:
     credits_consumed: float | None = None
     complete_time: float | None = None
     differs: bool = False
+    object_only: bool = False
+
+    @property
+    def has_result(self) -> bool:
+        """Whether the provider delivered what was paid for."""
+        return bool(self.urls) or self.object_only
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +325,20 @@ class Provider(Protocol):
         """Return the time within which most tasks of a model end."""
 
     def check(self, params: ProviderParams) -> None:
-        """Raise ParamsError unless the parameters meet every rule."""
+        """Raise ParamsError unless the parameters meet every rule that never changes."""
+
+    def complete(self, params: ProviderParams) -> ProviderParams:
+        """Check params by what is known of their model now.
+
+        The params have passed `check`.
+
+        Returns:
+            The params with the defaults that the provider requires; the same object if it requires
+            none.
+
+        Raises:
+            ParamsError: They break a rule of the model.
+        """
 
     async def submit(self, params: ProviderParams, callback_url: str | None) -> Submission:
         """Send the paid request, at most once. The params have passed `check`.

@@ -186,7 +186,7 @@ class Verdicts:
                 return self._again(after, outcome, now)
             case UnknownState() | Unreadable() | Unavailable():
                 return self._again(task, outcome, now)
-            case Succeeded() if outcome.urls:
+            case Succeeded() if outcome.has_result:
                 return self._succeeded(task, outcome, now)
             case Succeeded():
                 words = "the provider reports success without a result"
@@ -263,7 +263,7 @@ class Verdicts:
         if not task.ended or task.artifacts:
             return None
         match outcome:
-            case Succeeded() if outcome.urls:
+            case Succeeded() if outcome.has_result:
                 log.info("late delivery", artifacts=len(outcome.urls))
                 return task.delivered_late(
                     artifacts_of(outcome), outcome.result_json, outcome.credits_consumed, now

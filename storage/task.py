@@ -224,7 +224,7 @@ class Task(NamedTuple):
     ) -> "Task":
         """QUEUED or GENERATING -> SUCCESS, with its results."""
         assert self.stage in {Stage.QUEUED, Stage.GENERATING}, self.stage
-        assert artifacts, "a success has results"
+        assert artifacts or result_json, "a success has a result"
         return self._end(
             now,
             status=Status.SUCCESS,

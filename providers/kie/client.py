@@ -23,8 +23,11 @@ from providers.base import (
     Upload,
     Violation,
 )
-from providers.kie.adapter import Adapter
-from providers.kie.echo import recognition
+from providers.kie import market
+from providers.kie.adapter import Adapter, ModelParams
+from providers.kie.catalogue.client import CatalogueClient
+from providers.kie.catalogue.known import BundledModels, KnownModels
+from providers.kie.catalogue.validator import Validators
 from providers.kie.envelope import (
     OK,
     Envelope,
@@ -46,8 +49,7 @@ from providers.kie.http import (
     read_envelope,
 )
 from providers.kie.kept import kept_text
-from providers.kie.params import Params
-from providers.kie.registry import ADAPTERS
+from providers.kie.registry import ADAPTERS, adapter_of
 from providers.kie.upload import Uploader
 from providers.kie.values import clean, same_id
 from providers.public_address import is_public_url
@@ -66,6 +68,7 @@ class KieProvider:
 
     Attributes:
         base_urls: The base URLs of the API and of the upload host.
+        catalogue: Reads Kie's catalogue of models.
     """
 
     models = frozenset(ADAPTERS)
@@ -80,6 +83,8 @@ class KieProvider:
         api_key: str | Callable[[], str],
         observe: CallObserver = _unobserved,
         timeouts: Timeouts = TIMEOUTS,
+        *,
+        known: KnownModels | None = None,
     ) -> None:
         """Open the connection pools. They use the proxies of the environment.
 
@@ -89,7 +94,9 @@ class KieProvider:
             api_key: The key, or a function that returns the current one before each request.
             observe: Is called after each request.
             timeouts: How long requests may take.
+            known: What is known of the models; None is the bundled snapshot.
         """
+        self._known = known or BundledModels()
         self._current_key = api_key if callable(api_key) else lambda: api_key
         self._observe = observe
         self._timeouts = timeouts
@@ -98,6 +105,10 @@ class KieProvider:
         # A provider inside our network, such as the simulator, can also reach other hosts there.
         self._public_urls = is_public_url(api_url)
         self._sessions = Sessions(api_url, upload_url)
+        self._validators = Validators(market.INPUT_PATH, public_urls=self._public_urls)
+        self.catalogue = CatalogueClient(
+            self._sessions.reads, api_url, self._current_key, observe, timeouts
+        )
         self._uploader = Uploader(
             self._sessions.uploads, upload_url, self._current_key, observe, timeouts
         )
@@ -109,22 +120,43 @@ class KieProvider:
     # --- parameters ---
 
     def model_of(self, params: ProviderParams) -> str:
-        """Return the model that is set in the oneof."""
+        """Return the member that is set in the oneof; for `market`, the id of the model."""
         model = params.kie.WhichOneof("model")
         assert model is not None, "params were not checked"
-        return model
+        return params.kie.market.model if model == "market" else model
 
     def typical_max_seconds(self, model: str) -> float:
         """Return the time within which most tasks of a model end."""
-        return ADAPTERS[model].typical_max_seconds
+        if model in ADAPTERS:
+            return ADAPTERS[model].typical_max_seconds
+        return market.typical_max_seconds(self._known.task_types_of(model))
 
     def check(self, params: ProviderParams) -> None:
-        """Raise ParamsError unless every rule is met."""
+        """Raise ParamsError unless every rule that does not depend on the catalogue is met."""
         self._read_params(params, public_urls=self._public_urls)
+
+    def complete(self, params: ProviderParams) -> ProviderParams:
+        """Check the input of a market model by the model's schema, if one is known."""
+        _, model_params = self._read_params(params)
+        if not isinstance(model_params, market.Market):
+            return params
+        schema = self._known.schema_of(model_params.model)
+        if schema is None:
+            return params
+        checked = self._validators.check(model_params.model, schema, model_params.input)
+        if checked.violations:
+            raise ParamsError(checked.violations)
+        if checked.input is model_params.input:
+            return params
+        completed = ProviderParams()
+        completed.CopyFrom(params)
+        completed.kie.market.input.Clear()
+        completed.kie.market.input.update(checked.input)
+        return completed
 
     def _read_params(
         self, params: ProviderParams, *, public_urls: bool = False
-    ) -> tuple[Adapter, Params]:
+    ) -> tuple[Adapter, ModelParams]:
         model = params.kie.WhichOneof("model")
         if model is None:
             names = ", ".join(ADAPTERS)
@@ -186,7 +218,7 @@ class KieProvider:
         self, model: str, provider_task_id: str, params: ProviderParams | None = None
     ) -> Poll:
         """Ask for the record of a task."""
-        adapter = ADAPTERS[model]
+        adapter = adapter_of(model)
         record = await self._record(adapter, provider_task_id)
         if not isinstance(record, Envelope):
             return record
@@ -197,7 +229,7 @@ class KieProvider:
 
     async def recognise(self, params: ProviderParams, provider_task_id: str) -> Recognition:
         """Compare a task's record with the request."""
-        record = await self._record(ADAPTERS[self.model_of(params)], provider_task_id)
+        record = await self._record(adapter_of(self.model_of(params)), provider_task_id)
         if not isinstance(record, Envelope) or record.code != OK or not record.record:
             return Recognition.UNREADABLE
         return self._compare(params, record)
@@ -207,7 +239,7 @@ class KieProvider:
             adapter, model_params = self._read_params(params)
         except ParamsError:
             return Recognition.SILENT  # a newer version made them: they cannot be compared
-        return recognition(adapter.body(model_params), envelope.record or {})
+        return adapter.recognise(adapter.body(model_params), envelope.record or {})
 
     async def _record(self, adapter: Adapter, provider_task_id: str) -> Envelope | Poll:
         try:
@@ -277,6 +309,10 @@ class KieProvider:
 
 
 def _prompt(body: Mapping[str, Any]) -> str:
-    """Return the prompt of a paid request, wherever its family puts it."""
-    prompt = {**body, **body.get("input", {})}.get("prompt")
-    return prompt if isinstance(prompt, str) else ""
+    """Return the prompt of a paid request, wherever its family puts it; else its longest text."""
+    fields = {**body, **body.get("input", {})}
+    prompt = fields.get("prompt")
+    if isinstance(prompt, str):
+        return prompt
+    texts = (value for value in body.get("input", {}).values() if isinstance(value, str))
+    return max(texts, key=len, default="")

@@ -1,7 +1,9 @@
 """Whether a record belongs to our request: Kie repeats the request in most of its records.
 
-The repeated prompt may be normalised, escaped or truncated, so only its letters and digits are
-compared, in one Unicode form and without case. A record that repeats nothing proves nothing.
+The repeated prompt of a typed model may be normalised, escaped or truncated, so only its letters
+and digits are compared, in one Unicode form and without case. The input of a market model is
+compared value by value: Kie repeats it as it was sent, and may add defaults. A record that repeats
+nothing proves nothing.
 """
 
 import re
@@ -11,7 +13,7 @@ from html import unescape
 from typing import Any
 
 from providers.base import Recognition
-from providers.kie.values import as_object
+from providers.kie.values import as_object, unwrapped
 
 REQUEST_FIELDS = ("param", "paramJson", "promptJson", "request")
 # The name of the model: `model` in jobs and Veo, `taskType` in Midjourney.
@@ -36,6 +38,42 @@ def recognition(body: Mapping[str, Any], record: Mapping[str, Any]) -> Recogniti
     if not isinstance(prompt, str) or not prompt.strip():
         return Recognition.SILENT
     return Recognition.AGREES if _same(prompt, ours["prompt"]) else Recognition.DIFFERS
+
+
+def same_input(body: Mapping[str, Any], record: Mapping[str, Any]) -> Recognition:
+    """Compare the model and the input of a market model with what a record repeats."""
+    repeated = _request(record)
+    model = repeated.get("model") or record.get("model")
+    if isinstance(model, str) and model.strip() != body["model"]:
+        return Recognition.DIFFERS
+    given = unwrapped(repeated.get("input"))
+    if not model or not isinstance(given, dict):
+        return Recognition.SILENT
+    agrees = all(
+        name in given and same_json(value, given[name]) for name, value in body["input"].items()
+    )
+    return Recognition.AGREES if agrees else Recognition.DIFFERS
+
+
+def same_json(one: Any, other: Any) -> bool:
+    """Return whether two JSON values are equal; in Python, True is equal to 1."""
+    match one:
+        case dict():
+            return (
+                isinstance(other, dict)
+                and one.keys() == other.keys()
+                and all(same_json(value, other[name]) for name, value in one.items())
+            )
+        case list():
+            return (
+                isinstance(other, list)
+                and len(one) == len(other)
+                and all(map(same_json, one, other))
+            )
+        case bool():
+            return one is other
+        case _:
+            return not isinstance(other, bool) and bool(one == other)
 
 
 def _request(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -181,13 +181,19 @@ async def read_envelope(
     Raises:
         UnreadableAnswerError: It is too large, or not an envelope.
     """
-    body = await _body(response, rest_seconds)
-    envelope = parse_envelope(response.status, _without(secrets, body))
+    body = await read_body(response, secrets=secrets, rest_seconds=rest_seconds)
+    envelope = parse_envelope(response.status, body)
     exchange.answered(envelope.code)
     return envelope
 
 
-async def _body(response: aiohttp.ClientResponse, rest_seconds: float) -> bytes:
+async def read_body(
+    response: aiohttp.ClientResponse,
+    *,
+    secrets: tuple[str, ...],
+    rest_seconds: float,
+    max_bytes: int = ANSWER_MAX_BYTES,
+) -> bytes:
     """Read a bounded answer; complete JSON, and a page of a 4xx, need not arrive as a whole.
 
     Raises:
@@ -198,17 +204,17 @@ async def _body(response: aiohttp.ClientResponse, rest_seconds: float) -> bytes:
         async with asyncio.timeout(PAGE_SECONDS if _is_page(response, body) else None):
             while chunk := await _next_chunk(response, body, rest_seconds):
                 body += chunk
-                if len(body) > ANSWER_MAX_BYTES:
-                    raise _too_large(response, body)
+                if len(body) > max_bytes:
+                    raise _too_large(response, body, max_bytes)
     except BROKEN as error:
         if _is_page(response, body):
-            return bytes(body[:ANSWER_START_BYTES])
+            return _without(secrets, bytes(body[:ANSWER_START_BYTES]))
         if not body or isinstance(error, UnreadableAnswerError):
             raise
         if not is_complete(bytes(body)):
             text = body.decode(errors="replace")
             raise UnreadableAnswerError(describe(error), text=text) from error
-    return bytes(body)
+    return _without(secrets, bytes(body))
 
 
 def _is_page(response: aiohttp.ClientResponse, body: bytearray) -> bool:
@@ -216,11 +222,11 @@ def _is_page(response: aiohttp.ClientResponse, body: bytearray) -> bool:
     return response.status in HTTP_CLIENT_ERRORS and not body.lstrip().startswith((b"{", b"["))
 
 
-def _too_large(response: aiohttp.ClientResponse, body: bytearray) -> UnreadableAnswerError:
+def _too_large(
+    response: aiohttp.ClientResponse, body: bytearray, max_bytes: int
+) -> UnreadableAnswerError:
     text = bytes(body[:ANSWER_START_BYTES]).decode(errors="replace")
-    return UnreadableAnswerError(
-        f"more than {ANSWER_MAX_BYTES} bytes", about_us=response.ok, text=text
-    )
+    return UnreadableAnswerError(f"more than {max_bytes} bytes", about_us=response.ok, text=text)
 
 
 async def _next_chunk(

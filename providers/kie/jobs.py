@@ -1,9 +1,9 @@
-"""Kie's jobs API, shared by Imagen 4 and Sora 2."""
+"""Kie's jobs API, shared by Imagen 4, Sora 2 and the market models."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from providers.base import Poll, Progress, UnknownState, Unreadable
+from providers.base import Poll, Progress, Succeeded, UnknownState, Unreadable
 from providers.kie.envelope import OK, Envelope, read_other_code
 from providers.kie.kept import kept_record, kept_text
 from providers.kie.params import Params
@@ -22,8 +22,15 @@ def input_body(params: Params) -> dict[str, Any]:
     return {"model": wire.pop("model"), "input": wire}
 
 
-def read_job(envelope: Envelope) -> Poll:
-    """Read a recordInfo answer."""
+def read_job(
+    envelope: Envelope, succeed: Callable[[Mapping[str, Any]], Succeeded] = succeeded
+) -> Poll:
+    """Read a recordInfo answer.
+
+    Args:
+        envelope: The answer.
+        succeed: Returns the outcome of a successful record.
+    """
     if envelope.code != OK:
         return read_other_code(envelope, rejects=False)
     record = envelope.record
@@ -36,11 +43,11 @@ def read_job(envelope: Envelope) -> Poll:
         case "generating":
             return _progress(record, generating=True)
         case "success":
-            return succeeded(record)
+            return succeed(record)
         case "fail":
             return failed(record, FAILURE_FIELDS)
         case None | "":
-            return flagged(record)
+            return flagged(record, succeed)
         case _:
             return UnknownState(clean(state, 50), kept_record(record))
 

@@ -3,12 +3,11 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 from providers.base import Failed, Succeeded
 from providers.kie.kept import dump, kept_record
+from providers.kie.media_types import mime_type
 from providers.kie.values import (
     REQUEST_NAMES,
     as_credits,
@@ -36,16 +35,7 @@ URL_NAMES = (
 URL_START = re.compile(r"https?://[^\s]", re.IGNORECASE)
 BETWEEN_URLS = re.compile(r"[,;\s]\s*(?=https?://)", re.IGNORECASE)
 BLANKS = " \t\r\n\v\f\ufeff\u200b\xa0\"'"  # around a URL, with quotes
-MIME_TYPES = {
-    ".gif": "image/gif",
-    ".jpeg": "image/jpeg",
-    ".jpg": "image/jpeg",
-    ".mov": "video/quicktime",
-    ".mp4": "video/mp4",
-    ".png": "image/png",
-    ".webm": "video/webm",
-    ".webp": "image/webp",
-}
+OBJECT_START_MAX_CHARACTERS = 65_536  # of an object that is too large to be kept
 
 
 def succeeded(record: Mapping[str, Any], own_field: str = "response") -> Succeeded:
@@ -56,16 +46,77 @@ def succeeded(record: Mapping[str, Any], own_field: str = "response") -> Succeed
         own_field: The result field of this model family; it is read before all others.
     """
     fields = (own_field, *(name for name in RESULT_FIELDS if name != own_field))
-    results = [held for name in fields if (held := unwrapped(record.get(name))) not in (None, "")]
-    result, urls = _first_urls([*results, record])
+    result, urls = _first_urls([*_results(record, fields), record])
     shown: Mapping[str, Any] = result if isinstance(result, dict) else {}
+    text = _result_json(shown, urls) if urls else kept_record(record, shown)
+    return _succeeded(record, urls, text)
+
+
+def succeeded_or_object(record: Mapping[str, Any]) -> Succeeded:
+    """Return the outcome of a successful record whose result may be an object without URLs.
+
+    `resultUrls` are the results; else the audio and video in `data`; else URLs anywhere.
+    """
+    results = _results(record, RESULT_FIELDS)
+    result, urls = _listed_urls(results) or _first_urls([*results, record])
+    shown = dict(result) if isinstance(result, dict) else {}
+    found = next((held for held in map(_object_of, [*results, record]) if held is not None), None)
+    if found is not None:
+        shown["resultObject"] = found
+    if urls:
+        return _succeeded(record, urls, _result_json(shown, urls))
+    if found is None:
+        return _succeeded(record, (), kept_record(record, shown))
+    text = dump({**shown, "resultUrls": []})
+    if len(text) > RESULT_MAX_CHARACTERS:
+        start = text[:OBJECT_START_MAX_CHARACTERS]
+        text = dump({"resultUrls": [], "resultObjectStart": start})
+    return _succeeded(record, (), text, object_only=True)
+
+
+def _succeeded(
+    record: Mapping[str, Any], urls: tuple[str, ...], text: str, *, object_only: bool = False
+) -> Succeeded:
     return Succeeded(
         urls=urls,
         mime_types=tuple(map(mime_type, urls)),
-        result_json=_result_json(shown, urls) if urls else kept_record(record, shown),
+        result_json=text,
         credits_consumed=credits_consumed(record),
         complete_time=as_time(record.get("completeTime")),
+        object_only=object_only,
     )
+
+
+def _results(record: Mapping[str, Any], fields: Iterable[str]) -> list[Any]:
+    """Return what the result fields of a record hold, best first."""
+    return [held for name in fields if (held := unwrapped(record.get(name))) not in (None, "")]
+
+
+def _object_of(result: Any) -> dict[str, Any] | list[Any] | None:
+    found = unwrapped(result.get("resultObject")) if isinstance(result, Mapping) else None
+    return found if isinstance(found, dict | list) else None
+
+
+def _listed_urls(results: list[Any]) -> tuple[Any, tuple[str, ...]] | None:
+    """Return the first result with `resultUrls`, else with audio or video in `data`."""
+    for find in (_urls_of_result, _urls_of_data):
+        for result in results:
+            if isinstance(result, dict) and (urls := _bounded(find(result))):
+                return result, urls
+    return None
+
+
+def _urls_of_result(result: dict[str, Any]) -> Iterator[str]:
+    fields = {field_name(name): item for name, item in result.items()}
+    yield from _urls(fields.get("resulturls"))
+
+
+def _urls_of_data(result: dict[str, Any]) -> Iterator[str]:
+    items = unwrapped(result.get("data"))
+    for item in items if isinstance(items, list) else [items]:
+        if isinstance(item, dict):
+            for name in ("audio_url", "video_url"):
+                yield from _urls(item.get(name))
 
 
 def _first_urls(places: list[Any]) -> tuple[Any, tuple[str, ...]]:
@@ -109,15 +160,6 @@ def failed(record: Mapping[str, Any], fields: FailureFields) -> Failed:
 def credits_consumed(record: Mapping[str, Any]) -> float | None:
     """Return the cost of a task; in older versions of the API the field was `consumeCredits`."""
     return as_credits(record.get("creditsConsumed", record.get("consumeCredits")))
-
-
-def mime_type(url: str) -> str:
-    """Return the media type of a result by its URL's extension."""
-    try:
-        extension = PurePosixPath(urlsplit(url).path).suffix.lower()
-    except ValueError:
-        extension = ""
-    return MIME_TYPES.get(extension, "application/octet-stream")
 
 
 # --- URLs, wherever they are ---

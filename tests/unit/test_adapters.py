@@ -19,12 +19,11 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 from google.protobuf import json_format
 
 from generated.generation.v1 import generation_pb2 as pb
@@ -44,15 +43,16 @@ from providers.kie.envelope import (
     read_submission,
     unreadable_record,
 )
+from providers.kie.media_types import mime_type
 from providers.kie.registry import ADAPTERS
-from providers.kie.results import mime_type
+from tests.support.scripted_kie import Wire, scripted_wire
 
 GOLDEN = Path(__file__).parent / "golden"
 DIRECTIONS = ("request", "create", "record")
-MODELS = ("imagen4", "midjourney", "veo3", "sora2")
+MODELS = ("imagen4", "midjourney", "veo3", "sora2", "market")
 MODELS_IN = {
     **{model: (model,) for model in MODELS},
-    "jobs": ("imagen4", "sora2"),
+    "jobs": ("imagen4", "sora2", "market"),
     "success_flag": ("midjourney", "veo3"),
     "every": MODELS,
 }
@@ -61,12 +61,14 @@ RECORD_PATHS = {
     "midjourney": "/api/v1/mj/record-info",
     "veo3": "/api/v1/veo/record-info",
     "sora2": "/api/v1/jobs/recordInfo",
+    "market": "/api/v1/jobs/recordInfo",
 }
 MINIMAL: dict[str, dict[str, Any]] = {
     "imagen4": {"prompt": "a cat"},
     "midjourney": {"prompt": "a cat", "task_type": "TASK_TYPE_TXT2IMG"},
     "veo3": {"prompt": "a cat"},
     "sora2": {"prompt": "a cat"},
+    "market": {"model": "acme/draw", "input": {"prompt": "a cat"}},
 }
 VARIANTS: list[tuple[str, str, Any]] = [
     ("imagen4", "api_model", pb.Imagen4Params.ApiModel),
@@ -76,7 +78,13 @@ VARIANTS: list[tuple[str, str, Any]] = [
     ("sora2", "api_model", pb.Sora2Params.ApiModel),
 ]
 UNSHOWN = ("detail", "answer", "record")  # for the log, or for an operator
-UNSHOWN_VALUES = {"provider_task_id": "", "reached": True, "differs": False, "account": False}
+UNSHOWN_VALUES = {
+    "provider_task_id": "",
+    "reached": True,
+    "differs": False,
+    "account": False,
+    "object_only": False,
+}
 TASK_ID = "task-1"
 ACCEPTED = b'{"code":200,"msg":"success","data":{"taskId":"task-1"}}'
 
@@ -94,55 +102,10 @@ def goldens(direction: str) -> list[Any]:
     ]
 
 
-# --- a provider with given answers ---
-
-
-@dataclass
-class ScriptedKie:
-    """Gives every request the same answer, and keeps the last request."""
-
-    status: int = 200
-    text: bytes = b""
-    asked: dict[str, Any] = field(default_factory=dict)
-
-    def will_answer(self, golden: dict[str, Any]) -> None:
-        self.status = golden["status"]
-        text = golden["text"] if "text" in golden else json.dumps(golden["answer"])
-        self.text = text.encode()
-
-    async def handle(self, request: web.Request) -> web.Response:
-        body = await request.read()
-        self.asked = {
-            "method": request.method,
-            "path": request.path,
-            "query": dict(request.query),
-            "body": json.loads(body) if body else None,
-        }
-        return web.Response(status=self.status, body=self.text)
-
-
-@dataclass(frozen=True)
-class Wire:
-    """The real provider, and the scripted Kie that it uses."""
-
-    provider: KieProvider
-    kie: ScriptedKie
-
-
 @pytest.fixture(scope="module")
 async def wire() -> AsyncIterator[Wire]:
-    kie = ScriptedKie()
-    application = web.Application()
-    application.router.add_route("*", "/{path:.*}", kie.handle)
-    runner = web.AppRunner(application, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0]
-    url = f"http://{host}:{port}"
-    provider = KieProvider(api_url=url, upload_url=url, api_key="a key")
-    yield Wire(provider, kie)
-    await provider.close()
-    await runner.cleanup()
+    async with scripted_wire() as opened:
+        yield opened
 
 
 def params_of(model: str, params: dict[str, Any]) -> pb.ProviderParams:
@@ -288,7 +251,17 @@ def test_every_model_is_tested() -> None:
         ("https://x.example/a.mp4", "video/mp4"),
         ("https://x.example/a.mov", "video/quicktime"),
         ("https://x.example/a.webm", "video/webm"),
-        ("https://x.example/a.tar.gz", "application/octet-stream"),
+        ("https://x.example/a.tar.gz", "application/gzip"),
+        ("https://x.example/a.ZIP", "application/zip"),
+        ("https://x.example/a.mp3?x=1", "audio/mpeg"),
+        ("https://x.example/a.wav", "audio/wav"),
+        ("https://x.example/a.mid", "audio/midi"),
+        ("https://x.example/a.srt", "application/x-subrip"),
+        ("https://x.example/a.vtt", "text/vtt"),
+        ("https://x.example/a.glb", "model/gltf-binary"),
+        ("https://x.example/a.obj", "model/obj"),
+        ("https://x.example/a.svg", "image/svg+xml"),
+        ("https://x.example/a.exe", "application/octet-stream"),
         ("https://x.example/png", "application/octet-stream"),
         ("https://x.example", "application/octet-stream"),
         ("https://[x.example/a.png", "application/octet-stream"),

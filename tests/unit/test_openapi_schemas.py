@@ -230,7 +230,7 @@ RULES: dict[str, tuple[Any, list[Any], list[tuple[Any, str]]]] = {
     "nullable in OpenAPI 3.1": (
         {"type": ["string", "null"]},
         ["a", None],
-        [(5, 'must be the string "5"'), ([], "must be null or a string")],
+        [(5, 'must be the string "5"'), ([], "must be a string or null")],
     ),
     "text": (
         {"type": "string", "minLength": 2, "maxLength": 3},
@@ -393,6 +393,28 @@ def test_an_input_of_alternatives_refuses_what_none_of_them_knows() -> None:
     }
 
 
+def test_fields_that_all_alternatives_require_are_named_once() -> None:
+    described = document(
+        {
+            "oneOf": [
+                fields("prompt", "task_id", prompt=TEXT, task_id=TEXT),
+                fields("prompt", "image_url", prompt=TEXT, image_url=TEXT),
+            ]
+        }
+    )
+    assert refusals(described, {"prompt": "a", "task_id": "1"}) == {}
+    assert refusals(described, {"prompt": "a"}) == {
+        "input": "must have exactly one of task_id, image_url"
+    }
+    assert refusals(described, {}) == {
+        "input": "must have exactly one of task_id, image_url",
+        "input.prompt": "is required",
+    }
+    assert refusals(described, {"prompt": "a", "task_id": "1", "image_url": "u"}) == {
+        "input": "must have only one of task_id, image_url"
+    }
+
+
 def test_fields_around_alternatives_are_known() -> None:
     described = document(
         {
@@ -409,6 +431,46 @@ def test_fields_around_alternatives_are_known() -> None:
     assert refusals(described, {"prompt": "a", "task_id": 1}) == {
         "input.task_id": 'must be the string "1"'
     }
+
+
+def test_alternatives_that_close_themselves_accept_the_fields_around_them() -> None:
+    closed = {"additionalProperties": False}
+    described = document(
+        {
+            **fields("prompt", prompt=TEXT),
+            **closed,
+            "oneOf": [
+                {**fields("task_id", task_id=TEXT), **closed},
+                {**fields("image_url", image_url=TEXT), **closed},
+            ],
+        }
+    )
+    assert refusals(described, {"prompt": "a", "task_id": "1"}) == {}
+    assert refusals(described, {"prompt": "a", "image_url": "u"}) == {}
+    assert refusals(described, {"prompt": "a", "task_id": "1", "imageurl": "u"}) == {
+        "input.imageurl": "unknown; did you mean image_url?"
+    }
+
+
+def test_closed_alternatives_are_distinguished_by_their_fields() -> None:
+    closed = {"additionalProperties": False}
+    described = document(
+        {
+            "oneOf": [
+                {**fields("a", a=TEXT), **closed},
+                {**fields("a", "b", a=TEXT, b=TEXT), **closed},
+            ]
+        }
+    )
+    assert refusals(described, {"a": "1"}) == {}
+    assert refusals(described, {"a": "1", "b": "2"}) == {}
+    assert refusals(described, {"b": "2"}) == {"input.a": "is required"}
+
+
+def test_a_required_field_that_is_not_described_can_be_given() -> None:
+    described = document(fields("prompt", "style", prompt=TEXT))
+    assert refusals(described, {"prompt": "a"}) == {"input.style": "is required"}
+    assert refusals(described, {"prompt": "a", "style": "b"}) == {}
 
 
 def test_an_alternative_that_cannot_be_checked_makes_no_input_ambiguous() -> None:

@@ -266,7 +266,7 @@ def test_a_success_has_its_results_and_waits_for_nothing() -> None:
 
 def test_a_success_without_results_is_a_bug() -> None:
     with pytest.raises(AssertionError):
-        GENERATING.succeeded((), "{}", None, NOW, NOW)
+        GENERATING.succeeded((), "", None, NOW, NOW)
 
 
 def test_a_failure_has_its_reason_and_waits_for_nothing() -> None:

@@ -366,6 +366,23 @@ def test_a_failure_is_looked_up_once_more_and_by_its_callback() -> None:
     assert (late.status, len(late.artifacts)) == (Status.FAILED, 1)
 
 
+def test_an_object_without_urls_is_a_success_and_a_late_one_is_kept() -> None:
+    lyrics = Succeeded((), (), '{"resultObject": {}, "resultUrls": []}', object_only=True)
+    ended = VERDICTS.after_poll(QUEUED, lyrics, NOW + 1)
+    assert ended is not None
+    assert (ended.status, ended.artifacts) == (Status.SUCCESS, ())
+    assert ended.result_json == lyrics.result_json
+    failed = VERDICTS.after_poll(QUEUED, Failed("no", "500"), NOW + 1)
+    assert failed is not None
+    late = VERDICTS.after_late_poll(failed, lyrics, NOW + 2)
+    assert late is not None
+    assert (late.status, late.result_json, late.due_time) == (
+        Status.FAILED,
+        lyrics.result_json,
+        None,
+    )
+
+
 def test_an_impossible_time_of_the_provider_is_replaced_by_ours() -> None:
     for reported, taken in (
         (NOW + 1, NOW + 1),

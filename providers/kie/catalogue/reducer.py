@@ -143,6 +143,8 @@ class Reducer:
                 continue
             left_out = self._left_out
             branches = [self._schema(part, depth + 1, refs, branch=True) for part in parts]
+            if name == "allOf" or "properties" in schema:
+                _open(branches)
             if name == "allOf":
                 _fold(schema, branches)
             elif name == "oneOf" and left_out == self._left_out:
@@ -151,11 +153,16 @@ class Reducer:
                 schema.setdefault("allOf", []).append({"anyOf": branches})
 
 
+def _open(branches: list[dict[str, Any]]) -> None:
+    """Let branches accept fields that are described elsewhere, for the same object."""
+    for branch in branches:
+        if branch.get("additionalProperties") is False:
+            del branch["additionalProperties"]
+
+
 def _fold(schema: dict[str, Any], branches: list[dict[str, Any]]) -> None:
     """Add the branches of allOf to the schema itself, except those that contradict it."""
     for branch in branches:
-        if branch.get("additionalProperties") is False:
-            del branch["additionalProperties"]  # it would refuse the fields of the other branches
         for name in SHOWN.intersection(branch):
             schema.setdefault(name, branch.pop(name))
         if _contradict(schema, branch):
@@ -179,9 +186,7 @@ def _contradict(schema: Mapping[str, Any], branch: Mapping[str, Any]) -> bool:
 
 
 def _close(schema: dict[str, Any]) -> None:
-    """Refuse the fields of an object that neither it nor a branch of its combinators describes."""
-    if "additionalProperties" in schema:
-        return
+    """Refuse the fields of an object that neither it nor a branch of its combinators names."""
     names = _names(schema)
     if names:
         fields = schema.setdefault("properties", {})
@@ -190,17 +195,20 @@ def _close(schema: dict[str, Any]) -> None:
 
 
 def _names(schema: Mapping[str, Any]) -> set[str] | None:
-    """Return the names of the fields of an object; None if it may have any field."""
+    """Return the names of the fields of an object; None if it may have any field.
+
+    Some documents require fields that they do not describe.
+    """
     if schema.get("additionalProperties", False) is not False:
         return None
-    names = set(schema.get("properties", ()))
+    names = {*schema.get("properties", ()), *schema.get("required", ())}
     for branch in _branches(schema):
         found = _names(branch)
         if found is None:
             return None
         names |= found
     kinds = schema.get("type", "object")
-    described = names or "required" in schema or "enum" in schema or "const" in schema
+    described = names or "enum" in schema
     return names if described or "object" not in kinds else None
 
 

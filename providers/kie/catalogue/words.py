@@ -128,7 +128,7 @@ class _Explainer:
             case Kind.OneOfNotValid(context):
                 yield from self._alternatives(error, context, "exactly")
             case Kind.OneOfMultipleValid():
-                yield Broken(where, self._ambiguous(_at(self._schema, error.schema_path), value))
+                yield Broken(where, _ambiguous(_at(self._schema, error.schema_path), value))
             case _:
                 yield Broken(where, rule_words(error))
 
@@ -150,9 +150,9 @@ class _Explainer:
         branches = [
             [rule for error in errors for rule in self.explain(error)] for errors in context
         ]
-        if not any(fits) and all(_is_required(e, where) for errors in context for e in errors):
-            groups = [" and ".join(str(rule.where[-1]) for rule in branch) for branch in branches]
-            yield Broken(where, f"must have {how_many} one of {_listed(groups)}")
+        only_required = all(_is_required(e, where) for errors in context for e in errors)
+        if only_required and len(set(fits)) == 1:
+            yield from _missing(where, branches, how_many)
             return
         mismatches = [_mismatch(branch, where) for branch in branches]
         near = [
@@ -166,15 +166,35 @@ class _Explainer:
         wanted = [rule.words.removeprefix("must be ") for rule in mismatches if rule]
         yield Broken(where, f"must be {' or '.join(dict.fromkeys(wanted))}", TYPE)
 
-    @staticmethod
-    def _ambiguous(branches: Any, value: Any) -> str:
-        groups = [branch.get("required") or () for branch in branches or ()]
-        given = [
-            group for group in groups if isinstance(value, dict) and value.keys() >= set(group)
-        ]
-        if given and all(given):
-            return f"must have only one of {_listed([' and '.join(group) for group in given])}"
-        return "matches more than one alternative: give the fields of only one"
+
+def _missing(where: Path, branches: list[list[Broken]], how_many: str) -> Iterator[Broken]:
+    """Explain that a combinator needs more fields: those of all branches, and those of any one."""
+    groups = [[str(rule.where[-1]) for rule in branch] for branch in branches]
+    for name in _shared(groups):
+        yield Broken((*where, name), "is required")
+    if names := _groups(groups):
+        yield Broken(where, f"must have {how_many} one of {names}")
+
+
+def _ambiguous(branches: Any, value: Any) -> str:
+    """Return what to do with an object that several branches of a oneOf accept."""
+    groups = [branch.get("required") or [] for branch in branches or ()]
+    given = [group for group in groups if isinstance(value, dict) and value.keys() >= set(group)]
+    names = _groups(given)
+    if names and "," in names:
+        return f"must have only one of {names}"
+    return "matches more than one alternative: give the fields of only one"
+
+
+def _shared(groups: list[list[str]]) -> list[str]:
+    return [name for name in groups[0] if all(name in group for group in groups)] if groups else []
+
+
+def _groups(groups: list[list[str]]) -> str:
+    """Return groups of names without the shared ones; "" if nothing is left of one of them."""
+    shared = _shared(groups)
+    own = [" and ".join(name for name in group if name not in shared) for group in groups]
+    return _listed(own) if all(own) else ""
 
 
 def _fit(schema: Mapping[str, Any], value: Any) -> int:
@@ -207,7 +227,8 @@ def type_words(types: Sequence[str], value: Any) -> str:
             return f"must be the number {value}"
         if "boolean" in types and value in {"true", "false"}:
             return f"must be the boolean {value}"
-    return f"must be {' or '.join(TYPES[name] for name in types)}"
+    names = sorted(types, key=lambda name: name == "null")
+    return f"must be {' or '.join(TYPES[name] for name in names)}"
 
 
 def choice_words(options: Sequence[Any], value: Any) -> str:
