@@ -159,7 +159,7 @@ def test_a_corrupted_create_is_an_outcome_that_keeps_the_id(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("family", ["imagen4", "veo3", "midjourney"])
+@pytest.mark.parametrize("family", ["imagen4", "veo3", "midjourney", "market"])
 def test_a_corrupted_record_is_a_verdict_or_counted_as_inconclusive(seed: int, family: str) -> None:
     rng = random.Random(f"{seed}{family}")
     verdicts: Verdicts = VERDICTS

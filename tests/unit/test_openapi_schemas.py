@@ -583,10 +583,39 @@ def test_a_huge_schema_takes_no_time(schema: Any) -> None:
 def test_a_catastrophic_regular_expression_is_matched_in_linear_time() -> None:
     described = document(fields(x={"type": "string", "pattern": "^(a+)+$"}))
     started = time.process_time()
-    assert refusals(described, {"x": "a" * 200_000 + "b"}) == {
+    assert refusals(described, {"x": "a" * 3_000 + "b"}) == {
         "input.x": "must match the pattern ^(a+)+$"
     }
     assert time.process_time() - started < 0.5
+
+
+SLOW = "a[ab]{50}c"  # linear, but slow: each character may be the start of a match
+BITS = "".join("ab"[n % 7 in {0, 2, 3}] for n in range(250_000))
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"type": "string", "pattern": SLOW}, BITS),
+        ({"type": "array", "items": {"type": "string", "pattern": SLOW}}, [BITS[:100]] * 2_500),
+        ({"anyOf": [{"type": "string", "pattern": SLOW}, {"type": "integer"}]}, BITS),
+        ({"type": "object", "additionalProperties": {"pattern": SLOW}}, {"b": BITS}),
+    ],
+    ids=["text", "list", "alternatives", "object"],
+)
+def test_a_regular_expression_is_not_matched_with_much_text(schema: Any, value: Any) -> None:
+    described = document(fields(x=schema, y={"type": "integer"}))
+    found = reduced(described).input_schema
+    assert found is not None
+    assert "pattern" in json.dumps(found)
+    assert refusals(described, {"x": value, "y": "5"}) == {"input.y": "must be the number 5"}
+    short = [BITS[:100]] if isinstance(value, list) else BITS[:100]
+    given = {"b": short} if isinstance(value, dict) else short
+    assert set(refusals(described, {"x": given})) <= {"input.x", "input.x[0]", "input.x.b"}
+    assert refusals(described, {"x": given})
+    started = time.process_time()
+    Validators("input").check("model", found, {"x": value})
+    assert time.process_time() - started < 0.2
 
 
 def test_words_of_a_document_are_printable_and_short() -> None:

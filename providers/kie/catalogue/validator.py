@@ -10,12 +10,19 @@ from jsonschema_rs import Draft202012Validator, RegexOptions, ValidationError
 
 from providers.base import Violation
 from providers.kie.catalogue.facts import JsonSchema
+from providers.kie.catalogue.patterns import (
+    TEXT_MAX_CHARACTERS,
+    concerned_characters,
+    has_patterns,
+    without_patterns,
+)
 from providers.kie.catalogue.words import VIOLATIONS_MAX, violations
 from providers.public_address import is_public_host
 from providers.urls import split_http_url
 
 COMPILED_MAX = 512
-REGEX_MAX_BYTES = 64 << 10  # of a compiled regular expression
+REGEX_MAX_BYTES = 16 << 10  # of a compiled regular expression
+REGEX_CACHE_MAX_BYTES = 256 << 10
 # Collecting errors takes time for each wrong value; no model needs as many values as this.
 VALUES_MAX = 300
 MEMBERS_MAX = (
@@ -44,9 +51,33 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
+    """A compiled schema, and what is known of it.
+
+    Attributes:
+        schema: The schema as it was given.
+        validator: The compiled schema.
+        lenient: The same without regular expressions; None if the schema has none.
+        has_defaults: Whether required fields have defaults.
+    """
+
     schema: JsonSchema
     validator: Draft202012Validator
+    lenient: "_Compiled | None"
     has_defaults: bool
+
+    @classmethod
+    def of(cls, schema: JsonSchema, *, public_urls: bool) -> "_Compiled":
+        lenient = None
+        if has_patterns(schema):
+            lenient = cls.of(without_patterns(schema), public_urls=public_urls)
+        validator = compile_schema(schema, public_urls=public_urls)
+        return cls(schema, validator, lenient, has_defaults=_has_defaults(schema))
+
+    def for_input(self, given: Mapping[str, Any]) -> "_Compiled":
+        """Return the schema itself, unless its regular expressions would take too long."""
+        if self.lenient and concerned_characters(self.schema, given) > TEXT_MAX_CHARACTERS:
+            return self.lenient
+        return self
 
 
 class Validators:
@@ -67,9 +98,9 @@ class Validators:
         """Check an input of a model by the model's schema."""
         compiled = self._compiled.get(model)
         if compiled is None or compiled.schema is not schema:
-            validator = compile_schema(schema, public_urls=self._public_urls)
-            compiled = _Compiled(schema, validator, has_defaults=_has_defaults(schema))
+            compiled = _Compiled.of(schema, public_urls=self._public_urls)
             self._compiled[model] = compiled
+        compiled = compiled.for_input(given)
         filled = _filled(schema, given) if compiled.has_defaults else given
         if compiled.validator.is_valid(filled):
             return Checked(filled, [])
@@ -95,7 +126,7 @@ def compile_schema(schema: JsonSchema, *, public_urls: bool = False) -> Draft202
         dict(schema),
         formats={"uri": _is_reachable if public_urls else _is_url},
         validate_formats=True,
-        pattern_options=RegexOptions(size_limit=REGEX_MAX_BYTES, dfa_size_limit=REGEX_MAX_BYTES),
+        pattern_options=RegexOptions(REGEX_MAX_BYTES, REGEX_CACHE_MAX_BYTES),
         offline=True,
     )
 

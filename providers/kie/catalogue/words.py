@@ -145,8 +145,9 @@ class _Explainer:
     ) -> Iterator[Broken]:
         """Explain why no branch of a combinator accepts a value, by the branch that is nearest."""
         where = tuple(error.instance_path)
-        schemas = _at(self._schema, error.schema_path) or [{}] * len(context)
-        fits = [_fit(schema, _at(self._value, where)) for schema in schemas]
+        schemas = _at(self._schema, error.schema_path)
+        value = _at(self._value, where)
+        fits = [_fit(schema, value) for schema in schemas]
         branches = [
             [rule for error in errors for rule in self.explain(error)] for errors in context
         ]
