@@ -226,9 +226,18 @@ class Load:
         frames = list(_frames("QueryTask", token, prepared, DEADLINE))
         return await self._unary(address, frames, seconds, outstanding)
 
-    async def create(self, *, address: str, token: str, seconds: float, outstanding: int) -> Any:
+    async def create(
+        self,
+        *,
+        address: str,
+        token: str,
+        seconds: float,
+        outstanding: int,
+        of_market: bool = False,
+    ) -> Any:
         """Create tasks in a closed loop."""
-        frames = list(_frames("CreateTask", token, _prepared(creates(), seconds), DEADLINE))
+        prepared = _prepared(creates(of_market=of_market), seconds)
+        frames = list(_frames("CreateTask", token, prepared, DEADLINE))
         return await self._unary(address, frames, seconds, outstanding)
 
     async def _unary(

@@ -32,6 +32,27 @@ def params(characters: int = PROMPT_CHARACTERS) -> pb.ProviderParams:
     return pb.ProviderParams(kie=pb.KieParams(imagen4=imagen4))
 
 
+def market_params() -> pb.ProviderParams:
+    """Return the parameters of an image of the catalogue, with all ten fields of its model."""
+    params = pb.ProviderParams()
+    params.kie.market.model = "qwen/text-to-image"
+    params.kie.market.input.update(
+        {
+            "prompt": prompt(),
+            "negative_prompt": "people",
+            "image_size": "square_hd",
+            "num_inference_steps": 30,
+            "guidance_scale": 2.5,
+            "seed": 7,
+            "output_format": "png",
+            "acceleration": "none",
+            "enable_safety_checker": True,
+            "nsfw_checker": False,
+        }
+    )
+    return params
+
+
 def queries(pattern: str, first: int, count: int) -> Iterator[bytes]:
     """Yield an endless series of requests for tasks `first` to `first + count`.
 
@@ -50,9 +71,9 @@ def queries(pattern: str, first: int, count: int) -> Iterator[bytes]:
         yield pb.QueryTaskRequest(task_id=task_id(first + rank)).SerializeToString()
 
 
-def creates(characters: int = PROMPT_CHARACTERS) -> Iterator[bytes]:
+def creates(characters: int = PROMPT_CHARACTERS, *, of_market: bool = False) -> Iterator[bytes]:
     """Yield an endless series of requests for new tasks, each with a new request_id."""
-    provider_params = params(characters)
+    provider_params = market_params() if of_market else params(characters)
     while True:
         request_id = f"{random.getrandbits(128):032x}"
         yield pb.CreateTaskRequest(

@@ -321,6 +321,9 @@ class Provider(Protocol):
     def model_of(self, params: ProviderParams) -> str:
         """Return the name of the model that valid params ask for."""
 
+    def model_id(self, params: ProviderParams) -> str:
+        """Return the provider's id of the model that valid params ask for."""
+
     def typical_max_seconds(self, model: str) -> float:
         """Return the time within which most tasks of a model end."""
 

@@ -36,6 +36,7 @@ from service.descriptors import raise_limit
 from service.egress import check_environment
 from service.listen import StartError
 from service.logs import configure_logs
+from service.refresh_command import refresh_catalogue
 from service.results.errors import ResultsConfigError
 from service.server import serving
 from service.settings import Settings, SettingsError, check_serving, load_settings
@@ -57,6 +58,7 @@ KEPT_BYTES = 32 << 20
 # generation until one of the next older.
 COLLECTION_THRESHOLDS = (50_000, 10, 10)
 
+NEEDS_PROVIDER = frozenset({"serve", "store-results", "refresh-catalogue"})  # of the commands
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 log = structlog.get_logger()
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     given = _parser().parse_args(arguments)
     try:
         settings = load_settings()
-        if given.command in {"serve", "store-results"}:
+        if given.command in NEEDS_PROVIDER:
             check_serving(settings)
             check_environment(settings, os.environ)
     except SettingsError as error:
@@ -85,6 +87,9 @@ def main(arguments: Sequence[str] = ()) -> int:
             case "new-epoch":
                 begin_history(settings.database_url.get_secret_value())
                 _print("streams of all changes start over")
+            case "refresh-catalogue":
+                succeeded = uvloop.run(refresh_catalogue(settings, _print))
+                return 0 if succeeded else EXIT_FAILED
             case _:
                 log_start(settings)
                 if is_postgres(database_url := settings.database_url.get_secret_value()):
@@ -129,6 +134,11 @@ def _parser() -> argparse.ArgumentParser:
         help="when the first of these tasks ended, such as 2026-11-20 or 2026-11-20T08:00; UTC"
         " unless it names a zone. By default as long ago as the provider keeps results",
     )
+    refreshing = commands.add_parser(
+        "refresh-catalogue",
+        help="read the provider's catalogue of models now, and print what changed (four minutes)",
+    )
+    refreshing.set_defaults(command="refresh-catalogue", failure="cannot refresh the catalogue")
     importing = commands.add_parser(
         "import", help="copy all tasks of a SQLite file to the PostgreSQL of DATABASE_URL"
     )
@@ -189,7 +199,7 @@ def run_store_results(settings: Settings, since: float | None) -> int:
 
 
 def _print(*lines: str) -> None:
-    print(*lines, sep="\n")  # noqa: T201 - the output of a command
+    print(*lines, sep="\n", flush=True)  # noqa: T201 - the output of a command
 
 
 # Without traces, OpenTelemetry is not loaded: so the imports are in these two functions.

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from providers.kie.http import Timeouts
 from service.agenda import AgendaTimes
+from service.catalogue_refresh import RefreshTimes
 from service.copy_verdicts import CopyBounds
 from service.feed import FeedTimes
 from service.files import RECHECK_SECONDS
@@ -64,12 +65,14 @@ class UpkeepBounds:
         follow: For following other processes.
         feed: For streams of all changes.
         purge: For deleting old tasks.
+        catalogue: For reading the provider's catalogue.
     """
 
     vitals: VitalTimes = field(default_factory=VitalTimes)
     follow: FollowTimes = field(default_factory=FollowTimes)
     feed: FeedTimes = field(default_factory=FeedTimes)
     purge: PurgeBounds = field(default_factory=PurgeBounds)
+    catalogue: RefreshTimes = field(default_factory=RefreshTimes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ models = ["imagen4", "veo*"]
 
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -21,20 +21,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from service.callers import CALLER_MAX_CHARACTERS, Callers
 from service.files import RECHECK_SECONDS, WatchedFile
 from service.metrics import Metrics
+from service.model_patterns import is_pattern, matches, matches_any
 
 NUMBER_MAX = 1_000_000_000
-PATTERN_MAX_CHARACTERS = 128
-PATTERN = re.compile(r"(?:[A-Za-z0-9._-]+/)*(?:[A-Za-z0-9._-]+\*?|\*)")
 
 log = structlog.get_logger()
 
 
 class CallerLimitsError(ValueError):
     """An invalid limits file; the message names every bad table and key."""
-
-
-def _matches(pattern: str, model: str) -> bool:
-    return model.startswith(pattern[:-1]) if pattern.endswith("*") else model == pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +56,7 @@ class LimitSet:
 
     def allow(self, model: str) -> bool:
         """Return whether the caller may use a model."""
-        return any(_matches(pattern, model) for pattern in self.models)
+        return matches_any(self.models, model)
 
     def halved(self) -> "LimitSet":
         """Return the default limits of one of several callers: half of the service's."""
@@ -96,7 +91,7 @@ class CallerLimits:
         callers: Callers,
         metrics: Metrics,
         *,
-        models: Collection[str],
+        models: Callable[[], Collection[str]],
         recheck_seconds: float = RECHECK_SECONDS,
     ) -> None:
         """Read the file.
@@ -106,7 +101,7 @@ class CallerLimits:
             service: The limits of the whole service: the defaults are these, or half of them.
             callers: They say how many callers there are.
             metrics: They show whether the file is valid.
-            models: The names of all models.
+            models: Returns the names of all models.
             recheck_seconds: The time between two checks for changes of the file.
 
         Raises:
@@ -154,7 +149,7 @@ class CallerLimits:
         unknown = [
             pattern
             for pattern in sorted(patterns)
-            if not any(_matches(pattern, model) for model in self._models)
+            if not any(matches(pattern, model) for model in self._models())
         ]
         if unknown:
             log.warning("caller limits file names unknown models", models=", ".join(unknown))
@@ -182,7 +177,7 @@ def _caller_name(name: str) -> str:
 
 
 def _pattern(pattern: str) -> str:
-    if len(pattern) > PATTERN_MAX_CHARACTERS or not PATTERN.fullmatch(pattern):
+    if not is_pattern(pattern):
         raise ValueError("must be the name of a model, or the beginning of one and `*`")
     return pattern
 

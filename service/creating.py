@@ -10,12 +10,13 @@ from generated.generation.v1 import generation_pb2 as pb
 from providers.base import Provider
 from service.admission import Admission
 from service.callers import current_caller
+from service.catalogue import MARKET
 from service.errors import REFUSALS, ServiceError
 from service.events import TaskEvents
 from service.hub import Hub, Subscription
 from service.metrics import Metrics
 from service.rules import check_create
-from storage.creation import Created, LimitReached
+from storage.creation import Created, CreateLimits, Existing, LimitReached
 from storage.store import Store
 from storage.task import Stage, Task
 
@@ -77,12 +78,15 @@ class Creator:
         """
         check_create(request, self._provider)
         task = self._new_task(request)
-        if refusal := self._admission.refusal_of_model(task):
-            earlier = await self._earlier(task)
-            if earlier is None:  # a known request_id is never refused
-                raise refusal
+        try:
+            task = self._admission.complete(task, request.provider_params)
+        except ServiceError:
+            if (earlier := await self._earlier(task)) is None:
+                raise  # a known request_id is never refused
             return await self._existing(earlier, request, seconds_left)
         limits = self._admission.create_limits(task.caller)
+        if request.validate_only:
+            return await self._validated(task, limits, request)
         # Subscribed before the task exists, so that no snapshot is missed.
         with self._hub.subscribe(task.id, wants=_has_verdict) as subscription:
             result = await self._store.create(task, limits)
@@ -93,6 +97,18 @@ class Creator:
         if isinstance(result, LimitReached):
             raise self._admission.refusal_by(result, task.caller)
         return await self._existing(result.task, request, seconds_left)
+
+    async def _validated(
+        self, task: Task, limits: CreateLimits, request: pb.CreateTaskRequest
+    ) -> Task:
+        """Return a new task as it would be stored, or raise the error that prevents it."""
+        match await self._store.check(task, limits):
+            case LimitReached() as reached:
+                raise self._admission.refusal_by(reached, task.caller)
+            case Existing(earlier):
+                return _known(task, earlier, request)
+            case None:
+                return task._replace(id="")
 
     def _report(self, task: Task) -> None:
         """Count and log a task that was stored, and have it sent."""
@@ -108,12 +124,14 @@ class Creator:
 
     def _new_task(self, request: pb.CreateTaskRequest) -> Task:
         now = self._store.now()
+        model = self._provider.model_of(request.provider_params)
         return Task(
             id=uuid.uuid4().hex,
             caller=current_caller.get(),
             request_id=request.request_id,
             prompt_id=request.prompt_id,
-            model=self._provider.model_of(request.provider_params),
+            model=model,
+            needs="" if model in self._provider.models else MARKET,
             params=request.provider_params.SerializeToString(deterministic=True),
             create_time=now,
             update_time=now,
@@ -125,6 +143,8 @@ class Creator:
         self, task: Task, request: pb.CreateTaskRequest, seconds_left: SecondsLeft
     ) -> Task:
         """Wait for the verdict on the existing task with the same request_id."""
+        if request.validate_only:
+            return _known(self._new_task(request), task, request)
         _check_same(task, request)
         with self._hub.subscribe(task.id, wants=_has_verdict) as subscription:
             newest = await self._store.get(task.id) or task
@@ -156,6 +176,13 @@ def _unless_refused(task: Task) -> Task:
     if task.failure and task.failure.reason in REFUSALS:
         raise ServiceError(task.failure.reason, task.failure.message, metadata={"task_id": task.id})
     return task
+
+
+def _known(new: Task, earlier: Task, request: pb.CreateTaskRequest) -> Task:
+    """Return a new task whose request_id is known as it is stored, without an id."""
+    _check_same(earlier, request)
+    _unless_refused(earlier)
+    return new._replace(id="", filled_params=earlier.filled_params)
 
 
 def _check_same(task: Task, request: pb.CreateTaskRequest) -> None:

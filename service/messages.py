@@ -146,13 +146,18 @@ def task_message(task: Task, links: Links) -> pb.GenerationTask:
         update_time=timestamp(task.update_time),
         request_id=task.request_id,
     )
-    message.provider_params.ParseFromString(task.params)
+    message.provider_params.ParseFromString(task.filled_params or task.params)
     if task.complete_time is not None:
         message.complete_time.CopyFrom(timestamp(task.complete_time))
     if task.failure is not None:
         message.failure.CopyFrom(_failure(task))
     message.artifacts.extend(_artifacts(task, links))
     return message
+
+
+def params_of(task: Task) -> pb.ProviderParams:
+    """Return the parameters of a task as they are sent, and shown to callers."""
+    return pb.ProviderParams.FromString(task.filled_params or task.params)
 
 
 def timestamp(unix_seconds: float) -> Timestamp:

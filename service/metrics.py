@@ -10,6 +10,7 @@ save half a microsecond of the 150 that a QueryTask takes.
 """
 
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Container, Iterable
 from dataclasses import dataclass
 
@@ -25,33 +26,18 @@ from generated.generation.v1 import generation_pb2
 from service.caller_metrics import CallerMetrics
 from service.copy_metrics import CopyMetrics
 from service.errors import REFUSALS
+from service.metric_groups import (
+    CALL_BUCKETS,
+    CALLBACK_VERDICTS,
+    QUICK_BUCKETS,
+    REFRESH_RESULTS,
+    DependencyMetrics,
+    TaskMetrics,
+)
 from service.series import MetricFactory, Series
-from storage.task import Lane, Stage, Status
+from storage.task import Lane, Stage
 
 GENERATION_SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
-
-# In seconds, as fine as is useful: a call may be a read of one row or a watch.
-CALL_BUCKETS = (
-    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1.0, 2.5, 5.0, 10.0, 60.0, 1_800.0),
-)
-PROVIDER_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 60.0, 300.0)
-QUICK_BUCKETS = (
-    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01),
-    *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
-)
-WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0)
-
-TASK_FAILURES = (
-    *sorted(REFUSALS),
-    *("CANCELLED", "GENERATION_FAILED", "RESULT_MISSING", "SUBMISSION_UNKNOWN", "TASK_TIMEOUT"),
-)
-
-INCONCLUSIVE_CAUSES = ("unavailable", "unreadable", "unknown_state")
-CALLBACK_VERDICTS = (
-    *("received", "wrong signature", "forged", "unknown", "no callback"),
-    *("the database is unavailable", "newer version"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,86 +78,6 @@ class MethodCalls:
         self._series[self._method, code].observe(seconds)
 
 
-class _Tasks:
-    """The metrics of tasks, queues and polls."""
-
-    def __init__(self, make: MetricFactory) -> None:
-        self.moves = make.counters(
-            "generation_task_moves", "Tasks that entered a stage", "model", "stage"
-        )
-        self.ends = make.counters(
-            "generation_task_ends", "Tasks that ended", "model", "status", "reason"
-        )
-        self.queue_tasks = make.gauge("generation_queue_tasks", "Tasks waiting in a lane", "lane")
-        self.queue_overdue = make.gauge(
-            "generation_queue_overdue_seconds",
-            "How long the oldest due task in a lane has been due",
-            "lane",
-        )
-        self.limiter_wait = make.histograms(
-            "generation_limiter_wait_seconds",
-            "How long due tasks of a lane waited for the account's limits",
-            WAIT_BUCKETS,
-            "lane",
-        )
-        self.poll_lag = make.histogram(
-            "generation_poll_lag_seconds",
-            "From when a poll was due to when it was started",
-            WAIT_BUCKETS,
-        )
-        self.inconclusive = make.counters(
-            "generation_polls_inconclusive", "Inconclusive polls, by cause", "model", "cause"
-        )
-
-
-class _Dependencies:
-    """The metrics of the provider, the database and the process."""
-
-    def __init__(self, make: MetricFactory) -> None:
-        self.silence = make.gauge(
-            "generation_provider_silent_seconds",
-            "How long no poll has been answered, though some were sent",
-        )
-        self.provider_calls = make.histograms(
-            "generation_provider_call_seconds",
-            "Requests to the provider by endpoint and code, with their duration",
-            PROVIDER_BUCKETS,
-            "endpoint",
-            "code",
-        )
-        self.callbacks = make.counters(
-            "generation_callbacks", "Callbacks of the provider, by result", "verdict"
-        )
-        self.database = make.histograms(
-            "generation_database_seconds",
-            "Operations of the database, including their wait for it",
-            QUICK_BUCKETS,
-            "operation",
-        )
-        self.loop_lag = make.histogram(
-            "generation_event_loop_lag_seconds",
-            "How late the event loop ran a timer",
-            QUICK_BUCKETS,
-        )
-        self.config_problems = make.gauge(
-            "generation_config_problems", "Problems in a file that is re-read", "file"
-        )
-        self.tls_expiry = make.gauge(
-            "generation_tls_expiry_seconds",
-            "The time until the first certificate for TLS expires; infinite without TLS",
-        )
-        self.simulated = make.gauge(
-            "generation_simulated", "1 if the provider is a simulator: results are samples"
-        )
-        self.account_held = make.gauge(
-            "generation_account_held", "1 while the provider refuses the account", "reason"
-        )
-        self.missing_descriptors = make.gauge(
-            "generation_missing_descriptors",
-            "File descriptors that WATCH_MAX_STREAMS needs beyond the limit",
-        )
-
-
 class Metrics:
     """Everything that one server measures.
 
@@ -181,13 +87,17 @@ class Metrics:
     """
 
     def __init__(
-        self, models: Iterable[str], caller_names: Callable[[], Container[str]] | None = None
+        self,
+        models: Iterable[str],
+        caller_names: Callable[[], Container[str]] | None = None,
+        label_of: Callable[[str], str] = str,
     ) -> None:
         """Start with nothing counted.
 
         Args:
-            models: The names of the models.
+            models: The models whose series exist from the start.
             caller_names: Returns the callers to count by; None counts nothing by caller.
+            label_of: Returns the label of a model's name, one of a limited number.
         """
         # A switch for the whole process: no second series with the creation time of each one.
         disable_created_metrics()  # type: ignore[no-untyped-call] # bare in the library
@@ -208,10 +118,12 @@ class Metrics:
             "From the publication of a snapshot to its write to one watcher",
             QUICK_BUCKETS,
         )
-        self._tasks = _Tasks(make)
+        self._tasks = TaskMetrics(make)
         self.copies = CopyMetrics(make)
-        self._dependencies = _Dependencies(make)
+        self._dependencies = DependencyMetrics(make)
         self._by_caller = CallerMetrics(self.registry, caller_names) if caller_names else None
+        self._label_of = label_of
+        self._started: set[str] = set()
         self._start_at_zero(models)
 
     def _start_at_zero(self, models: Iterable[str]) -> None:
@@ -224,14 +136,18 @@ class Metrics:
             self._dependencies.callbacks[(verdict,)].inc(0)
         for lane in Lane:
             _ = self._tasks.limiter_wait[(lane,)]
+        for result in REFRESH_RESULTS:
+            self._dependencies.catalogue_refreshes[(result,)].inc(0)
         for model in models:
-            for stage in Stage:
-                self._tasks.moves[model, stage].inc(0)
-            self._tasks.ends[model, Status.SUCCESS, ""].inc(0)
-            for cause in INCONCLUSIVE_CAUSES:
-                self._tasks.inconclusive[model, cause].inc(0)
-            for reason in TASK_FAILURES:
-                self._tasks.ends[model, Status.FAILED, reason].inc(0)
+            self._model_label(model)
+
+    def _model_label(self, model: str) -> str:
+        """Return the label of a model, whose series exist from then on."""
+        label = self._label_of(model)
+        if label not in self._started:
+            self._started.add(label)
+            self._tasks.start_at_zero(label)
+        return label
 
     # --- callers ---
 
@@ -284,11 +200,11 @@ class Metrics:
 
     def task_moved(self, model: str, stage: str) -> None:
         """Count a task that entered a stage."""
-        self._tasks.moves[model, stage].inc()
+        self._tasks.moves[self._model_label(model), stage].inc()
 
     def task_ended(self, model: str, status: str, reason: str, caller: str) -> None:
         """Count a task that ended; the reason is "" for a success."""
-        self._tasks.ends[model, status, reason].inc()
+        self._tasks.ends[self._model_label(model), status, reason].inc()
         if self._by_caller:
             self._by_caller.ended(caller, status)
 
@@ -311,7 +227,7 @@ class Metrics:
 
     def poll_inconclusive(self, model: str, cause: str) -> None:
         """Count an inconclusive poll."""
-        self._tasks.inconclusive[model, cause].inc()
+        self._tasks.inconclusive[self._model_label(model), cause].inc()
 
     def provider_silent(self, seconds: float) -> None:
         """Show how long no poll has been answered; 0 after an answer."""
@@ -327,6 +243,16 @@ class Metrics:
         """Show why the account is refused; "" if it is not."""
         for known in REFUSALS:
             self._dependencies.account_held.labels(known).set(known == reason)
+
+    def catalogue_refreshed(self, result: str) -> None:
+        """Count a round through the provider's catalogue."""
+        self._dependencies.catalogue_refreshes[(result,)].inc()
+
+    def show_catalogue(self, lifecycles: Iterable[str], refreshed_time: float) -> None:
+        """Show how many models there are, and when the provider last confirmed them."""
+        for lifecycle, count in Counter(lifecycles).items():
+            self._dependencies.catalogue_models.labels(lifecycle).set(count)
+        self._dependencies.catalogue_time.set(refreshed_time)
 
     def called_back(self, result: str) -> None:
         """Count a callback by its result."""

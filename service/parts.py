@@ -19,6 +19,8 @@ from service.bounds import Bounds
 from service.callbacks import CallbackUrls, callback_urls
 from service.caller_limits import CallerLimits, LimitSet
 from service.callers import Callers
+from service.catalogue import TYPED_MEMBERS, Catalogue
+from service.catalogue_refresh import CatalogueRefresh
 from service.hub import Hub
 from service.loop_lag import measure_loop_lag
 from service.metrics import Metrics
@@ -47,6 +49,7 @@ class Parts:
     settings: Settings
     bounds: Bounds
     metrics: Metrics
+    catalogue: Catalogue
     caller_limits: CallerLimits
     limited_calls: LimitedCalls
     store: Store
@@ -68,14 +71,19 @@ async def create_parts(
     Raises:
         StorageError: The database cannot be opened.
     """
+    catalogue = Catalogue(
+        settings.disabled_models,
+        unlisted=settings.kie_market_unlisted,
+        checks_schemas=settings.kie_market_validation == "schema",
+    )
     names = (lambda: callers.names) if settings.metrics_per_caller else None
-    metrics = Metrics(KieProvider.models, names)
+    metrics = Metrics(TYPED_MEMBERS, names, catalogue.label)
     limits = CallerLimits(
         settings.caller_limits_file,
         _service_limits(settings),
         callers,
         metrics,
-        models=KieProvider.models,
+        models=lambda: catalogue.names,
         recheck_seconds=bounds.recheck_seconds,
     )
     start_background(measure_loop_lag(metrics), stack)
@@ -87,13 +95,15 @@ async def create_parts(
         needs=KieProvider.models,
     )
     stack.push_async_callback(_close, store, bounds.grace.database_seconds)
-    provider = await _provider(settings, bounds.kie, metrics, stack, tracing)
-    stack.push_async_callback(provider.close)
+    provider = await start_provider(
+        settings, bounds.kie, metrics, catalogue, stack, tracing=tracing
+    )
     metrics.show_missing_descriptors(_missing_descriptors(settings))
     return Parts(
         settings=settings,
         bounds=bounds,
         metrics=metrics,
+        catalogue=catalogue,
         caller_limits=limits,
         limited_calls=_limited_calls(settings, limits, metrics),
         store=store,
@@ -104,13 +114,16 @@ async def create_parts(
     )
 
 
-async def _provider(
+async def start_provider(
     settings: Settings,
     timeouts: Timeouts,
     metrics: Metrics,
+    catalogue: Catalogue,
     stack: AsyncExitStack,
-    tracing: "Tracing | None",
+    *,
+    tracing: "Tracing | None" = None,
 ) -> KieProvider:
+    """Return the provider, or its simulator; the stack closes it."""
     metrics.show_simulated(settings.simulated)
     api_url, upload_url = settings.kie_api_url, settings.kie_upload_url
     if settings.uses_bundled_simulator:
@@ -126,11 +139,14 @@ async def _provider(
     )
     arguments = (api_url, upload_url, key, metrics.provider_called, timeouts)
     if tracing is None:
-        return KieProvider(*arguments)
-    # Imported only where it is used: without traces, OpenTelemetry is not loaded.
-    from service.traced_provider import TracedProvider  # noqa: PLC0415
+        provider = KieProvider(*arguments, known=catalogue)
+    else:
+        # Imported only where it is used: without traces, OpenTelemetry is not loaded.
+        from service.traced_provider import TracedProvider  # noqa: PLC0415
 
-    return TracedProvider(tracing, *arguments)
+        provider = TracedProvider(tracing, *arguments, known=catalogue)
+    stack.push_async_callback(provider.close)
+    return provider
 
 
 async def _start_simulator(settings: Settings, stack: AsyncExitStack) -> str:
@@ -161,6 +177,22 @@ def _warn_of_samples(settings: Settings, api_url: str) -> None:
         log.warning(
             "KIE_API_URL IS NOT PUBLIC: results count as simulated (docs/settings.md)", url=url
         )
+
+
+async def start_catalogue(parts: Parts) -> CatalogueRefresh:
+    """Fill the catalogue from the database, and return what keeps it up to date."""
+    refresh = CatalogueRefresh(
+        parts.store,
+        parts.provider.catalogue,
+        parts.catalogue,
+        parts.metrics,
+        refresh_seconds=parts.settings.kie_catalogue_refresh_seconds,
+        times=parts.bounds.upkeep.catalogue,
+    )
+    await refresh.start()
+    if unknown := parts.catalogue.unknown_disabled_models():
+        log.warning("DISABLED_MODELS names unknown models", models=", ".join(unknown))
+    return refresh
 
 
 def _service_limits(settings: Settings) -> LimitSet:

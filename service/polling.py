@@ -213,7 +213,7 @@ def _jobs(
     work = Work(
         store=parts.store,
         provider=parts.provider,
-        options=SubmitOptions(parts.settings.disabled_models, callback_url),
+        options=SubmitOptions(parts.catalogue, callback_url),
         verdicts=core.verdicts,
         writer=core.writer,
         leases=core.leases,

@@ -17,19 +17,26 @@ PARAMS_MAX_BYTES = 64 << 10
 
 def check_create(request: pb.CreateTaskRequest, provider: Provider) -> None:
     """Raise INVALID_PARAMS with every broken rule of the request."""
+    broken: list[Violation] = []
+    try:
+        provider.check(request.provider_params)
+    except ParamsError as error:
+        broken = error.violations
+        if request.provider_params.kie.HasField("market"):
+            # The input may be too large to be searched for unknown fields.
+            request.provider_params.kie.market.ClearField("input")
     unknown = unknown_fields(request)
+    # A model that seems to be missing may be an unknown field of the same message.
+    named = {violation.field for violation in unknown}
     violations = [
         *text_rules("prompt_id", request.prompt_id, PROMPT_ID_MAX_CHARACTERS, required=True),
         *text_rules("request_id", request.request_id, REQUEST_ID_MAX_CHARACTERS),
         *unknown,
+        *(violation for violation in broken if violation.field not in named),
     ]
-    try:
-        provider.check(request.provider_params)
-    except ParamsError as error:
-        # A model that seems to be missing may be an unknown field of the same message.
-        named = {violation.field for violation in unknown}
-        violations += [broken for broken in error.violations if broken.field not in named]
-    if not violations and request.provider_params.ByteSize() > PARAMS_MAX_BYTES:
+    params = request.provider_params
+    # The provider bounds the input of `market` by its size as JSON.
+    if not (violations or params.kie.HasField("market")) and params.ByteSize() > PARAMS_MAX_BYTES:
         violations = [Violation("provider_params", f"must have at most {PARAMS_MAX_BYTES} bytes")]
     if violations:
         raise invalid_params(violations)

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
 SERIES_MAX = 200  # for each metric; more are counted as "other"
+SERIES_BY_MODEL_MAX = 4_000  # for a metric by model: the catalogue lists some 200 models
 OTHER = "other"
 
 M = TypeVar("M", bound=MetricWrapperBase)
@@ -15,12 +16,13 @@ Buckets = tuple[float, ...]
 class Series(dict[tuple[str, ...], M]):
     """The children of a metric by their label values: looked up once, and limited in number."""
 
-    def __init__(self, metric: M) -> None:
+    def __init__(self, metric: M, series_max: int = SERIES_MAX) -> None:
         super().__init__()
         self._metric = metric
+        self._series_max = series_max
 
     def __missing__(self, values: tuple[str, ...]) -> M:
-        if len(self) >= SERIES_MAX:
+        if len(self) >= self._series_max:
             return self._metric.labels(*[OTHER] * len(values))
         child = self[values] = self._metric.labels(*values)
         return child
@@ -41,7 +43,8 @@ class MetricFactory:
         return Series(Histogram(name, words, labels, buckets=buckets, registry=self._registry))
 
     def counters(self, name: str, words: str, *labels: str) -> Series[Counter]:
-        return Series(Counter(name, words, labels, registry=self._registry))
+        series_max = SERIES_BY_MODEL_MAX if "model" in labels else SERIES_MAX
+        return Series(Counter(name, words, labels, registry=self._registry), series_max)
 
     def counter(self, name: str, words: str) -> Counter:
         return Counter(name, words, registry=self._registry)

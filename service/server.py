@@ -34,10 +34,12 @@ from service.http import HttpServer
 from service.interceptor import Boundary
 from service.kept import KeptResults, links, open_origin, open_results
 from service.listen import bind, channel_options, start_http
+from service.measurements import Measurements
 from service.messages import Answers
 from service.metrics import Queue
+from service.model_lists import ModelLists
 from service.pages import Pages
-from service.parts import Parts, create_parts, start_background
+from service.parts import Parts, create_parts, start_background, start_catalogue
 from service.polling import Polling, make_polling
 from service.purge import Purger
 from service.reflection import add_reflection
@@ -104,6 +106,7 @@ async def serving(
         polling = make_polling(parts, results, tracing)
         kept_seconds = settings.task_retention_seconds or math.inf
         answers = Answers(links(settings, parts.provider.result_seconds), kept_seconds)
+        refresh = await start_catalogue(parts)
         boundary = Boundary(
             callers,
             parts.caller_limits,
@@ -127,6 +130,9 @@ async def serving(
         )
         # From here on the service spends money, so all that may fail comes before.
         _start_upkeep(parts, health, feed, results, stack)
+        check_seconds = bounds.upkeep.catalogue.check_seconds
+        refreshing = forever(refresh.run_once, "catalogue", check_seconds, parts.outage_log)
+        start_background(refreshing, stack)
         loop = _start_polling(parts, polling, stack)
         shutdown = Shutdown(
             server,
@@ -220,7 +226,8 @@ def _servicer(
             hub=parts.hub,
             admission=Admission(
                 queue_max_tasks=settings.queue_max_tasks,
-                disabled_models=settings.disabled_models,
+                provider=parts.provider,
+                catalogue=parts.catalogue,
                 limits=parts.caller_limits,
                 metrics=parts.metrics,
             ),
@@ -252,6 +259,7 @@ def _servicer(
         ),
         artifacts=artifacts,
         pages=Pages(store, answers),
+        models=ModelLists(parts.catalogue, Measurements(store, parts.provider)),
         limited_calls=parts.limited_calls,
         answers=answers,
     )

@@ -13,6 +13,7 @@ from service.creating import Creator
 from service.errors import ServiceError, invalid, not_found
 from service.events import TaskEvents
 from service.messages import Answers
+from service.model_lists import ModelLists
 from service.open_calls import LimitedCalls
 from service.pages import Pages, list_filter, page_token, read_page_token
 from service.rules import check_task_id
@@ -43,6 +44,7 @@ class Servicer(GenerationServiceServicer):
         uploads: Uploads,
         artifacts: Artifacts,
         pages: Pages,
+        models: ModelLists,
         limited_calls: LimitedCalls,
         answers: Answers,
     ) -> None:
@@ -54,6 +56,7 @@ class Servicer(GenerationServiceServicer):
         self._uploads = uploads
         self._artifacts = artifacts
         self._pages = pages
+        self._models = models
         self._limited_calls = limited_calls
         self._answers = answers
 
@@ -61,7 +64,8 @@ class Servicer(GenerationServiceServicer):
         self, request: pb.CreateTaskRequest, context: Context
     ) -> Answer:
         """Create a task, and wait for the provider's verdict."""
-        return self._answers.of(await self._creator.create(request, context.time_remaining))
+        task = await self._creator.create(request, context.time_remaining)
+        return self._answers.of(task) if task.id else self._answers.listed(task)
 
     async def QueryTask(  # noqa: N802
         self, request: pb.QueryTaskRequest, context: Context
@@ -159,6 +163,20 @@ class Servicer(GenerationServiceServicer):
         check_sign(request)
         task = await self._own(request.task_id)
         return await self._artifacts.sign(task, request.index, request.lifetime_seconds)
+
+    async def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        """Return one page of models."""
+        del context
+        return await self._models.page(request)
+
+    async def GetModel(  # noqa: N802
+        self, request: pb.GetModelRequest, context: Context
+    ) -> pb.GetModelResponse:
+        """Return a model."""
+        del context
+        return pb.GetModelResponse(model=await self._models.get(request.id))
 
     async def _own(self, task_id: str) -> Task:
         """Return a task of the caller."""

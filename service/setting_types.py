@@ -12,10 +12,12 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
-from providers.kie.registry import ADAPTERS
+from providers.kie.catalogue.facts import bundled
+from providers.kie.registry import TYPED_IDS
 from providers.urls import is_visible, split_http_url
 from service.caller_limits import read_limits
 from service.callers import read_tokens
+from service.model_patterns import is_pattern
 from service.results.places import place_of
 from storage.errors import StorageConfigError
 from storage.postgresql.connection import connection_params, is_postgres
@@ -77,8 +79,16 @@ def _names(listed: Any) -> Any:
 
 
 def _known_models(names: frozenset[str]) -> frozenset[str]:
-    if names - set(ADAPTERS):
-        raise ValueError(f"contains an unknown model; the models are {', '.join(ADAPTERS)}")
+    members = list(dict.fromkeys(TYPED_IDS.values()))
+    if not all(map(is_pattern, names)):
+        raise ValueError("must contain names of models, or beginnings of them and `*`")
+    # A model with a newer id can only be guessed by its form. A typing error must not pass for one:
+    # the model that was meant would stay enabled.
+    if any(not ("/" in name or name.endswith("*")) for name in names - {*members, *bundled()}):
+        raise ValueError(
+            f"contains an unknown model; the models are {', '.join(members)} and those of"
+            " ListModels; for one that came later, add `*` to its id"
+        )
     return names
 
 

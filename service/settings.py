@@ -144,8 +144,21 @@ class Settings(BaseSettings):
     kie_creates_in_flight_max: Count = 20
     """How many paid requests may be in progress at a time, across all replicas; 0 = no limit."""
 
+    kie_catalogue_refresh_seconds: Seconds = 21_600
+    """How often Kie's catalogue of models is read, across all replicas; 0 = never, so that only the
+    bundled snapshot is used. See [Models](models.md)."""
+
+    kie_market_unlisted: bool = False
+    """Whether `market` sends tasks of models that Kie's catalogue does not list."""
+
+    kie_market_validation: Literal["schema", "basic"] = "schema"
+    """How the input of `market` is checked: `schema`: by the form of its model; `basic`: only its
+    size and its kinds of values, and the provider decides the rest."""
+
     disabled_models: Models = frozenset()
-    """Models that are refused, separated by commas, for example `sora2,veo3`."""
+    """Models that are refused, separated by commas, for example `sora2,kling-3.0/video,wan/*`: a
+    member of KieParams.model, or an id of [ListModels](models.md). `*` at the end of a name matches
+    any characters. A variant of Imagen 4, Midjourney, Veo 3 or Sora 2 has both names."""
 
     public_url: HttpUrl | None = None
     """The URL under which Kie can reach HTTP_ADDRESS, for example `https://gen.example.com`. With

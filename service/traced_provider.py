@@ -18,6 +18,7 @@ from providers.base import (
     Succeeded,
     Upload,
 )
+from providers.kie.catalogue.known import KnownModels
 from providers.kie.client import KieProvider
 from service.tracing import Operation, Tracing, current_operation
 
@@ -27,9 +28,9 @@ POLLED_TASKS_MAX = 10_000  # remembered, to know which poll is the first
 class TracedProvider(KieProvider):
     """Kie, called by traced calls and jobs. A job ends the span of its request."""
 
-    def __init__(self, tracing: Tracing, *arguments: Any) -> None:
+    def __init__(self, tracing: Tracing, *arguments: Any, known: KnownModels | None = None) -> None:
         """Take a KieProvider's arguments after the first one."""
-        super().__init__(*arguments)
+        super().__init__(*arguments, known=known)
         self._tracing = tracing
         self._polled: LRUCache[str, bool] = LRUCache(POLLED_TASKS_MAX)
 

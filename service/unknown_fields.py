@@ -35,6 +35,16 @@ def _violations(message: Message, path: str) -> Iterator[Violation]:
     for field, value in message.ListFields():
         if field.message_type and not field.is_repeated:
             yield from _violations(value, f"{path}.{field.name}".removeprefix("."))
+        elif field.message_type and _hides_unknown_fields(message):
+            yield Violation(path, f"has unknown fields inside its values: {words}")
+
+
+def _hides_unknown_fields(message: Message) -> bool:
+    """Return whether the values of a Struct have unknown fields, not the message itself."""
+    known = type(message)()
+    known.CopyFrom(message)
+    known.DiscardUnknownFields()
+    return known.ByteSize() != message.ByteSize() - len(_unknown_bytes(message))
 
 
 def _unknown_bytes(message: Message) -> bytes:

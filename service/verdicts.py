@@ -195,7 +195,7 @@ class Verdicts:
                 return self._failed(task, Failure(GENERATION_FAILED, message, code), outcome, now)
 
     def _succeeded(self, task: Task, outcome: Succeeded, now: float) -> Task:
-        end = task.storing if self.keeps_results else task.succeeded
+        end = task.storing if self.keeps_results and outcome.urls else task.succeeded
         return end(
             artifacts_of(outcome),
             outcome.result_json,

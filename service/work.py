@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from generated.generation.v1.generation_pb2 import ProviderParams
 from providers.base import (
     Accepted,
     ParamsError,
@@ -31,10 +30,12 @@ from providers.base import (
     Unreadable,
 )
 from service.agenda import Agenda
+from service.catalogue import Catalogue
 from service.holds import ACCOUNT, ALL_MODELS, Learned
 from service.jobs import log_fields
 from service.leases import Leases
 from service.limits import Limits
+from service.messages import params_of
 from service.metrics import Metrics
 from service.seen import Seen
 from service.unknown_fields import unknown_fields
@@ -58,11 +59,11 @@ class SubmitOptions:
     """How tasks are submitted.
 
     Attributes:
-        disabled_models: Models of which nothing is sent.
+        catalogue: Knows which models are disabled, so that nothing of them is sent.
         callback_url: Makes the URL for the callbacks of a task; None if there are no callbacks.
     """
 
-    disabled_models: frozenset[str]
+    catalogue: Catalogue
     callback_url: Callable[[str], str] | None
 
 
@@ -136,19 +137,23 @@ class Work:
 
     async def _send(self, task: Task) -> Submission | None:
         """Send the paid request; None if this version cannot read all of its parameters."""
-        if task.model in self.options.disabled_models:
+        params = params_of(task)
+        if unknown_fields(params):
+            return None
+        catalogue = self.options.catalogue
+        if catalogue.is_disabled(task.model, self.provider.model_id(params)):
             return Refused(
                 "MODEL_UNAVAILABLE", f"the model {task.model} is disabled on this server", ""
             )
         make_url = self.options.callback_url
         callback_url = make_url(task.id) if make_url else None
-        params = ProviderParams.FromString(task.params)
-        if unknown_fields(params):
-            return None
         try:
-            return await self.provider.submit(params, callback_url)
+            outcome = await self.provider.submit(params, callback_url)
         except ParamsError:  # raised before anything is sent
             return None
+        if isinstance(outcome, Refused) and (note := catalogue.retired_note(task.model)):
+            return replace(outcome, message=f"{outcome.message} ({note})")
+        return outcome
 
     async def _look_for_purchase(self, task: Task, outcome: Submission) -> Submission:
         """Look up the record that a callback, or a response other than an acceptance, names."""
@@ -246,7 +251,7 @@ class Work:
         )
 
     async def _ask(self, task: Task) -> Poll:
-        params = ProviderParams.FromString(task.params)
+        params = params_of(task)
         outcome = await self.provider.poll(task.model, task.provider_task_id, params)
         match outcome:
             case Unavailable(detail):
@@ -294,7 +299,7 @@ class Work:
         )
 
     async def _recognise(self, task: Task, candidate: str) -> Recognition:
-        return await self.provider.recognise(ProviderParams.FromString(task.params), candidate)
+        return await self.provider.recognise(params_of(task), candidate)
 
     def _without_answer(self, task: Task, now: float) -> Task | None:
         """Decide on a paid request without a response, once its sender could renew its lease."""

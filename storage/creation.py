@@ -113,6 +113,15 @@ class Creations:
 
         return [refusal or result(c) for c, refusal in zip(creations, refusals, strict=True)]
 
+    def check_each(self, creations: Sequence[Creation]) -> list[Existing | LimitReached | None]:
+        """Return what would keep each task alone from being stored."""
+        return [self._check(creation) for creation in creations]
+
+    def _check(self, creation: Creation) -> Existing | LimitReached | None:
+        if earlier := self._earlier([creation]):
+            return Existing(earlier[creation.request])
+        return self._refusals([creation])[0]
+
     def moved(self, before: Task, after: Task) -> None:
         """Count a task that left the queue or returned to it."""
         if before.stage is not after.stage:

@@ -89,7 +89,8 @@ def _keys_query(
     db: Database, which: ListFilter, before: tuple[float, str] | None, limit: int
 ) -> Any:
     """Select the keys of the newest tasks, only those older than `before`."""
-    size = fn.LENGTH(TaskRow.params) + octet_length(db, TaskRow.result_json)
+    filled = fn.COALESCE(fn.LENGTH(TaskRow.filled_params), 0)
+    size = fn.LENGTH(TaskRow.params) + filled + octet_length(db, TaskRow.result_json)
     keys = TaskRow.select(TaskRow.create_time, TaskRow.id, size)
     older = [_key() < before] if before else []
     return _newest_first(keys, which, older).limit(limit)

@@ -9,6 +9,7 @@ from storage.changes import ChangePage, Changes, Position
 from storage.clock import SKEW_SECONDS
 from storage.engine import Engine, Row
 from storage.known import Known
+from storage.models import StoredModel, Success, model_of
 from storage.observed import Observe, Observed
 from storage.pages import ListFilter, read_page
 from storage.recent import MAX_BYTES, RecentTasks
@@ -171,6 +172,19 @@ class Reads:
         """Return each caller that cancelled tasks, how many are kept, and when the oldest ended."""
         rows = await self._all("cancelled", self._sql.purges.count_cancelled)
         return [(row[0], row[1], row[2]) for row in rows]
+
+    async def models(self, changed_since: float = 0.0) -> list[StoredModel]:
+        """Return the provider's models that were written at a time or later."""
+        rows = await self._all("models", self._sql.models.changed_since, changed_since)
+        return list(map(model_of, rows))
+
+    async def successes(
+        self, model: str, limit: int, *, with_params: bool = False
+    ) -> list[Success]:
+        """Return the tasks of a model that succeeded last, newest first."""
+        sql = self._sql.models
+        statement = sql.successes_with_params if with_params else sql.successes
+        return [Success(*row) for row in await self._all("successes", statement, model, limit)]
 
     # --- the way to the engine ---
 

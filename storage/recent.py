@@ -49,4 +49,4 @@ class RecentTasks:
 
 
 def _size(task: Task) -> int:
-    return TASK_BYTES + len(task.params) + 2 * len(task.result_json)
+    return TASK_BYTES + len(task.params) + len(task.filled_params) + 2 * len(task.result_json)

@@ -16,7 +16,7 @@ COLUMNS = tuple(
     for field in TaskRow._meta.sorted_fields  # noqa: SLF001 - Peewee's documented way
     if field is not TaskRow.change_xid
 )
-FIXED_COLUMNS = 9  # the first columns, up to traceparent, never change
+FIXED_COLUMNS = 10  # the first columns, up to traceparent, never change
 # The fields of a stored artifact that are known: always there, and those of its copy.
 PAIR = ("url", "mime_type")
 COPY = ("uri", "size_bytes", "sha256", "content_type")
@@ -36,6 +36,7 @@ def row_of(task: Task) -> tuple[object, ...]:
         task.model,
         task.needs or None,
         task.params,
+        task.filled_params or None,
         task.create_time,
         task.traceparent or None,
         task.update_time,
@@ -65,9 +66,9 @@ def row_of(task: Task) -> tuple[object, ...]:
 
 def task_of(row: Sequence[Any], known: Known) -> Task:
     """Build a task from its columns, in the order of the table."""
-    (task_id, caller, request_id, prompt_id, model, needs, params, create_time, traceparent,
-     update_time, lane, due_time, status, stage, revision, progress_percent, artifacts,
-     result_json, failure_reason, failure_message, failure_code, provider_task_id,
+    (task_id, caller, request_id, prompt_id, model, needs, params, filled_params, create_time,
+     traceparent, update_time, lane, due_time, status, stage, revision, progress_percent,
+     artifacts, result_json, failure_reason, failure_message, failure_code, provider_task_id,
      credits_consumed, complete_time, submit_time, accept_time, unknown_time, candidate_id,
      setbacks, version, generated_time) = row  # fmt: skip
     return Task(
@@ -77,6 +78,7 @@ def task_of(row: Sequence[Any], known: Known) -> Task:
         prompt_id=prompt_id,
         model=model,
         params=bytes(params),
+        filled_params=bytes(filled_params or b""),
         create_time=create_time,
         update_time=update_time,
         due_time=due_time,

@@ -34,6 +34,7 @@ class TaskRow(Model):
     model = TextField()
     needs = TextField(null=True)
     params = BlobField()
+    filled_params = BlobField(null=True)
     create_time = DoubleField()
     traceparent = TextField(null=True)
     update_time = DoubleField()
@@ -97,6 +98,13 @@ TaskRow.add_index(
 # Finds what changed after a position, of all callers and of one.
 TaskRow.add_index(TaskRow.change_xid, TaskRow.id, name="tasks_changes")
 TaskRow.add_index(TaskRow.caller, TaskRow.change_xid, TaskRow.id, name="tasks_caller_changes")
+# Finds the newest successes of a model, which are measured.
+TaskRow.add_index(
+    TaskRow.model,
+    TaskRow.complete_time,
+    where=cast("Any", SQL("status = 'SUCCESS'")),
+    name="tasks_succeeded",
+)
 
 
 class SlotRow(Model):
@@ -156,5 +164,26 @@ class PurgeRow(Model):
         legacy_table_names = False
 
 
-TABLES = [TaskRow, SlotRow, SecretRow, HoldRow, PurgeRow]
+class ModelRow(Model):
+    """A model of the provider as it is stored; storage/models.py explains the columns."""
+
+    id = TextField(primary_key=True)
+    title = TextField()
+    provider = TextField()
+    task_types = TextField()
+    price_text = TextField()
+    path = TextField()
+    input_schema = TextField(null=True)
+    listed = IntegerField()
+    retired_time = DoubleField(null=True)
+    refresh_time = DoubleField(null=True)
+    schema_time = DoubleField(null=True)
+    change_time = DoubleField()
+
+    class Meta:
+        table_name = "models"
+        legacy_table_names = False
+
+
+TABLES = [TaskRow, SlotRow, SecretRow, HoldRow, PurgeRow, ModelRow]
 MIGRATIONS = Path(__file__).parent / "migrations"

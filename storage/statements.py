@@ -7,7 +7,7 @@ from peewee import EXCLUDED, SQL, Case, Database, Select, fn
 from storage.clock import SKEW_SECONDS
 from storage.known import Known
 from storage.rows import COLUMNS, FIXED_COLUMNS
-from storage.schema import HoldRow, SecretRow, SlotRow, TaskRow
+from storage.schema import HoldRow, ModelRow, SecretRow, SlotRow, TaskRow
 from storage.task import Lane, Stage, Status
 
 # Peewee prints INSERT OR IGNORE for SQLite, which would ignore more than this.
@@ -63,6 +63,7 @@ class Statements:
         self.slots = SlotStatements(printer)
         self.secrets = SecretStatements(printer)
         self.holds = HoldStatements(printer)
+        self.models = ModelStatements(printer)
 
 
 class _Printer:
@@ -293,6 +294,38 @@ class HoldStatements:
             .returning(hold.since)
         )
         self.release = text(hold.delete().where(hold.name == arg))
+
+
+class ModelStatements:
+    """The provider's models, and their tasks that succeeded."""
+
+    def __init__(self, printer: _Printer) -> None:
+        arg, text, model, task = printer.arg, printer.text, ModelRow, TaskRow
+        columns = [*model._meta.sorted_fields]  # noqa: SLF001 - Peewee's documented way
+        self.changed_since = text(model.select(*columns).where(model.change_time >= arg))
+
+        values = model.insert_many([[arg] * len(columns)], fields=columns)
+        known = {"conflict_target": [model.id]}
+        update = {column: EXCLUDED[column.column_name] for column in columns[1:]}
+        never_confirmed = model.refresh_time.is_null() & model.retired_time.is_null()
+        self.add = text(values.on_conflict(**known, update=update, where=never_confirmed))
+        self.save = text(values.on_conflict(**known, update=update))
+        is_listed = (model.listed == SQL("1")) & model.retired_time.is_null()
+        confirmed = {model.refresh_time: arg, model.change_time: arg}
+        self.confirm = text(model.update(confirmed).where(is_listed))
+
+        newest = (task.model == arg) & (task.status == SQL("'SUCCESS'"))
+        end = fn.COALESCE(task.generated_time, task.complete_time)
+        measured = (task.credits_consumed, task.accept_time, end)
+        self.successes, self.successes_with_params = (
+            text(
+                task.select(*measured, *more)
+                .where(newest)
+                .order_by(task.complete_time.desc())
+                .limit(arg)
+            )
+            for more in ((), (task.params,))
+        )
 
 
 def octet_length(db: Database, column: Any) -> Any:

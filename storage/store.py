@@ -15,6 +15,7 @@ from storage.clock import Clock
 from storage.creation import Created, CreateLimits, Creation, Creations, Existing, LimitReached
 from storage.engine import Engine
 from storage.errors import StorageUnavailableError
+from storage.models import Models, StoredModel
 from storage.observed import Observe, unobserved
 from storage.reads import Reads
 from storage.saves import Saves
@@ -45,6 +46,7 @@ class Store(Reads):
         self._saves = Saves(engine, self._creations.moved)
         self._slots = Slots(engine)
         self._shared = Shared(engine)
+        self._models = Models(engine)
         self._claims = Claims(engine, self._slots, self._saves.save_each)
 
     @property
@@ -92,6 +94,12 @@ class Store(Reads):
             Creation(task, limits),
             self._keep_created,
             disposable=True,
+        )
+
+    async def check(self, task: Task, limits: CreateLimits) -> Existing | LimitReached | None:
+        """Return what would keep `create` from storing a new task, or None."""
+        return await self._write(
+            "check", self._creations.check_each, Creation(task, limits), _no_task_changed
         )
 
     async def save(self, before: Task, after: Task) -> Task | None:
@@ -184,6 +192,22 @@ class Store(Reads):
         await self._execute(
             "release_account", self._sql.holds.release, ACCOUNT, on_result=_no_task_changed
         )
+
+    # --- the provider's models ---
+
+    async def add_models(self, models: Sequence[StoredModel]) -> None:
+        """Store models that are new, or that the provider's catalogue has never confirmed."""
+        await self._write("add_models", self._models.add_each, models, _no_task_changed)
+
+    async def save_models(self, models: Sequence[StoredModel]) -> None:
+        """Store new and changed models."""
+        await self._write("save_models", self._models.save_each, models, _no_task_changed)
+
+    async def confirm_models(self, now: float) -> None:
+        """Record that the provider's catalogue lists every model that is not retired."""
+        await self._write("confirm_models", self._models.confirm_each, now, _no_task_changed)
+
+    # --- upkeep ---
 
     async def make_abandoned_due(self, now: float) -> None:
         """Make due what waits for workers that are gone: for the start of the only process."""

@@ -28,7 +28,7 @@ class Task(NamedTuple):
     A NamedTuple, because `_replace` is five times faster than `dataclasses.replace`.
 
     Attributes:
-        params: The serialised ProviderParams message, as the caller sent it.
+        params, filled_params: The serialised ProviderParams as the caller sent them; with defaults.
         needs: What a process must know to work on it; "" is its model.
         of_newer_version: Whether it holds values that this version does not know. Then it is shown,
             and never changed: what is unknown of it is None, or the status PENDING.
@@ -44,8 +44,7 @@ class Task(NamedTuple):
         setbacks: How many times in a row the provider did not accept it, or a poll or a copy of it
             failed. All polls that fail while the provider does not answer at all count as one.
         version: Grows by one with every save, visible or not: what compare-and-set compares.
-        traceparent: The span of the call that created it, in the format of W3C Trace Context; "" if
-            it was not traced.
+        traceparent: The span of the call that created it, in the format of W3C Trace Context.
     """
 
     id: str
@@ -77,6 +76,7 @@ class Task(NamedTuple):
     of_newer_version: bool = False
     traceparent: str = ""
     generated_time: float | None = None
+    filled_params: bytes = b""
 
     @property
     def provider_end_time(self) -> float | None:

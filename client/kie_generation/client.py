@@ -19,7 +19,10 @@ from kie_generation.generated.generation.v1.generation_pb2 import (
     CancelTaskRequest,
     CreateTaskRequest,
     GenerationTask,
+    GetModelRequest,
+    ListModelsRequest,
     ListTasksRequest,
+    Model,
     QueryTaskRequest,
     TaskStatus,
     UploadedFile,
@@ -54,16 +57,19 @@ class GenerationClient(ArtifactCalls):
         *,
         prompt_id: str,
         request_id: str | None = None,
+        validate_only: bool = False,
         timeout: float = CALL_TIMEOUT_SECONDS,
     ) -> GenerationTask:
         """Create a task and return it, usually PENDING.
 
         Args:
-            params: a model's message: Imagen4Params, MidjourneyParams, Veo3Params, Sora2Params or a
-                later one.
+            params: a model's message: MarketParams for any model of the catalogue, Imagen4Params,
+                MidjourneyParams, Veo3Params, Sora2Params, or a later one.
             prompt_id: your reference, 1-255 characters.
             request_id: makes the create idempotent; None generates a random one, so that retries
                 never pay twice.
+            validate_only: only check the request, and return the task as it would be stored, with
+                an empty id. Nothing is paid for.
             timeout: seconds for all attempts. If it is shorter than the service's
                 CREATE_WAIT_SECONDS, the call may return a task that the provider refuses later.
 
@@ -76,6 +82,7 @@ class GenerationClient(ArtifactCalls):
             prompt_id=prompt_id,
             provider_params=provider_params(params),
             request_id=request_id or uuid.uuid4().hex,
+            validate_only=validate_only,
         )
         try:
             return (await self._call(self._stub.CreateTask, request, timeout)).task
@@ -128,6 +135,43 @@ class GenerationClient(ArtifactCalls):
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
+
+    async def list_models(
+        self,
+        query: str = "",
+        *,
+        task_type: str = "",
+        provider: str = "",
+        include_retired: bool = False,
+        page_size: int = 0,
+        timeout: float = CALL_TIMEOUT_SECONDS,
+    ) -> AsyncGenerator[Model, None]:
+        """Yield the models that tasks can be created with, sorted by id, without their forms.
+
+        Args:
+            query: words of the id, title, provider or task types.
+            task_type: such as `Text to Image`.
+            provider: such as `Google`.
+            include_retired: also models that are no longer in the catalogue.
+            page_size: models per page, at most 200; 0 for the service's default.
+            timeout: seconds for each page.
+        """
+        request = ListModelsRequest(
+            query=query, task_type=task_type, provider=provider, page_size=page_size
+        )
+        request.include_retired = include_retired
+        while True:
+            page = await self._call(self._stub.ListModels, request, timeout)
+            for model in page.models:
+                yield model
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def get_model(self, model_id: str, *, timeout: float = CALL_TIMEOUT_SECONDS) -> Model:
+        """Return a model with the form of its input. Raises RefusedError if it is unknown."""
+        request = GetModelRequest(id=model_id)
+        return (await self._call(self._stub.GetModel, request, timeout)).model
 
     async def cancel(
         self, task_id: str, *, timeout: float = CALL_TIMEOUT_SECONDS

@@ -158,6 +158,8 @@ class GenerationClient:
     create = _blocking(client.GenerationClient.create)
     get = _blocking(client.GenerationClient.get)
     list = _iterating(client.GenerationClient.list)
+    list_models = _iterating(client.GenerationClient.list_models)
+    get_model = _blocking(client.GenerationClient.get_model)
     cancel = _blocking(client.GenerationClient.cancel)
     watch = _iterating(client.GenerationClient.watch)
     watch_tasks = _iterating(client.GenerationClient.watch_tasks)

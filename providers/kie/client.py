@@ -49,7 +49,7 @@ from providers.kie.http import (
     read_envelope,
 )
 from providers.kie.kept import kept_text
-from providers.kie.registry import ADAPTERS, adapter_of
+from providers.kie.registry import ADAPTERS, adapter_of, model_id_of
 from providers.kie.upload import Uploader
 from providers.kie.values import clean, same_id
 from providers.public_address import is_public_url
@@ -125,6 +125,10 @@ class KieProvider:
         assert model is not None, "params were not checked"
         return params.kie.market.model if model == "market" else model
 
+    def model_id(self, params: ProviderParams) -> str:
+        """Return Kie's id of the model that valid params ask for."""
+        return model_id_of(params)
+
     def typical_max_seconds(self, model: str) -> float:
         """Return the time within which most tasks of a model end."""
         if model in ADAPTERS:
@@ -137,12 +141,12 @@ class KieProvider:
 
     def complete(self, params: ProviderParams) -> ProviderParams:
         """Check the input of a market model by the model's schema, if one is known."""
-        _, model_params = self._read_params(params)
-        if not isinstance(model_params, market.Market):
+        if params.kie.WhichOneof("model") != market.ADAPTER.name:
             return params
-        schema = self._known.schema_of(model_params.model)
+        schema = self._known.schema_of(params.kie.market.model)
         if schema is None:
             return params
+        model_params = market.Market.from_message(params.kie.market)
         checked = self._validators.check(model_params.model, schema, model_params.input)
         if checked.violations:
             raise ParamsError(checked.violations)

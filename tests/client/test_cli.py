@@ -128,7 +128,7 @@ async def test_options_that_are_not_given_are_not_set() -> None:
 
 
 def test_every_model_has_a_command_with_an_option_for_every_field() -> None:
-    shared = {"context", "prompt_id", "request_id", "watch", "save"}
+    shared = {"context", "prompt_id", "request_id", "validate_only", "watch", "save"}
     declared = {
         each.callback.__name__: set(each.callback.__annotations__) - shared
         for each in create.app.registered_commands

@@ -43,7 +43,10 @@ from tests.support.scripted_server import (
 
 PARAMS = Imagen4Params(prompt="a lighthouse")
 SECONDS = 30.0
-METHODS = ["create", "get", "list", "cancel", "watch", "watch_tasks", "wait", "upload"]
+METHODS = [
+    *("create", "get", "list", "list_models", "get_model", "cancel"),
+    *("watch", "watch_tasks", "wait", "upload"),
+]
 
 
 async def in_thread(work: Callable[..., Any], *arguments: Any) -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from storage.changes import START
 from storage.opening import open_store
 from storage.schema import MIGRATIONS
 from tests.support.databases import change, rows
-from tests.support.harness import poller_bounds, serving
+from tests.support.harness import API_KEY, INSTANT, poller_bounds, serving
 from tests.support.paths import ROOT
 from tests.support.prompts import STUCK
 from tests.support.storing import new, stored
@@ -44,6 +45,44 @@ async def run(folder: Path, *arguments: str, database_url: str = "") -> tuple[in
     assert process.returncode is not None
     assert "Traceback" not in log.decode()
     return process.returncode, printed.decode(), log.decode()
+
+
+# --- refresh-catalogue ---
+
+
+async def test_refresh_catalogue_prints_each_change_as_soon_as_it_is_saved(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with Simulator(replace(INSTANT, withdrawn_models=("z-image",))) as kie:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "service", "refresh-catalogue"),
+            cwd=tmp_path,
+            env={
+                "PYTHONPATH": str(ROOT),
+                "DATABASE_URL": database_url,
+                "KIE_API_KEY": API_KEY,
+                "KIE_API_URL": kie.url,
+                "KIE_UPLOAD_URL": kie.url,
+            },
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        assert process.stdout is not None
+        async with asyncio.timeout(SECONDS):
+            while await process.stdout.readline() != b"retired: z-image\n":
+                assert process.returncode is None
+        process.kill()  # all schemas would take minutes
+        await process.communicate()
+    retired = rows(database_url, "SELECT id FROM models WHERE retired_time IS NOT NULL")
+    assert retired == [("z-image",)]
+
+
+async def test_refresh_catalogue_needs_a_key_or_a_simulator(
+    tmp_path: Path, postgresql_url: str
+) -> None:
+    code, printed, log = await run(tmp_path, "refresh-catalogue", database_url=postgresql_url)
+    assert (code, printed) == (2, "")
+    assert log.startswith("KIE_API_KEY: must be set")
 
 
 # --- migrate ---

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kie_generation import GenerationClient, Imagen4Params, MarketParams
 from kie_generation.generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from tests.support.databases import rows
@@ -27,6 +28,9 @@ from tests.support.paths import ROOT
 
 # The last commit of the version before this one.
 VERSION_BEFORE = "f58170f02becef7e2e6e5cd516dd296921420e19"
+
+# The last commit before KieParams.market.
+VERSION_WITHOUT_MARKET = "8bcd10df6c9e363e8c57943a08067a565fd830ad"
 
 
 @pytest.fixture
@@ -141,3 +145,45 @@ async def test_each_version_continues_a_file_of_the_other(
             await victim.stop()
         finally:
             await victim.kill()
+
+
+# --- tasks that only newer replicas know ---
+
+
+def cat_of_market() -> MarketParams:
+    params = MarketParams(model="nano-banana-2")
+    params.input.update({"prompt": "a cat"})
+    return params
+
+
+async def test_tasks_of_market_are_shown_by_the_version_without_it_and_left_to_newer_replicas(
+    tmp_path: Path, postgresql_url: str, unused_tcp_port_factory: Any
+) -> None:
+    ports = unused_tcp_port_factory
+    settings = {"DATABASE_URL": postgresql_url, "CREATE_WAIT_SECONDS": "0"}
+    async with Simulator(INSTANT) as kie:
+        newer, older = (Victim(tmp_path, kie, (ports(), ports()), **settings) for _ in range(2))
+        older.root = checkout(VERSION_WITHOUT_MARKET, tmp_path / "older")
+        async with (
+            running([newer, older]),
+            GenerationClient(newer.address) as to_newer,
+            GenerationClient(older.address) as to_older,
+        ):
+            created = [await to_newer.create(cat_of_market(), prompt_id="p") for _ in range(10)]
+            for task in created:
+                assert (await to_newer.wait(task.id, 60)).status == pb.TASK_STATUS_SUCCESS
+                shown = await to_older.get(task.id)
+                assert (shown.status, shown.id) == (pb.TASK_STATUS_SUCCESS, task.id)
+
+            kie.add_fault("create:code,code=455,times=0,model=nano-banana-2")
+            waiting = await to_newer.create(cat_of_market(), prompt_id="p")
+            await newer.stop()
+            kie.clear_faults()
+            other = await to_older.create(Imagen4Params(prompt="a cat"), prompt_id="p")
+            assert (await to_older.wait(other.id, 60)).status == pb.TASK_STATUS_SUCCESS
+            assert (await to_older.get(waiting.id)).stage == pb.TASK_STAGE_ACCEPTED
+            assert creates(kie) == len(created) + 1, "the older version sent its own task only"
+
+            await newer.start()
+            assert (await to_newer.wait(waiting.id, 60)).status == pb.TASK_STATUS_SUCCESS
+        assert creates(kie) == len(created) + 2

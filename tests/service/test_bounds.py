@@ -11,6 +11,7 @@ import pytest
 import structlog
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import Struct
 
 from generated.generation.v1 import generation_pb2 as pb
 from providers.base import Provider, Violation
@@ -61,9 +62,28 @@ def group(field: int, content: bytes) -> bytes:
     return tag(field, 3) + content + tag(field, 4)
 
 
+def member(key: bytes, value: bytes) -> bytes:
+    """A member of a Struct around the bytes of a Value."""
+    return delimited(1, delimited(1, key) + delimited(2, value))
+
+
+def of_market(content: bytes) -> bytes:
+    """A CreateTaskRequest of `market` around the bytes of a Struct."""
+    return of_model(MARKET, delimited(1, b"nano-banana-2") + delimited(2, content))
+
+
+def nested(value: bytes, levels: int) -> bytes:
+    """A Value inside lists."""
+    for _ in range(levels):
+        value = delimited(6, delimited(1, value))
+    return value
+
+
 PROMPT_ID = delimited(1, b"p")
 PROMPT = delimited(2, b"a cat")
-IMAGEN4, MIDJOURNEY, VEO3, SORA2 = range(1, 5)
+IMAGEN4, MIDJOURNEY, VEO3, SORA2, MARKET = range(1, 6)
+NUMBER = tag(2, 1) + b"\0" * 8  # the bytes of a Value
+NOT_A_NUMBER = tag(2, 1) + b"\0" * 6 + b"\xf8\x7f"
 IMG2IMG = tag(1, 0) + varint(2)
 DISTINCT = b"".join(tag(number, 0) + b"\1" for number in range(100, 5_000))
 VALID = of_model(IMAGEN4, PROMPT)
@@ -109,6 +129,34 @@ CREATES = {
     "a large unknown group": of_model(IMAGEN4, PROMPT + group(99, filled(tag(7, 0) + b"\1"))),
     "deep unknown groups": of_model(IMAGEN4, PROMPT + filled(90 * tag(99, 3) + 90 * tag(99, 4))),
     "groups deeper than any parser goes": of_model(IMAGEN4, PROMPT + filled(tag(99, 3))),
+    "many keys": of_market(b"".join(member(b"%05x" % n, NUMBER) for n in range(45_000))),
+    "a key that repeats": of_market(filled(member(b"\n", tag(4, 0) + b"\1"))),
+    "a long key": of_market(member(filled(b"k"), NUMBER)),
+    "keys of control characters": of_market(
+        b"".join(member(b"\n%05x" % n, NUMBER) for n in range(40_000))
+    ),
+    "a long text in an input": of_market(member(b"prompt", delimited(3, filled(CAT.encode())))),
+    "many texts in an input": of_market(
+        member(b"image_input", delimited(6, filled(delimited(1, delimited(3, b"x")))))
+    ),
+    "many numbers": of_market(member(b"k", delimited(6, filled(delimited(1, NUMBER))))),
+    "many numbers that are none": of_market(
+        member(b"k", delimited(6, filled(delimited(1, NOT_A_NUMBER))))
+    ),
+    "many empty values": of_market(member(b"k", delimited(6, filled(delimited(1, b""))))),
+    "many deep values": of_market(filled(member(b"k", nested(NUMBER, 40)))),
+    "wide and deep values": of_market(
+        member(b"k", delimited(6, filled(delimited(1, nested(NUMBER, 30)))))
+    ),
+    "values deeper than any parser goes": of_market(member(b"k", nested(NUMBER, 1_000))),
+    "unknown fields of values": of_market(
+        member(b"prompt", delimited(3, b"a cat") + filled(tag(99, 0) + b"\1"))
+    ),
+    "a long id of a model": of_model(MARKET, delimited(1, filled(b"m"))),
+    "an id of many segments": of_model(MARKET, delimited(1, filled(b"m/"))),
+    "a valid input of a mebibyte": of_market(
+        b"".join(member(b"%05d" % n, delimited(3, b"x" * 9_000)) for n in range(110))
+    ),
     "long numbers of unknown fields": of_model(IMAGEN4, filled(tag((1 << 29) - 1, 5) + b"1234")),
 }
 
@@ -289,6 +337,12 @@ UNKNOWN = {
     ),
     "provider_params.kie.veo3": of_model(VEO3, tag(99, 0) + b"\1" + PROMPT),
     "provider_params.kie.sora2": of_model(SORA2, PROMPT + delimited(99, b"")),
+    "provider_params.kie.market": of_model(
+        MARKET, delimited(1, b"nano-banana-2") + delimited(99, b"")
+    ),
+    "provider_params.kie.market.input": of_market(
+        member(b"prompt", delimited(3, b"a cat")) + tag(99, 0) + b"\1"
+    ),
 }
 
 
@@ -301,6 +355,12 @@ async def test_an_unknown_field_is_refused_by_its_number_and_the_path_of_its_mes
     assert (error.reason, error.fields) == ("INVALID_PARAMS", [path])
     assert error.message.startswith(f"{path} has the unknown field 99: ")
     assert service.kie.stats["purchases"] == bought
+
+
+async def test_unknown_fields_inside_the_values_of_an_input_are_refused(service: Service) -> None:
+    data = of_market(member(b"prompt", delimited(3, b"a cat") + tag(99, 0) + b"\1"))
+    error = await refusal_of(service, "CreateTask", data)
+    assert error.fields == ["provider_params.kie.market.input"]
 
 
 async def test_a_model_that_is_unknown_is_named_by_its_number(service: Service) -> None:
@@ -338,12 +398,12 @@ def test_no_message_type_occurs_twice_in_a_create() -> None:
 
     def below(message: Descriptor) -> Iterator[Any]:
         for field in message.fields:
-            if field.message_type:
+            if field.message_type and field.message_type is not Struct.DESCRIPTOR:
                 yield field
                 yield from below(field.message_type)
 
     fields = list(below(pb.CreateTaskRequest.DESCRIPTOR))
-    assert len(fields) == 6
+    assert len(fields) == 7
     assert not any(field.is_repeated for field in fields)
 
 

@@ -361,6 +361,8 @@ def full_metrics() -> Metrics:
     metrics.called_back("received")
     metrics.database("get", 0.5)
     metrics.loop_lagged(0.5)
+    metrics.catalogue_refreshed("applied")
+    metrics.show_catalogue(["ACTIVE"], 1.0)
     ThreadsAlive(metrics.registry).show("writer", alive=True)
     return metrics
 

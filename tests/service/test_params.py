@@ -102,11 +102,12 @@ async def test_unset_fields_are_not_sent_unless_the_table_says_always(
 
 
 def test_every_field_of_every_model_has_a_row() -> None:
+    """Those of market depend on the model: see test_market and test_model_schemas."""
     messages = {field.name: field.message_type for field in pb.KieParams.DESCRIPTOR.fields}
     in_the_proto = {
         f"provider_params.kie.{model}.{field.name}"
         for model, message in messages.items()
-        if message is not None
+        if message is not None and model != "market"
         for field in message.fields
     }
     assert {rule.path for rule in RULES} == in_the_proto

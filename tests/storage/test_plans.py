@@ -42,6 +42,8 @@ STATEMENTS: dict[str, tuple[object, ...]] = {
     "purges.cancelled": ("c", NOW, 10),
     "counts.sending": (NOW - 300,),
     "claims.waiting_queues": (),
+    "models.successes": ("imagen4", 256),
+    "models.successes_with_params": ("imagen4", 256),
     "claims.waiting_since": (NOW, NOW, 10),
     "claims.first_waiting": ("c", "imagen4", NOW, 10),
     "tasks.renew": (NOW, "ended-7", 5),

@@ -149,6 +149,7 @@ FULL = Task(
     version=9,
     needs="a newer veo3",
     traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    filled_params=b"\x02",
 )
 EMPTY = Task(
     id="",
@@ -184,7 +185,7 @@ async def test_any_task_is_read_as_it_was_created_and_saved(store: Store, seed: 
 
     kept = (
         *("id", "caller", "request_id", "prompt_id", "model", "needs", "params", "create_time"),
-        "traceparent",
+        *("filled_params", "traceparent"),
     )
     other = any_task(seed + 1_000)._replace(**{name: getattr(task, name) for name in kept})
     after = await saved(store, task, other)

@@ -155,6 +155,7 @@ async def serving(
         "kie_creates_per_10_seconds": 0,
         "kie_status_per_second": 0,
         "kie_running_max": 0,
+        "kie_catalogue_refresh_seconds": 0,
         "poll_interval_seconds": 0.02,
     }
     async with (

@@ -31,6 +31,17 @@ def minimal_input(model: str) -> dict[str, Any]:
     return {name: value_of(facts["fields"][name]) for name in sorted(required)}
 
 
+def without_defaults(model: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return an input without the fields that the model has defaults for."""
+    fields = MODELS[model]["fields"]
+    return {name: value for name, value in given.items() if "default" not in fields[name]}
+
+
+def market(model: str, /, **given: Any) -> dict[str, Any]:
+    """Return the parameters of a market task, as `{member: fields}`."""
+    return {"market": {"model": model, "input": given}}
+
+
 def value_of(field: dict[str, Any]) -> Any:
     """Return a valid value of a field."""
     if "default" in field:

@@ -29,6 +29,10 @@ from kie_generation.generated.generation.v1.generation_pb2 import (
     DownloadArtifactResponse,
     ErrorReason,
     GenerationTask,
+    GetModelRequest,
+    GetModelResponse,
+    ListModelsRequest,
+    ListModelsResponse,
     ListTasksRequest,
     ListTasksResponse,
     QueryTaskRequest,
@@ -145,6 +149,14 @@ class ScriptedService(GenerationServiceServicer):
 
     async def CancelTask(self, request: CancelTaskRequest, context: Context) -> CancelTaskResponse:
         return CancelTaskResponse(task=await self._answer(request, context))
+
+    async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
+        page = await self._answer(request, context)
+        assert isinstance(page, ListModelsResponse)
+        return page
+
+    async def GetModel(self, request: GetModelRequest, context: Context) -> GetModelResponse:
+        return GetModelResponse(model=await self._answer(request, context))
 
     async def ListTasks(self, request: ListTasksRequest, context: Context) -> ListTasksResponse:
         page = await self._answer(request, context)

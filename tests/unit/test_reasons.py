@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.reasons import REASONS_BY_CODE, SENTENCES, TRY_LATER
 from service.errors import CODES, REFUSALS, RETRY_SECONDS
-from service.metrics import TASK_FAILURES
+from service.metric_groups import TASK_FAILURES
 from tests.support.paths import ROOT
 
 NAMES = pb.DESCRIPTOR.enum_types_by_name["ErrorReason"].values_by_name

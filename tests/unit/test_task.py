@@ -269,6 +269,11 @@ def test_a_success_without_results_is_a_bug() -> None:
         GENERATING.succeeded((), "", None, NOW, NOW)
 
 
+def test_a_success_may_have_an_object_instead_of_artifacts() -> None:
+    ended = GENERATING.succeeded((), '{"resultUrls": []}', None, NOW, NOW)
+    assert (ended.status, ended.artifacts) == (Status.SUCCESS, ())
+
+
 def test_a_failure_has_its_reason_and_waits_for_nothing() -> None:
     before = GENERATING._replace(setbacks=3)
     after = before.failed(NO, NOW, credits_consumed=1.5, complete_time=1_999.0)

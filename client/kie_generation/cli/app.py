@@ -14,6 +14,7 @@ import typer
 from kie_generation.addresses import is_local
 from kie_generation.cli import create
 from kie_generation.cli import settings as options
+from kie_generation.cli.catalogue import model, models
 from kie_generation.cli.commands import Invocation
 from kie_generation.cli.download import download
 from kie_generation.cli.follow import follow
@@ -123,6 +124,10 @@ def get(context: typer.Context, task_id: TaskId, save: Save = None) -> None:
 
 
 app.command("list", cls=Command)(list_tasks)
+
+
+app.command(cls=Command)(models)
+app.command(cls=Command)(model)
 
 
 @app.command(cls=Command)

@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from typer.models import OptionInfo
 
 from kie_generation.cli.help import Command, Group
+from kie_generation.cli.market import market_params
 from kie_generation.cli.options import option_of, value_name
 from kie_generation.cli.problems import ExitCode
 from kie_generation.cli.session import Session, run
@@ -93,6 +94,9 @@ RequestId = Annotated[
         help="Repeating a create with the same id never pays twice. Default: random.",
     ),
 ]
+ValidateOnly = Annotated[
+    bool, typer.Option("--validate-only", help="Only check the request; nothing is paid for.")
+]
 Watch = Annotated[bool, typer.Option("--watch", help="Show the progress until the task has ended.")]
 Save = Annotated[
     Path | None,
@@ -106,12 +110,25 @@ def _create(
     *,
     prompt_id: PromptId = "cli",
     request_id: RequestId = None,
+    validate_only: ValidateOnly = False,
     watch: Watch = False,
     save: Save = None,
 ) -> None:
     """Run a create; the parameters are the options that all models share."""
     context.obj.invocation.command = f"create {context.command.name}"
     request_id = request_id or uuid.uuid4().hex
+
+    async def validate(session: Session) -> ExitCode:
+        task = await session.client.create(
+            params,
+            prompt_id=prompt_id,
+            request_id=request_id,
+            validate_only=True,
+            timeout=session.timeout,
+        )
+        session.output.task(task)
+        session.output.note("the request is valid; nothing was created")
+        return ExitCode.OK
 
     async def work(session: Session) -> ExitCode:
         if save is not None:  # before anything is paid for, in case the folder cannot be created
@@ -129,7 +146,7 @@ def _create(
             session.output.note(f"to see its progress: {session.watch_command(task.id)}")
         return await session.conclude(task, save)
 
-    run(context, work)
+    run(context, validate if validate_only else work)
 
 
 def _filled(message: type[Message], fields: dict[str, Any]) -> Message:
@@ -147,6 +164,13 @@ def model(message: type[Message]) -> Callable[[Callable[..., None]], Callable[..
 
     Its parameters are the options for the message's fields of the same names.
     """
+    return _subcommand(lambda fields: _filled(message, fields))
+
+
+def _subcommand(
+    make: Callable[[dict[str, Any]], Message],
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Turn a declaration into a subcommand; `make` returns the message for its parameters."""
 
     def decorate(declaration: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(declaration).parameters
@@ -156,7 +180,7 @@ def model(message: type[Message]) -> Callable[[Callable[..., None]], Callable[..
         @functools.wraps(declaration)
         def command(**values: Any) -> None:
             fields = {name: values.pop(name) for name in own}
-            _create(params=_filled(message, fields), **values)
+            _create(params=make(fields), **values)
 
         # typer reads the signature: the options of this model and those that all models share.
         command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -266,4 +290,27 @@ def sora2(
 
     Example:
       kie-generation create sora2 "a gull" --aspect-ratio portrait --watch
+    """
+
+
+@_subcommand(lambda fields: market_params(fields["model"], fields["input"] or ()))
+def market(
+    *,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The id of a model; see `models`.")],
+    input: Annotated[  # noqa: A002 - the name of the field
+        list[str] | None,
+        typer.Option(
+            "-i",
+            "--input",
+            metavar="NAME=VALUE",
+            help="A field of the input; see `model MODEL`. A value is JSON if it parses, and text"
+            " otherwise. Or @FILE with a JSON object; @- reads stdin. Repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Anything by any model of the catalogue.
+
+    Examples:
+      kie-generation create market nano-banana-2 -i prompt="a cat" --save results
+      kie-generation create market kling-3.0/video --input @storm.json --watch
     """

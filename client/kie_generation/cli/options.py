@@ -21,6 +21,7 @@ _OPTIONS = {
     "task_id": "ID",
 }
 _TOP_LEVEL = ("model", "prompt_id", "request_id", "status")
+_MARKET = "provider_params.kie.market."
 _MODEL_FIELD = re.compile(r"provider_params\.kie\.(\w+)\.(\w+)(?:\[(\d+)\])?")
 
 
@@ -36,6 +37,10 @@ def value_name(enum_value: str) -> str:
 
 def in_words_of_options(violation: Violation) -> Violation:
     """Return a violation that names options and their values instead of fields and enums."""
+    if violation.field.startswith(_MARKET):
+        return Violation(
+            _market_option(violation.field.removeprefix(_MARKET)), violation.description
+        )
     if found := _MODEL_FIELD.fullmatch(violation.field):
         model, field, index = found.groups()
         number = f" (number {int(index) + 1})" if index else ""
@@ -44,6 +49,14 @@ def in_words_of_options(violation: Violation) -> Violation:
     if violation.field in _OPTIONS or violation.field in _TOP_LEVEL:
         return Violation(option_of(violation.field), violation.description)
     return violation
+
+
+def _market_option(field: str) -> str:
+    """Return what was given on the command line for a field of MarketParams."""
+    if field == "model":
+        return "MODEL"
+    path = field.removeprefix("input").removeprefix(".")
+    return f"-i {path}" if path else "-i"
 
 
 def _message(model: str) -> Descriptor | None:

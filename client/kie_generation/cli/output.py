@@ -16,6 +16,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.console import Console
 
+from kie_generation.cli.forms import form_lines, model_lines, properties
 from kie_generation.cli.options import in_words_of_options
 from kie_generation.cli.problems import Problem
 from kie_generation.cli.progress import WatchProgress, watch_progress
@@ -31,6 +32,7 @@ from kie_generation.cli.terminal import one_line, printable
 from kie_generation.errors import UnavailableError
 from kie_generation.generated.generation.v1.generation_pb2 import (
     GenerationTask,
+    Model,
     UploadedFile,
 )
 from kie_generation.watch import ended
@@ -50,6 +52,12 @@ class Output(Protocol):
 
     def changed(self, task: GenerationTask) -> None:
         """Show a change of one task among many."""
+
+    def model(self, model: Model) -> None:
+        """Show one model in full, with its form."""
+
+    def listed_model(self, model: Model) -> None:
+        """Show one model among many."""
 
     def file(self, file: UploadedFile) -> None:
         """Show an upload."""
@@ -92,6 +100,16 @@ class TextOutput:
     def changed(self, task: GenerationTask) -> None:
         """Print a line for a change."""
         _line(change_line(task, self._columns))
+
+    def model(self, model: Model) -> None:
+        """Print a line for each property that is set, and one for each field of the form."""
+        _rows(*properties(model))
+        if lines := form_lines(model):
+            _line("\n".join(["", "input", *lines]))
+
+    def listed_model(self, model: Model) -> None:
+        """Print one line, or two if the id is long."""
+        _line("\n".join(model_lines(model)))
 
     def file(self, file: UploadedFile) -> None:
         """Print the URL and the properties of the file."""
@@ -143,6 +161,12 @@ class JsonOutput:
 
     def totals(self, text: str) -> None:
         """Print nothing: every line on stdout is a task."""
+
+    def model(self, model: Model) -> None:
+        """Print a Model."""
+        _json(_protojson(model))
+
+    listed_model = model
 
     def file(self, file: UploadedFile) -> None:
         """Print an UploadedFile."""

@@ -29,6 +29,8 @@ WITH_ID_COLUMNS = TABLE_COLUMNS + 1 + ID_COLUMNS
 _MODEL, _STATE, _AGE, _CREDITS, _RESULTS = 16, 10, 4, 7, 7
 _ALL_BUT_PROMPT = _MODEL + _STATE + _AGE + _CREDITS + _RESULTS + 5  # with spaces in between
 
+MARKET = "market"  # the member of KieParams that takes any model
+_PROMPTS = ("prompt", "text", "lyrics", "title")  # the fields of its input that describe it best
 _COLOURS = {"SUCCESS": typer.colors.GREEN, "FAILED": typer.colors.RED}
 _UNITS = (("s", 1, 60), ("m", 60, 60), ("h", 3600, 48), ("d", 86400, 1000), ("y", 31_557_600, 1000))
 
@@ -55,13 +57,21 @@ def task_rows(task: GenerationTask) -> list[tuple[str, str]]:
 
 def model_name(task: GenerationTask) -> str:
     """Return the model's name; "" if only a newer version of the client knows it."""
-    return task.provider_params.kie.WhichOneof("model") or ""
+    member = _member(task)
+    return task.provider_params.kie.market.model if member == MARKET else member
 
 
 def prompt_of(task: GenerationTask) -> str:
-    """Return the prompt; "" if only a newer version of the client knows the model."""
-    name = model_name(task)
-    return str(getattr(task.provider_params.kie, name).prompt) if name else ""
+    """Return the prompt; "" if there is none, or if only a newer client knows the model."""
+    member = _member(task)
+    if member == MARKET:
+        fields = task.provider_params.kie.market.input.fields
+        return next((fields[name].string_value for name in _PROMPTS if name in fields), "")
+    return str(getattr(task.provider_params.kie, member).prompt) if member else ""
+
+
+def _member(task: GenerationTask) -> str:
+    return task.provider_params.kie.WhichOneof("model") or ""
 
 
 def utc(timestamp: Timestamp) -> str:
@@ -71,11 +81,16 @@ def utc(timestamp: Timestamp) -> str:
 
 def _parameters(task: GenerationTask) -> str:
     """Return the parameters as the options that set them, without the prompt."""
-    name = model_name(task)
-    if not name:
+    member = _member(task)
+    if not member:
         return ""
     words: list[str] = []
-    for field, value in getattr(task.provider_params.kie, name).ListFields():
+    if member == MARKET:
+        fields = task.provider_params.kie.market.input.fields
+        for name in sorted(fields.keys() - _PROMPTS[:1]):
+            words += ["-i", f"{name}={MessageToJson(fields[name], indent=None)}"]
+        return shlex.join(words)
+    for field, value in getattr(task.provider_params.kie, member).ListFields():
         if field.name != "prompt":
             for each in value if field.is_repeated else [value]:
                 words += _option(field, each)
