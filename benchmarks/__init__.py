@@ -11,6 +11,7 @@ create      CreateTask against a handler with the same POST and commits
 watches     10,000 open watches; a client that stops reading
 polls       from the provider's result to the watcher; from due to sent
 upload      UploadFile against a bare pipe
+copies      copies of results into an S3 server against a bare pipe, and what they cost calls
 start       from process start to SERVING
 curves      how cost grows
 servers     the service as a process
@@ -20,6 +21,8 @@ seed        fills the database of another checkout
 child       a process that answers commands: both ends
 baseline    the baseline server
 provider    a stub of Kie with its documented responses
+media       a provider with large results
+pipe        a bare pipe from a URL into an S3 server
 load        the load generator
 h2          a cheap gRPC client
 measure     CPU time, memory, percentiles, ratios and their spread

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import changes, create, curves, polls, query, start, upload, watches
+from benchmarks import changes, copies, create, curves, polls, query, start, upload, watches
 from benchmarks.bench import Bench
 from benchmarks.command import FAILED, INTERRUPTED, MISUSED, add_options, new_bench, terminate
 from benchmarks.databases import NAMES, UnreachableError, kinds
@@ -23,6 +23,7 @@ MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Result]]] = {
     "changes": changes.measure,
     "polls": polls.measure,
     "upload": upload.measure,
+    "copies": copies.measure,
     "start": start.measure,
 }
 

@@ -147,6 +147,7 @@ def _row(number: int, create_time: float) -> Row:
         "hinted_id": "",
         "setbacks": 0,
         "version": 4,
+        "change_xid": "0",
     }
 
 

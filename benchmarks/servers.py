@@ -73,6 +73,7 @@ class Service:
         tokens.write_text("".join(_tokens()))
         self._env = {
             "PATH": os.environ["PATH"],
+            **{name: value for name, value in os.environ.items() if name.startswith("AWS_")},
             "PYTHONPATH": str(root),
             "LISTEN_ADDRESS": self.address,
             "ADMIN_ADDRESS": self.admin_address,

@@ -43,7 +43,12 @@ RETRIES: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
 
 
 class Bucket:
-    """A bucket, or a container, with a prefix. Its credentials come from the environment."""
+    """A bucket, or a container, with a prefix. Its credentials come from the environment.
+
+    Attributes:
+        place: Where it is.
+        store: It as obstore knows it.
+    """
 
     def __init__(self, place: Place) -> None:
         """Open it; nothing is sent.
@@ -53,7 +58,7 @@ class Bucket:
         """
         self.place = place
         with _store_errors():
-            self._store = STORES[place.scheme](
+            self.store = STORES[place.scheme](
                 place.bucket,
                 prefix=place.path or None,
                 client_options=client_options(place.scheme, os.environ),
@@ -67,7 +72,7 @@ class Bucket:
             attributes["Content-Disposition"] = "attachment"
         with _store_errors():
             await obstore.put_async(
-                self._store,
+                self.store,
                 key,
                 pieces,
                 attributes=attributes,
@@ -81,7 +86,7 @@ class Bucket:
         while start < size:
             end = min(size, start + READ_BYTES)
             with _store_errors():
-                found = await obstore.get_range_async(self._store, key, start=start, end=end)
+                found = await obstore.get_range_async(self.store, key, start=start, end=end)
             piece = found.to_bytes()
             del found  # a second copy of the same bytes
             start = end
@@ -95,7 +100,7 @@ class Bucket:
             async with turns:
                 try:
                     with _store_errors():
-                        await obstore.delete_async(self._store, key)
+                        await obstore.delete_async(self.store, key)
                 except MissingError:
                     pass
 
@@ -104,7 +109,7 @@ class Bucket:
     async def sign(self, key: str, seconds: int) -> str | None:
         """Return a link, which is made here without a request, or with one for its credentials."""
         with _store_errors():
-            return await obstore.sign_async(self._store, "GET", key, timedelta(seconds=seconds))
+            return await obstore.sign_async(self.store, "GET", key, timedelta(seconds=seconds))
 
     async def tidy(self) -> None:
         """Do nothing: a life-cycle rule of the bucket removes the parts of interrupted uploads."""

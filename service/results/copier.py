@@ -165,9 +165,9 @@ class _Body:
         """Yield the content; before it ends, check that it is complete and still ours to store."""
         while await self._receive():
             if self._pending_bytes >= PIECE_BYTES:
-                yield self._taken()
+                yield await self._take()
         if self._pending:
-            yield self._taken()
+            yield await self._take()
         length = self._download.length
         if length is not None and length != self.size:
             raise CopyError(f"{self.size} of {length} bytes arrived")
@@ -180,16 +180,17 @@ class _Body:
         self.size += len(received)
         if self.size > self._max_bytes:
             raise _too_large(self._max_bytes)
-        self._hash.update(received)
         if received:
             self._pending.append(received)
             self._pending_bytes += len(received)
         return bool(received)
 
-    def _taken(self) -> bytes:
+    async def _take(self) -> bytes:
+        """Return what has arrived, hashed in a thread, so that calls do not wait for it."""
         piece = b"".join(self._pending)
         self._pending.clear()
         self._pending_bytes = 0
+        await asyncio.to_thread(self._hash.update, piece)
         return piece
 
 

@@ -19,7 +19,7 @@ from service.results.errors import CopyError, NotAllowedError, StatusError
 from service.results.hosts import FetchRules, PublicResolver
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-READ_BYTES = 256 << 10
+READ_BYTES = 64 << 10  # at a time: hashing them takes 0.1 ms of the event loop
 OK, PARTIAL_CONTENT = 200, 206
 CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(?:(\d{1,18})|\*)")
 HEADERS = {

@@ -148,3 +148,18 @@ async def media_host() -> AsyncIterator[MediaHost]:
     host.base = f"http://127.0.0.1:{runner.addresses[0][1]}"
     yield host
     await runner.cleanup()
+
+
+def endless_media(size_mib: int) -> Answer:
+    """Return an answer with a video of so many mebibytes, which takes no memory."""
+
+    async def send(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "video/mp4"})
+        response.content_length = size_mib * MIB
+        await response.prepare(request)
+        piece = MP4_START.ljust(MIB, b"x")
+        for _ in range(size_mib):
+            await response.write(piece)
+        return response
+
+    return send
