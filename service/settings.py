@@ -228,13 +228,15 @@ class Settings(BaseSettings):
     open watches continue until WATCH_MAX_AGE_SECONDS."""
 
     watch_max_streams: AtLeastOne = 20_000
-    """Open watches in one process. More are refused with RATE_LIMITED."""
+    """Open streams of WatchTask and WatchTasks in one process. More are refused with
+    RATE_LIMITED."""
 
     watch_heartbeat_seconds: SomeSeconds = 20
-    """How long a watch may be quiet before it repeats the last snapshot."""
+    """How long a stream may be quiet before WatchTask repeats the last snapshot, and WatchTasks
+    sends a bookmark."""
 
     watch_max_age_seconds: SomeSeconds = 1_800
-    """How old a watch may become before it ends with STREAM_EXPIRED; clients reconnect."""
+    """How old a stream may become before it ends with STREAM_EXPIRED; clients reconnect."""
 
     uploads_max: AtLeastOne = 64
     """Concurrent uploads and downloads in one process."""

@@ -43,9 +43,9 @@ class ChangeWriter:
         self._now = now
 
     async def task(self, task: Task, token: str, *, is_new: bool) -> None:
-        """Write a snapshot; that of a new change is wanted by others, too."""
+        """Write a snapshot. A new one is cached, because other streams want it as well."""
         answer = self._answers.of(task) if is_new else self._answers.listed(task)
-        # A response with a task is the same on the wire, whichever it is.
+        # In every response with a task, the task is field 1: the bytes of another one fit here.
         await self._write(answer + pb.WatchTasksResponse(resume_token=token).SerializeToString())
 
     async def bookmark(self, token: str, *, initial_done: bool) -> None:
@@ -113,7 +113,7 @@ class ChangeWatcher:
 
 
 class _Turns:
-    """Lets few streams read pages at a time, and one of each caller."""
+    """Limits the streams that read pages at a time: one of each caller, and a few in all."""
 
     def __init__(self) -> None:
         self._all = asyncio.Semaphore(CATCHING_UP_MAX)
