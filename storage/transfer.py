@@ -24,6 +24,7 @@ from storage.postgresql.bulk import bulk_insert
 from storage.postgresql.clock import READ_CLOCK
 from storage.postgresql.connection import PostgresDatabase, connection_params, is_postgres
 from storage.postgresql.migrate import begin_history, migrate
+from storage.postgresql.pooler import require_formats
 from storage.rows import COLUMNS
 from storage.schema import MIGRATIONS
 from storage.statements import CALLBACKS, IMPORTED_CALLBACKS
@@ -96,6 +97,7 @@ def import_sqlite(path: Path, database_url: str, batch_rows: int = BATCH_ROWS) -
         migrate(database_url)
         target = PostgresDatabase(connection_params(database_url))
         with target.connection_context():
+            require_formats(target)
             _refuse_known_requests(source, target, batch_rows)
             source.pragma("user_version", sqlite.RETIRED_VERSION)
             _import_slots(source, target)

@@ -41,12 +41,12 @@ def is_postgres(database_url: str) -> bool:
     return database_url.startswith(POSTGRES_PREFIXES)
 
 
-def connection_params(database_url: str, **session: int) -> dict[str, Any]:
+def connection_params(database_url: str, **session: int | str) -> dict[str, Any]:
     """Return the arguments of `psycopg2.connect`.
 
     Args:
         database_url: As libpq takes it.
-        session: Settings of each session, such as `statement_timeout`, in milliseconds.
+        session: Settings of each session, such as `statement_timeout`; times in milliseconds.
 
     Raises:
         StorageConfigError: It is not a PostgreSQL URL.

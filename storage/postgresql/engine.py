@@ -32,7 +32,13 @@ from storage.postgresql.connection import (
 from storage.postgresql.durability import durability_warnings
 from storage.postgresql.hints import Hints, channel_of
 from storage.postgresql.migrate import migrate
-from storage.postgresql.pooler import HINTS_ADVICE, refused_options, require_session
+from storage.postgresql.pooler import (
+    FORMATS,
+    HINTS_ADVICE,
+    refused_options,
+    require_formats,
+    require_session,
+)
 from storage.statements import Statements
 from storage.task import Task
 from storage.threads import StorageThread, ThreadState, state_of
@@ -41,9 +47,10 @@ from storage.worker import BATCH_MAX_JOBS, LISTS_MAX_JOBS, Worker
 logger = logging.getLogger(__name__)
 
 
-def _session(timeouts: DatabaseTimeouts) -> dict[str, int]:
-    """Return the settings of each session, in milliseconds."""
+def _session(timeouts: DatabaseTimeouts) -> dict[str, int | str]:
+    """Return the settings of each session; times are in milliseconds."""
     return {
+        **FORMATS,
         "statement_timeout": timeouts.statement_milliseconds,
         "idle_in_transaction_session_timeout": timeouts.statement_milliseconds,
         "lock_timeout": timeouts.lock_milliseconds,
@@ -91,6 +98,7 @@ class PostgresEngine:
         advice = f"a pooler refuses the options of a session: {HINTS_ADVICE}"
         with storage_errors(), refused_options(advice), self.db.connection_context():
             require_session(self.db, session)
+            require_formats(self.db)
             for warning in durability_warnings(self.db):
                 logger.warning(warning)
             self._lock_key = lock_key(self.db, "claims")

@@ -15,6 +15,8 @@ REFUSED_OPTIONS = re.compile("unsupported startup parameter|command-line options
 HINTS_ADVICE = (
     "set DATABASE_HINTS=false, which also sends no such options, or connect without the pooler"
 )
+# Without these, times lose digits on their way here, and nulls in arrays become text.
+FORMATS = {"array_nulls": "on", "extra_float_digits": "1"}
 SESSION_SETTINGS = "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)"
 
 
@@ -37,12 +39,12 @@ def refused_options(advice: str) -> Iterator[None]:
         raise
 
 
-def require_session(db: Database, session: Mapping[str, int]) -> None:
+def require_session(db: Database, session: Mapping[str, int | str]) -> None:
     """Refuse a pooler that drops the settings of a session: without them statements have no limit.
 
     Args:
         db: Connected.
-        session: The settings that were asked for, in milliseconds.
+        session: The settings that were asked for; times are in milliseconds.
     """
     found = dict(db.execute_sql(SESSION_SETTINGS, (list(session),)).fetchall())
     dropped = [name for name, value in session.items() if found.get(name) != str(value)]
@@ -51,6 +53,14 @@ def require_session(db: Database, session: Mapping[str, int]) -> None:
             f"the server does not apply {', '.join(dropped)}: a pooler in between drops options;"
             f" {HINTS_ADVICE}"
         )
+
+
+def require_formats(db: Database) -> None:
+    """Refuse a role or a database whose formats lose something, where no session can set them."""
+    found = dict(db.execute_sql(SESSION_SETTINGS, (list(FORMATS),)).fetchall())
+    if int(found["extra_float_digits"]) < 1 or found["array_nulls"] != "on":
+        needed = ", ".join(f"{name} = {value}" for name, value in FORMATS.items())
+        raise StorageConfigError(f"the role needs {needed} (ALTER ROLE ... SET ...)")
 
 
 def require_search_path(db: Database, options: str) -> None:

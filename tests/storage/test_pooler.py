@@ -4,11 +4,13 @@ import pytest
 
 from storage.errors import StorageConfigError
 from storage.opening import open_store
+from storage.pages import ListFilter
 from storage.postgresql.migrate import migrate
 from storage.store import Store
 from tests.support.databases import rows
 from tests.support.poolers import pooler
 from tests.support.postgres import Cluster
+from tests.support.storing import NOW, new, stored
 
 
 def test_a_pooler_that_ignores_the_schema_of_the_url_is_refused_before_anything_is_created(
@@ -76,6 +78,30 @@ async def test_the_error_behind_a_pooler_names_the_setting_and_with_it_the_servi
         store: Store = open_store(url, hints=False)
         await store.ping()
         await store.close()
+
+
+LOSSY = "-cextra_float_digits%3D0%20-carray_nulls%3Doff"
+
+
+async def test_nothing_is_lost_if_the_database_prints_fewer_digits_or_knows_no_nulls(
+    postgresql_url: str,
+) -> None:
+    store = open_store(f"{postgresql_url}%20{LOSSY}")
+    task = new("t", create_time=NOW + 0.123456789)
+    await stored(store, task)
+    await store.close()
+    store = open_store(f"{postgresql_url}%20{LOSSY}")
+    assert await store.get("t") == task
+    assert await store.page(ListFilter("c"), None, 10) == [task]
+    await store.close()
+
+
+@pytest.mark.parametrize("option", LOSSY.split("%20"))
+def test_without_options_of_its_own_the_service_refuses_such_a_database(
+    postgresql_url: str, option: str
+) -> None:
+    with pytest.raises(StorageConfigError, match="the role needs array_nulls = on, extra_float_d"):
+        open_store(f"{postgresql_url}%20{option}", hints=False)
 
 
 def test_options_of_the_url_that_a_pooler_refuses_are_named(postgresql_url: str) -> None:
