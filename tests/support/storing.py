@@ -39,6 +39,7 @@ STORED_AT_ONCE = 16
 LANES = {
     Lane.SUBMIT: new("submit"),
     Lane.POLL: new("poll", stage=Stage.QUEUED),
+    Lane.STORE: new("store", stage=Stage.STORING),
     Lane.LATE: new("late", stage=None, status=Status.FAILED),
 }
 
