@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     """Whether `market` sends tasks of models that Kie's catalogue does not list."""
 
     kie_market_validation: Literal["schema", "basic"] = "schema"
-    """How the input of `market` is checked: `schema`: by the form of its model; `basic`: only its
+    """How the input of `market` is checked: `schema`: by the schema of its model; `basic`: only its
     size and its kinds of values, and the provider decides the rest."""
 
     disabled_models: Models = frozenset()
