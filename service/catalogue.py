@@ -19,10 +19,10 @@ from storage.models import StoredModel
 
 MARKET = "market"  # the member of KieParams.model that takes the models of the catalogue
 TYPED_MEMBERS = frozenset(TYPED_IDS.values())  # the others, each with a message of its own
-TAKEN_BY_MARKET = frozenset({MARKET, "imagen4", "sora2"})  # the members whose ids it takes
-UNLISTED_LABEL = "unlisted"  # of metrics, for every model that the catalogue does not list
+TAKEN_BY_MARKET = frozenset({MARKET, "imagen4", "sora2"})  # the members whose ids `market` takes
+UNLISTED_LABEL = "unlisted"  # the label in metrics of every model that the catalogue does not list
 CHAT = "Chat"  # the task type of models that do not create tasks
-SIMILAR_CHARACTERS = 3  # with which an id has to begin to be suggested for another one
+SIMILAR_CHARACTERS = 3  # the beginning that an unknown id shares with the ids suggested for it
 
 
 class Lifecycle(StrEnum):
@@ -38,9 +38,9 @@ class KnownModel:
     """A model of the catalogue.
 
     Attributes:
-        stored: Its row.
-        member: The member of KieParams.model that takes it.
-        disabled: Whether the operator has disabled it.
+        stored: The row of the model.
+        member: The member of KieParams.model that takes the model.
+        disabled: Whether the operator has disabled the model.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class KnownModel:
             self._keep_schema_of(earlier)
 
     def _keep_schema_of(self, earlier: "KnownModel") -> None:
-        """Use the same object, for which a validator may have been compiled."""
+        """Keep the same schema object: a validator may have been compiled for it."""
         if "schema" in vars(earlier):
             self.schema = earlier.schema
 
     @cached_property
     def schema(self) -> JsonSchema | None:
-        """The JSON Schema of its input, if it is known."""
+        """The JSON Schema of the input, if it is known."""
         text = self.stored.input_schema
         schema: JsonSchema | None = json.loads(text) if text else None
         return schema
@@ -79,7 +79,7 @@ class KnownModel:
 
     @property
     def taken_by_market(self) -> bool:
-        """Whether `market` takes it."""
+        """Whether `market` takes the model."""
         return self.member in TAKEN_BY_MARKET
 
     @property
@@ -104,7 +104,7 @@ class Catalogue:
         """Start with a snapshot.
 
         Args:
-            disabled_models: Names of models, or beginnings of them and `*`.
+            disabled_models: Names of models, or their beginnings followed by `*`.
             unlisted: Whether tasks may be created with models that are not in the catalogue.
             checks_schemas: Whether inputs are checked by the schemas of their models.
             snapshot: The models; None takes the bundled ones.
@@ -117,7 +117,7 @@ class Catalogue:
         self.update(map(_stored, bundled().values() if snapshot is None else snapshot))
 
     def update(self, models: Iterable[StoredModel]) -> None:
-        """Take over new and changed models."""
+        """Adopt new and changed models."""
         for stored in models:
             earlier = self._models.get(stored.id)
             if earlier is None or earlier.stored != stored:
@@ -183,7 +183,7 @@ class Catalogue:
             return ""
         since = time.strftime("%Y-%m-%d", time.gmtime(known.stored.retired_time))
         use = f"; use {known.replacement}" if known.replacement else ""
-        return f"the model is no longer in the provider's catalogue, since {since}{use}"
+        return f"the model has not been in the provider's catalogue since {since}{use}"
 
     # --- for names of models ---
 

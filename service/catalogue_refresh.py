@@ -53,13 +53,13 @@ class RefreshTimes:
     """How the catalogue is read.
 
     Attributes:
-        check_seconds: Between two checks whether a round is due, and of what others changed.
+        check_seconds: Between two checks whether a round is due, and what other processes changed.
         request_seconds: Between two requests: the provider allows one a second.
         list_retry_seconds: Between two attempts at a round, over all processes.
-        limited_seconds: After an answer that the rate limit was reached.
+        limited_seconds: The pause after an answer that the rate limit was reached.
         attempts: How often a request is made until it is answered.
-        failures_max: How many schemas in a row are not answered until the round ends.
-        overlap_seconds: How long ago a row may have been committed that is read only now.
+        failures_max: A round ends after so many schemas in a row that were not answered.
+        overlap_seconds: How far back rows are read again: they may have been committed late.
         batch_models: How many rows are saved in one transaction, so that others can write.
     """
 

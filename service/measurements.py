@@ -47,7 +47,7 @@ class Measurements:
         return cached.measured
 
     async def _successes(self, model: KnownModel) -> list[Success]:
-        """Return the newest tasks of a model that succeeded, through whatever message."""
+        """Return the newest tasks of a model that succeeded, whatever message created them."""
         model_id = model.stored.id
         found = await self._store.successes(model_id, TASKS_MAX)
         if model.member != MARKET:

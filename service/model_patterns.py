@@ -1,4 +1,4 @@
-"""Names of models in settings and files: a name, or the beginning of one and `*`.
+"""Patterns for models in settings and files: a name, or its beginning followed by `*`.
 
 A model's name is the member of KieParams.model, or MarketParams.model for models of the catalogue.
 """
@@ -11,7 +11,7 @@ PATTERN = re.compile(r"(?:[A-Za-z0-9._-]+/)*(?:[A-Za-z0-9._-]+\*?|\*)")
 
 
 def is_pattern(text: str) -> bool:
-    """Return whether a text may be the name of a model, or the beginning of one and `*`."""
+    """Return whether a text may be a pattern."""
     return len(text) <= PATTERN_MAX_CHARACTERS and PATTERN.fullmatch(text) is not None
 
 

@@ -81,7 +81,7 @@ def _names(listed: Any) -> Any:
 def _known_models(names: frozenset[str]) -> frozenset[str]:
     members = list(dict.fromkeys(TYPED_IDS.values()))
     if not all(map(is_pattern, names)):
-        raise ValueError("must contain names of models, or beginnings of them and `*`")
+        raise ValueError("must list names of models, or their beginnings followed by `*`")
     # A model with a newer id can only be guessed by its form. A typing error must not pass for one:
     # the model that was meant would stay enabled.
     if any(not ("/" in name or name.endswith("*")) for name in names - {*members, *bundled()}):

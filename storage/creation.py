@@ -114,7 +114,7 @@ class Creations:
         return [refusal or result(c) for c, refusal in zip(creations, refusals, strict=True)]
 
     def check_each(self, creations: Sequence[Creation]) -> list[Existing | LimitReached | None]:
-        """Return what would keep each task alone from being stored."""
+        """Return for each task what would prevent storing it, regardless of the others."""
         return [self._check(creation) for creation in creations]
 
     def _check(self, creation: Creation) -> Existing | LimitReached | None:

@@ -22,7 +22,7 @@ class StoredModel(NamedTuple):
         price_text: The provider's price, for people.
         path: The endpoint that creates its tasks; "" if it is not known.
         input_schema: The JSON Schema of its input as text; None if it is not known.
-        listed: Whether the provider's catalogue lists it, or did until `retired_time`.
+        listed: Whether the provider's catalogue lists it, or listed it until `retired_time`.
         retired_time: Since when the catalogue does not list it any more.
         refresh_time: When the catalogue last confirmed it; None if it never did.
         schema_time: When its schema was last asked for; None if it never was.

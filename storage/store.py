@@ -97,7 +97,7 @@ class Store(Reads):
         )
 
     async def check(self, task: Task, limits: CreateLimits) -> Existing | LimitReached | None:
-        """Return what would keep `create` from storing a new task, or None."""
+        """Return what would prevent `create` from storing a new task, or None."""
         return await self._write(
             "check", self._creations.check_each, Creation(task, limits), _no_task_changed
         )

@@ -52,7 +52,7 @@ class _Saver:
                     raise
                 except DownloadError as error:
                     failed = failed or error
-        assert failed, "there is a URL at least"
+        assert failed, "an artifact has at least one URL"
         if self.service is None:
             raise failed
         try:

@@ -99,7 +99,7 @@ async def test_a_model_that_vanishes_is_retired_and_one_that_returns_is_active_a
         error = await refused(service.create(market(NANO, prompt="a cat")))
         assert error.reason == "MODEL_UNAVAILABLE"
         today = time.strftime("%Y-%m-%d", time.gmtime())
-        assert f"no longer in the provider's catalogue, since {today}" in error.message
+        assert f"has not been in the provider's catalogue since {today}" in error.message
         service.kie.update(withdrawn_models=[])
 
         async def returned() -> bool:

@@ -226,7 +226,7 @@ async def test_a_retired_model_is_tried_and_a_refusal_says_since_when_it_is_gone
         error = await refused(service.create(market(NANO, prompt="a cat")))
         assert error.reason == "MODEL_UNAVAILABLE"
         assert "page does not exist" in error.message
-        assert "no longer in the provider's catalogue, since 2026-11-20" in error.message
+        assert "has not been in the provider's catalogue since 2026-11-20" in error.message
         task = await service.query(error.metadata["task_id"])
         assert task.failure.message == error.message
 

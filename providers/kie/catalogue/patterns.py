@@ -1,7 +1,7 @@
-"""Regular expressions in schemas: linear time is still long for a long text.
+"""Regular expressions in schemas, which take too long for long texts even in linear time.
 
-The time is that of the text multiplied by the size of the expression. So expressions count only for
-inputs in which they concern little text, as is the case for the sizes, colours and names that they
+The time grows with the length of the text times the size of the expression. So expressions are only
+checked in inputs in which they concern little text, such as the sizes, colours and names that they
 are made for.
 """
 

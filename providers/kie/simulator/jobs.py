@@ -112,7 +112,7 @@ def _market_order(model: Model, body: Body, wanted: Body) -> Order:
 
 
 def _files_wanted(model: Model, wanted: Body) -> int:
-    """Return how many files an order of the market delivers."""
+    """Return how many files an order of a market model delivers."""
     if model.result == "object":
         return 0
     if model.result == "audio":

@@ -6,7 +6,7 @@ every other model); an API is the group of endpoints that a model is ordered thr
 orders of Veo and Midjourney.
 
 Durations of `--realistic` are the recorded ones: images 12-112 s, video 56-313 s. Prices are
-credits per task: plausible guesses, and for a model of the market the first published price.
+credits per task: plausible guesses, and for market models the first published price.
 """
 
 from dataclasses import dataclass
