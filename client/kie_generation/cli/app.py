@@ -24,7 +24,7 @@ from kie_generation.cli.output import JsonOutput, Output, TextOutput
 from kie_generation.cli.problems import ExitCode, problem_of
 from kie_generation.cli.session import Session, run
 
-HELP = """Generate images and videos: create tasks, watch them, save their results.
+HELP = """Generate images, videos and sounds: create tasks, watch them, save their results.
 
 Examples:
   kie-generation create imagen4 "a lighthouse at dawn" --save results

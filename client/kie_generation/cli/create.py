@@ -308,7 +308,7 @@ def market(
         ),
     ] = None,
 ) -> None:
-    """Anything by any model of the catalogue.
+    """Create a task of any model of the catalogue.
 
     Examples:
       kie-generation create market nano-banana-2 -i prompt="a cat" --save results

@@ -26,10 +26,10 @@ if _version_not_supported:
 
 
 class GenerationServiceStub:
-    """Generates images and videos. Clients may send a keepalive ping every 10 seconds on an idle connection, not more often.
-    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry), STREAM_EXPIRED
-    (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the caller's requests are
-    incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
+    """Generates images, videos and sounds. Clients may send a keepalive ping every 10 seconds on an idle connection, not more
+    often. Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry),
+    STREAM_EXPIRED (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the
+    caller's requests are incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
     """
 
     def __init__(self, channel):
@@ -96,10 +96,10 @@ class GenerationServiceStub:
 
 
 class GenerationServiceServicer:
-    """Generates images and videos. Clients may send a keepalive ping every 10 seconds on an idle connection, not more often.
-    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry), STREAM_EXPIRED
-    (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the caller's requests are
-    incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
+    """Generates images, videos and sounds. Clients may send a keepalive ping every 10 seconds on an idle connection, not more
+    often. Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry),
+    STREAM_EXPIRED (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the
+    caller's requests are incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
     """
 
     def CreateTask(self, request, context):
@@ -159,8 +159,8 @@ class GenerationServiceServicer:
         stored once more, under another URL.
 
         Errors: INVALID_PARAMS, UPLOAD_TOO_LARGE, UPLOAD_MISMATCH (the content does not match the metadata; the provider does
-        not receive the file), RATE_LIMITED (too many concurrent uploads), PROVIDER_REJECTED, PROVIDER_UNAUTHORIZED,
-        CREDITS_EXHAUSTED, PROVIDER_UNAVAILABLE (send the file again).
+        not receive the file), RATE_LIMITED (too many concurrent uploads and downloads), PROVIDER_REJECTED,
+        PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED, PROVIDER_UNAVAILABLE (send the file again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,8 +181,8 @@ class GenerationServiceServicer:
         a cancelled task returns it, so this is safe to retry.
 
         Errors: INVALID_PARAMS, TASK_NOT_FOUND, ALREADY_SUBMITTED (the task was or may have been sent, or it has ended. The
-        provider cannot cancel a task, and a result that is paid for is kept), SHUTTING_DOWN (UNAVAILABLE: during an upgrade, this
-        server is older than the task; retry).
+        provider cannot cancel a task, and a result that is paid for is kept), SHUTTING_DOWN (UNAVAILABLE: during an upgrade,
+        this server is older than the task: retry).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -318,10 +318,10 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService:
-    """Generates images and videos. Clients may send a keepalive ping every 10 seconds on an idle connection, not more often.
-    Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry), STREAM_EXPIRED
-    (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the caller's requests are
-    incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
+    """Generates images, videos and sounds. Clients may send a keepalive ping every 10 seconds on an idle connection, not more
+    often. Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry),
+    STREAM_EXPIRED (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the
+    caller's requests are incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
     """
 
     @staticmethod
