@@ -45,7 +45,7 @@ run: install  ## Serve on 127.0.0.1:50051; without KIE_API_KEY for a trial with 
 simulator: install  ## Run only the simulator of Kie, on PORT (8099)
 	@exec $(BIN)/python -m providers.kie.simulator --port $(PORT)
 
-demo: install  ## Run one task of each model on a service with the simulator; results in demo-results/
+demo: install  ## Run tasks of four models on a service with the simulator; results in demo-results/
 	@$(BIN)/python -m examples.demo
 
 demo-picture: install  ## Record docs/demo.svg from a run of the demo

@@ -56,7 +56,7 @@ class Clock:
         return max(0.0, now - since - (self.jumped_seconds(since) if self._jumps else 0.0))
 
     def without_jumps(self, now: float) -> float:
-        """Return the time without all jumps forward, which make nothing older."""
+        """Return the time without the net jump forward since the start: it makes nothing older."""
         return now - max(0.0, self.jumped_seconds(0.0))
 
     def _jump_to(self, offset: float) -> None:

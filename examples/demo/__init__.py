@@ -1,1 +1,1 @@
-"""`make demo`: one task of each model with live progress, on the bundled simulator."""
+"""`make demo`: tasks of four models with live progress, on the bundled simulator."""

@@ -1,4 +1,4 @@
-"""A service with the bundled simulator, and one task of each model with live progress."""
+"""A service with the bundled simulator, and tasks of four models with live progress."""
 
 import asyncio
 import os
@@ -133,7 +133,7 @@ def progress_on(console: Console) -> Progress:
 
 
 def run_tasks(client: GenerationClient, progress: Progress) -> list[asyncio.Task[bool]]:
-    """Start one task of each model."""
+    """Start a task of each of the four models."""
     return [
         asyncio.create_task(run_task(client, bar.description, progress, bar.id))
         for bar in progress.tasks

@@ -129,7 +129,7 @@ async def test_a_file_continues_where_an_earlier_download_ended(tmp_path: Path) 
     assert saved_in(tmp_path) == {"t-1_1.png": CONTENT}
 
 
-async def test_the_rest_of_something_else_is_replaced(tmp_path: Path) -> None:
+async def test_a_partial_file_that_is_longer_than_the_result_is_replaced(tmp_path: Path) -> None:
     service = ScriptedService()
     (tmp_path / ".t-1_1.part").write_bytes(bytes(100_000))
     service.streams += [[BEYOND], [info(), chunk(0)]]
@@ -218,7 +218,7 @@ async def test_the_public_url_is_used_when_the_providers_link_is_dead(tmp_path: 
     assert not service.requests
 
 
-async def test_a_link_is_made_when_there_is_no_other_one(tmp_path: Path) -> None:
+async def test_a_link_is_signed_only_when_no_other_url_works(tmp_path: Path) -> None:
     service = ScriptedService()
     async with connected(service) as client, serving_results() as results:
         results.add("/signed.png", CONTENT)

@@ -99,7 +99,7 @@ async def test_an_interruption_says_how_to_continue(tmp_path: Path) -> None:
     assert f"follow --ended --state {state} --save '{tmp_path}/my results'" in ran.err
 
 
-async def test_it_gives_up_if_a_limit_is_given() -> None:
+async def test_follow_gives_up_if_a_limit_is_given() -> None:
     service = ScriptedService()
     service.streams.extend([[UNAVAILABLE]] * 3)
     async with serving(service) as address:

@@ -136,7 +136,7 @@ async def test_a_list_that_cannot_be_right_changes_nothing(
         await service.create(market(NANO, prompt="a cat"))
 
 
-async def test_it_is_asked_again_after_a_failure(
+async def test_the_catalogue_is_asked_again_after_a_failure(
     refreshing: Callable[..., Any], kie: Simulator
 ) -> None:
     kie.add_fault("catalogue:garbage,times=3")
@@ -359,7 +359,7 @@ async def test_a_round_that_ended_early_continues_where_it_ended(store: Store) -
     assert again.script.asked == ["a/1", "a/2", "a/3", "a/4"]
 
 
-async def test_another_start_finds_what_was_read_without_asking(store: Store) -> None:
+async def test_a_restart_knows_the_stored_catalogue_without_asking(store: Store) -> None:
     first = await start(store, "a/1", "a/2")
     await first.round()
     del first.script.models["a/2"]

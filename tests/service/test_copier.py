@@ -183,7 +183,7 @@ async def test_a_result_that_is_too_large_is_not_copied(
     assert folder.temporary() == []
 
 
-async def test_a_source_without_a_word_for_too_long_is_left(
+async def test_a_source_that_falls_silent_is_abandoned(
     host: MediaHost, folder: KeptPlace, stack: AsyncExitStack
 ) -> None:
     async def hang(request: web.Request) -> web.StreamResponse:
@@ -201,7 +201,7 @@ async def test_a_source_without_a_word_for_too_long_is_left(
     assert folder.temporary() == []
 
 
-async def test_a_source_that_drips_is_left(
+async def test_a_source_below_the_minimum_rate_is_abandoned(
     host: MediaHost, folder: KeptPlace, stack: AsyncExitStack
 ) -> None:
     async def drip(request: web.Request) -> web.StreamResponse:

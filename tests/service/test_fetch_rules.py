@@ -201,7 +201,9 @@ async def test_allowed_redirects_are_followed(copies: Copying, host: MediaHost) 
     copies.check(artifact, PNG_START)
 
 
-async def test_a_redirect_that_never_ends_is_left(copies: Copying, host: MediaHost) -> None:
+async def test_redirects_are_followed_a_limited_number_of_times(
+    copies: Copying, host: MediaHost
+) -> None:
     [artifact] = await copies.copy(redirect_to(host, "0.png"))
     assert artifact.storage_error == "the result is redirected too often"
     assert host.asked["0.png"] == 6

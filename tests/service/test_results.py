@@ -86,7 +86,9 @@ def is_storing(task: pb.GenerationTask) -> bool:
 # --- the copy ---
 
 
-async def test_success_has_the_copies(start: Start, host: MediaHost, place: FolderPlace) -> None:
+async def test_a_successful_task_has_copies_of_all_its_results(
+    start: Start, host: MediaHost, place: FolderPlace
+) -> None:
     contents = [media(MIB + number, number) for number in range(3)]
     for number, content in enumerate(contents):
         host.add(f"{number}.mp4", content)
@@ -131,7 +133,7 @@ async def test_while_results_are_copied_they_are_shown_with_the_urls_of_the_prov
         ]
 
 
-async def test_storing_does_not_count_as_running(start: Start, host: MediaHost) -> None:
+async def test_a_task_in_storing_does_not_count_as_running(start: Start, host: MediaHost) -> None:
     go = stuck(host, "0.mp4")
     host.add("0.mp4", media(99))
     async with start(kie_running_max=1) as service:

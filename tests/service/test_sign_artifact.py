@@ -72,7 +72,9 @@ async def test_a_link_leads_to_the_copy(
                 assert await service.query(task.id) == task, "links are not stored"
 
 
-async def test_a_link_stops_working(start: Start, host: MediaHost, tmp_path: Path) -> None:
+async def test_a_signed_link_stops_working_when_it_expires(
+    start: Start, host: MediaHost, tmp_path: Path
+) -> None:
     host.add("0.mp4", media(9))
     async with PLACES["versitygw"](tmp_path) as place:
         with environment(place):

@@ -129,7 +129,7 @@ async def test_every_model_is_created_and_ends_with_a_result(
     await asyncio.gather(*map(run_in_turn, JOBS_MODELS))
 
 
-async def test_a_number_as_text_is_refused_by_the_provider_too(
+async def test_a_number_for_a_text_field_is_refused_by_the_provider_too(
     provider: KieProvider, published: PublishedModels
 ) -> None:
     params = params_of("kling-3.0/video", {**minimal_input("kling-3.0/video"), "duration": 5})

@@ -113,7 +113,7 @@ async def test_a_disposable_job_that_has_started_is_waited_for(tmp_path: Path) -
         assert await busy.worker.run(slow, "slow", disposable=True) == "slow"
 
 
-async def test_none_waits_behind_what_already_takes_too_long(tmp_path: Path) -> None:
+async def test_no_job_waits_behind_a_batch_that_takes_too_long(tmp_path: Path) -> None:
     async with thread(tmp_path, waiting_seconds=0.1) as busy:
         await busy.block()
         await eventually(lambda: time.monotonic() - busy.worker.busy_since > 0.1)

@@ -85,7 +85,7 @@ def test_where_each_batch_is_slow_batches_become_large(
     assert slow.done / (slow.now - began) > best * 0.85
 
 
-def test_it_grows_again_when_the_database_has_recovered() -> None:
+def test_the_batch_grows_again_when_the_database_has_recovered() -> None:
     size = grown()
     Busy(job_seconds=0.02).serve(size, 50)
     assert size.jobs <= 64
@@ -93,7 +93,7 @@ def test_it_grows_again_when_the_database_has_recovered() -> None:
     assert size.jobs == MAX_JOBS
 
 
-def test_batches_that_are_not_full_make_it_small_again() -> None:
+def test_batches_that_are_not_full_make_the_size_small_again() -> None:
     size = grown()
     for _ in range(10):
         size.done(1, 0.001, now=0)

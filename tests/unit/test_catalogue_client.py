@@ -64,7 +64,7 @@ async def listing(wire: Wire) -> Listing:
 # --- the list ---
 
 
-async def test_the_list_is_read(wire: Wire) -> None:
+async def test_the_list_of_models_is_read(wire: Wire) -> None:
     other = {**ENTRY, "model": "kling-3.0/video", "taskType": ["Text to Video", "Image to Video"]}
     answers_models(wire, ENTRY, other)
     found = await listing(wire)
@@ -85,13 +85,13 @@ async def test_an_empty_list_is_a_list(wire: Wire) -> None:
     "bad",
     ["", "..", "a/../b", "./a", "a b", "a\n", "a?b", "a/", "a//b", "a%20", "模型", "a" * 129],
 )
-async def test_an_id_that_is_none_is_ignored(wire: Wire, bad: str) -> None:
+async def test_an_entry_with_an_unusable_id_is_ignored(wire: Wire, bad: str) -> None:
     answers_models(wire, {**ENTRY, "model": bad}, ENTRY)
     assert await listing(wire) == Listing((DRAW,), 1)
 
 
 @pytest.mark.parametrize("bad", [None, 7, True, [], "text", {}, {"model": None}, {"model": 7}])
-async def test_an_entry_that_is_none_is_ignored(wire: Wire, bad: Any) -> None:
+async def test_an_entry_that_is_no_model_is_ignored(wire: Wire, bad: Any) -> None:
     answers_models(wire, bad, ENTRY)
     assert await listing(wire) == Listing((DRAW,), 1)
 
@@ -143,7 +143,9 @@ NOT_A_LIST: list[tuple[str, int, str]] = [
 
 
 @pytest.mark.parametrize(("text", "status", "words"), NOT_A_LIST)
-async def test_another_answer_is_no_list(wire: Wire, text: str, status: int, words: str) -> None:
+async def test_an_answer_without_a_list_is_no_answer(
+    wire: Wire, text: str, status: int, words: str
+) -> None:
     answers(wire, text, status)
     found = await wire.provider.catalogue.list_models()
     assert isinstance(found, NotAnswered)
@@ -155,7 +157,9 @@ LIMITED = '{"code":429,"msg":"call frequency is too high","data":null}'
 
 
 @pytest.mark.parametrize(("text", "status"), [(LIMITED, 200), (LIMITED, 429), ("slow down", 429)])
-async def test_the_limit_is_reported(wire: Wire, text: str, status: int) -> None:
+async def test_an_answer_about_the_rate_limit_is_reported_as_such(
+    wire: Wire, text: str, status: int
+) -> None:
     answers(wire, text, status)
     for found in (
         await wire.provider.catalogue.list_models(),
@@ -201,7 +205,7 @@ async def test_no_connection_is_no_answer() -> None:
 # --- a schema ---
 
 
-async def test_a_schema_is_read(wire: Wire) -> None:
+async def test_the_schema_of_a_model_is_read_with_its_endpoint(wire: Wire) -> None:
     described = schema_of({"type": "object", "properties": {"prompt": TEXT}})
     answers_data(wire, {"model": "acme/draw", "openapi": described})
     assert await wire.provider.catalogue.model_schema("acme/draw") == ModelSchema(
@@ -242,7 +246,7 @@ async def test_an_error_says_nothing_about_a_model(wire: Wire, text: str, status
 
 
 @pytest.mark.parametrize("data", [None, [], {}, {"model": "acme/other", "openapi": None}])
-async def test_an_answer_about_another_model_is_no_answer(wire: Wire, data: Any) -> None:
+async def test_a_schema_of_another_model_is_no_answer(wire: Wire, data: Any) -> None:
     answers_data(wire, data)
     assert isinstance(await wire.provider.catalogue.model_schema("acme/draw"), NotAnswered)
 

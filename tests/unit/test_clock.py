@@ -55,7 +55,7 @@ def test_jumps_in_both_directions_add_up() -> None:
     assert clock.elapsed_seconds(between, clock.now()) == 0, "it seems to be in the future"
 
 
-def test_what_is_old_without_a_jump_forward_is_old() -> None:
+def test_time_without_jumps_leaves_out_the_net_jump_forward() -> None:
     clock = Followed()
     clock.jump(-HOUR)
     assert clock.without_jumps(10 * HOUR) == 10 * HOUR

@@ -83,7 +83,7 @@ ID_WORDS = "must be an id such as kling-3.0/video: letters, digits, '.', '_', '-
         ("sora2", "must be sent in provider_params.kie.sora2"),
     ],
 )
-def test_any_other_id_is_refused(wire: Wire, model: str, words: str) -> None:
+def test_an_id_of_another_form_or_member_is_refused(wire: Wire, model: str, words: str) -> None:
     assert refusals(wire, params_of(model)) == [Violation(f"{MARKET}.model", words)]
 
 
