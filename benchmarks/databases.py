@@ -14,7 +14,7 @@ import psycopg2
 from psycopg2.extras import execute_values
 
 from benchmarks.tasks import params, provider_id, task_id
-from storage.schema import TaskRow
+from storage.rows import COLUMNS
 
 CALLER = "bench"
 NAMES = SQLITE, POSTGRES = ("SQLite", "PostgreSQL")
@@ -23,7 +23,7 @@ ROWS_PER_STATEMENT = 1_000
 SECONDS_APART = 10.0  # between two inserted tasks: 100,000 of them are eleven days of work
 IMAGE_SECONDS = 12.0
 CONNECT_SECONDS = 10
-COLUMNS = [column.column_name for column in TaskRow._meta.sorted_fields]  # noqa: SLF001 - Peewee documents it
+NAMES_OF_COLUMNS = [column.column_name for column in COLUMNS]
 
 Row = dict[str, Any]
 
@@ -128,7 +128,7 @@ def pending(numbers: Sequence[int], now: float, oldest_seconds: float = 0) -> It
 
 
 def _row(number: int, create_time: float) -> Row:
-    return dict.fromkeys(COLUMNS) | {
+    return dict[str, Any].fromkeys(NAMES_OF_COLUMNS) | {
         "id": task_id(number),
         "caller": CALLER,
         "request_id": f"request {number}",
@@ -153,8 +153,8 @@ def _row(number: int, create_time: float) -> Row:
 
 def insert(url: str, rows: Iterable[Row]) -> None:
     """Insert tasks into a database with the service's tables, while the service is stopped."""
-    names = ", ".join(COLUMNS)
-    values = ([row[name] for name in COLUMNS] for row in rows)
+    names = ", ".join(NAMES_OF_COLUMNS)
+    values = ([row[name] for name in NAMES_OF_COLUMNS] for row in rows)
     if path := _sqlite_path(url):
         marks = ", ".join("?" * len(COLUMNS))
         with closing(sqlite3.connect(path)) as connection, connection:
