@@ -58,7 +58,7 @@ def saved_in(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "loss",
     [*(Failure(code) for code in LOST), EXPIRED, Silence(), None],
-    ids=lambda loss: str(getattr(loss, "code", loss)),
+    ids=lambda loss: str(getattr(loss, "code", type(loss).__name__)),
 )
 async def test_a_lost_download_continues_after_the_last_byte(loss: Any) -> None:
     service = ScriptedService()
