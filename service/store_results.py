@@ -1,9 +1,9 @@
 """`python -m service store-results`: copy the results of tasks that ended without copies.
 
 These are the tasks that ended before RESULTS_URL was set, and those whose copies were given up.
-Tasks are read in the order of their ends, the oldest first, as its results are deleted first. Each
-task is saved once its copies are complete, so the command can be interrupted, and repeated: what
-has a copy is not copied again.
+The task that ended first comes first, because the provider deletes its results first. Each task is
+saved once its copies are complete, so the command can be interrupted and repeated: results that
+have a copy are not copied again.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class Progress:
     Attributes:
         tasks: Tasks that had results without copies.
         copied: Results that were copied.
-        copied_bytes: Their bytes.
+        copied_bytes: The size of these copies in total.
         not_copied: Results that could not be copied.
         end_time: When the last of these tasks ended.
     """
@@ -82,7 +82,7 @@ async def store_results(settings: Settings, since: float | None, report: Report)
 
 
 class _Run:
-    """Copies results, some tasks at a time."""
+    """Copies the results of a few tasks at a time."""
 
     def __init__(self, store: Store, copier: Copier, report: Report) -> None:
         self._store = store

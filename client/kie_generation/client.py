@@ -146,7 +146,7 @@ class GenerationClient(ArtifactCalls):
         page_size: int = 0,
         timeout: float = CALL_TIMEOUT_SECONDS,
     ) -> AsyncGenerator[Model, None]:
-        """Yield the models that tasks can be created with, sorted by id, without their forms.
+        """Yield the models that tasks can be created with, sorted by id, without their schemas.
 
         Args:
             query: words of the id, title, provider or task types.
@@ -169,7 +169,11 @@ class GenerationClient(ArtifactCalls):
             request.page_token = page.next_page_token
 
     async def get_model(self, model_id: str, *, timeout: float = CALL_TIMEOUT_SECONDS) -> Model:
-        """Return a model with the form of its input. Raises RefusedError if it is unknown."""
+        """Return a model, with the JSON Schema of its input.
+
+        Raises:
+            RefusedError: the model is not known.
+        """
         request = GetModelRequest(id=model_id)
         return (await self._call(self._stub.GetModel, request, timeout)).model
 

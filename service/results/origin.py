@@ -1,4 +1,4 @@
-"""Results at the provider: by their URLs, or by others where the links are dead."""
+"""Results at the provider: by their URLs, or by fresh ones where those are dead."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
