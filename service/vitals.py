@@ -50,6 +50,15 @@ class ThreadsAlive:
         self._gauge.labels(thread).set(alive)
 
 
+def hints_missed(registry: CollectorRegistry) -> Gauge:
+    """Create the metric of hints that do not arrive."""
+    return Gauge(
+        "generation_hints_missed",
+        "1 while hints of other replicas are expected, but do not arrive",
+        registry=registry,
+    )
+
+
 class Vitals:
     """What is known about the health of this process.
 
@@ -67,11 +76,7 @@ class Vitals:
         # While the database is unavailable, the poller waits for it.
         self._outage_time = time.monotonic()
         self._metric = ThreadsAlive(registry)
-        self._hints_metric = Gauge(
-            "generation_hints_missed",
-            "1 while hints of other replicas are expected, but do not arrive",
-            registry=registry,
-        )
+        self._hints_metric = hints_missed(registry)
         self.draining = False
         self._show()
 

@@ -67,13 +67,13 @@ _VARIANTS = {
 
 
 def model_id_of(params: pb.ProviderParams) -> str:
-    """Return Kie's id of the model that valid params ask for."""
+    """Return Kie's id of the model that params ask for; "" for a choice of a newer version."""
     member = params.kie.WhichOneof("model")
     assert member is not None, "params were not checked"
     if member == market.ADAPTER.name:
         return params.kie.market.model
     field, ids = _VARIANTS[member]
-    return ids[getattr(getattr(params.kie, member), field)]
+    return ids.get(getattr(getattr(params.kie, member), field), "")
 
 
 def member_of(model_id: str) -> str:

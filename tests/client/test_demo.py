@@ -34,6 +34,7 @@ async def output_of(process: Process) -> str:
     return out.decode()
 
 
+@pytest.mark.torture
 async def test_the_demo_runs_behind_a_proxy_on_a_narrow_terminal(tmp_path: Path) -> None:
     demo = await start_python("-m", "examples.demo", cwd=tmp_path, COLUMNS="40", **DEAD_PROXY)
     shown = await output_of(demo)

@@ -101,7 +101,7 @@ async def test_a_log_full_of_failures_contains_no_secret_and_has_one_format(
         assert secret not in text
     for event in (
         "unhandled exception",
-        "ValueError",
+        "TypeError",
         "the provider does not accept tasks now",
         "stopped",
     ):

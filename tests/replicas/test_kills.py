@@ -148,6 +148,7 @@ async def test_ten_restarts_of_postgresql_under_load_lose_nothing(
     print("PostgreSQL restarted ten times:", result)  # noqa: T201
 
 
+@pytest.mark.torture
 async def test_two_restarts_of_postgresql_under_load_lose_nothing(
     tmp_path: Path, cluster: Cluster, unused_tcp_port_factory: Any
 ) -> None:

@@ -316,6 +316,7 @@ def version(database_url: str, task_id: str) -> int:
     return int(number)
 
 
+@pytest.mark.torture
 async def test_a_paused_replicas_poll_is_taken_over_and_its_late_save_changes_nothing(
     processes: Any, kie: Simulator, postgresql_url: str
 ) -> None:
@@ -379,6 +380,7 @@ async def test_a_paused_senders_task_becomes_unknown_and_its_late_response_is_ad
         assert late.provider_task_id == kie.tasks[0]["id"]
 
 
+@pytest.mark.torture
 async def test_a_paused_senders_task_waits_for_its_callback_and_its_late_response_is_adopted(
     processes: Any, kie: Simulator, postgresql_url: str
 ) -> None:

@@ -86,7 +86,7 @@ async def test_the_secret_of_a_database_is_not_derived_from_a_later_key_and_both
     async with serve(**with_callbacks(port, kie_api_key=SecretStr("another-key"))) as service:
         assert await post(CallbackUrls(base, derived).url(task_id)) == 200
         assert await post(CallbackUrls(base, b"x").url(task_id)) == 401
-        [(kept,)] = rows(service.database_url, "SELECT value FROM secrets")
+        [(kept,)] = rows(service.database_url, "SELECT value FROM secrets WHERE name = 'callbacks'")
     assert CallbackUrls(base, bytes(kept)).url(task_id) == url
 
 

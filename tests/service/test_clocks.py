@@ -106,7 +106,13 @@ def jumping(tmp_path: Path, kie: Simulator, database_time: DatabaseTime) -> Jump
 
 
 @pytest.mark.parametrize(
-    "jumps", [(2 * HOUR,), (-2 * HOUR,), (6 * HOUR, -6 * HOUR), (-6 * HOUR, 6 * HOUR)]
+    "jumps",
+    [
+        (2 * HOUR,),
+        (-2 * HOUR,),
+        pytest.param((6 * HOUR, -6 * HOUR), marks=pytest.mark.torture),
+        pytest.param((-6 * HOUR, 6 * HOUR), marks=pytest.mark.torture),
+    ],
 )
 async def test_a_jump_of_the_databases_clock_ends_and_delays_no_task(
     jumping: Jumping,

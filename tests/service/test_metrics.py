@@ -22,9 +22,10 @@ from providers.kie.http import Timeouts
 from providers.kie.simulator import Simulator
 from service.bounds import Bounds
 from service.callbacks import CallbackUrls
+from service.feed_metrics import FeedMetrics
 from service.metrics import GENERATION_SERVICE, Metrics, Queue
-from service.series import SERIES_MAX
-from service.vitals import ThreadsAlive
+from service.series import SERIES_MAX, MetricFactory
+from service.vitals import ThreadsAlive, hints_missed
 from storage.engine import DatabaseTimeouts
 from storage.errors import StorageUnavailableError
 from tests.support.harness import API_KEY, SERVICE, Serve, Service, serving, upload_messages
@@ -364,6 +365,8 @@ def full_metrics() -> Metrics:
     metrics.catalogue_refreshed("applied")
     metrics.show_catalogue(["ACTIVE"], 1.0)
     ThreadsAlive(metrics.registry).show("writer", alive=True)
+    hints_missed(metrics.registry)
+    FeedMetrics(MetricFactory(metrics.registry))
     return metrics
 
 

@@ -18,7 +18,7 @@ from providers.kie.http import Timeouts
 from providers.kie.simulator import Simulator
 from service.bounds import Bounds, Grace
 from service.uploads import UploadPace
-from tests.support.harness import Serve, Service, upload_messages
+from tests.support.harness import DIRECT, Serve, Service, upload_messages
 from tests.support.paths import ROOT
 from tests.support.refusals import refused
 from tests.support.uploading import (
@@ -84,7 +84,7 @@ async def test_a_client_that_closes_its_channel_midway_leaves_no_file_and_nothin
 ) -> None:
     await warm(service)
     async with nothing_left():
-        channel = grpc.aio.insecure_channel(service.address)
+        channel = grpc.aio.insecure_channel(service.address, options=DIRECT)
         stub: Any = GenerationServiceStub(channel)
         sent = asyncio.Event()
         call = stub.UploadFile(endless(sent, size_bytes))

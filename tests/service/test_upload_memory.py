@@ -87,7 +87,7 @@ async def test_memory_does_not_grow_with_the_file(
         for _ in range(size // CHUNK_BYTES):
             yield chunk(piece)
 
-    async with served(tmp_path, UPLOAD_MAX_BYTES=str(1 << 40), **to(host.url)) as process:
+    async with served(tmp_path, UPLOAD_MAX_BYTES=str(10**12), **to(host.url)) as process:
         await process.stub.UploadFile(messages(MIB))
         before = resident_mib(process.pid, "VmHWM")
         answer = await process.stub.UploadFile(messages(size))

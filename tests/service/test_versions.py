@@ -18,7 +18,7 @@ from tests.support.refusals import refused
 
 PENDING, UNSPECIFIED = pb.TASK_STATUS_PENDING, pb.TASK_STAGE_UNSPECIFIED
 # A member of KieParams that this version does not know, with a string in its field 1.
-MARKET = bytes.fromhex("0a092a070a056b6c696e67")
+NEXT_MODEL = bytes.fromhex("0a0972070a056b6c696e67")
 
 WAITING = """
 INSERT INTO tasks (id, caller, request_id, prompt_id, model, params, create_time, update_time, lane,
@@ -55,7 +55,7 @@ CASES = [pytest.param(values, shown, id=name) for name, (values, shown) in NEWER
 def put(service: Service, values: tuple[Any, ...], task_id: str = "newer") -> list[Any]:
     """Store a row of the next version; return it."""
     model, lane, status, stage = values
-    change(service.database_url, WAITING, task_id, task_id, model, MARKET, lane, status, stage)
+    change(service.database_url, WAITING, task_id, task_id, model, NEXT_MODEL, lane, status, stage)
     return row_of(service, task_id)
 
 
@@ -126,9 +126,9 @@ async def test_tasks_in_a_lane_of_the_next_version_are_counted(serve: Serve) -> 
 async def test_parameters_of_the_next_version_are_passed_on_to_callers(service: Service) -> None:
     put(service, NEWER["a model, to be sent"][0])
     task = await service.query("newer")
-    assert task.provider_params.SerializeToString() == MARKET
+    assert task.provider_params.SerializeToString() == NEXT_MODEL
     fields = UnknownFieldSet(task.provider_params.kie)
-    assert [fields[index].field_number for index in range(len(fields))] == [5]
+    assert [fields[index].field_number for index in range(len(fields))] == [14]
 
 
 async def test_a_failure_with_a_reason_of_the_next_version_is_shown_with_its_message(
