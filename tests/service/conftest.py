@@ -13,6 +13,50 @@ from tests.support.callers import Caller, Files, Serving, bounds
 from tests.support.harness import Serve, Service, serving
 from tests.support.uploading import STREAM, UploadHost
 
+# What these modules test does not depend on the database: `make test` runs them on SQLite, and
+# `make torture` on PostgreSQL, too. A database of its own costs each test most of its time.
+ON_SQLITE = frozenset(
+    {
+        "callers",
+        "caller_limits_file",
+        "certificate_callers",
+        "certificates",
+        "connections",
+        "download_artifact",
+        "error_size",
+        "errors",
+        "faults",
+        "http",
+        "market",
+        "metrics",
+        "models",
+        "params",
+        "public_address",
+        "reflection",
+        "sign_artifact",
+        "stalled_readers",
+        "tls",
+        "tracing",
+        "upload_aborts",
+        "upload_bounds",
+        "upload_rules",
+        "uploads",
+    }
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the PostgreSQL cases of ON_SQLITE to `make torture`."""
+    for item in items:
+        is_ours = item.path.parent == Path(__file__).parent
+        if (
+            is_ours
+            and item.path.stem.removeprefix("test_") in ON_SQLITE
+            and "postgresql" in item.name
+        ):
+            item.add_marker(pytest.mark.torture)
+
 
 @pytest.fixture
 async def service(tmp_path: Path, kie: Simulator, database_url: str) -> AsyncIterator[Service]:
