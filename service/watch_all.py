@@ -199,6 +199,7 @@ class _Run:
         """Send what the feed hands over, until the stream has fallen behind."""
         stream, now = self._stream, asyncio.get_running_loop().time
         while stream.is_live or stream.has_waiting:
+            self._raise_if_over()  # before a wait, too: nobody wakes a stream that is writing
             if changes := stream.take(READ_AT_ONCE):
                 await self._send(changes)
                 is_over = not stream.has_waiting
@@ -206,7 +207,6 @@ class _Run:
                 deadline = now() + heartbeat_seconds
                 await stream.wait(deadline)
                 is_over = now() >= deadline
-                self._raise_if_over()
             if is_over and stream.is_live and not stream.has_waiting:
                 await self._bookmark()
 

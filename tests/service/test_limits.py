@@ -169,6 +169,7 @@ async def test_a_cancelled_task_in_the_queue_is_never_sent_however_close_its_tur
     settings |= {"database_url": database_url, "bounds": TEN_TIMES_AS_FAST}
     async with serving(tmp_path, limited, **settings) as service:
         created = await asyncio.gather(*(service.create(STUCK) for _ in range(150)))
+        await eventually(lambda: limited.stats["purchases"]["total"])
 
         async def cancel(task_id: str) -> str:
             try:
