@@ -172,6 +172,11 @@ def rate_limited(
     )
 
 
+def shutting_down() -> ServiceError:
+    """Return the error that ends streams at a shutdown."""
+    return ServiceError("SHUTTING_DOWN", "the server is shutting down; reconnect")
+
+
 def not_found(task_id: str) -> ServiceError:
     """Return the error for a task that does not exist or belongs to another caller."""
     return ServiceError("TASK_NOT_FOUND", f"there is no task {task_id}")

@@ -47,7 +47,7 @@ class Stream(Waiter):
 
     Attributes:
         which: Selects the changes of the stream.
-        position: Where the stream joined the feed: it already has everything up to here.
+        position: Everything up to here was sent.
         is_live: Whether the feed passes changes to the stream.
         is_over: Whether the stream has to start over, because the database holds another history.
         late_since: When the oldest change that was not sent arrived, by the monotonic clock;
@@ -101,7 +101,7 @@ class Stream(Waiter):
             del self._waiting[change.task_id]
         return taken
 
-    def is_up_to_date(self) -> None:
+    def all_sent(self) -> None:
         """Note that everything was sent."""
         self.late_since = math.inf
 

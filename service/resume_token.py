@@ -1,51 +1,67 @@
 """Resume tokens of WatchTasks: a position, bound to a caller, a filter and a history of changes.
 
-A token grants no access, as all changes are filtered by the caller. Its checksum only tells a
-damaged token from one that can no longer be honoured.
+The checksum in a token distinguishes a damaged token from one that has expired.
 """
 
-import base64
-import binascii
 import struct
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 from service.errors import ServiceError, invalid
+from service.tokens import binding, decode_token, encode_token
 from storage.changes import Position
 
 VERSION = 1
 TOKEN_MAX_CHARACTERS = 1_500  # more than the longest task id takes
 CHECK_BYTES = 4
-NUMBER_MAX = (1 << 63) - 1  # of SQLite's integers
+NUMBER_MAX = (1 << 63) - 1  # the largest INTEGER of SQLite
 CAUSES = {
     "deleted": "tasks that changed after it have been deleted",
     "restored": "the database was restored or replaced",
     "version": "another version of the service made it",
 }
-HEAD = struct.Struct(">B8s8sQ")  # the version, the epoch, the binding, the number
+# The version, the epoch, the binding, the start, the number; the id of the task follows.
+HEAD = struct.Struct(">B8s8sQQ")
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeFilter:
-    """Selects the tasks of a stream: of one caller, of one prompt if set, ended ones if set."""
+    """Which tasks a stream of all changes has: of a caller, of a prompt, only ended ones."""
 
     caller: str
     prompt_id: str = ""
     ended_only: bool = False
 
     def binding(self) -> bytes:
-        """Return what ties a token to this filter."""
-        return blake2b(repr(self).encode(), digest_size=8).digest()
+        """Return what binds a token to this filter."""
+        return binding(repr(self))
 
 
-def write_token(position: Position, epoch: bytes, binding: bytes) -> str:
-    """Return the token of a position."""
-    body = HEAD.pack(VERSION, epoch, binding, position.number) + position.task_id.encode()
-    return base64.urlsafe_b64encode(body + _check(body)).decode()
+class ResumePoint(NamedTuple):
+    """Where a stream continues.
+
+    Attributes:
+        epoch: The history of changes that it belongs to.
+        start: The number of the first change that could not be read yet when the stream began. What
+            was deleted before it was not there to be missed.
+        position: Everything before it was sent.
+    """
+
+    epoch: bytes
+    start: int
+    position: Position
 
 
-def read_token(token: str, binding: bytes) -> tuple[Position, bytes]:
-    """Return the position of a token, and its epoch.
+def write_token(point: ResumePoint, bound: bytes) -> str:
+    """Return the token of a point."""
+    epoch, start, (number, task_id) = point
+    body = HEAD.pack(VERSION, epoch, bound, start, number) + task_id.encode()
+    return encode_token(body + _check(body))
+
+
+def read_token(token: str, bound: bytes) -> ResumePoint:
+    """Return the point of a token.
 
     Raises:
         ServiceError: INVALID_PARAMS if it is no token, or one of another caller or filter;
@@ -55,15 +71,15 @@ def read_token(token: str, binding: bytes) -> tuple[Position, bytes]:
     if body[0] != VERSION:
         raise expired("version")
     try:
-        _, epoch, bound, number = HEAD.unpack(body[: HEAD.size])
+        _, epoch, bound_to, start, number = HEAD.unpack(body[: HEAD.size])
         task_id = body[HEAD.size :].decode()
     except (struct.error, ValueError):
         raise _invalid() from None
-    if number > NUMBER_MAX:
+    if max(start, number) > NUMBER_MAX:
         raise _invalid()
-    if bound != binding:
+    if bound_to != bound:
         raise invalid("resume_token", "must come from a stream with the same caller and filter")
-    return Position(number, task_id), epoch
+    return ResumePoint(epoch, start, Position(number, task_id))
 
 
 def expired(cause: str) -> ServiceError:
@@ -73,12 +89,7 @@ def expired(cause: str) -> ServiceError:
 
 
 def _body(token: str) -> bytes:
-    if len(token) > TOKEN_MAX_CHARACTERS:
-        raise _invalid()
-    try:
-        raw = base64.b64decode(token, altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise _invalid() from None
+    raw = decode_token(token, TOKEN_MAX_CHARACTERS) or b""
     body, check = raw[:-CHECK_BYTES], raw[-CHECK_BYTES:]
     if not body or check != _check(body) or b"\0" in body[HEAD.size :]:
         raise _invalid()

@@ -1,6 +1,7 @@
 """Read and write the messages of a call, without keeping any of them."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from types import TracebackType
@@ -13,6 +14,7 @@ from service.errors import ServiceError
 
 # No message of this service can begin so: it would be field 15 or 11, as a group.
 JSON_STARTS = (b"{", b"[")
+AGE_JITTER = 0.1  # a share of the age, so that streams opened together do not end together
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
 
@@ -49,6 +51,33 @@ class ClosedIsCancelled:
     ) -> None:
         if isinstance(error, grpc.aio.InternalError):
             raise asyncio.CancelledError from error
+
+
+class LimitedAge:
+    """Ends a stream with STREAM_EXPIRED near its maximum age. No generator, for the same reason.
+
+    It covers the writes: one to a client that has stopped reading may never return.
+    """
+
+    __slots__ = ("_timeout",)
+
+    def __init__(self, max_age_seconds: float) -> None:
+        self._timeout = asyncio.timeout(max_age_seconds * random.uniform(1 - AGE_JITTER, 1))
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            words = "the stream reached its maximum age; reconnect"
+            raise ServiceError("STREAM_EXPIRED", words) from None
 
 
 def serializer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:

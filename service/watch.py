@@ -1,20 +1,17 @@
 """Streams of a task's snapshots, from the hub to a caller."""
 
-import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable
 
-from service.errors import ServiceError, invalid, not_found
+from service.errors import invalid, not_found, shutting_down
 from service.events import TaskEvents
 from service.hub import Hub
 from service.metrics import Metrics
 from service.open_calls import OpenCalls
+from service.streams import LimitedAge
 from storage.errors import StorageUnavailableError
 from storage.store import Store
 from storage.task import Task
-
-JITTER = 0.1  # a share of the maximum age, so that streams opened together do not end together
 
 
 class Watcher:
@@ -59,28 +56,19 @@ class Watcher:
             # Subscribe before reading: a change in between arrives twice and is dropped by its
             # revision, but never missed.
             task = await self._first(caller, task_id, after_revision)
-            age = self._max_age_seconds * random.uniform(1 - JITTER, 1)
-            try:
-                # The timeout covers the writes: one to a reader that has stopped may never return.
-                async with asyncio.timeout(age) as life:
-                    if task.ended or task.revision != after_revision:
-                        await write(task)
-                    if not task.ended:
-                        await self._events.on_watched(task)
-                    while not task.ended:
-                        newer = await subscription.newer(task.revision, self._heartbeat_seconds)
-                        if newer is None and subscription.draining:
-                            words = "the server is shutting down; reconnect"
-                            raise ServiceError("SHUTTING_DOWN", words)
-                        task = newer or await self._current(task)
-                        await write(task)
-                        if newer:
-                            self._metrics.fan_out(time.monotonic() - subscription.put_time)
-            except TimeoutError:
-                if not life.expired():
-                    raise
-                words = "the stream reached its maximum age; reconnect"
-                raise ServiceError("STREAM_EXPIRED", words) from None
+            async with LimitedAge(self._max_age_seconds):
+                if task.ended or task.revision != after_revision:
+                    await write(task)
+                if not task.ended:
+                    await self._events.on_watched(task)
+                while not task.ended:
+                    newer = await subscription.newer(task.revision, self._heartbeat_seconds)
+                    if newer is None and subscription.draining:
+                        raise shutting_down()
+                    task = newer or await self._current(task)
+                    await write(task)
+                    if newer:
+                        self._metrics.fan_out(time.monotonic() - subscription.put_time)
 
     async def _first(self, caller: str, task_id: str, after_revision: int) -> Task:
         """Return the snapshot that a stream begins with.

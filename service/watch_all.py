@@ -1,7 +1,6 @@
 """Streams of all changes of a caller's tasks: the stored ones first, then each new one."""
 
 import asyncio
-import random
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -10,13 +9,13 @@ from typing import Any
 
 from generated.generation.v1 import generation_pb2 as pb
 from service.callers import current_caller
-from service.errors import ServiceError, invalid_params
+from service.errors import ServiceError, invalid_params, shutting_down
 from service.feed import Feed
 from service.messages import Answers, timestamp
 from service.open_calls import OpenCalls
-from service.resume_token import ChangeFilter, expired, read_token, write_token
+from service.resume_token import ChangeFilter, ResumePoint, expired, read_token, write_token
 from service.rules import PROMPT_ID_MAX_CHARACTERS, text_rules
-from service.watch import JITTER
+from service.streams import LimitedAge
 from storage.changes import START, Change, ChangePage, Position
 from storage.store import Store
 from storage.task import Task
@@ -60,9 +59,8 @@ def change_filter(request: pb.WatchTasksRequest) -> ChangeFilter:
     Raises:
         ServiceError: INVALID_PARAMS.
     """
-    rules = text_rules("prompt_id", request.prompt_id, PROMPT_ID_MAX_CHARACTERS)
-    if violations := list(rules):
-        raise invalid_params(violations)
+    if broken := text_rules("prompt_id", request.prompt_id, PROMPT_ID_MAX_CHARACTERS):
+        raise invalid_params(broken)
     return ChangeFilter(current_caller.get(), request.prompt_id, request.ended_only)
 
 
@@ -97,17 +95,9 @@ class ChangeWatcher:
         with self._open_streams.counted(which.caller):
             run = _Run(self._store, self._feed, which, writer, self._turns)
             try:
-                # The timeout covers the writes: one to a reader that has stopped may never return.
-                async with asyncio.timeout(
-                    self._max_age_seconds * random.uniform(1 - JITTER, 1)
-                ) as life:
+                async with LimitedAge(self._max_age_seconds):
                     await run.begin(resume_token, from_now=from_now)
                     await run.follow(self._heartbeat_seconds)
-            except TimeoutError:
-                if not life.expired():
-                    raise
-                words = "the stream reached its maximum age; reconnect"
-                raise ServiceError("STREAM_EXPIRED", words) from None
             finally:
                 run.end()
 
@@ -143,6 +133,7 @@ class _Run:
         self._turns = turns
         self._binding = which.binding()
         self._epoch = b""
+        self._start = 0
         self._stream = feed.add(which, START)
         self._is_initial = True  # until the first bookmark after catching up
 
@@ -158,12 +149,12 @@ class _Run:
         """
         stream = self._stream
         if resume_token:
-            stream.position, self._epoch = read_token(resume_token, self._binding)
+            self._epoch, self._start, stream.position = read_token(resume_token, self._binding)
+            self._check(await self._page(1))
+            return
         page = await self._page(1)
-        if resume_token:
-            self._check(page)
-        self._epoch = page.epoch
-        if from_now and not resume_token:
+        self._epoch, self._start = page.epoch, page.horizon
+        if from_now:
             stream.position = Position(page.horizon)
             await self._bookmark()
 
@@ -183,8 +174,7 @@ class _Run:
         is_last = False
         while not is_last:
             page = await self._page(PAGE_CHANGES)
-            if stream.position > START:
-                self._check(page)
+            self._check(page)
             changes = list(filter(stream.wants, page.changes))
             for start in range(0, len(changes), READ_AT_ONCE):
                 await self._send(changes[start : start + READ_AT_ONCE])
@@ -193,7 +183,7 @@ class _Run:
             if not is_last and time.monotonic() - bookmarked > heartbeat_seconds:
                 await self._write_bookmark(initial_done=False)
                 bookmarked = time.monotonic()
-        stream.is_up_to_date()
+        stream.all_sent()
 
     async def _pass_on(self, heartbeat_seconds: float) -> None:
         """Send what the feed hands over, until the stream has fallen behind."""
@@ -202,12 +192,12 @@ class _Run:
             self._raise_if_over()  # before a wait, too: nobody wakes a stream that is writing
             if changes := stream.take(READ_AT_ONCE):
                 await self._send(changes)
-                is_over = not stream.has_waiting
+                is_bookmark_due = True
             else:
                 deadline = now() + heartbeat_seconds
                 await stream.wait(deadline)
-                is_over = now() >= deadline
-            if is_over and stream.is_live and not stream.has_waiting:
+                is_bookmark_due = now() >= deadline
+            if is_bookmark_due and stream.is_live and not stream.has_waiting:
                 await self._bookmark()
 
     async def _send(self, changes: Sequence[Change]) -> None:
@@ -224,7 +214,7 @@ class _Run:
         stream = self._stream
         if stream.is_live:
             stream.position = max(stream.position, self._feed.position)
-            stream.is_up_to_date()
+            stream.all_sent()
         await self._write_bookmark(initial_done=self._is_initial)
         self._is_initial = False
 
@@ -232,7 +222,8 @@ class _Run:
         await self._writer.bookmark(self._token(), initial_done=initial_done)
 
     def _token(self) -> str:
-        return write_token(self._stream.position, self._epoch, self._binding)
+        point = ResumePoint(self._epoch, self._start, self._stream.position)
+        return write_token(point, self._binding)
 
     async def _page(self, limit: int) -> ChangePage:
         self._raise_if_over()
@@ -244,7 +235,7 @@ class _Run:
 
     def _check(self, page: ChangePage) -> None:
         """Raise RESUME_TOKEN_EXPIRED if changes after the position are missing."""
-        number = self._stream.position.number
+        number = max(self._start, self._stream.position.number)
         if page.epoch != self._epoch or number > page.horizon:
             raise self._expired("restored")
         if page.purged >= number:
@@ -256,6 +247,6 @@ class _Run:
 
     def _raise_if_over(self) -> None:
         if self._feed.draining:
-            raise ServiceError("SHUTTING_DOWN", "the server is shutting down; reconnect")
+            raise shutting_down()
         if self._stream.is_over:
             raise self._expired("restored")

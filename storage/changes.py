@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from storage.engine import Engine, Row
-from storage.history import POSTGRESQL_ORIGIN, SQLITE_HORIZON, epoch
+from storage.history import CHANGES, POSTGRESQL_ORIGIN, SQLITE_HORIZON, epoch
 
 
 class Position(NamedTuple):
@@ -37,7 +37,6 @@ class Change(NamedTuple):
     caller: str
     prompt_id: str
     status: str
-    revision: int
 
     @property
     def task_id(self) -> str:
@@ -73,13 +72,13 @@ class ChangePage:
 # changed, and all of it is read from one snapshot.
 _PAGE = """
     SELECT horizon.number, horizon.purged, horizon.blocked, horizon.origin, horizon.id,
-        change.number, change.id, change.caller, change.prompt_id, change.status, change.revision
+        change.number, change.id, change.caller, change.prompt_id, change.status
     FROM (
         SELECT {horizon} AS number, {purged} AS purged, {blocked} AS blocked, {origin} AS origin,
-            (SELECT value FROM secrets WHERE name = 'changes') AS id
+            (SELECT value FROM secrets WHERE name = '{history}') AS id
     ) AS horizon
     LEFT JOIN (
-        SELECT {number} AS number, id, caller, prompt_id, status, revision FROM tasks
+        SELECT {number} AS number, id, caller, prompt_id, status FROM tasks
         WHERE {of_caller}(change_xid, id) > ({after}, {arg}) AND change_xid < {limit}
         ORDER BY change_xid, id LIMIT {arg}
     ) AS change ON true
@@ -123,7 +122,7 @@ class Changes:
         """
         self._rows = rows
         self._origin = engine.origin
-        words = _POSTGRESQL if engine.shared else _SQLITE
+        words = (_POSTGRESQL if engine.shared else _SQLITE) | {"history": CHANGES}
         self._all = _PAGE.format(**words, purged="NULL", of_caller="")
         purged = _PURGED.format(**words)
         of_caller = "caller = {arg} AND ".format(**words)
@@ -135,7 +134,7 @@ class Changes:
             rows = await self._rows(self._all, *after, limit)
         else:
             rows = await self._rows(self._of_caller, caller, caller, *after, limit)
-        horizon, purged, blocked, origin, feed_id = rows[0][:5]
+        horizon, purged, blocked, origin, history_id = rows[0][:5]
         changes = [
             Change(Position(number, task_id), *rest)
             for number, task_id, *rest in (row[5:] for row in rows)
@@ -149,5 +148,5 @@ class Changes:
             is_last=is_last,
             is_blocked=bool(blocked),
             purged=NOTHING_PURGED if purged is None else purged,
-            epoch=epoch(self._origin + origin, feed_id),
+            epoch=epoch(self._origin + origin, history_id),
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from providers.kie.simulator import Simulator
-from service.resume_token import ChangeFilter, write_token
+from service.resume_token import ChangeFilter, ResumePoint, write_token
 from storage.changes import Position
 from tests.support.harness import INSTANT, Service, serving
 from tests.support.paths import ROOT
@@ -238,7 +238,8 @@ async def test_a_sample_starts_over_if_its_token_has_expired(
     follow: Sequence[str], service: Service, tmp_path: Path
 ) -> None:
     binding = ChangeFilter("samples").binding()
-    (tmp_path / "token").write_text(write_token(Position(7), b"restored", binding))
+    point = ResumePoint(b"restored", 7, Position(7))
+    (tmp_path / "token").write_text(write_token(point, binding))
     created = await service.create(metadata=METADATA)
     async with started(follow, service.address, str(tmp_path / "token")) as run:
         await run.until("^the resume token has expired: starting over with all tasks")

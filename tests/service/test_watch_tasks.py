@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -17,12 +18,14 @@ from providers.kie.simulator import Simulator
 from service.bounds import BOUNDS, UpkeepBounds
 from service.feed import FeedTimes
 from tests.support.callers import Serving
-from tests.support.databases import change
+from tests.support.databases import change, fill
 from tests.support.following import Follower
 from tests.support.harness import Serve, Service, ended, serving
 from tests.support.metrics_page import ADMIN, scrape
 from tests.support.prompts import STUCK
 from tests.support.refusals import Refusal, refused
+
+OLD_TASKS = 600  # more than two pages
 
 
 @pytest.fixture
@@ -302,3 +305,38 @@ async def test_the_metrics_show_the_streams(serve: Serve) -> None:
         assert page.value("generation_change_streams_open") == 1
         assert page.value("generation_change_lag_seconds") == 0
         assert page.value("generation_change_pages_read_total", streams="one")
+
+
+# --- tasks that were deleted ---
+
+
+@pytest.fixture
+async def long_ago(serve: Serve, database_url: str) -> AsyncIterator[Service]:
+    """A service with more tasks than a page has, one of which changed last and was deleted."""
+    async with serve() as service:
+        deleted = await service.end((await service.create()).id)
+    fill(database_url, OLD_TASKS, time.time())
+    change(database_url, "UPDATE tasks SET caller = 'default'")
+    change(database_url, "UPDATE tasks SET revision = revision + 1 WHERE id = ?", deleted.id)
+    change(database_url, "DELETE FROM tasks WHERE id = ?", deleted.id)
+    async with serve() as service:
+        yield service
+
+
+async def test_what_was_deleted_before_a_stream_began_does_not_end_it(long_ago: Service) -> None:
+    async with Follower(long_ago) as stream:
+        await stream.until(lambda seen: len(seen.tasks) == OLD_TASKS)
+        half = [m.resume_token for m in stream.messages][OLD_TASKS // 2]
+    async with Follower(long_ago, resume_token=half) as resumed:
+        await resumed.until(lambda seen: len(seen.tasks) == OLD_TASKS - OLD_TASKS // 2 - 1)
+
+
+async def test_what_is_deleted_after_a_stream_began_expires_its_first_tokens_too(
+    long_ago: Service,
+) -> None:
+    async with Follower(long_ago) as stream:
+        await stream.until(lambda seen: len(seen.tasks) == OLD_TASKS)
+    created = await long_ago.end((await long_ago.create()).id)
+    change(long_ago.database_url, "DELETE FROM tasks WHERE id = ?", created.id)
+    error = await refusal_of(long_ago, resume_token=stream.messages[1].resume_token)
+    assert error.reason == "RESUME_TOKEN_EXPIRED"

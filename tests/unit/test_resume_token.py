@@ -6,7 +6,7 @@ import random
 import pytest
 
 from service.errors import ServiceError
-from service.resume_token import HEAD, ChangeFilter, _check, read_token, write_token
+from service.resume_token import HEAD, ChangeFilter, ResumePoint, _check, read_token, write_token
 from storage.changes import Position
 
 EPOCH = b"an epoch"
@@ -22,7 +22,8 @@ def encoded(body: bytes) -> str:
     "position", [Position(0), Position(7, "0123456789abcdef" * 2), Position(MAX, "x" * 300)]
 )
 def test_a_token_carries_its_position_and_epoch(position: Position) -> None:
-    assert read_token(write_token(position, EPOCH, BINDING), BINDING) == (position, EPOCH)
+    point = ResumePoint(EPOCH, 5, position)
+    assert read_token(write_token(point, BINDING), BINDING) == point
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_a_token_carries_its_position_and_epoch(position: Position) -> None:
     [ChangeFilter("d"), ChangeFilter("c", "p"), ChangeFilter("c", ended_only=True)],
 )
 def test_a_token_is_bound_to_its_caller_and_filter(which: ChangeFilter) -> None:
-    token = write_token(Position(1), EPOCH, which.binding())
+    token = write_token(ResumePoint(EPOCH, 1, Position(1)), which.binding())
     with pytest.raises(ServiceError, match="same caller and filter") as caught:
         read_token(token, BINDING)
     assert caught.value.reason == "INVALID_PARAMS"
@@ -41,10 +42,11 @@ def test_a_token_is_bound_to_its_caller_and_filter(which: ChangeFilter) -> None:
     [
         b"",
         b"\x01",
-        HEAD.pack(1, EPOCH, BINDING, MAX + 1),
-        HEAD.pack(1, EPOCH, BINDING, (1 << 64) - 1) + b"task",
-        HEAD.pack(1, EPOCH, BINDING, 1) + b"\xff\xfe",
-        HEAD.pack(1, EPOCH, BINDING, 1) + b"a\0b",
+        HEAD.pack(1, EPOCH, BINDING, 1, MAX + 1),
+        HEAD.pack(1, EPOCH, BINDING, MAX + 1, 1),
+        HEAD.pack(1, EPOCH, BINDING, 1, (1 << 64) - 1) + b"task",
+        HEAD.pack(1, EPOCH, BINDING, 1, 1) + b"\xff\xfe",
+        HEAD.pack(1, EPOCH, BINDING, 1, 1) + b"a\0b",
     ],
 )
 def test_a_token_that_somebody_made_up_is_invalid(body: bytes) -> None:
@@ -55,7 +57,7 @@ def test_a_token_that_somebody_made_up_is_invalid(body: bytes) -> None:
 
 def test_a_token_of_another_version_has_expired() -> None:
     with pytest.raises(ServiceError, match="another version") as caught:
-        read_token(encoded(HEAD.pack(2, EPOCH, BINDING, 1)), BINDING)
+        read_token(encoded(HEAD.pack(2, EPOCH, BINDING, 1, 1)), BINDING)
     assert caught.value.reason == "RESUME_TOKEN_EXPIRED"
 
 
