@@ -1,27 +1,22 @@
 """ListModels and GetModel: which models match, and their messages."""
 
-import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 
 from google.protobuf import json_format
 
 from generated.generation.v1 import generation_pb2 as pb
-from providers.base import Violation
 from providers.kie.catalogue.facts import MODEL_ID_MAX_CHARACTERS, is_model_id
 from service.catalogue import Catalogue, KnownModel, Lifecycle
 from service.errors import ServiceError, invalid, invalid_params
 from service.measurements import Measurements
 from service.messages import timestamp
+from service.pages import page_size, page_size_rules
 from service.rules import text_rules
+from service.tokens import BINDING_BYTES, binding, decode_token, encode_token
 
-PAGE_SIZE_DEFAULT = 50
-PAGE_SIZE_MAX = 200
 FILTER_MAX_CHARACTERS = 200
 PAGE_TOKEN_MAX_CHARACTERS = 300
-BINDING_BYTES = 8
 
 LIFECYCLES: Mapping[Lifecycle, pb.Model.Lifecycle.ValueType] = {
     lifecycle: pb.Model.Lifecycle.Value(f"LIFECYCLE_{lifecycle}") for lifecycle in Lifecycle
@@ -62,7 +57,7 @@ class ModelLists:
         """Return a page of models."""
         which = _filter(request)
         after = _read_token(request.page_token, which)
-        size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+        size = page_size(request.page_size)
         found = [m for m in self._catalogue.models() if m.stored.id > after and which.takes(m)]
         answer = pb.ListModelsResponse()
         for model in found[:size]:
@@ -114,9 +109,8 @@ def _filter(request: pb.ListModelsRequest) -> ModelFilter:
         *text_rules("query", request.query, FILTER_MAX_CHARACTERS),
         *text_rules("task_type", request.task_type, FILTER_MAX_CHARACTERS),
         *text_rules("provider", request.provider, FILTER_MAX_CHARACTERS),
+        *page_size_rules(request.page_size),
     ]
-    if request.page_size < 0:
-        violations.append(Violation("page_size", "must not be negative"))
     if violations:
         raise invalid_params(violations)
     return ModelFilter(
@@ -129,27 +123,17 @@ def _filter(request: pb.ListModelsRequest) -> ModelFilter:
 
 def _token(last_id: str, which: ModelFilter) -> str:
     """Return a token for the end of a page, bound to its filter."""
-    return base64.urlsafe_b64encode(_binding(which) + last_id.encode()).decode()
+    return encode_token(binding(repr(which)) + last_id.encode())
 
 
 def _read_token(token: str, which: ModelFilter) -> str:
     """Return the id after which a page begins; "" for the first page."""
     if not token:
         return ""
-    wrong = invalid("page_token", "must be a next_page_token")
-    if len(token) > PAGE_TOKEN_MAX_CHARACTERS:
-        raise wrong
-    try:
-        raw = base64.b64decode(token, altchars=b"-_", validate=True)
-        last_id = raw[BINDING_BYTES:].decode()
-    except (binascii.Error, ValueError):
-        raise wrong from None
+    raw = decode_token(token, PAGE_TOKEN_MAX_CHARACTERS) or b""
+    last_id = raw[BINDING_BYTES:].decode(errors="replace")
     if not is_model_id(last_id):
-        raise wrong
-    if raw[:BINDING_BYTES] != _binding(which):
+        raise invalid("page_token", "must be a next_page_token")
+    if raw[:BINDING_BYTES] != binding(repr(which)):
         raise invalid("page_token", "must come from a page with the same filter")
     return last_id
-
-
-def _binding(which: ModelFilter) -> bytes:
-    return blake2b(repr(which).encode(), digest_size=BINDING_BYTES).digest()

@@ -1,14 +1,11 @@
 """Pages of ListTasks: which tasks, how many of them fit, and where the next page begins."""
 
 import asyncio
-import base64
-import binascii
 import math
 import struct
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from hashlib import blake2b
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -18,15 +15,19 @@ from service.callers import current_caller
 from service.errors import invalid, invalid_params
 from service.messages import Answers
 from service.rules import PROMPT_ID_MAX_CHARACTERS, text_rules
+from service.tokens import binding, decode_token, encode_token
 from storage.pages import ListFilter
 from storage.store import Store
 from storage.task import Status, Task
 
+PAGE_SIZE_DEFAULT = 50
+PAGE_SIZE_MAX = 200
 PAGE_MAX_BYTES = 1 << 20
 PAGE_TOKEN_MAX_CHARACTERS = 1_500  # more than the longest id takes
 MODEL_MAX_CHARACTERS = 128
 TIME_MAX_SECONDS = 253_402_300_799  # the end of the year 9999
 NANOS = 1_000_000_000
+KEY = struct.Struct(">d8s")  # the time of creation, the binding; the id of the task follows
 TURN_SECONDS = 1.0
 BUILT_AT_ONCE = 16  # tasks, in some 0.5 ms of the event loop
 
@@ -97,8 +98,7 @@ def list_filter(request: pb.ListTasksRequest) -> ListFilter:
         time = getattr(request, field)
         if abs(time.seconds) > TIME_MAX_SECONDS or not 0 <= time.nanos < NANOS:
             violations.append(Violation(field, "must be a valid time"))
-    if request.page_size < 0:
-        violations.append(Violation("page_size", "must not be negative"))
+    violations += page_size_rules(request.page_size)
     if request.status not in pb.TaskStatus.values():
         violations.append(Violation("status", "must be a value of TaskStatus"))
     if violations:
@@ -128,13 +128,22 @@ def _bound(request: pb.ListTasksRequest, field: str) -> float | None:
     return (micros - 0.5) / 1_000_000
 
 
+def page_size_rules(size: int) -> list[Violation]:
+    """Return the broken rules of a requested page size."""
+    return [Violation("page_size", "must not be negative")] if size < 0 else []
+
+
+def page_size(requested: int) -> int:
+    """Return how many entries a page has at most."""
+    return min(requested or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+
+
 def page_token(last: Task, which: ListFilter) -> str:
     """Return a token for the end of a page, bound to its filter and caller.
 
     It grants no access: every page is filtered by the caller.
     """
-    token = struct.pack(">d", last.create_time) + _binding(which) + last.id.encode()
-    return base64.urlsafe_b64encode(token).decode()
+    return encode_token(KEY.pack(last.create_time, _binding(which)) + last.id.encode())
 
 
 def read_page_token(token: str, which: ListFilter) -> tuple[float, str] | None:
@@ -145,17 +154,15 @@ def read_page_token(token: str, which: ListFilter) -> tuple[float, str] | None:
     """
     if not token:
         return None
-    if len(token) > PAGE_TOKEN_MAX_CHARACTERS:
-        raise invalid("page_token", "must be a next_page_token")
+    raw = decode_token(token, PAGE_TOKEN_MAX_CHARACTERS) or b""
     try:
-        raw = base64.b64decode(token, altchars=b"-_", validate=True)
-        (create_time,) = struct.unpack(">d", raw[:8])
-        binding, task_id = raw[8:16], raw[16:].decode()
-    except (binascii.Error, struct.error, ValueError):
+        create_time, bound = KEY.unpack(raw[: KEY.size])
+        task_id = raw[KEY.size :].decode()
+    except (struct.error, ValueError):
         raise invalid("page_token", "must be a next_page_token") from None
     if "\0" in task_id:
         raise invalid("page_token", "must be a next_page_token")
-    if binding != _binding(which):
+    if bound != _binding(which):
         raise invalid("page_token", "must come from a page with the same filter")
     return create_time, task_id
 
@@ -170,4 +177,4 @@ def _binding(which: ListFilter) -> bytes:
     newer = (which.model, which.created_after, which.created_before)
     if any(value not in {"", None} for value in newer):
         text += repr(newer)
-    return blake2b(text.encode(), digest_size=8).digest()
+    return binding(text)

@@ -15,16 +15,13 @@ from service.events import TaskEvents
 from service.messages import Answers
 from service.model_lists import ModelLists
 from service.open_calls import LimitedCalls
-from service.pages import Pages, list_filter, page_token, read_page_token
+from service.pages import Pages, list_filter, page_size, page_token, read_page_token
 from service.rules import check_task_id
 from service.uploads import Uploads
 from service.watch import Watcher
 from service.watch_all import ChangeWatcher, ChangeWriter, change_filter
 from storage.store import Store
 from storage.task import Stage, Task
-
-PAGE_SIZE_DEFAULT = 50
-PAGE_SIZE_MAX = 200
 
 Context = grpc.aio.ServicerContext[object, object]
 Answer = Any  # the bytes of the response's message: see messages.Answers
@@ -115,7 +112,7 @@ class Servicer(GenerationServiceServicer):
         del context
         which = list_filter(request)
         before = read_page_token(request.page_token, which)
-        size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+        size = page_size(request.page_size)
         with self._limited_calls.lists.counted(which.caller):
             tasks, last = await self._pages.read(which, before, size)
         if last is None:
