@@ -161,29 +161,32 @@ class _Run:
     async def follow(self, heartbeat_seconds: float) -> None:
         """Catch up, pass on what the feed hands over, and catch up again after falling behind."""
         while True:
-            await self._catch_up(heartbeat_seconds)
+            has_sent = await self._catch_up(heartbeat_seconds)
             while not self._feed.join(self._stream):
-                await self._catch_up(heartbeat_seconds)
-            await self._bookmark()
+                has_sent |= await self._catch_up(heartbeat_seconds)
+            if has_sent or self._is_initial:
+                await self._bookmark()
             await self._pass_on(heartbeat_seconds)
 
-    async def _catch_up(self, heartbeat_seconds: float) -> None:
-        """Send what has changed until now."""
+    async def _catch_up(self, heartbeat_seconds: float) -> bool:
+        """Send what has changed until now; return whether anything has."""
         stream = self._stream
         bookmarked = time.monotonic()
-        is_last = False
+        has_sent = is_last = False
         while not is_last:
             page = await self._page(PAGE_CHANGES)
             self._check(page)
             changes = list(filter(stream.wants, page.changes))
             for start in range(0, len(changes), READ_AT_ONCE):
                 await self._send(changes[start : start + READ_AT_ONCE])
+            has_sent |= bool(changes)
             stream.position = page.end
             is_last = page.is_last
             if not is_last and time.monotonic() - bookmarked > heartbeat_seconds:
                 await self._write_bookmark(initial_done=False)
                 bookmarked = time.monotonic()
         stream.all_sent()
+        return has_sent
 
     async def _pass_on(self, heartbeat_seconds: float) -> None:
         """Send what the feed hands over, until the stream has fallen behind."""

@@ -75,6 +75,7 @@ async def test_a_stream_from_now_has_only_what_changes_from_then_on(still: Servi
         async with Follower(still, from_now=True) as stream:
             assert (await stream.next()).bookmark.initial_done
             created = await still.create(STUCK)
+            assert (await stream.next()).HasField("task"), "one bookmark says it"
             await stream.until(lambda seen: created.id in seen.tasks)
             assert list(stream.tasks) == [created.id]
 
