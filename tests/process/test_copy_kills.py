@@ -14,17 +14,11 @@ import pytest
 from generated.generation.v1 import generation_pb2 as pb
 from tests.support.harness import create_request
 from tests.support.kept_places import PLACES, FolderPlace, KeptPlace
-from tests.support.media_host import MIB, MediaHost, media, media_host
+from tests.support.media_host import MIB, MediaHost, media
 from tests.support.processes import Launch, Served, to
 from tests.support.waiting import eventually
 
 HOUR = 3_600.0
-
-
-@pytest.fixture
-async def host() -> AsyncIterator[MediaHost]:
-    async with media_host() as host:
-        yield host
 
 
 @pytest.fixture(params=PLACES)

@@ -9,18 +9,12 @@ import pytest
 from generated.generation.v1 import generation_pb2 as pb
 from tests.support.harness import create_request
 from tests.support.kept_places import PLACES, KeptPlace
-from tests.support.media_host import MIB, MediaHost, endless_media, media_host
+from tests.support.media_host import MIB, MediaHost, endless_media
 from tests.support.memory import resident_mib
 from tests.support.processes import Launch, to
 
 COPY_MIB = 24
 ALLOCATOR_MIB = 8  # what the process keeps of what it has freed
-
-
-@pytest.fixture
-async def host() -> AsyncIterator[MediaHost]:
-    async with media_host() as host:
-        yield host
 
 
 @pytest.fixture(params=["folder", "versitygw"])

@@ -5,7 +5,7 @@ import json
 import signal
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,11 @@ from providers.kie.simulator import Simulator
 from tests.support.databases import change
 from tests.support.harness import API_KEY, Service, serving
 from tests.support.kept_places import FolderPlace
-from tests.support.media_host import MIB, MediaHost, media, media_host
+from tests.support.media_host import MIB, MediaHost, media
 from tests.support.paths import ROOT
 from tests.support.waiting import START_SECONDS, eventually
 
 Start = Callable[..., AbstractAsyncContextManager[Service]]
-
-
-@pytest.fixture
-async def host() -> AsyncIterator[MediaHost]:
-    async with media_host() as host:
-        yield host
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """SignArtifact: links to copies in object stores, which work without a token."""
 
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -11,6 +10,7 @@ import aiohttp
 import pytest
 
 from generated.generation.v1 import generation_pb2 as pb
+from tests.support.downloading import ended
 from tests.support.harness import Serve, Service
 from tests.support.kept_places import PLACES, SECRET, FolderPlace, environment
 from tests.support.media_host import MIB, MediaHost, media, media_host
@@ -35,11 +35,6 @@ def start(serve: Serve, host: MediaHost) -> Start:
         return serve(**{"kie_api_url": host.base, "kie_upload_url": host.base} | settings)
 
     return start
-
-
-async def ended(service: Service, *names: str) -> pb.GenerationTask:
-    task = await service.create({"imagen4": {"prompt": json.dumps(names)}})
-    return await service.end(task.id)
 
 
 async def sign(service: Service, task_id: str, **fields: Any) -> pb.SignArtifactResponse:

@@ -1,6 +1,7 @@
 """Downloads of results through a channel."""
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ import grpc
 
 from generated.generation.v1 import generation_pb2 as pb
 from service.artifacts import CHUNK_MAX_BYTES, CHUNK_MIN_BYTES
+from tests.support.harness import Service
 from tests.support.refusals import refusal
 from tests.support.waiting import DEADLINE_SECONDS
 
@@ -75,3 +77,9 @@ async def download_all(stub: Any, task_id: str, index: int = 0, offset: int = 0)
             whole.reasons.append(found.reason)
             continue
         return whole
+
+
+async def ended(service: Service, *names: str) -> pb.GenerationTask:
+    """Create a task whose results are files of a MediaHost, and wait for its end."""
+    task = await service.create({"imagen4": {"prompt": json.dumps(names)}})
+    return await service.end(task.id)
