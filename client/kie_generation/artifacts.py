@@ -33,7 +33,7 @@ from kie_generation.generated.generation.v1.generation_pb2 import (
 )
 from kie_generation.part_file import PartFile
 from kie_generation.saving import save_artifacts, stem_of
-from kie_generation.streams import Reconnecting, StreamPolicy, of_stream
+from kie_generation.streams import Reconnecting, StreamPolicy, ended_too_early, read_stream
 
 DOWNLOAD_TIMEOUT_SECONDS = 120.0
 
@@ -215,7 +215,8 @@ async def _content(
     reconnecting = Reconnecting(policy, ignore)
     while True:
         try:
-            responses = _responses(open_stream(received), policy.heartbeat_timeout_seconds)
+            silence_seconds = policy.heartbeat_timeout_seconds
+            responses = read_stream(open_stream(received), silence_seconds, may_end=True)
             async with aclosing(responses):
                 async for response in responses:
                     if response.HasField("info"):
@@ -238,35 +239,7 @@ async def _content(
         raise DownloadError(what, "the SHA-256 of the content is not that of the copy")
 
 
-async def _responses(
-    call: grpc.aio.UnaryStreamCall[Any, DownloadArtifactResponse], silence_seconds: float
-) -> AsyncGenerator[DownloadArtifactResponse, None]:
-    """Yield the messages of one stream until its end.
-
-    Raises:
-        UnavailableError: the stream was lost.
-        GenerationError: an error that a new stream would get again.
-    """
-    try:
-        while True:
-            async with asyncio.timeout(silence_seconds):
-                response = await call.read()
-            if not isinstance(response, DownloadArtifactResponse):
-                return
-            yield response
-    except TimeoutError:
-        raise _lost(f"no content for {silence_seconds:g} s") from None
-    except grpc.aio.AioRpcError as error:
-        raise of_stream(error) from error
-    finally:
-        call.cancel()
-
-
 def _check_complete(info: ArtifactInfo | None, received: int) -> None:
     """Raise UnavailableError if a broken proxy has ended the stream with OK."""
     if info is None or (info.HasField("size_bytes") and received < info.size_bytes):
-        raise _lost("the stream ended too early")
-
-
-def _lost(message: str) -> UnavailableError:
-    return UnavailableError(grpc.StatusCode.UNAVAILABLE, message)
+        raise ended_too_early()

@@ -44,27 +44,40 @@ class StreamPolicy:
 
 
 async def read_stream(
-    call: grpc.aio.UnaryStreamCall[Any, R], heartbeat_timeout_seconds: float
+    call: grpc.aio.UnaryStreamCall[Any, R], silence_seconds: float, *, may_end: bool = False
 ) -> AsyncGenerator[R, None]:
-    """Yield the messages of one stream, including heartbeats, until it fails.
+    """Yield the messages of one stream, including heartbeats, until it ends.
+
+    Args:
+        call: the stream.
+        silence_seconds: the longest time between two messages.
+        may_end: whether it may end with OK.
 
     Raises:
-        UnavailableError: the stream was lost: it broke, fell silent, or ended with OK.
+        UnavailableError: the stream was lost: it broke, fell silent, or ended too early.
         GenerationError: an error that a new stream would get again.
     """
     try:
         while True:
-            async with asyncio.timeout(heartbeat_timeout_seconds):
+            async with asyncio.timeout(silence_seconds):
                 message = await call.read()
             if message is grpc.aio.EOF:
-                raise _lost("the stream ended too early")
+                if may_end:
+                    return
+                raise ended_too_early()
             yield cast("R", message)
     except TimeoutError:
-        raise _lost(f"no heartbeat for {heartbeat_timeout_seconds:g} s") from None
+        missing = "content" if may_end else "heartbeat"
+        raise _lost(f"no {missing} for {silence_seconds:g} s") from None
     except grpc.aio.AioRpcError as error:
         raise of_stream(error) from error
     finally:
         call.cancel()
+
+
+def ended_too_early() -> UnavailableError:
+    """Return the error for a stream that a broken proxy has ended with OK."""
+    return _lost("the stream ended too early")
 
 
 def _lost(message: str) -> UnavailableError:
