@@ -18,7 +18,7 @@ from service.uploads import UploadPace
 from storage.task import Artifact, Task
 
 CHUNK_MIN_BYTES = 64 << 10  # only the last chunk may be smaller
-CHUNK_MAX_BYTES = 256 << 10
+CHUNK_MAX_BYTES = 128 << 10
 LIFETIME_SECONDS = 3_600
 LIFETIME_MAX_SECONDS = 604_800  # no store signs links for longer
 
@@ -163,8 +163,8 @@ async def _chunks(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         while size - start >= CHUNK_MIN_BYTES:
             yield joined[start : start + CHUNK_MAX_BYTES]
             start += CHUNK_MAX_BYTES
-        pending = [joined[start:]]
-        size = len(pending[0])
+        pending = [joined[start:]] if start < size else []
+        size = sum(map(len, pending))
     if size:
         yield b"".join(pending)
 

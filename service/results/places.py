@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 from providers.urls import is_visible
 
 FILE = "file"
-READ_BYTES = 1 << 20  # at a time, so that a slow reader holds no request to the storage open
+READ_BYTES = 512 << 10  # at a time, so that a slow reader holds no request to the storage open
 BUCKETS = {"s3": "bucket", "gs": "bucket", "az": "container"}
 FORMS = "must look like s3://bucket/prefix, gs://…, az://container/prefix or file:///folder"
 

@@ -191,6 +191,7 @@ async def _pieces(
         CopyError: Something is missing at the end.
     """
     position, piece = offset, first
+    del first  # a reader may stall for minutes at a later piece
     while piece:
         position += len(piece)
         yield piece
