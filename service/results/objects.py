@@ -2,12 +2,13 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Protocol
-from uuid import uuid4
 
 from service.results.content import Content
 from service.results.errors import ResultsConfigError, StoreError
 from service.results.folder import Folder
 from service.results.places import FILE, Place
+
+PROBE_KEY = ".probe"  # always the same, so that starts that are killed leave one object at most
 
 
 class Objects(Protocol):
@@ -48,9 +49,8 @@ async def open_objects(place: Place) -> Objects:
     """
     try:
         objects = _objects(place)
-        key = f".probe-{uuid4().hex}"
-        await objects.put(key, _probe(), Content("text/plain"))
-        await objects.delete([key])
+        await objects.put(PROBE_KEY, _probe(), Content("text/plain"))
+        await objects.delete([PROBE_KEY])
         await objects.tidy()
     except StoreError as error:
         raise ResultsConfigError(f"RESULTS_URL: {error}") from None
