@@ -16,7 +16,7 @@ from storage.task import Lane, Task
 
 LOCK_RETRY_SECONDS = 0.02
 SENDING_RETRY_SECONDS = 0.1  # by then a create of another process may have been answered
-FEW_TASKS = 16  # if no more tasks wait, all are read and locked before the choice among them
+FEW_TASKS = 64  # if no more tasks wait, all are read and locked before the choice among them
 OVERDUE_SECONDS = 60.0  # overdue this long, a task is polled even if its last poll failed
 UNREADABLE_SECONDS = 3_600.0  # after this, a row that cannot be read is looked at again
 # A newer version's task that is overdue this long does not count: that version no longer runs.
