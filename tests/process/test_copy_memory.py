@@ -1,5 +1,6 @@
-"""A large result is copied with flat memory."""
+"""Large results are copied and read with flat memory."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from tests.support.memory import resident_mib
 from tests.support.processes import Launch, to
 
 COPY_MIB = 24
+DOWNLOADS = 32
+DOWNLOAD_MIB = 1.5  # 1 MiB of buffers, and the call
 ALLOCATOR_MIB = 8  # what the process keeps of what it has freed
 
 
@@ -21,6 +24,15 @@ ALLOCATOR_MIB = 8  # what the process keeps of what it has freed
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[KeptPlace]:
     async with PLACES[request.param](tmp_path) as place:
         yield place
+
+
+async def settled(pid: int) -> float:
+    """Return the memory of a process once it grows no longer."""
+    sizes = [resident_mib(pid)]
+    while len(sizes) < 3 or sizes[-1] > sizes[-3] + 0.5:
+        await asyncio.sleep(0.3)
+        sizes.append(resident_mib(pid))
+    return sizes[-1]
 
 
 async def copy(size_mib: int, host: MediaHost, place: KeptPlace, launch: Launch) -> None:
@@ -54,3 +66,29 @@ async def test_a_result_of_3_gib_is_copied_with_flat_memory(
     host: MediaHost, place: KeptPlace, launch: Launch
 ) -> None:
     await copy(3 * 1_024, host, place, launch)
+
+
+async def test_a_download_whose_reader_stops_takes_at_most_a_mebibyte_and_a_half(
+    host: MediaHost, place: KeptPlace, launch: Launch
+) -> None:
+    variables = to(host.base) | place.variables | {"RESULTS_URL": place.url}
+    host.answers["large.mp4"] = endless_media(64)
+    async with launch(**variables, UPLOADS_MAX=str(DOWNLOADS + 1)) as served:
+        request = create_request({"imagen4": {"prompt": json.dumps(["large.mp4"])}})
+        task = await served.end((await served.stub.CreateTask(request, timeout=20)).task.id)
+
+        async def first_chunk() -> object:
+            """Start a download, and read only its beginning."""
+            request = pb.DownloadArtifactRequest(task_id=task.id)
+            call = served.stub.DownloadArtifact(request, timeout=100)
+            assert (await call.read()).HasField("info")
+            assert (await call.read()).chunk
+            return call
+
+        (await first_chunk()).cancel()  # what the first download loads stays
+        before = await settled(served.pid)
+        calls = [await first_chunk() for _ in range(DOWNLOADS)]
+        after = await settled(served.pid)
+        assert after - before < DOWNLOADS * DOWNLOAD_MIB
+        for call in calls:
+            call.cancel()
