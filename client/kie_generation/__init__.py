@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from kie_generation.generated.generation.v1.generation_pb2 import (
         Artifact,
+        ArtifactInfo,
         Bookmark,
         ErrorReason,
         GenerationTask,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         MidjourneyParams,
         Model,
         ProviderParams,
+        SignArtifactResponse,
         Sora2Params,
         TaskFailure,
         TaskStage,
@@ -77,6 +79,7 @@ __all__ = [
     "ProviderParams",
     "RefusedError",
     "Retry",
+    "SignArtifactResponse",
     "Sora2Params",
     "StateFileError",
     "TaskChange",
@@ -114,6 +117,7 @@ _MODULES = {
     "Model": _MESSAGES,
     "ProviderParams": _MESSAGES,
     "Retry": "retry",
+    "SignArtifactResponse": _MESSAGES,
     "Sora2Params": _MESSAGES,
     "StateFileError": "state_file",
     "TaskChange": "changes",
