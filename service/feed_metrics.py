@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from service.resume_token import CAUSES
 from service.series import MetricFactory
 
 
@@ -25,7 +26,7 @@ class FeedMetrics:
         )
         for streams in ("all", "one"):
             self._pages[(streams,)].inc(0)
-        for cause in ("deleted", "restored"):
+        for cause in CAUSES:
             self._expired[(cause,)].inc(0)
 
     def observe(self, streams: Callable[[], float], lag_seconds: Callable[[], float]) -> None:
@@ -38,5 +39,5 @@ class FeedMetrics:
         self._pages[(streams,)].inc()
 
     def token_expired(self, cause: str) -> None:
-        """Count a stream that has to start over, because tasks or the history are gone."""
+        """Count a stream that has to start over, by a key of CAUSES."""
         self._expired[(cause,)].inc()

@@ -60,16 +60,15 @@ def write_token(point: ResumePoint, bound: bytes) -> str:
     return encode_token(body + _check(body))
 
 
-def read_token(token: str, bound: bytes) -> ResumePoint:
-    """Return the point of a token.
+def read_token(token: str, bound: bytes) -> ResumePoint | None:
+    """Return the point of a token; None if another version of the service made it.
 
     Raises:
-        ServiceError: INVALID_PARAMS if it is no token, or one of another caller or filter;
-            RESUME_TOKEN_EXPIRED if it was made by another version of the service.
+        ServiceError: INVALID_PARAMS if it is not a token, or comes from another caller or filter.
     """
     body = _body(token)
     if body[0] != VERSION:
-        raise expired("version")
+        return None
     try:
         _, epoch, bound_to, start, number = HEAD.unpack(body[: HEAD.size])
         task_id = body[HEAD.size :].decode()

@@ -149,7 +149,10 @@ class _Run:
         """
         stream = self._stream
         if resume_token:
-            self._epoch, self._start, stream.position = read_token(resume_token, self._binding)
+            point = read_token(resume_token, self._binding)
+            if point is None:
+                raise self._expired("version")
+            self._epoch, self._start, stream.position = point
             self._check(await self._page(1))
             return
         page = await self._page(1)

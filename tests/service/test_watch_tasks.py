@@ -17,6 +17,7 @@ from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from providers.kie.simulator import Simulator
 from service.bounds import BOUNDS, UpkeepBounds
 from service.feed import FeedTimes
+from service.resume_token import VERSION, _check
 from tests.support.callers import Serving
 from tests.support.databases import change, fill
 from tests.support.following import Follower
@@ -185,6 +186,18 @@ async def test_a_token_of_another_database_has_expired(tmp_path: Path, kie: Simu
         error = await refusal_of(service, resume_token=stream.token)
     assert (error.code, error.reason) == (grpc.StatusCode.OUT_OF_RANGE, "RESUME_TOKEN_EXPIRED")
     assert "without a token" in error.message
+
+
+async def test_a_token_of_another_version_has_expired_and_is_counted(serve: Serve) -> None:
+    body = bytes([VERSION + 1]) + b"whatever that version keeps in its tokens"
+    token = base64.urlsafe_b64encode(body + _check(body)).decode()
+    async with serve(**ADMIN) as service:
+        error = await refusal_of(service, resume_token=token)
+        expired = (await scrape(service)).value(
+            "generation_resume_tokens_expired_total", cause="version"
+        )
+    assert error.reason == "RESUME_TOKEN_EXPIRED"
+    assert expired == 1
 
 
 async def test_a_token_expires_when_a_change_after_it_was_deleted(service: Service) -> None:
