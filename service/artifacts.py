@@ -150,7 +150,7 @@ def _too_slow(pace: UploadPace) -> ServiceError:
 
 
 async def _chunks(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """Yield pieces of any size again as chunks."""
+    """Join and cut pieces of any size into chunks."""
     pending: list[bytes] = []
     size = 0
     async for piece in pieces:

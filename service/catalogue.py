@@ -156,7 +156,7 @@ class Catalogue:
         return self.unknown(model_id)
 
     def unknown(self, model_id: str) -> str:
-        """Return words for an error: a model cannot be used, or does not exist."""
+        """Return the text of an error: the model is not known, or does not create tasks."""
         if model_id in self._models and self.get(model_id) is None:
             return f"the model {model_id} does not create tasks, so this service does not offer it"
         return f"the model {model_id} is not in the provider's catalogue{self._advice(model_id)}"
@@ -168,7 +168,7 @@ class Catalogue:
         return f"; did you mean {similar[0]}?" if similar else "; ListModels lists all models"
 
     def _like(self, model_id: str) -> list[str]:
-        """Return ids that begin like one that is not known: comparing all of them takes long."""
+        """Return the ids that begin like an unknown one: comparing it with all ids takes long."""
         start = model_id[:SIMILAR_CHARACTERS].casefold()
         active = (known.stored.id for known in self._sorted if known.lifecycle is Lifecycle.ACTIVE)
         return [known_id for known_id in active if known_id.casefold().startswith(start)]

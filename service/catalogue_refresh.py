@@ -122,7 +122,7 @@ class CatalogueRefresh:
     async def start(self) -> None:
         """Read the table, and add the models of the snapshot that it does not have.
 
-        A model that the provider's catalogue has never confirmed is as the newest snapshot says.
+        Replace the rows that the provider's catalogue has never confirmed and that differ from it.
         """
         bundled = self._catalogue.stored()
         stored = {model.id: model for model in await self._store.models()}
@@ -171,7 +171,7 @@ class CatalogueRefresh:
     async def _round(self) -> str:
         listing = await self._ask(self._source.list_models)
         if isinstance(listing, NotAnswered):
-            log.warning("the provider's catalogue was not answered", detail=listing.detail)
+            log.warning("the provider did not return its list of models", detail=listing.detail)
             return "not_answered"
         known = self._catalogue.stored()
         if not is_plausible(listing, known):
@@ -202,7 +202,7 @@ class CatalogueRefresh:
             answer: ModelSchema | NotListed | NotAnswered = await self._ask(asked)
             if isinstance(answer, NotAnswered):
                 log.warning(
-                    "a model's schema was not answered", model=model_id, detail=answer.detail
+                    "the provider did not return a schema", model=model_id, detail=answer.detail
                 )
                 failures += 1
                 if failures == self._times.failures_max:

@@ -62,8 +62,8 @@ async def store_results(settings: Settings, since: float | None, report: Report)
 
     Args:
         settings: The environment.
-        since: When the first task ended, in unix seconds; None for as long as the provider keeps
-            results.
+        since: Leave out tasks that ended earlier, in unix seconds; None leaves out those whose
+            results the provider has deleted.
         report: Called with the progress now and then.
 
     Raises:

@@ -96,7 +96,7 @@ class WatchedCertificates:
 
 
 class ServerTls:
-    """The certificate of the server, and, if clients need one as well, those of their authorities.
+    """The certificate of the server and, if clients need certificates, those of their authorities.
 
     Two threads refresh them: one of gRPC, and the event loop.
     """

@@ -5,7 +5,7 @@ not run, or even load, any of this.
 
     generation.v1.GenerationService/*   a call; a stream until its first message
     kie.create                          from the paid request until its verdict is stored
-    kie.poll                            the same of a poll: the first, the last and each that failed
+    kie.poll                            the same for a poll; only the first, last and failed ones
     kie.upload                          the request of an upload, within its call
 
 The span of CreateTask is stored with the task. Whatever any process does with the task later has a
@@ -48,7 +48,7 @@ from storage.task import Task
 
 SERVICE = "/generation.v1.GenerationService/"
 READS = frozenset({"QueryTask", "ListTasks"})
-# Of the reads whose callers trace nothing. A span costs about half of what a read does.
+# The spans of reads that come without a trace. A span costs about half of what a read does.
 READS_PER_SECOND = 50
 FAULTS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE})
 W3C = TraceContextTextMapPropagator()

@@ -55,7 +55,7 @@ class ArtifactCalls(Connection):
         on_info: OnInfo | None = None,
         timeout: float = DOWNLOAD_TIMEOUT_SECONDS,
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the content of a result, in chunks of up to 256 KiB.
+        """Yield the content of a result, in chunks of up to 128 KiB.
 
         A lost stream is resumed automatically, after the last byte received.
 

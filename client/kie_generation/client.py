@@ -146,7 +146,7 @@ class GenerationClient(ArtifactCalls):
         page_size: int = 0,
         timeout: float = CALL_TIMEOUT_SECONDS,
     ) -> AsyncGenerator[Model, None]:
-        """Yield the models that tasks can be created with, sorted by id, without their schemas.
+        """Yield the known models, sorted by id, without their schemas.
 
         Args:
             query: words of the id, title, provider or task types.

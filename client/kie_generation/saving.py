@@ -102,7 +102,7 @@ async def save_artifacts(
         max_total_bytes: the maximum size of all files together.
         minimum_rate: slower downloads are aborted.
         allow_private: also follow redirects to private addresses and to http URLs.
-        overwrite: whether to replace existing files, or not to download these artifacts again.
+        overwrite: whether to replace existing files; otherwise their artifacts are left out.
         service: the client that may have copies; set by its own method `save_artifacts`.
 
     Returns:

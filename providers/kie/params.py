@@ -136,8 +136,8 @@ def count_rule(
     """Yield the rule for the number of values of a repeated field, if it is broken."""
     if least <= len(given.get(field, ())) <= most:
         return
-    allowed = "must be empty" if most == 0 else f"must hold exactly {most}"
-    yield field, f"{allowed if least == most else f'must hold {least} to {most}'} with {where}"
+    allowed = "must be empty" if most == 0 else f"must contain exactly {most}"
+    yield field, f"{allowed if least == most else f'must contain {least} to {most}'} with {where}"
 
 
 def read_message(message: Message) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _words(error: Any) -> str:
         case "string_too_long":
             return f"must have at most {error['ctx']['max_length']} characters"
         case "too_long":
-            return f"must hold at most {error['ctx']['max_length']} values"
+            return f"must contain at most {error['ctx']['max_length']} values"
         case "value_error":
             return str(error["ctx"]["error"])
         case _:

@@ -301,15 +301,15 @@ async def violations_of(provider: Provider, request: pb.CreateTaskRequest) -> li
     [
         (
             {"midjourney": {"task_type": "TASK_TYPE_IMG2IMG"}},
-            "must hold 1 to 10 with TASK_TYPE_IMG2IMG",
+            "must contain 1 to 10 with TASK_TYPE_IMG2IMG",
         ),
         (
             {"midjourney": {"task_type": "TASK_TYPE_VIDEO"}},
-            "must hold exactly 1 with TASK_TYPE_VIDEO",
+            "must contain exactly 1 with TASK_TYPE_VIDEO",
         ),
-        ({"midjourney": {"task_type": 99}}, "must hold at most 10 values"),
-        ({"veo3": {"generation_type": 99}}, "must hold at most 10 values"),
-        ({"sora2": {"api_model": 99}}, "must hold at most 10 values"),
+        ({"midjourney": {"task_type": 99}}, "must contain at most 10 values"),
+        ({"veo3": {"generation_type": 99}}, "must contain at most 10 values"),
+        ({"sora2": {"api_model": 99}}, "must contain at most 10 values"),
     ],
     ids=["one to ten", "exactly one", "midjourney", "veo3", "sora2"],
 )

@@ -240,12 +240,12 @@ RULES: dict[str, tuple[Any, list[Any], list[tuple[Any, str]]]] = {
     "list": (
         {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 2},
         [["a"], ["a", "b"]],
-        [([], "must hold at least 1 value"), (["a"] * 3, "must hold at most 2 values")],
+        [([], "must contain at least 1 value"), (["a"] * 3, "must contain at most 2 values")],
     ),
     "unique values": (
         {"type": "array", "uniqueItems": True, "maxItems": 3},
         [["a", "b"]],
-        [(["a", "a"], "must not hold a value twice")],
+        [(["a", "a"], "must not contain a value twice")],
     ),
     "text or a list": (
         {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},

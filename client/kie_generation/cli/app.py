@@ -38,7 +38,7 @@ Results go to stdout, progress and errors to stderr. Exit codes:
 2  wrong usage, or the service rejected the request as invalid
 3  the task, or its result, does not exist
 4  the token or certificate is missing or invalid
-5  refused: by the provider, or because it is too late or was used before
+5  refused: by the provider, model unavailable, too late to cancel, or request id used before
 6  unavailable or rate limited: try again later
 7  a local file, or the URL of a result, cannot be read or written
 70  a bug, here or in the service

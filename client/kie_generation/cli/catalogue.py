@@ -17,10 +17,10 @@ def models(
         list[str] | None, typer.Argument(metavar="QUERY", help="Words to look for.")
     ] = None,
     task_type: Annotated[
-        str, typer.Option(metavar="TYPE", help='Only models that do this, as "Text to Image".')
+        str, typer.Option(metavar="TYPE", help='Only models that do this: "Text to Image".')
     ] = "",
     provider: Annotated[
-        str, typer.Option(metavar="NAME", help="Only models of this provider, as Google.")
+        str, typer.Option(metavar="NAME", help="Only models of this provider: Google.")
     ] = "",
     *,
     retired: Annotated[

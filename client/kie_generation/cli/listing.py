@@ -31,9 +31,7 @@ def since(text: str) -> datetime:
             return datetime.now(UTC) - timedelta(**{_UNITS[found[2]]: float(found[1])})
         return datetime.fromisoformat(text.strip()).astimezone()
     except (ValueError, OverflowError, OSError):
-        message = (
-            f"'{text}' is neither a duration, as 30m, 24h or 7d, nor a time, as 2026-11-26T08:00"
-        )
+        message = f"'{text}' is neither a duration (30m, 24h, 7d) nor a time (2026-11-26T08:00)"
         raise typer.BadParameter(message) from None
 
 

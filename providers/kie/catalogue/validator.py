@@ -25,13 +25,9 @@ REGEX_MAX_BYTES = 16 << 10  # of a compiled regular expression
 REGEX_CACHE_MAX_BYTES = 256 << 10
 # Collecting errors takes time for each wrong value; no model needs as many values as this.
 VALUES_MAX = 300
-MEMBERS_MAX = (
-    100,
-    20,
-    4,
-    1,
-)  # of each list and object of a larger input, as long as that is too many
-HIDDEN_WORDS = "has a wrong value, and too many values to say which one"
+# The members of each list and object of a larger input that are checked: fewer if still too many.
+MEMBERS_MAX = (100, 20, 4, 1)
+HIDDEN_WORDS = "contains an invalid value, and too many values to name it"
 HTTP = ("http://", "https://")
 
 

@@ -39,8 +39,8 @@ BOUNDS: Mapping[type[Kind], str] = {
 COUNTS: Mapping[type[Kind], tuple[str, str]] = {
     Kind.MinLength: ("have at least", "character"),
     Kind.MaxLength: ("have at most", "character"),
-    Kind.MinItems: ("hold at least", "value"),
-    Kind.MaxItems: ("hold at most", "value"),
+    Kind.MinItems: ("contain at least", "value"),
+    Kind.MaxItems: ("contain at most", "value"),
     Kind.MinProperties: ("have at least", "field"),
     Kind.MaxProperties: ("have at most", "field"),
 }
@@ -277,7 +277,7 @@ def rule_words(error: ValidationError) -> str:
         case Kind.MultipleOf(step):
             return f"must be a multiple of {_number(step)}"
         case Kind.UniqueItems():
-            return "must not hold a value twice"
+            return "must not contain a value twice"
         case kind:
             return _limit_words(kind) or shown(error.message)
 
