@@ -140,7 +140,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     twice. A new request_id may succeed.
     """
     ERROR_REASON_PROVIDER_UNAVAILABLE: _ErrorReason.ValueType  # 7
-    """UNAVAILABLE: the provider cannot take the upload now. Send the file again."""
+    """UNAVAILABLE: the provider cannot take the upload now: send the file again. Or a result cannot be read, or no link to it
+    be made, now: retry.
+    """
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 8
     """RESOURCE_EXHAUSTED: a limit of the caller or of the service has been reached. RetryInfo says when to retry. The metadata
     of ErrorInfo contains `limit`, `max`, and `scope`: "caller" or "service". `limit` is queue, creates_per_minute,
@@ -176,12 +178,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STORAGE_UNAVAILABLE: _ErrorReason.ValueType  # 20
     """UNAVAILABLE: the database is unavailable. Retry."""
     ERROR_REASON_STREAM_EXPIRED: _ErrorReason.ValueType  # 21
-    """UNAVAILABLE: the stream has reached its maximum age: reconnect with the last revision received. Or a request did not
-    arrive in time: send it again.
+    """UNAVAILABLE: the stream has reached its maximum age, or the client reads a download too slowly: call again with the last
+    revision, the last resume_token or the number of bytes received. Or a request did not arrive in time: send it again.
     """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 22
-    """UNAVAILABLE: the server is shutting down. Reconnect with the last revision received. Or, of CancelTask: the server is of
-    an older version than the task, and is to be replaced. Retry.
+    """UNAVAILABLE: the server is shutting down: call again, as after STREAM_EXPIRED. Or, of CancelTask: the server is of an
+    older version than the task, and will be replaced. Retry.
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 23
     """INTERNAL: a bug. It is logged with the id in the message."""
@@ -216,7 +218,9 @@ ERROR_REASON_PROVIDER_ERROR: ErrorReason.ValueType  # 6
 twice. A new request_id may succeed.
 """
 ERROR_REASON_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 7
-"""UNAVAILABLE: the provider cannot take the upload now. Send the file again."""
+"""UNAVAILABLE: the provider cannot take the upload now: send the file again. Or a result cannot be read, or no link to it
+be made, now: retry.
+"""
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 8
 """RESOURCE_EXHAUSTED: a limit of the caller or of the service has been reached. RetryInfo says when to retry. The metadata
 of ErrorInfo contains `limit`, `max`, and `scope`: "caller" or "service". `limit` is queue, creates_per_minute,
@@ -252,12 +256,12 @@ ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 19
 ERROR_REASON_STORAGE_UNAVAILABLE: ErrorReason.ValueType  # 20
 """UNAVAILABLE: the database is unavailable. Retry."""
 ERROR_REASON_STREAM_EXPIRED: ErrorReason.ValueType  # 21
-"""UNAVAILABLE: the stream has reached its maximum age: reconnect with the last revision received. Or a request did not
-arrive in time: send it again.
+"""UNAVAILABLE: the stream has reached its maximum age, or the client reads a download too slowly: call again with the last
+revision, the last resume_token or the number of bytes received. Or a request did not arrive in time: send it again.
 """
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 22
-"""UNAVAILABLE: the server is shutting down. Reconnect with the last revision received. Or, of CancelTask: the server is of
-an older version than the task, and is to be replaced. Retry.
+"""UNAVAILABLE: the server is shutting down: call again, as after STREAM_EXPIRED. Or, of CancelTask: the server is of an
+older version than the task, and will be replaced. Retry.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 23
 """INTERNAL: a bug. It is logged with the id in the message."""

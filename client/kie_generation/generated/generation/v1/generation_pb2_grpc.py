@@ -29,7 +29,7 @@ class GenerationServiceStub:
     """Generates images, videos and sounds. Clients may send a keepalive ping every 10 seconds on an idle connection, not more
     often. Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry),
     STREAM_EXPIRED (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the
-    caller's requests are incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
+    caller's requests are incomplete, or too many of its responses unread), or INTERNAL (a bug: report the id in the message).
     """
 
     def __init__(self, channel):
@@ -99,7 +99,7 @@ class GenerationServiceServicer:
     """Generates images, videos and sounds. Clients may send a keepalive ping every 10 seconds on an idle connection, not more
     often. Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry),
     STREAM_EXPIRED (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the
-    caller's requests are incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
+    caller's requests are incomplete, or too many of its responses unread), or INTERNAL (a bug: report the id in the message).
     """
 
     def CreateTask(self, request, context):
@@ -233,8 +233,8 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models that tasks can be created with, sorted by id, without their input_schema. It has no side effects, so
-        it is always safe to retry.
+        """Lists the known models, sorted by id, without their input_schema and without chat models. Model.lifecycle says whether
+        tasks can be created with a model. The call has no side effects, so it is always safe to retry.
 
         Errors: INVALID_PARAMS (page_size is negative, page_token belongs to another filter, or a filter is too long).
         """
@@ -321,7 +321,7 @@ class GenerationService:
     """Generates images, videos and sounds. Clients may send a keepalive ping every 10 seconds on an idle connection, not more
     often. Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry),
     STREAM_EXPIRED (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the
-    caller's requests are incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
+    caller's requests are incomplete, or too many of its responses unread), or INTERNAL (a bug: report the id in the message).
     """
 
     @staticmethod

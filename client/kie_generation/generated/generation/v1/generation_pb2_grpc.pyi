@@ -50,7 +50,7 @@ class GenerationServiceStub:
     """Generates images, videos and sounds. Clients may send a keepalive ping every 10 seconds on an idle connection, not more
     often. Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry),
     STREAM_EXPIRED (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the
-    caller's requests are incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
+    caller's requests are incomplete, or too many of its responses unread), or INTERNAL (a bug: report the id in the message).
     """
 
     @_typing.overload
@@ -152,8 +152,8 @@ class GenerationServiceStub:
     object store: use DownloadArtifact), PROVIDER_UNAVAILABLE (the storage cannot make links now: retry).
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_generation_pb2.ListModelsRequest, _generation_pb2.ListModelsResponse]
-    """Lists the models that tasks can be created with, sorted by id, without their input_schema. It has no side effects, so
-    it is always safe to retry.
+    """Lists the known models, sorted by id, without their input_schema and without chat models. Model.lifecycle says whether
+    tasks can be created with a model. The call has no side effects, so it is always safe to retry.
 
     Errors: INVALID_PARAMS (page_size is negative, page_token belongs to another filter, or a filter is too long).
     """
@@ -168,7 +168,7 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """Generates images, videos and sounds. Clients may send a keepalive ping every 10 seconds on an idle connection, not more
     often. Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry),
     STREAM_EXPIRED (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the
-    caller's requests are incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
+    caller's requests are incomplete, or too many of its responses unread), or INTERNAL (a bug: report the id in the message).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -267,8 +267,8 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     object store: use DownloadArtifact), PROVIDER_UNAVAILABLE (the storage cannot make links now: retry).
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_generation_pb2.ListModelsRequest, _generation_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists the models that tasks can be created with, sorted by id, without their input_schema. It has no side effects, so
-    it is always safe to retry.
+    """Lists the known models, sorted by id, without their input_schema and without chat models. Model.lifecycle says whether
+    tasks can be created with a model. The call has no side effects, so it is always safe to retry.
 
     Errors: INVALID_PARAMS (page_size is negative, page_token belongs to another filter, or a filter is too long).
     """
@@ -282,7 +282,7 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Generates images, videos and sounds. Clients may send a keepalive ping every 10 seconds on an idle connection, not more
     often. Every method may also return UNAUTHENTICATED (fix the token), STORAGE_UNAVAILABLE (UNAVAILABLE: retry),
     STREAM_EXPIRED (UNAVAILABLE: the request did not arrive in time, send it again), RATE_LIMITED (too many of the
-    caller's requests are incomplete, or of its responses unread), or INTERNAL (a bug: report the id in the message).
+    caller's requests are incomplete, or too many of its responses unread), or INTERNAL (a bug: report the id in the message).
     """
 
     @_abc_1.abstractmethod
@@ -439,8 +439,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.ListModelsResponse, _abc.Awaitable[_generation_pb2.ListModelsResponse]]:
-        """Lists the models that tasks can be created with, sorted by id, without their input_schema. It has no side effects, so
-        it is always safe to retry.
+        """Lists the known models, sorted by id, without their input_schema and without chat models. Model.lifecycle says whether
+        tasks can be created with a model. The call has no side effects, so it is always safe to retry.
 
         Errors: INVALID_PARAMS (page_size is negative, page_token belongs to another filter, or a filter is too long).
         """
