@@ -5,28 +5,36 @@ its own code created. The load generator and the provider are those of this chec
 """
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
-from benchmarks import create, query, upload, watches
+from benchmarks import create, polls, query, upload, watches
 from benchmarks.bench import Bench, Slice, in_turns, slices_in_turns
 from benchmarks.command import FAILED, INTERRUPTED, MISUSED, add_options, new_bench, terminate
 from benchmarks.databases import Kind, UnreachableError, kinds
+from benchmarks.measure import cpu_seconds
 from benchmarks.servers import ROOT, Service
 from benchmarks.table import Result, at_most, microseconds, milliseconds, print_table, versus
+from benchmarks.tasks import provider_id
 
 OLD, NEW = "old", "new"
 TARGET = at_most(1.05)
 DEFAULT = ("query", "create")
 WITHOUT_DATABASE = frozenset({"watches", "upload"})  # measured only with the first kind
 LONG_SECONDS = 0.01
+POLLED_TASKS = 1_000
+POLLING_SECONDS = 2.0
+RESUME_SECONDS = 0.2  # after a pause
 SEED = Path(__file__).parent / "seed.py"
 HEAD = ("server CPU per call", "new", "old", "new / old (quartiles)", "target", "")
 
@@ -121,12 +129,15 @@ def _query(sides: Sides, kind: Kind) -> Iterator[tuple[str, Costs]]:
 
 
 def _seeded(bench: Bench, kind: Kind) -> Service:
-    service = bench.service(kind.new_url())
+    sizes = (bench.count(query.PENDING), bench.count(query.TASKS))
+    return _filled(bench, bench.service(kind.new_url()), *sizes)
+
+
+def _filled(bench: Bench, service: Service, pending: int, tasks: int) -> Service:
     with service.running():
         pass  # it creates its tables
-    sizes = (bench.count(query.PENDING), bench.count(query.TASKS))
     subprocess.run(
-        [sys.executable, "-P", SEED, service.database_url, *map(str, sizes)],
+        [sys.executable, "-P", SEED, service.database_url, str(pending), str(tasks)],
         env={"PYTHONPATH": str(bench.root)},
         check=True,
     )
@@ -139,7 +150,61 @@ def _create(sides: Sides, kind: Kind) -> Iterator[tuple[str, Costs]]:
             name: create.side(bench, stack.enter_context(bench.service(kind.new_url()).running()))
             for name, bench in sides.items()
         }
-        yield f"CreateTask, {kind.name}", _by_slices(sides, found)
+        yield from _with_database(f"CreateTask, {kind.name}", sides, kind, found)
+
+
+def _polls(sides: Sides, kind: Kind) -> Iterator[tuple[str, Costs]]:
+    """Let one side poll while the other is stopped: first nothing changes, then every task."""
+    with ExitStack() as stack:
+        services = {}
+        for name, bench in sides.items():
+            service = bench.service(kind.new_url(), **polls.DEFAULT_INTERVAL, PUBLIC_URL="")
+            count = bench.count(POLLED_TASKS)
+            services[name] = _filled(bench, service, count, count)
+            stack.enter_context(services[name].running())
+            time.sleep(polls.WARM_SECONDS * bench.scale)  # the first polls come all at once
+            stack.callback(os.kill, services[name].pid, signal.SIGCONT)
+            os.kill(services[name].pid, signal.SIGSTOP)
+        for what, progress in (("without a change", None), ("with a change", cycle(range(1, 100)))):
+            found = {
+                name: partial(_polling, bench, services[name], progress)
+                for name, bench in sides.items()
+            }
+            yield from _with_database(f"a poll {what}, {kind.name}", sides, kind, found)
+
+
+def _polling(bench: Bench, service: Service, progress: Iterator[int] | None) -> Slice:
+    """Measure the polls of a stopped service; with `progress` each task has advanced."""
+    if progress:
+        ids = list(map(provider_id, range(bench.count(POLLED_TASKS))))
+        bench.provider.ask("advance", ids=ids, percent=next(progress))
+    os.kill(service.pid, signal.SIGCONT)
+    time.sleep(0 if progress else RESUME_SECONDS)
+    bench.provider.ask("polls")
+    before = cpu_seconds(service.pid)
+    time.sleep(POLLING_SECONDS)
+    spent = cpu_seconds(service.pid) - before
+    count = len(bench.provider.ask("polls"))
+    os.kill(service.pid, signal.SIGSTOP)
+    return Slice(spent, count)
+
+
+def _with_database(
+    what: str, sides: Sides, kind: Kind, found: Mapping[str, Callable[[], Slice]]
+) -> Iterator[tuple[str, Costs]]:
+    """Measure the CPU time of the service, and that of the service and its database."""
+
+    def measure(side: Callable[[], Slice]) -> Slice:
+        before = kind.cpu_seconds()
+        measured = side()
+        return replace(measured, database_cpu=kind.cpu_seconds() - before)
+
+    measures = {name: partial(measure, side) for name, side in found.items()}
+    slices = slices_in_turns(sides[NEW].rounds, measures)
+    yield what, {name: [s.cpu_per_call for s in slices[name]] for name in sides}
+    if kind.cpu_seconds():
+        total = {name: [s.total_cpu_per_call for s in slices[name]] for name in sides}
+        yield f"{what}: service and database", total
 
 
 def _by_slices(sides: Sides, found: Mapping[str, Callable[[], Slice]]) -> Costs:
@@ -198,6 +263,7 @@ def _in_pairs(sides: Sides, found: Mapping[str, Callable[[], float]]) -> Costs:
 MEASUREMENTS: Mapping[str, Callable[[Sides, Kind], Iterator[tuple[str, Costs]]]] = {
     "query": _query,
     "create": _create,
+    "polls": _polls,
     "watches": _watches,
     "upload": _upload,
 }

@@ -97,18 +97,29 @@ def in_turns(rounds: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, lis
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The results of a closed loop on one server. Times are in seconds."""
+    """The results of a closed loop on one server. Times are in seconds.
+
+    Attributes:
+        cpu: The server's CPU time.
+        database_cpu: That of the database's processes; 0 if it has none, or if it is not known.
+    """
 
     cpu: float
     calls: int
-    seconds: float
-    p50: float
-    p99: float
+    seconds: float = 0.0
+    p50: float = 0.0
+    p99: float = 0.0
+    database_cpu: float = 0.0
 
     @property
     def cpu_per_call(self) -> float:
         """The server's CPU time for a call."""
         return self.cpu / self.calls
+
+    @property
+    def total_cpu_per_call(self) -> float:
+        """The CPU time of the server and of the database for a call."""
+        return (self.cpu + self.database_cpu) / self.calls
 
     @property
     def calls_per_second(self) -> float:
@@ -123,6 +134,7 @@ class Slice:
             self.seconds + other.seconds,
             (self.p50 + other.p50) / 2,
             (self.p99 + other.p99) / 2,
+            self.database_cpu + other.database_cpu,
         )
 
 

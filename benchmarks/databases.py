@@ -7,12 +7,14 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 from psycopg2.extras import execute_values
 
+from benchmarks.measure import family_cpu_seconds
 from benchmarks.tasks import params, provider_id, task_id
 from storage.rows import COLUMNS
 
@@ -39,11 +41,14 @@ class Kind:
     Attributes:
         new_url: Creates an empty database and returns its URL.
         server: The version, and the filesystem of its files if it is known.
+        cpu_seconds: Returns the CPU time of its processes; 0 if it has none, or if they are not
+            known.
     """
 
     name: str
     new_url: Callable[[], str]
     server: str
+    cpu_seconds: Callable[[], float] = float
 
 
 def kinds(names: Sequence[str], folder: Path, stack: ExitStack) -> list[Kind]:
@@ -70,6 +75,7 @@ def _postgres(stack: ExitStack) -> Kind | None:
     except ImportError as error:
         print(f"PostgreSQL is not measured: {error}")
         return None
+    cpu_seconds: Callable[[], float] = float
     if url := os.environ.get("TEST_DATABASE_URL"):
         server = f"{_version(url)} of TEST_DATABASE_URL"
     else:
@@ -79,8 +85,9 @@ def _postgres(stack: ExitStack) -> Kind | None:
             print(f"PostgreSQL is not measured: {error}")
             return None
         url = cluster.url
+        cpu_seconds = partial(family_cpu_seconds, cluster.pid)
         server = f"{_version(url)} on {_filesystem(cluster.folder)}"
-    return Kind(POSTGRES, lambda: stack.enter_context(tests.new_schema(url)), server)
+    return Kind(POSTGRES, lambda: stack.enter_context(tests.new_schema(url)), server, cpu_seconds)
 
 
 def _version(url: str) -> str:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,18 @@ def cpu_seconds(pid: int) -> float:
     minutes, seconds = _ps(pid, "time").rsplit(":", 1)
     hours, _, rest = minutes.rpartition(":")
     return (int(hours or 0) * 60 + int(rest)) * 60 + float(seconds)
+
+
+def family_cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process and of its children; 0 where they cannot be found."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    if not children.exists():
+        return 0.0
+    total = 0.0
+    for each in (pid, *map(int, children.read_text().split())):
+        with suppress(OSError):  # it has ended
+            total += cpu_seconds(each)
+    return total
 
 
 def memory_bytes(pid: int) -> int:

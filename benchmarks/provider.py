@@ -72,11 +72,11 @@ class Kie:
     # --- commands ---
 
     async def advance(self, *, ids: Sequence[str], percent: int) -> float:
-        """Set the progress of tasks, and send a callback for each; return the time."""
+        """Set the progress of tasks, and send a callback for each with a URL; return the time."""
         now = time.monotonic()
         for provider_id in ids:
             self._progress[provider_id] = percent
-        await asyncio.gather(*map(self._call_back, ids))
+        await asyncio.gather(*(self._call_back(i) for i in ids if self._callback_urls.get(i)))
         return now
 
     async def finish(self, *, ids: Sequence[str], per_second: float) -> list[float]:

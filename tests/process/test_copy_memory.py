@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,10 +78,10 @@ async def test_a_download_whose_reader_stops_takes_at_most_a_mebibyte_and_a_half
         request = create_request({"imagen4": {"prompt": json.dumps(["large.mp4"])}})
         task = await served.end((await served.stub.CreateTask(request, timeout=20)).task.id)
 
-        async def first_chunk() -> object:
+        async def first_chunk() -> Any:
             """Start a download, and read only its beginning."""
             request = pb.DownloadArtifactRequest(task_id=task.id)
-            call = served.stub.DownloadArtifact(request, timeout=100)
+            call: Any = served.stub.DownloadArtifact(request, timeout=100)
             assert (await call.read()).HasField("info")
             assert (await call.read()).chunk
             return call

@@ -83,6 +83,12 @@ class Cluster:
         """The database's URL; it stays the same across restarts."""
         return f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
 
+    @property
+    def pid(self) -> int:
+        """The process id of the server, while it runs; the other processes are its children."""
+        assert self._server is not None
+        return self._server.pid
+
     def __enter__(self) -> Self:
         try:
             self.start()
