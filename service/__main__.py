@@ -124,15 +124,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     renewing.set_defaults(command="new-epoch", failure="cannot begin a new epoch")
     storing = commands.add_parser(
-        "store-results", help="copy results to RESULTS_URL whose tasks ended without copies"
+        "store-results", help="copy the results of tasks that ended without copies to RESULTS_URL"
     )
     storing.set_defaults(command="store-results", failure="cannot store results")
     storing.add_argument(
         "--since",
         type=_unix_time,
         metavar="TIME",
-        help="when the first of these tasks ended, such as 2026-11-20 or 2026-11-20T08:00; UTC"
-        " unless it names a zone. By default as long ago as the provider keeps results",
+        help="leave out tasks that ended earlier: 2026-11-20 or 2026-11-20T08:00, in UTC unless it"
+        " names a zone. By default 14 days ago, as the provider has deleted older results",
     )
     refreshing = commands.add_parser(
         "refresh-catalogue",

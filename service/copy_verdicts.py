@@ -79,10 +79,10 @@ class CopyVerdicts:
 
 
 def not_kept(task: Task, now: float) -> Task | None:
-    """End a task whose results were to be copied, and are not kept any longer."""
+    """End a task in STORING without copies: results are no longer kept."""
     if task.stage is not Stage.STORING:
         return None
-    words = "results are not copied any longer: RESULTS_URL is not set"
+    words = "results are no longer copied: RESULTS_URL is not set"
     artifacts = (
         each if each.copy else replace(each, storage_error=words) for each in task.artifacts
     )

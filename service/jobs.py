@@ -108,7 +108,7 @@ class Jobs:
             await follow_up()
 
     async def _take_fresh_slot(self, quota: Quota, slot_time: float) -> None:
-        """Take another slot if the one that was taken is not valid any longer.
+        """Take another slot if the one that was taken is no longer valid.
 
         A slot is valid only briefly, and the request could not start in time. During a
         shutdown no slot is taken, as no request is started.

@@ -156,7 +156,7 @@ def secret_in(content: bytes) -> str:
     """Return the secret that a file contains: its text without the newlines at its end.
 
     Raises:
-        ValueError: The content is no secret; the message does not contain it.
+        ValueError: The content cannot be a secret; the message does not contain it.
     """
     if len(content) > SECRET_FILE_MAX_BYTES:
         raise ValueError(f"must not be larger than {SECRET_FILE_MAX_BYTES >> 10} KiB")

@@ -357,7 +357,7 @@ def load_settings() -> Settings:
 def check_serving(settings: Settings) -> None:
     """Refuse what would be served with samples by accident.
 
-    The commands on the database need no key, so this is no rule of the settings themselves.
+    The commands on the database need no key, so the settings themselves do not check this.
 
     Raises:
         SettingsError: There is no key, and nobody asked for a simulator.

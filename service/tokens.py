@@ -18,7 +18,7 @@ def encode_token(raw: bytes) -> str:
 
 
 def decode_token(token: str, max_characters: int) -> bytes | None:
-    """Return the bytes that a token contains, or None if it is no token."""
+    """Return the bytes that a token contains, or None if it is not a token."""
     if len(token) > max_characters:
         return None
     try:

@@ -163,7 +163,7 @@ class CountStatements:
         self.waiting_of_callers = text(of_callers.where(waiting).group_by(row.caller))
 
         # A task of a newer version that nobody has looked at for long is not counted: that version
-        # does not run any longer, so the task would take the room of others forever.
+        # no longer runs, so the task would take the room of others forever.
         looked_after = (row.due_time > arg) | printer.known
         running = (row.lane == _literal(Lane.POLL)) & looked_after
         self.running = text(row.select(number).where(running))

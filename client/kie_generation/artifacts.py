@@ -67,7 +67,7 @@ class ArtifactCalls(Connection):
             timeout: seconds without any content after which the download fails.
 
         Raises:
-            ArtifactNotFoundError: the task has no such result, or it exists nowhere any longer.
+            ArtifactNotFoundError: the task has no such result, or it no longer exists.
             DownloadError: the content has another SHA-256 than its copy should have.
             GenerationError: an error that a retry cannot fix, at once; UnavailableError only after
                 the timeout.
@@ -183,7 +183,7 @@ class ArtifactCalls(Connection):
         allow_private: bool = False,
         overwrite: bool = True,
     ) -> list[Path]:
-        """Download all artifacts of a task, also if the provider's URLs do not work any longer.
+        """Download all artifacts of a task, even if the provider's URLs no longer work.
 
         Each artifact is downloaded from the first of these that works: the provider's URL, the
         public URL of the copy, a link of `sign_artifact`, `download_artifact`. Otherwise it is the

@@ -243,7 +243,7 @@ class GenerationClient(ArtifactCalls):
             ValueError: both `resume_token` and `state` are given.
             StateFileError: the state file is damaged, or belongs to another stream.
             OSError: the state file cannot be read or written.
-            GenerationError: as for `watch`. An expired token is no error: an item with
+            GenerationError: as for `watch`. An expired token is not an error: an item with
                 `started_over` comes, and then all tasks.
         """
         if resume_token and state is not None:

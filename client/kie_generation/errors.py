@@ -4,7 +4,7 @@
     ├── InvalidRequestError        the request is invalid: fix what `violations` name
     ├── RefusedError               the provider refused; after a create, `task_id` is the FAILED
     │                              task. Or the model is disabled or not allowed for this caller
-    ├── ArtifactNotFoundError      the task has no such result, or it exists nowhere any longer
+    ├── ArtifactNotFoundError      the task has no such result, or it no longer exists
     ├── TaskNotFoundError          the task does not exist or belongs to another caller
     ├── UnauthenticatedError       the token is missing or invalid, or TLS fails (certificates)
     └── UnavailableError           temporarily unavailable: retry (after `retry_after` seconds)
@@ -92,7 +92,7 @@ class RefusedError(GenerationError):
 
 
 class ArtifactNotFoundError(GenerationError):
-    """The task has no such result, or neither a copy nor the provider has it any longer."""
+    """The task has no such result, or neither a copy nor the provider still has it."""
 
 
 class TaskNotFoundError(GenerationError):

@@ -103,7 +103,7 @@ class Reconnecting:
         self._lost_at: float | None = None
 
     def received(self, *, progress: bool) -> None:
-        """Note that the stream works. Heartbeats are no progress.
+        """Note that the stream works. Heartbeats do not count as progress.
 
         A stream that breaks again and again without progress is reopened with growing delays.
         """

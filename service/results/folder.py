@@ -25,7 +25,7 @@ class Folder:
     def __init__(self, place: Place) -> None:
         """Create the folder if there is none.
 
-        It is not created later: a volume that is not mounted any longer must not be replaced by a
+        It is not created later: a volume that is no longer mounted must not be replaced by a
         folder of another file system.
 
         Raises:

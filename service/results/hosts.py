@@ -42,7 +42,7 @@ class FetchRules:
             url = URL(text, encoded=ENCODED.fullmatch(text) is not None)
             host, port = url.raw_host, url.port
         except ValueError:
-            raise NotAllowedError("the URL of the result cannot be read") from None
+            raise NotAllowedError("the URL of the result is invalid") from None
         if url.scheme not in {"http", "https"} or not host or url.raw_user is not None:
             raise NotAllowedError("the URL of the result is not an https URL")
         if self.is_exempt(host, port or 0):

@@ -168,7 +168,7 @@ async def _first(download: Download, url: str, offset: int) -> bytes:
     """
     skip = offset - download.start
     if skip < 0:
-        raise CopyError("the server of the result sent another part than it was asked for")
+        raise CopyError("the server of the result sent a different range than requested")
     piece = await download.read()
     if download.start == 0:
         while len(piece) < HEAD_BYTES and (more := await download.read()):

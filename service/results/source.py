@@ -194,14 +194,14 @@ def _location(url: URL, response: aiohttp.ClientResponse) -> str:
     try:
         return str(url.join(URL(response.headers.get(hdrs.LOCATION, ""), encoded=True)))
     except ValueError:
-        raise CopyError("the result is redirected to something that is no URL") from None
+        raise CopyError("the result is redirected to an invalid URL") from None
 
 
 def _range(response: aiohttp.ClientResponse) -> tuple[int, int | None]:
     """Return where a partial answer begins, and the size of the whole if it is known."""
     found = CONTENT_RANGE.match(response.headers.get(hdrs.CONTENT_RANGE, ""))
     if found is None:
-        raise CopyError("the server of the result sent a part that it does not describe")
+        raise CopyError("the server of the result sent a range without saying which one")
     return int(found[1]), int(found[2]) if found[2] else None
 
 

@@ -327,7 +327,7 @@ async def test_a_process_that_keeps_no_results_ends_the_tasks_that_wait_for_copi
         await eventually(lambda: host.asked["0.mp4"])
     async with start(results_url=None, bounds=bounds) as service:
         [artifact] = (await service.end(task.id)).artifacts
-        assert artifact.storage_error == "results are not copied any longer: RESULTS_URL is not set"
+        assert artifact.storage_error == "results are no longer copied: RESULTS_URL is not set"
 
 
 async def test_tasks_that_ended_before_are_not_copied(

@@ -100,7 +100,7 @@ def test_a_process_without_a_storage_keeps_the_copies_that_exist() -> None:
     end = not_kept(partly, NOW)
     assert end is not None
     assert end.artifacts[0] == COPIED
-    assert end.artifacts[1].storage_error.startswith("results are not copied any longer")
+    assert end.artifacts[1].storage_error.startswith("results are no longer copied")
 
 
 def test_a_callback_does_not_disturb_a_copy() -> None:

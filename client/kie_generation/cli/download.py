@@ -20,7 +20,7 @@ def download(
         int | None, typer.Option(min=1, help="Only this result; 1 is the first. Default: all.")
     ] = None,
 ) -> None:
-    """Download results from the service, also when the provider's URLs have expired.
+    """Download results from the service, even if the provider's URLs have expired.
 
     A download that was interrupted continues where it ended, if it is repeated.
 

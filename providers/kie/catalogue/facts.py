@@ -52,7 +52,7 @@ def bundled() -> Mapping[str, ModelFacts]:
 
 
 def is_model_id(text: str) -> bool:
-    """Return whether a text may be the id of a model; `.` and `..` are no segments of one."""
+    """Return whether a text may be the id of a model; it has no segment `.` or `..`."""
     return (
         len(text) <= MODEL_ID_MAX_CHARACTERS
         and MODEL_ID.fullmatch(text) is not None

@@ -194,7 +194,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     again without a token.
     """
     ERROR_REASON_ARTIFACT_NOT_FOUND: _ErrorReason.ValueType  # 26
-    """NOT_FOUND: the task has no such artifact, or neither a copy nor the provider has it any longer."""
+    """NOT_FOUND: the task has no such artifact, or it no longer exists, neither as a copy nor at the provider."""
     ERROR_REASON_ARTIFACT_NOT_STORED: _ErrorReason.ValueType  # 27
     """FAILED_PRECONDITION: there is no copy in an object store, so there is no link to it. Use DownloadArtifact."""
 
@@ -272,7 +272,7 @@ ERROR_REASON_RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 25
 again without a token.
 """
 ERROR_REASON_ARTIFACT_NOT_FOUND: ErrorReason.ValueType  # 26
-"""NOT_FOUND: the task has no such artifact, or neither a copy nor the provider has it any longer."""
+"""NOT_FOUND: the task has no such artifact, or it no longer exists, neither as a copy nor at the provider."""
 ERROR_REASON_ARTIFACT_NOT_STORED: ErrorReason.ValueType  # 27
 """FAILED_PRECONDITION: there is no copy in an object store, so there is no link to it. Use DownloadArtifact."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
