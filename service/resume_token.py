@@ -43,8 +43,8 @@ class ResumePoint(NamedTuple):
 
     Attributes:
         epoch: The history of changes that it belongs to.
-        start: The number of the first change that could not be read yet when the stream began. What
-            was deleted before it was not there to be missed.
+        start: The number of the first change that could not be read yet when the stream began. A
+            stream misses nothing if a task is deleted whose last change came before that.
         position: Everything before it was sent.
     """
 

@@ -1,4 +1,4 @@
-"""From a model's message to its rules and the body of its request: what the four models share.
+"""From a model's message to its rules and the body of its request: what the typed models share.
 
 Each model is one pydantic class with the proto's field names: its constraints are the rules, and
 its serialization aliases are Kie's names. Rules that span fields are in `cross_rules`: pydantic
