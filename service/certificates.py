@@ -92,7 +92,7 @@ def _read(file: Path) -> bytes:
 
 def _unless_expired(expiry_time: float, now: float) -> float:
     if expiry_time <= now:
-        raise CertificateError(f"has expired at {format_time(expiry_time)}")
+        raise CertificateError(f"expired at {format_time(expiry_time)}")
     return expiry_time
 
 

@@ -295,7 +295,7 @@ async def test_without_tls_nothing_expires(serve: Serve) -> None:
 def test_an_expired_certificate_is_refused_at_start_and_named(authority: Authority) -> None:
     with pytest.raises(ValidationError) as caught:
         Settings(tls_cert_file=authority.cert("expired"), tls_key_file=authority.key("expired"))
-    words = "TLS_CERT_FILE, TLS_KEY_FILE: has expired at 2020-01-02 00:00:00 UTC"
+    words = "TLS_CERT_FILE, TLS_KEY_FILE: expired at 2020-01-02 00:00:00 UTC"
     assert words in str(caught.value)
 
 
@@ -307,7 +307,7 @@ def test_authorities_are_refused_only_if_all_of_them_have_expired(
         "tls_key_file": authority.key("one"),
     }
     expired = authority.cert("expired")
-    with pytest.raises(ValidationError, match="TLS_CLIENT_CA_FILE: has expired at 2020-01-02"):
+    with pytest.raises(ValidationError, match="TLS_CLIENT_CA_FILE: expired at 2020-01-02"):
         Settings(**files, tls_client_ca_file=expired)
     both = tmp_path / "both.pem"
     both.write_bytes(expired.read_bytes() + authority.cert("ca").read_bytes())
