@@ -33,8 +33,8 @@ DEFAULT = ("query", "create")
 WITHOUT_DATABASE = frozenset({"watches", "upload"})  # measured only with the first kind
 LONG_SECONDS = 0.01
 POLLED_TASKS = 1_000
-POLLING_SECONDS = 2.0
-RESUME_SECONDS = 0.2  # after a pause
+POLLING_MAX_SECONDS = 60.0
+COUNT_SECONDS = 0.05
 SEED = Path(__file__).parent / "seed.py"
 HEAD = ("server CPU per call", "new", "old", "new / old (quartiles)", "target", "")
 
@@ -174,19 +174,19 @@ def _polls(sides: Sides, kind: Kind) -> Iterator[tuple[str, Costs]]:
 
 
 def _polling(bench: Bench, service: Service, progress: Iterator[int] | None) -> Slice:
-    """Measure the polls of a stopped service; with `progress` each task has advanced."""
+    """Let a stopped service make a poll of each task; with `progress` the task has advanced."""
+    tasks = bench.count(POLLED_TASKS)
     if progress:
-        ids = list(map(provider_id, range(bench.count(POLLED_TASKS))))
+        ids = list(map(provider_id, range(tasks)))
         bench.provider.ask("advance", ids=ids, percent=next(progress))
+    before, count = cpu_seconds(service.pid), 0
+    deadline = time.monotonic() + POLLING_MAX_SECONDS
     os.kill(service.pid, signal.SIGCONT)
-    time.sleep(0 if progress else RESUME_SECONDS)
-    bench.provider.ask("polls")
-    before = cpu_seconds(service.pid)
-    time.sleep(POLLING_SECONDS)
-    spent = cpu_seconds(service.pid) - before
-    count = len(bench.provider.ask("polls"))
+    while count < tasks and time.monotonic() < deadline:
+        time.sleep(COUNT_SECONDS)
+        count += len(bench.provider.ask("polls"))
     os.kill(service.pid, signal.SIGSTOP)
-    return Slice(spent, count)
+    return Slice(cpu_seconds(service.pid) - before, count)
 
 
 def _with_database(

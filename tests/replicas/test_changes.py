@@ -42,7 +42,7 @@ class Writers:
     Every change is also numbered by a sequence, as a naive feed would number it.
 
     Attributes:
-        final: The newest committed revision of each task.
+        written: The newest revision of each task that they committed.
         changes: How many changes were committed.
     """
 
@@ -50,7 +50,7 @@ class Writers:
     ids: Sequence[str]
     changes_each: int
     count: int = 8
-    final: dict[str, int] = field(default_factory=dict)
+    written: dict[str, int] = field(default_factory=dict)
     changes: int = 0
 
     def run(self) -> None:
@@ -70,7 +70,7 @@ class Writers:
             task_id = chance.choice(ids)
             while (revision := self._change(task_id, chance)) is None:
                 time.sleep(0.05)  # the server is restarting
-            self.final[task_id] = revision
+            self.written[task_id] = revision
             self.changes += 1
 
     def _change(self, task_id: str, chance: random.Random) -> int | None:
@@ -157,10 +157,18 @@ class Reader:
         call.cancel()
 
 
-def has_all(reader: Reader, final: dict[str, int], following: "asyncio.Task[None]") -> bool:
+def has_all(
+    url: str, reader: Reader, written: dict[str, int], following: "asyncio.Task[None]"
+) -> bool:
+    """Return whether a reader has seen the newest revision of every task.
+
+    The replicas may send the tasks, and change them after the writers.
+    """
     if following.done():
         following.result()  # raises what ended it
-    return final.items() <= reader.seen.items()
+    final = dict(rows(url, "SELECT id, revision FROM tasks"))
+    assert all(final[task_id] >= revision for task_id, revision in written.items())
+    return final == reader.seen
 
 
 async def compared(
@@ -181,7 +189,7 @@ async def compared(
         await disturb()
     await writing
     for reader, task in zip(readers, following, strict=True):
-        await eventually(partial(has_all, reader, writers.final, task), CATCH_UP_SECONDS)
+        await eventually(partial(has_all, url, reader, writers.written, task), CATCH_UP_SECONDS)
     for task in following:
         task.cancel()
     await asyncio.gather(*following, return_exceptions=True)
