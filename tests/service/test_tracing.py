@@ -12,7 +12,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
-from service.tracing import READS_PER_SECOND
+from service.tracing import READS_PER_SECOND, Tracing
 from tests.support.harness import API_KEY, Serve, Service, create_request
 from tests.support.prompts import STUCK
 from tests.support.traces import (
@@ -160,6 +160,19 @@ async def test_reads_that_nobody_traces_are_sampled_and_those_of_a_trace_are_not
     assert [span for span in queries if span.parent is None]
     assert len([span for span in queries if span.parent]) == calls
     assert len(spans.named(LIST)) == 1
+
+
+async def test_creates_beyond_the_rate_have_no_spans_and_nor_have_their_tasks(
+    serve: Serve, spans: Spans
+) -> None:
+    async with serve(tracing=Tracing(spans, creates_per_second=0)) as service:
+        unsampled = await service.create()
+        await service.end(unsampled.id)
+        sampled = await service.create(metadata=sent())
+        await service.end(sampled.id)
+        await eventually(lambda: spans.of_task(sampled.id) and not spans.open)
+    assert not spans.of_task(unsampled.id)
+    assert len(spans.named(CREATE)) == 1
 
 
 # --- streams ---
