@@ -362,7 +362,7 @@ class Provider(Protocol):
     async def recognise(self, params: ProviderParams, provider_task_id: str) -> Recognition:
         """Compare a task of the provider with these params."""
 
-    async def fresh_url(self, url: str) -> str | None:
+    async def fresh_url(self, url: str) -> str | Unavailable | None:
         """Ask for another URL of a result whose URL has expired; None if there is none."""
 
     async def upload(self, upload: Upload, chunks: AsyncIterator[bytes]) -> StoredFile:

@@ -32,6 +32,7 @@ from providers.kie.envelope import (
     OK,
     Envelope,
     UnreadableAnswerError,
+    read_fresh_url,
     read_submission,
     unreadable_record,
     unreadable_submission,
@@ -285,7 +286,7 @@ class KieProvider:
 
     # --- results ---
 
-    async def fresh_url(self, url: str) -> str | None:
+    async def fresh_url(self, url: str) -> str | Unavailable | None:
         """Ask for another URL of a result, which works for 20 minutes."""
         key = self._current_key()
         try:
@@ -300,10 +301,9 @@ class KieProvider:
                     allow_redirects=False,
                 ) as response:
                     envelope = await self._read(response, exchange, key)
-        except BROKEN:
-            return None
-        fresh = envelope.data if envelope.code == OK else None
-        return fresh if isinstance(fresh, str) else None
+        except BROKEN as error:
+            return Unavailable(describe(error))
+        return read_fresh_url(envelope)
 
     # --- uploads ---
 

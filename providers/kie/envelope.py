@@ -44,6 +44,7 @@ UNAVAILABLE_CODES = frozenset({401, 402, 403, 429, 433, 455, 502, 503, 504, *ran
 UNAVAILABLE_STATUSES = UNAVAILABLE_CODES | {407, 408, 425}
 POSTPONED_BECAUSE = {429: "the account's limit is reached", 455: "the provider is in maintenance"}
 HTTP_CLIENT_ERRORS = range(400, 500)
+SERVER_ERRORS = range(500, 600)
 HTTP_SUCCESSES = range(200, 300)
 # Pages of a proxy about this very request: too slow, too large, cannot be processed.
 OWN_PAGE_STATUSES = frozenset({408, 413, 422, 425, 499})
@@ -210,3 +211,17 @@ def unreadable_record(error: UnreadableAnswerError) -> Poll:
     if error.about_us:
         return Unreadable(str(error), kept_text(error.text))
     return Unavailable(str(error))
+
+
+# --- a fresh URL of a result ---
+
+
+def read_fresh_url(envelope: Envelope) -> str | Unavailable | None:
+    """Return the URL in an answer; None if there is none for this result."""
+    if envelope.code == OK:
+        return envelope.data if envelope.data and isinstance(envelope.data, str) else None
+    detail = f"code {envelope.code}: {envelope.message}"
+    if envelope.code in SERVER_ERRORS:
+        return Unavailable(detail)
+    outcome = read_other_code(envelope, rejects=False)
+    return outcome if isinstance(outcome, Unavailable) else None

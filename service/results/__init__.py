@@ -4,6 +4,7 @@ copier      copies one result: checked, hashed and limited while it streams
 reader      reads one result from an offset: its copy, or the provider's URL
 origin      opens results at the provider, with a fresh URL if a link is dead
 source      downloads from URLs that are not trusted
+decoding    expands what a server has compressed
 hosts       which URLs may be fetched, and which addresses connected to
 content     what a result is, and whether its URL announces that
 recognition what its first bytes say

@@ -105,6 +105,10 @@ class Copier:
             self._metrics.ended(error.outcome)
             log.warning("a result was not copied", index=index, reason=str(error))
             return replace(artifact, storage_error=str(error))
+        except Exception:  # isolate failures: copies are tried for a limited time, whatever fails
+            self._metrics.ended(CopyError.outcome)
+            log.exception("a copy failed", index=index)
+            return replace(artifact, storage_error="the copy failed")
         self._metrics.ended(COPIED)
         log.debug("a result was copied", index=index, uri=copied.copy and copied.copy.uri)
         return copied

@@ -56,6 +56,10 @@ class StatusError(CopyError):
         self.status = status
 
 
+class RangeError(CopyError):
+    """The server of the URL did not send the range that was requested."""
+
+
 class NotMediaError(CopyError):
     """The content is not the result."""
 

@@ -3,12 +3,17 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from service.results.errors import StatusError
+import structlog
+
+from providers.base import Unavailable
+from service.results.errors import CopyError, StatusError
 from service.results.source import Download, Source
 
 DEAD_LINK_STATUSES = frozenset({403, 404, 410})
 
-FreshUrl = Callable[[str], Awaitable[str | None]]
+FreshUrl = Callable[[str], Awaitable[str | Unavailable | None]]
+
+log = structlog.get_logger()
 
 
 class Origin:
@@ -33,7 +38,9 @@ class Origin:
             offset: How many bytes to leave out, if the server can.
 
         Raises:
-            CopyError: It cannot be downloaded.
+            StatusError: The server answered with an error; with 403, 404 or 410, the provider has
+                no other link.
+            CopyError: It cannot be downloaded now.
         """
         async with AsyncExitStack() as stack:
             try:
@@ -41,7 +48,12 @@ class Origin:
             except StatusError as error:
                 if error.status not in DEAD_LINK_STATUSES:
                     raise
-                if not (fresh := await self._fresh_url(url)):
+                fresh = await self._fresh_url(url)
+                if isinstance(fresh, Unavailable):
+                    log.warning("no fresh link of a result", reason=fresh.detail)
+                    words = f"{error}, and the provider cannot be asked for another link now"
+                    raise CopyError(words) from None
+                if fresh is None:
                     raise
                 download = await stack.enter_async_context(self._source.open(fresh, offset))
             yield download

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import structlog
 
 from service.results.content import HEAD_BYTES, extension_of, verified
-from service.results.errors import CopyError, MissingError, NotAllowedError, StatusError
+from service.results.errors import (
+    CopyError,
+    MissingError,
+    NotAllowedError,
+    RangeError,
+    StatusError,
+)
 from service.results.objects import Objects
 from service.results.origin import DEAD_LINK_STATUSES, Origin
 from service.results.source import Download
@@ -142,19 +148,20 @@ class Reader:
     ) -> Reading:
         download = await self._download(artifact.url, offset, stack)
         size = download.size
-        if size is not None and offset > size:
-            raise BeyondEndError(size)
-        first = b"" if offset == size else await _first(download, artifact.url, offset)
+        first = await _first(download, artifact.url, offset)
         pieces = _pieces(first, download.read, offset, size)
         await stack.enter_async_context(aclosing(pieces))
         return Reading(artifact.mime_type, size, "", pieces)
 
     async def _download(self, url: str, offset: int, stack: AsyncExitStack) -> Download:
-        """Open the URL at an offset; from the beginning if the server has nothing there."""
+        """Open the URL at an offset; from the beginning if the server cannot do that."""
         try:
             return await stack.enter_async_context(self._origin.open(url, offset))
         except StatusError as error:
             if error.status != RANGE_NOT_SATISFIABLE or not offset:
+                raise
+        except RangeError:
+            if not offset:
                 raise
         return await stack.enter_async_context(self._origin.open(url))
 
@@ -167,13 +174,15 @@ async def _first(download: Download, url: str, offset: int) -> bytes:
         BeyondEndError: It ends before the offset.
     """
     skip = offset - download.start
-    if skip < 0:
-        raise CopyError("the server of the result sent a different range than requested")
     piece = await download.read()
     if download.start == 0:
         while len(piece) < HEAD_BYTES and (more := await download.read()):
             piece += more
         verified(piece[:HEAD_BYTES], url)
+    if download.size is not None and offset > download.size:
+        raise BeyondEndError(download.size)
+    if offset == download.size:
+        return b""
     while piece and skip >= len(piece):
         skip -= len(piece)
         piece = await download.read()

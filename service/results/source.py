@@ -3,7 +3,7 @@
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -15,7 +15,8 @@ from yarl import URL
 
 from providers.kie.http import USER_AGENT, describe
 from providers.proxies import Proxies, tls_context
-from service.results.errors import CopyError, NotAllowedError, StatusError
+from service.results.decoding import decoder_of
+from service.results.errors import CopyError, NotAllowedError, RangeError, StatusError
 from service.results.hosts import FetchRules, PublicResolver
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -36,7 +37,7 @@ class SourceTimes:
 
     Attributes:
         connect_seconds: For a connection, with the resolution of the name.
-        stall_seconds: For the next bytes.
+        stall_seconds: For the next bytes, and for all headers of an answer.
         rate_seconds: The time, spent waiting for the server, over which its rate is measured.
         rate_min_bytes: How many bytes must arrive in that time.
         redirects_max: How many redirects are followed.
@@ -63,18 +64,32 @@ class Download:
         self._times = times
         self._waited_seconds = 0.0
         self._arrived_bytes = 0
-        encoded = response.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity"
-        self.length = None if encoded else response.content_length
+        self._decoder = decoder_of(response.headers.getall(hdrs.CONTENT_ENCODING, ()))
+        self._decoded: Iterator[bytes] = iter(())
+        self.length = None if self._decoder else response.content_length
         self.start, self.size = 0, self.length
         if response.status == PARTIAL_CONTENT:
+            if self._decoder:
+                raise RangeError("the server of the result sent a range of its compressed form")
             self.start, self.size = _range(response)
 
     async def read(self) -> bytes:
         """Return the next bytes; b"" at the end.
 
         Raises:
-            CopyError: The connection broke, or the server is too slow.
+            CopyError: The connection broke, the server is too slow, or the end is missing.
         """
+        if self._decoder is None:
+            return await self._receive()
+        while not (piece := next(self._decoded, b"")):
+            if not (received := await self._receive()):
+                if not self._decoder.is_complete:
+                    raise CopyError("the compressed content of the result is cut off")
+                break
+            self._decoded = self._decoder.pieces(received)
+        return piece
+
+    async def _receive(self) -> bytes:
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
@@ -126,7 +141,12 @@ class Source:
             async with self._get(url, offset) as response:
                 if response.status not in REDIRECTS:
                     _check_status(response, PARTIAL_CONTENT if offset else OK)
-                    yield Download(response, self._times)
+                    download = Download(response, self._times)
+                    if download.start > offset:
+                        raise RangeError(
+                            "the server of the result sent a later range than requested"
+                        )
+                    yield download
                     return
                 text = _location(url, response)
         raise CopyError("the result is redirected too often")
@@ -138,7 +158,11 @@ class Source:
             session = self._proxied
         headers = {hdrs.RANGE: f"bytes={offset}-"} if offset else {}
         try:
-            response = await session.get(url, allow_redirects=False, proxy=proxy, headers=headers)
+            # Each byte of the headers extends the timeout of the session.
+            async with asyncio.timeout(self._times.connect_seconds + self._times.stall_seconds):
+                response = await session.get(
+                    url, allow_redirects=False, proxy=proxy, headers=headers
+                )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise CopyError(f"the result cannot be fetched: {describe(error)}") from None
         async with response:
@@ -178,6 +202,7 @@ def _session(times: SourceTimes, resolver: PublicResolver | None) -> aiohttp.Cli
             ssl=tls_context(os.environ),
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,  # aiohttp takes cut content for complete
         read_bufsize=READ_BYTES,
         timeout=aiohttp.ClientTimeout(
             total=None, connect=times.connect_seconds, sock_read=times.stall_seconds
@@ -201,7 +226,7 @@ def _range(response: aiohttp.ClientResponse) -> tuple[int, int | None]:
     """Return where a partial answer begins, and the size of the whole if it is known."""
     found = CONTENT_RANGE.match(response.headers.get(hdrs.CONTENT_RANGE, ""))
     if found is None:
-        raise CopyError("the server of the result sent a range without saying which one")
+        raise RangeError("the server of the result sent a range without saying which one")
     return int(found[1]), int(found[2]) if found[2] else None
 
 

@@ -315,3 +315,22 @@ async def test_a_copy_whose_lease_is_lost_is_not_completed(
     assert place.names() == set()
     assert place.temporary() == []
     assert copies.outcomes() == {"lease_lost": 1}
+
+
+async def test_an_unexpected_failure_is_one_of_its_result_only(
+    host: MediaHost, folder: KeptPlace, stack: AsyncExitStack
+) -> None:
+    copies = await copying(host, folder, stack)
+    urls = [host.add(f"{index}.png", PNG_START) for index in range(3)]
+    answers = iter([True, False, True])
+
+    async def confirm() -> bool:
+        if next(answers):
+            return True
+        raise RuntimeError("unexpected")
+
+    artifacts = tuple(Artifact(url, "image/png") for url in urls)
+    copied = await copies.copier.copy_all(TASK, artifacts, confirm)
+    assert sum(each.copy is not None for each in copied) == 2
+    assert {each.storage_error for each in copied} == {"", "the copy failed"}
+    assert folder.temporary() == []

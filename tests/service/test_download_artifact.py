@@ -202,6 +202,58 @@ async def test_a_dead_link_is_replaced_by_a_fresh_one_which_is_not_stored(
         assert await service.query(task.id) == task
 
 
+def answers_with(status: int, body: Any) -> Any:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.json_response(body, status=status)
+
+    return answer
+
+
+async def breaks(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(answers_with(200, {"code": code, "msg": "x", "data": None}) for code in (401, 429, 455)),
+        *(answers_with(200, {"code": code, "msg": "x", "data": None}) for code in (500, 505, 524)),
+        *(answers_with(503, "a page"), answers_with(200, "a page"), breaks),
+    ],
+)
+async def test_a_dead_link_is_a_reason_to_retry_while_the_provider_gives_no_other_one(
+    start: Start, host: MediaHost, answer: Any
+) -> None:
+    host.add("0.mp4", media(9))
+    async with start() as service:
+        task = await ended(service, "0.mp4")
+        host.files.clear()
+        host.answers["download-url"] = answer
+        found = await refused(download(service.stub, task.id))
+        assert found.reason == "PROVIDER_UNAVAILABLE"
+        assert found.retry_seconds is not None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(answers_with(200, {"code": code, "msg": "x", "data": None}) for code in (404, 422, 200)),
+        *(answers_with(404, "no such path"), answers_with(200, {"code": 200, "data": ""})),
+    ],
+)
+async def test_a_dead_link_of_which_the_provider_has_no_other_one_is_the_end_of_a_result(
+    start: Start, host: MediaHost, answer: Any
+) -> None:
+    host.add("0.mp4", media(9))
+    async with start() as service:
+        task = await ended(service, "0.mp4")
+        host.files.clear()
+        host.answers["download-url"] = answer
+        assert (await refused(download(service.stub, task.id))).reason == "ARTIFACT_NOT_FOUND"
+
+
 @pytest.mark.parametrize(
     ("status", "reason"), [(500, "PROVIDER_UNAVAILABLE"), (429, "PROVIDER_UNAVAILABLE")]
 )
@@ -227,6 +279,20 @@ async def test_a_page_instead_of_a_result_is_not_passed_on(start: Start, host: M
         answer = await refused(download(service.stub, task.id))
         assert answer.reason == "PROVIDER_UNAVAILABLE"
         assert "text/html" in answer.message
+
+
+@pytest.mark.parametrize("announces_its_size", [True, False])
+async def test_a_page_says_nothing_of_the_size_of_a_result(
+    start: Start, host: MediaHost, announces_its_size: bool
+) -> None:
+    host.add("0.mp4", media(SIZE))
+    async with start() as service:
+        task = await ended(service, "0.mp4")
+        host.chunked = not announces_its_size
+        host.files["0.mp4"] = page = b"<html>busy</html>"
+        for offset in (len(page), len(page) + 1, SIZE):
+            answer = await refused(download(service.stub, task.id, offset=offset))
+            assert answer.reason == "PROVIDER_UNAVAILABLE"
 
 
 async def test_a_url_inside_our_network_is_never_fetched(start: Start, host: MediaHost) -> None:

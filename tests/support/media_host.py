@@ -40,7 +40,7 @@ class MediaHost:
         types: The media types that are sent with them.
         cuts: Where the connection breaks, once each.
         chunked: Whether no length is announced.
-        answers: Other answers to requests for files.
+        answers: Other answers to requests for files, and to "download-url".
         fresh: What download-url answers for a URL.
         asked: How often each file was asked for.
         pace_seconds: The pause after each mebibyte.
@@ -88,6 +88,8 @@ class MediaHost:
     async def download_url(self, request: web.Request) -> web.StreamResponse:
         url = (await request.json())["url"]
         self.asked[f"fresh {url}"] += 1
+        if answer := self.answers.get("download-url"):
+            return await answer(request)
         return _envelope(self.fresh.get(url))
 
     # --- the files ---
@@ -161,5 +163,17 @@ def endless_media(size_mib: int) -> Answer:
         for _ in range(size_mib):
             await response.write(piece)
         return response
+
+    return send
+
+
+def raw(response: bytes) -> Answer:
+    """Return an answer of these bytes, whatever HTTP says of them."""
+
+    async def send(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(response)
+        request.transport.close()
+        return web.Response()
 
     return send

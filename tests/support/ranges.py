@@ -1,5 +1,6 @@
 """How servers of results answer requests for a part of a file."""
 
+import gzip
 import re
 from collections.abc import Callable
 
@@ -83,6 +84,59 @@ def serves_more(host: MediaHost, name: str) -> Answer:
     return answer
 
 
+def serves_later_parts(host: MediaHost, name: str) -> Answer:
+    """Answer with a part that begins later than was asked for."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        content, start = host.files[name], _offset(request) + 1
+        if "Range" not in request.headers:
+            return await host.send_file(request, name)
+        if start >= len(content):
+            return _none(str(len(content)))
+        return _partial(content, start, len(content), str(len(content)))
+
+    return answer
+
+
+def does_not_describe_parts(host: MediaHost, name: str) -> Answer:
+    """Answer with a part, and do not say which."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        content, start = host.files[name], _offset(request)
+        if "Range" not in request.headers:
+            return await host.send_file(request, name)
+        return web.Response(status=206, body=content[start:])
+
+    return answer
+
+
+def compresses(host: MediaHost, name: str) -> Answer:
+    """Answer with the whole file, always, and compressed."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        del request
+        body = gzip.compress(host.files[name], 1)
+        return web.Response(body=body, headers={"Content-Encoding": "gzip"})
+
+    return answer
+
+
+def compresses_before_it_takes_parts(host: MediaHost, name: str) -> Answer:
+    """Answer with parts of the compressed file."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        body, start = gzip.compress(host.files[name], 1), _offset(request)
+        if "Range" not in request.headers:
+            return web.Response(body=body, headers={"Content-Encoding": "gzip"})
+        if start >= len(body):
+            return _none(str(len(body)))
+        response = _partial(body, start, len(body), str(len(body)))
+        response.headers["Content-Encoding"] = "gzip"
+        return response
+
+    return answer
+
+
 def ignores_ranges(host: MediaHost, name: str) -> Answer:
     """Answer with the whole file, always."""
 
@@ -109,6 +163,10 @@ SERVERS: dict[str, Callable[[MediaHost, str], Answer]] = {
         hides_the_size,
         serves_small_parts,
         serves_more,
+        serves_later_parts,
+        does_not_describe_parts,
+        compresses,
+        compresses_before_it_takes_parts,
         ignores_ranges,
         ignores_ranges_and_hides_the_size,
     )
