@@ -15,6 +15,7 @@ from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from providers.proxies import Proxies
+from providers.urls import split_http_url
 from service.results.content import Content
 from service.results.errors import MissingError, StoreError, store_words
 from service.results.places import READ_BYTES, Place
@@ -116,9 +117,12 @@ class Bucket:
 
 
 def client_options(scheme: str, environment: Mapping[str, str]) -> "ClientConfig":
-    """Return how to connect. Proxies follow the same rules as for all other requests."""
-    *variables, usual = ENDPOINTS[scheme]
-    endpoint = next(filter(None, map(environment.get, variables)), usual)
+    """Return how to connect. Proxies follow the same rules as for all other requests.
+
+    Raises:
+        StoreError: The environment names no usable endpoint.
+    """
+    endpoint = _endpoint(scheme, environment)
     options: ClientConfig = {
         "connect_timeout": timedelta(seconds=10),
         "timeout": timedelta(seconds=60),
@@ -130,6 +134,20 @@ def client_options(scheme: str, environment: Mapping[str, str]) -> "ClientConfig
     if certificates := environment.get("SSL_CERT_FILE"):
         options["root_certificate"] = Path(certificates).read_bytes()
     return options
+
+
+def _endpoint(scheme: str, environment: Mapping[str, str]) -> str:
+    """Return where requests go.
+
+    Raises:
+        StoreError: A variable contains no URL; obstore would panic at the first request.
+    """
+    *variables, usual = ENDPOINTS[scheme]
+    given = {name: environment[name] for name in variables if name in environment}
+    for name, value in given.items():
+        if split_http_url(value) is None:
+            raise StoreError(f"{name} must be an http or https URL, or not be set")
+    return next(iter(given.values()), usual)
 
 
 def _proxy(endpoint: str, environment: Mapping[str, str]) -> Mapping[str, str]:

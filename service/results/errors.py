@@ -12,6 +12,7 @@ DETAILS = re.compile(r"\n\s*\nDebug source:.*", re.DOTALL)
 XML_ERROR = re.compile(r"<\?xml.*|<(?:Error|Code)>.*", re.DOTALL)
 XML_WORDS = re.compile(r"<(?:Code|Message)>([^<]{1,200})<")
 QUERY = re.compile(r"\?[^\s,)]+")
+USERINFO = re.compile(r"(?<=://)[^\s/?#]+(?=@)")
 # The environment variables of the object stores that contain secrets.
 CREDENTIALS = re.compile(r"^(?:AWS|AZURE|GOOGLE|GCP)_.*(?:KEY|SECRET|TOKEN|SAS|ACCOUNT)", re.ASCII)
 
@@ -104,13 +105,13 @@ OUTCOMES = (
 def store_words(error: BaseException) -> str:
     """Return what a storage says, in one line and without secrets.
 
-    Object stores answer with XML that may repeat the key id and the signed text, and URLs may
-    contain a signature: only the code and the message of such an answer are kept.
+    Object stores answer with XML that may repeat the key id and the signed text: only the code and
+    the message of such an answer are kept. URLs may contain a signature or a password.
     """
     text = DETAILS.sub("", str(error)) or type(error).__name__
     if found := XML_ERROR.search(text):
         text = f"{text[: found.start()]}{': '.join(XML_WORDS.findall(found[0]))}"
-    text = " ".join(QUERY.sub("", text).split())
+    text = " ".join(USERINFO.sub(HIDDEN, QUERY.sub("", text)).split())
     for secret in _secrets(os.environ.items()):
         text = text.replace(secret, HIDDEN)
     return text[:WORDS_MAX_CHARACTERS]

@@ -59,12 +59,14 @@ def place_of(url: str) -> Place:
     if not is_visible(url) or not path.isprintable() or ".." in PurePosixPath(path).parts:
         raise ValueError("must not contain `..`, spaces or control characters")
     if parts.scheme == FILE:
-        if parts.netloc or len(path.strip("/")) == 0:
+        if parts.netloc or not path.startswith("/") or len(path.strip("/")) == 0:
             raise ValueError(FORMS)
         return Place(FILE, "", str(PurePosixPath(path)))
     if parts.scheme not in BUCKETS or not parts.netloc or ":" in parts.netloc:
         raise ValueError(FORMS)
     prefix = path.strip("/")
-    if "//" in prefix or "%" in prefix:
-        raise ValueError("must not contain empty or percent-encoded parts")
+    if "//" in prefix or "%" in prefix or "." in prefix.split("/"):
+        raise ValueError(
+            "must not contain percent-encoded parts, empty parts or parts that are `.`"
+        )
     return Place(parts.scheme, parts.netloc, prefix)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from service.results.bucket import Bucket
+from service.results.errors import StoreError
+from service.results.places import place_of
 from tests.support.kept_places import KEY, PLACES, SECRET, S3Place
 from tests.support.paths import ROOT
 from tests.support.processes import Launch, started
@@ -55,6 +58,27 @@ async def test_a_store_says_why_it_refuses_and_no_credential_is_shown(
     assert words in text
 
 
+WRONG_ENDPOINTS = ("", "storage", "storage:9000", "http://", "http://user:word@", "ftp://storage")
+
+
+@pytest.mark.parametrize("endpoint", [*WRONG_ENDPOINTS, "http://127.0.0.1:99999", "http://a b"])
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"])
+def test_an_endpoint_that_is_no_url_is_an_error_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, endpoint: str
+) -> None:
+    monkeypatch.setenv(name, endpoint)
+    with pytest.raises(StoreError, match=rf"^{name} must be an http or https URL") as found:
+        Bucket(place_of("s3://bucket/x"))
+    assert "word" not in str(found.value)
+
+
+async def test_an_endpoint_that_is_no_url_ends_the_start(tmp_path: Path) -> None:
+    variables = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": ""}
+    text = await refused(tmp_path, **variables, RESULTS_URL="s3://bucket/x")
+    assert "RESULTS_URL: AWS_ENDPOINT_URL must be" in text
+    assert "Traceback" not in text
+
+
 async def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
@@ -76,6 +100,7 @@ async def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> 
         ),
         *("http://bucket/x", "s3://user:word@bucket/x", "s3://bucket/x?y=z", "s3://bucket/a b"),
         *("s3://bucket/a/../b", "s3://bucket/a//b", "azure://x/y", "s3://[bucket/x"),
+        *("file:results", "s3://bucket/a/./b", "gs://bucket/."),
     ],
 )
 async def test_a_url_that_names_no_place_is_an_error_of_the_setting(

@@ -59,6 +59,14 @@ def test_the_words_of_a_store_contain_its_code_and_no_secret(
     assert len(store_words(Exception("x" * 9_999))) <= 600
 
 
+@pytest.mark.parametrize(
+    "user", ["user:pass-word", "pass-word", "us%40er:pass-word", "u:pass-word@x"]
+)
+def test_the_words_of_a_store_contain_no_password_of_an_endpoint(user: str) -> None:
+    words = store_words(Exception(f"Error performing PUT http://{user}@127.0.0.1:9/x/k in 2 ms"))
+    assert words == "Error performing PUT http://(hidden)@127.0.0.1:9/x/k in 2 ms"
+
+
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy"])
 def test_a_store_is_reached_through_the_proxy_of_the_environment(variable: str) -> None:
     options = client_options("s3", {variable: "http://proxy.example:3128", "NO_PROXY": ".corp"})
