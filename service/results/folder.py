@@ -47,9 +47,7 @@ class Folder:
                 await _in_thread(file.write, piece)
             await _in_thread(self._finish, file, temporary, key)
         except BaseException:
-            with suppress(OSError):
-                file.close()
-            temporary.unlink(missing_ok=True)
+            await asyncio.to_thread(_discard, file, temporary)
             raise
 
     async def read(self, key: str, start: int, size: int) -> AsyncGenerator[bytes, None]:
@@ -99,13 +97,18 @@ class Folder:
             _persist(folder)
 
     def _read(self, key: str, start: int, size: int) -> bytes:
-        if not self._incoming.exists():
-            raise StoreError("the folder of RESULTS_URL is missing")
+        self._check_present()
         with self._path(key).open("rb") as file:
             file.seek(start)
             return file.read(size)
 
+    def _check_present(self) -> None:
+        """Raise StoreError if the folder is gone, so that no file in it is taken for missing."""
+        if not self._incoming.exists():
+            raise StoreError("the folder of RESULTS_URL is missing")
+
     def _delete(self, key: str) -> None:
+        self._check_present()
         path = self._path(key)
         path.unlink(missing_ok=True)
         with suppress(OSError):  # it is not empty
@@ -118,13 +121,21 @@ class Folder:
         abandoned = time.time() - ABANDONED_SECONDS
         with suppress(FileNotFoundError):
             for file in self._incoming.iterdir():
-                with suppress(FileNotFoundError):
+                with suppress(OSError):
                     if file.stat().st_mtime < abandoned:
                         file.unlink()
 
 
 def _create(path: Path) -> BinaryIO:
     return path.open("xb")
+
+
+def _discard(file: BinaryIO, path: Path) -> None:
+    """Remove a file that will not be completed. If that fails, it is removed by `tidy`."""
+    with suppress(OSError):
+        file.close()
+    with suppress(OSError):
+        path.unlink()
 
 
 def _persist(folder: Path) -> None:
