@@ -18,7 +18,7 @@ from service.bounds import BOUNDS
 from service.callers import Callers
 from service.jobs import log_fields
 from service.kept import open_origin, open_results
-from service.parts import create_parts
+from service.parts import create_parts, start_background
 from service.results.copier import Copier
 from service.results.errors import ResultsConfigError
 from service.settings import Settings
@@ -78,28 +78,36 @@ async def store_results(settings: Settings, since: float | None, report: Report)
             raise ResultsConfigError("RESULTS_URL must be set: it says where results are kept")
         if since is None:
             since = parts.store.now() - parts.provider.delivery_seconds
-        return await _Run(parts.store, results.copier, report).run(since)
+        run = _Run(parts.store, results.copier)
+        start_background(_report(run.progress, report), stack)
+        return await run.run(since)
+
+
+async def _report(progress: Progress, report: Report) -> None:
+    """Report the progress now and then, however long a result takes."""
+    while True:
+        await asyncio.sleep(REPORT_SECONDS)
+        report(str(progress))
 
 
 class _Run:
-    """Copies the results of a few tasks at a time."""
+    """Copies the results of a few tasks at a time.
 
-    def __init__(self, store: Store, copier: Copier, report: Report) -> None:
+    Attributes:
+        progress: What has been done so far.
+    """
+
+    def __init__(self, store: Store, copier: Copier) -> None:
+        self.progress = Progress()
         self._store = store
         self._copier = copier
-        self._report = report
-        self._progress = Progress()
 
     async def run(self, since: float) -> Progress:
-        reported = time.monotonic()
         after = since, ""
         while tasks := await self._store.ended_after(*after, TASKS_AT_ONCE):
             await asyncio.gather(*map(self._store_one, tasks))
             after = tasks[-1].complete_time or since, tasks[-1].id
-            if time.monotonic() - reported > REPORT_SECONDS:
-                reported = time.monotonic()
-                self._report(str(self._progress))
-        return self._progress
+        return self.progress
 
     async def _store_one(self, task: Task) -> None:
         """Copy the results of a task that have no copy."""
@@ -112,7 +120,7 @@ class _Run:
         new = [each.copy for each in artifacts if each not in task.artifacts]
         if new and await self._store.save(task, task.copied(artifacts, self._store.now())) is None:
             new = []  # another run has saved the task meanwhile
-        progress = self._progress
+        progress = self.progress
         progress.tasks += 1
         progress.copied += len(new)
         progress.copied_bytes += sum(copy.size_bytes for copy in new if copy)

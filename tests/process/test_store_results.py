@@ -181,6 +181,26 @@ async def test_an_interrupted_command_can_be_repeated(
             check_copy(await service.query(task.id), task, place)
 
 
+async def test_progress_is_printed_while_a_result_takes_long(
+    start: Start, begin: Any, host: MediaHost
+) -> None:
+    go = asyncio.Event()
+    async with start() as service:
+        for number in range(2):
+            await end(service, host, f"{number}.mp4", media(99, number))
+
+    async def stuck(request: Any) -> Any:
+        await go.wait()
+        return await host.send_file(request, "1.mp4")
+
+    host.answers["1.mp4"] = stuck
+    process = await begin()
+    line = await asyncio.wait_for(process.stdout.readline(), START_SECONDS)
+    assert line.startswith(b"tasks: 1; results copied: 1 (99 bytes); not copied: 0; until ")
+    go.set()
+    assert (await finish(process))[0] == 0
+
+
 async def test_a_running_service_shows_the_copies(
     start: Start, begin: Any, host: MediaHost, place: FolderPlace, database_url: str
 ) -> None:
