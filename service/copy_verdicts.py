@@ -14,12 +14,16 @@ class CopyBounds:
     Attributes:
         retry_seconds: After the first attempt that failed; doubled each time.
         retry_max_seconds: The longest wait.
+        last_min_seconds, last_max_seconds: How long the last attempt may take. It begins when
+            copies are given up, and gets as long as they were tried for, within these limits.
         left_to_others_seconds: How long a process that keeps no results leaves a task to others
             that do: the setting may be changing, one replica after the other.
     """
 
     retry_seconds: float = 5.0
     retry_max_seconds: float = 3_600.0
+    last_min_seconds: float = 10.0
+    last_max_seconds: float = 600.0
     left_to_others_seconds: float = 600.0
 
 
@@ -41,6 +45,16 @@ class CopyVerdicts:
     give_up_seconds: float
     elapsed_seconds: Callable[[float, float], float]
     bounds: CopyBounds = BOUNDS
+
+    def attempt_seconds(self, task: Task, now: float) -> float:
+        """Return how long an attempt that begins now may take."""
+        first_seen = task.update_time
+        if task.stage is not Stage.STORING:
+            first_seen = now if task.generated_time is None else task.generated_time
+        last_seconds = max(self.give_up_seconds, self.bounds.last_min_seconds)
+        return max(0.0, self._left_seconds(first_seen, now)) + min(
+            last_seconds, self.bounds.last_max_seconds
+        )
 
     def after_copies(self, task: Task, artifacts: tuple[Artifact, ...], now: float) -> Task | None:
         """Decide on a task in STORING.

@@ -64,7 +64,8 @@ class Storing:
     ) -> tuple[Artifact, ...] | None:
         """Copy results; None if another process has taken over the task meanwhile."""
         is_ours = partial(self.work.leases.is_ours, task)
-        copied = await self.copier.copy_all(task, artifacts, is_ours)
+        seconds = self.verdicts.attempt_seconds(task, self.work.store.now())
+        copied = await self.copier.copy_all(task, artifacts, is_ours, seconds)
         if await is_ours():
             return copied
         log.warning("results not stored: another process has taken over the task")

@@ -75,7 +75,11 @@ class Copier:
         self._turns = asyncio.Semaphore(limits.copies_max)
 
     async def copy_all(
-        self, task: Task, artifacts: tuple[Artifact, ...], confirm: Confirm
+        self,
+        task: Task,
+        artifacts: tuple[Artifact, ...],
+        confirm: Confirm,
+        seconds: float | None = None,
     ) -> tuple[Artifact, ...]:
         """Copy the results of a task that have no copy yet, at the same time and in their order.
 
@@ -83,24 +87,25 @@ class Copier:
             task: The task.
             artifacts: Its results.
             confirm: Returns whether this process may still complete a copy.
+            seconds: How long all of it may take; None is for as long as the servers are not too
+                slow.
 
         Returns:
             The results, each with its copy, or with the reason why there is none.
         """
         copies = (
-            self._copy_or_explain(task, index, artifact, confirm)
+            self._copy_or_explain(task, index, artifact, confirm, seconds)
             for index, artifact in enumerate(artifacts)
         )
         return tuple(await asyncio.gather(*copies))
 
     async def _copy_or_explain(
-        self, task: Task, index: int, artifact: Artifact, confirm: Confirm
+        self, task: Task, index: int, artifact: Artifact, confirm: Confirm, seconds: float | None
     ) -> Artifact:
         if artifact.copy:
             return artifact
         try:
-            async with self._turns:
-                copied = await self._copy(_stem(task, index), artifact, confirm)
+            copied = await self._copy_in_time(_stem(task, index), artifact, confirm, seconds)
         except CopyError as error:
             self._metrics.ended(error.outcome)
             log.warning("a result was not copied", index=index, reason=str(error))
@@ -112,6 +117,16 @@ class Copier:
         self._metrics.ended(COPIED)
         log.debug("a result was copied", index=index, uri=copied.copy and copied.copy.uri)
         return copied
+
+    async def _copy_in_time(
+        self, stem: str, artifact: Artifact, confirm: Confirm, seconds: float | None
+    ) -> Artifact:
+        """Copy a result when it is its turn."""
+        try:
+            async with asyncio.timeout(seconds), self._turns:
+                return await self._copy(stem, artifact, confirm)
+        except TimeoutError:
+            raise CopyError("the result was not copied in time") from None
 
     async def _copy(self, stem: str, artifact: Artifact, confirm: Confirm) -> Artifact:
         async with self._origin.open(artifact.url) as download:

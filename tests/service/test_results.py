@@ -223,6 +223,22 @@ async def test_after_a_while_a_task_is_success_without_the_copies_that_failed(
     assert host.asked["0.mp4"] > 1
 
 
+async def test_a_result_that_never_arrives_ends_no_later_than_one_that_is_refused(
+    start: Start, host: MediaHost, place: FolderPlace
+) -> None:
+    content = media(99)
+    host.add("0.mp4", content)
+    stuck(host, "1.mp4")
+    quick = replace(QUICK, last_min_seconds=0.5)
+    bounds = poller_bounds(copies=quick)
+    async with start(results_give_up_seconds=0.3, bounds=bounds) as service:
+        task = await service.create(prompt("0.mp4", "1.mp4"))
+        copied, late = (await service.end(task.id)).artifacts
+        assert late.storage_error == "the result was not copied in time"
+        assert place.content(copied.storage_uri) == content
+    assert place.temporary() == []
+
+
 async def test_a_fresh_link_is_asked_for_at_the_provider(
     start: Start, host: MediaHost, place: FolderPlace
 ) -> None:

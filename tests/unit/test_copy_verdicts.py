@@ -55,6 +55,21 @@ def test_attempts_back_off_from_5_seconds_to_an_hour() -> None:
     assert task.artifacts == (COPIED, FAILED)
 
 
+def test_an_attempt_ends_soon_after_copies_are_given_up() -> None:
+    def seconds(give_up_seconds: float, now: float, task: Task = STORING) -> float:
+        verdicts = CopyVerdicts(give_up_seconds, lambda since, now: now - since)
+        return verdicts.attempt_seconds(task, now)
+
+    assert seconds(DAY, NOW) == DAY + 600
+    assert seconds(DAY, NOW + DAY - 5) == 605
+    assert seconds(DAY, NOW + 9 * DAY) == 600
+    assert (seconds(99, NOW), seconds(99, NOW + 98), seconds(99, NOW + 99)) == (198, 100, 99)
+    assert (seconds(0.1, NOW + 1), seconds(5, NOW)) == (10, 15)
+    assert seconds(DAY, NOW + 5, LATE) == DAY + 600
+    seen = LATE.uncopied_late(NOW, NOW + 9)
+    assert seconds(DAY, NOW + DAY, seen) == 600
+
+
 def test_the_last_attempt_is_at_the_end_and_then_the_task_is_success_without_the_copy() -> None:
     late = after(STORING, COPIED, FAILED, now=NOW + DAY - 2)
     assert late.due_time == NOW + DAY
