@@ -26,6 +26,7 @@ from yarl import URL
 
 from kie_generation import media
 from kie_generation.addresses import PublicResolver, is_literal, is_public, is_public_name
+from kie_generation.decoding import decoder_of
 from kie_generation.generated.generation.v1.generation_pb2 import Artifact
 from kie_generation.proxies import Proxies, tls_context
 
@@ -172,18 +173,27 @@ class Downloader:
         room = max_bytes
         pace = _Pace(self._minimum_rate)
         async with self._open(url) as response:
+            decoder = decoder_of(response.headers.getall("Content-Encoding", ()))
             chunks = response.content.iter_chunked(CHUNK_BYTES)
             while chunk := await pace.next_of(chunks):
-                room -= len(chunk)
-                if room < 0:
-                    raise TooLargeError(url, f"larger than {max_bytes} bytes")
-                await asyncio.to_thread(file.write, chunk)
+                for piece in decoder.pieces(chunk) if decoder else (chunk,):
+                    room -= len(piece)
+                    if room < 0:
+                        raise TooLargeError(url, f"larger than {max_bytes} bytes")
+                    await asyncio.to_thread(file.write, piece)
+            if decoder:
+                decoder.check_end()
             return response.headers.get("Content-Type", "")
 
 
 def _session(resolver: AbstractResolver | None) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(resolver=resolver, ssl=tls_context(os.environ))
-    return aiohttp.ClientSession(timeout=_TIMEOUT, connector=connector)
+    return aiohttp.ClientSession(
+        timeout=_TIMEOUT,
+        connector=connector,
+        headers={"Accept-Encoding": "identity"},
+        auto_decompress=False,
+    )
 
 
 @functools.cache  # logged once for each proxy

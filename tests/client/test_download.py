@@ -1,7 +1,10 @@
 """Downloads of results: what is saved, and what is refused."""
 
 import asyncio
+import gzip
+import random
 import socket
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,52 @@ async def test_a_download_that_fails_leaves_no_file(tmp_path: Path, path: str, w
     async with serving_results() as results:
         with pytest.raises(DownloadError, match=why):
             await save(tmp_path, Artifact(url=results.base + path), max_bytes=5)
+    assert saved_in(tmp_path) == []
+
+
+LARGE = PNG + random.Random(1).randbytes(300_000)
+ZIPPED, MEMBERS = gzip.compress(LARGE), gzip.compress(LARGE[:99]) + gzip.compress(LARGE[99:])
+
+
+@pytest.mark.parametrize(
+    ("body", "coding"),
+    [
+        *(
+            (ZIPPED, "gzip"),
+            (ZIPPED, "x-gzip"),
+            (MEMBERS, "gzip"),
+            (zlib.compress(LARGE), "deflate"),
+        ),
+        *((LARGE, "identity"), (LARGE, "aws-chunked")),
+    ],
+)
+async def test_a_compressed_result_is_saved_as_it_was_before(
+    tmp_path: Path, body: bytes, coding: str
+) -> None:
+    async with serving_results() as results:
+        artifact = results.add("/picture.png", body)
+        results.codings["/picture.png"] = coding
+        [path] = await save(tmp_path, artifact)
+    assert path.read_bytes() == LARGE
+
+
+@pytest.mark.parametrize(
+    ("body", "coding"),
+    [
+        *((ZIPPED[:-50_000], "gzip"), (ZIPPED[:-1], "gzip"), (MEMBERS[:-1], "gzip")),
+        *((ZIPPED + b"x", "gzip"), (LARGE, "gzip"), (zlib.compress(LARGE)[:-999], "deflate")),
+        *((gzip.compress(ZIPPED), "gzip, gzip"), (LARGE, "br"), (LARGE, "zstd")),
+    ],
+)
+async def test_a_compressed_result_that_is_cut_or_damaged_is_not_saved(
+    tmp_path: Path, body: bytes, coding: str
+) -> None:
+    async with serving_results() as results:
+        artifact = results.add("/picture.png", body)
+        results.codings["/picture.png"] = coding
+        with pytest.raises(DownloadError, match="compressed") as found:
+            await save(tmp_path, artifact)
+    assert found.value.is_transient
     assert saved_in(tmp_path) == []
 
 

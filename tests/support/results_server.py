@@ -15,11 +15,15 @@ PNG = b"\x89PNG\r\n\x1a\n picture"
 
 @dataclass
 class Results:
-    """A server of results: `files` by path, and redirects by path. It keeps what it was asked."""
+    """A server of results: `files` by path, and redirects by path. It keeps what it was asked.
+
+    `codings` are the Content-Encoding headers by path.
+    """
 
     base: str = ""
     files: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
+    codings: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
     def add(self, path: str, content: bytes, content_type: str = "image/png") -> Artifact:
@@ -33,7 +37,10 @@ class Results:
         if request.path not in self.files:
             return web.Response(status=404)
         content_type, content = self.files[request.path]
-        return web.Response(body=content, headers={"Content-Type": content_type})
+        headers = {"Content-Type": content_type}
+        if coding := self.codings.get(request.path):
+            headers["Content-Encoding"] = coding
+        return web.Response(body=content, headers=headers)
 
 
 @asynccontextmanager
