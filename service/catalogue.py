@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from enum import StrEnum
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from providers.kie.catalogue.facts import JOBS_PATH, JsonSchema, ModelFacts, bundled
@@ -23,6 +24,7 @@ TAKEN_BY_MARKET = frozenset({MARKET, "imagen4", "sora2"})  # the members whose i
 UNLISTED_LABEL = "unlisted"  # the label in metrics of every model that the catalogue does not list
 CHAT = "Chat"  # the task type of models that do not create tasks
 SIMILAR_CHARACTERS = 3  # the beginning that an unknown id shares with the ids suggested for it
+SIMILAR_MAX = 100  # ids that an unknown one is compared with
 
 
 class Lifecycle(StrEnum):
@@ -171,7 +173,8 @@ class Catalogue:
         """Return the ids that begin like an unknown one: comparing it with all ids takes long."""
         start = model_id[:SIMILAR_CHARACTERS].casefold()
         active = (known.stored.id for known in self._sorted if known.lifecycle is Lifecycle.ACTIVE)
-        return [known_id for known_id in active if known_id.casefold().startswith(start)]
+        similar = (known_id for known_id in active if known_id.casefold().startswith(start))
+        return list(islice(similar, SIMILAR_MAX))
 
     def retired_note(self, model_id: str) -> str:
         """Return since when a model has been missing from the catalogue, as words for an error.

@@ -481,6 +481,78 @@ def test_an_alternative_that_cannot_be_checked_makes_no_input_ambiguous() -> Non
     assert refusals(described, {"x": 5}) == {"input.x": 'must be the string "5"'}
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"type": "string", "enum": [5, 10]},
+        {"type": "integer", "enum": ["5", "10"]},
+        {"type": "string", "enum": ["auto", 5, 10]},
+        {"type": "string", "enum": [True, False]},
+        {"type": ["string", "null"], "enum": [5, 10, None]},
+    ],
+    ids=["numbers for text", "text for integers", "some", "on and off", "or null"],
+)
+def test_choices_that_do_not_have_the_declared_type_refuse_nothing(field: Any) -> None:
+    described = document(fields(duration=field))
+    for value in ("5", 5, 10, "10", "on"):
+        assert refusals(described, {"duration": value}) == {}
+    schema = reduced(described).input_schema
+    assert schema is not None
+    assert schema["properties"]["duration"]["examples"] == field["enum"]
+
+
+def test_null_among_the_choices_is_a_value() -> None:
+    described = document(fields(mode={"type": "string", "enum": ["a", None]}))
+    assert refusals(described, {"mode": None}) == {}
+    assert refusals(described, {"mode": "b"}) == {"input.mode": "must be one of a, null"}
+
+
+@pytest.mark.parametrize(
+    ("variants", "value"),
+    [
+        ([{"type": "integer"}, {"type": "number"}], 5),
+        (
+            [{"type": "string", "format": "uri"}, {"type": "string", "format": "byte"}],
+            "https://a.b",
+        ),
+        ([{"type": "string", "enum": ["a", "b"]}, {"type": "string", "maxLength": 5}], "a"),
+    ],
+    ids=["numbers", "formats", "texts"],
+)
+def test_a_value_may_be_of_more_than_one_of_the_types_of_a_field(variants: Any, value: Any) -> None:
+    described = document(fields(x={"oneOf": variants}))
+    assert refusals(described, {"x": value}) == {}
+    assert "input.x" in refusals(described, {"x": []})
+
+
+def test_the_field_that_tells_alternatives_apart_may_be_any_of_theirs() -> None:
+    described = document(
+        {
+            "oneOf": [
+                fields("kind", "a", kind={"enum": ["draw"]}, a=TEXT),
+                fields("kind", "b", kind={"enum": ["edit"]}, b=TEXT),
+            ]
+        }
+    )
+    assert refusals(described, {"kind": "x"}) == {"input.kind": "must be one of draw, edit"}
+    assert refusals(described, {"kind": "edit"}) == {"input.b": "is required"}
+
+
+def test_a_field_that_no_alternative_knows_is_named_once() -> None:
+    described = document(
+        {
+            "oneOf": [
+                {**fields("a", a=TEXT), "additionalProperties": False},
+                {**fields("b", b=TEXT), "additionalProperties": False},
+            ]
+        }
+    )
+    schema = reduced(described).input_schema
+    assert schema is not None
+    found = Validators("input").check("model", schema, {"a": "x", "zzz": 1}).violations
+    assert [violation.field for violation in found] == ["input.zzz"]
+
+
 def test_parts_of_allof_that_contradict_each_other_all_count() -> None:
     described = document(
         fields(x={"allOf": [{"type": "integer", "minimum": 2}, {"minimum": 4}, {"maximum": 9}]})
@@ -578,6 +650,65 @@ def test_deep_nesting_is_cut_off(keyword: str) -> None:
 )
 def test_a_huge_schema_takes_no_time(schema: Any) -> None:
     assert_quick(document(schema))
+
+
+PART: dict[str, Any] = {"$ref": "#/components/schemas/Part"}
+MANY = [{"allOf": [PART] * 50}] * 50
+
+
+@pytest.mark.parametrize(
+    ("body", "part"),
+    [
+        (fields(**{f"f{n}": PART for n in range(1_500)}), {f"x-{n}": n for n in range(50_000)}),
+        (
+            fields(**{f"f{n}": PART | {"title": "a"} for n in range(1_500)}),
+            {f"x-{n}": n for n in range(50_000)},
+        ),
+        (
+            fields(**{f"f{n}": PART for n in range(1_500)}),
+            {"properties": {f"\n{n}": TEXT for n in range(50_000)}},
+        ),
+        (fields(**{f"f{n}": PART for n in range(1_500)}), {"type": ["string"] * 100_000}),
+        (
+            fields(**{f"f{n}": PART for n in range(1_500)}),
+            {"type": "string", "default": "1", "enum": [str(n) for n in range(500)]},
+        ),
+        (
+            fields(**{f"f{n}": PART for n in range(1_500)}),
+            {"required": [str(n) for n in range(500)]},
+        ),
+        (
+            fields(**{f"f{n}": PART for n in range(1_500)}),
+            {"type": "string", "description": "\n" * 500_000},
+        ),
+    ],
+    ids=["keywords", "titles", "names", "types", "choices", "required", "words"],
+)
+def test_a_large_part_that_is_referred_to_often_takes_little_time(body: Any, part: Any) -> None:
+    started = time.process_time()
+    reduced(document(body, Part=part))
+    assert time.process_time() - started < 0.5
+
+
+def test_a_body_of_many_parts_takes_little_time() -> None:
+    parts: Any = {"allOf": [{"allOf": [{}] * 30_000}]}
+    started = time.process_time()
+    assert reduced(around({"allOf": MANY}, Part=parts)).input_schema is None
+    assert time.process_time() - started < 0.5
+
+
+def test_a_name_is_compared_with_similar_ones_in_little_time() -> None:
+    letters = "abcdefghijklmnopqrst_0123456789" * 2
+    names = [letters[n % 30 :] + str(n) for n in range(600)]
+    schema = reduced(document(fields(**dict.fromkeys(names, TEXT)))).input_schema
+    assert schema is not None
+    validators = Validators("input")
+    validators.check("model", schema, {})
+    wrong = {letters[n:] + letters[:n]: "x" for n in range(20)}
+    started = time.process_time()
+    found = validators.check("model", schema, wrong).violations
+    assert time.process_time() - started < 0.25
+    assert len(found) == 20
 
 
 def test_a_catastrophic_regular_expression_is_matched_in_linear_time() -> None:

@@ -48,14 +48,14 @@ def without_disputes(schema: Mapping[str, Any], model: str) -> Mapping[str, Any]
 def _relaxed(schema: Mapping[str, Any], found: Disputes) -> dict[str, Any]:
     relaxed = dict(schema)
     fields = schema.get("properties", {})
-    unchecked = {name: _unchecked(fields[name]) for name in found.fields if name in fields}
-    if unchecked:
-        relaxed["properties"] = {**fields, **unchecked}
+    accepting = {name: unchecked(fields[name]) for name in found.fields if name in fields}
+    if accepting:
+        relaxed["properties"] = {**fields, **accepting}
     if "required" in schema:
         relaxed["required"] = [
             name
             for name in schema["required"]
-            if name not in found.fields or "default" in unchecked.get(name, ())
+            if name not in found.fields or "default" in accepting.get(name, ())
         ]
     if found.partial:
         relaxed.pop("additionalProperties", None)
@@ -70,7 +70,7 @@ def _relaxed(schema: Mapping[str, Any], found: Disputes) -> dict[str, Any]:
     return relaxed
 
 
-def _unchecked(field: Mapping[str, Any]) -> dict[str, Any]:
+def unchecked(field: Mapping[str, Any]) -> dict[str, Any]:
     """Return a description of a field that accepts every value."""
     kept = {name: field[name] for name in ("title", "default", "examples") if name in field}
     if "enum" in field:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from providers.kie.catalogue.disputes import unchecked
+
 TEXT_MAX_CHARACTERS = 200
 CHOICES_MAX = 500
 PATTERN_MAX_CHARACTERS = 256
@@ -71,17 +73,44 @@ def simple(node: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
             del schema[exclusive]
             if flag and bound in schema:
                 schema[exclusive] = schema.pop(bound)
-    if node.get("nullable") is True:
+    if node.get("nullable") is True or None in schema.get("enum", ()):
         _allow_null(schema)
+    if not _choices_fit(schema):
+        return unchecked(schema), lost + 1
     if schema.get("uniqueItems") and schema.get("maxItems", math.inf) > UNIQUE_ITEMS_MAX:
         del schema["uniqueItems"]  # comparing many values takes long
         lost += 1
     return schema, lost
 
 
+def _choices_fit(schema: Mapping[str, Any]) -> bool:
+    """Return whether choices have the declared type. `5` as text needs quotes in YAML, too.
+
+    If they have not, either may be wrong, and together they would refuse every value.
+    """
+    types = schema.get("type", TYPES)
+    types = types if isinstance(types, list | tuple) else (types,)
+    return all(any(map(_kinds(choice).__contains__, types)) for choice in schema.get("enum", ()))
+
+
+def _kinds(value: Scalar) -> tuple[str, ...]:
+    """Return the types of JSON Schema that a value has."""
+    match value:
+        case None:
+            return ("null",)
+        case bool():
+            return ("boolean",)
+        case str():
+            return ("string",)
+        case _:
+            return ("integer", "number") if float(value).is_integer() else ("number",)
+
+
 def _allow_null(schema: dict[str, Any]) -> None:
-    if isinstance(schema.get("type"), str):
+    if isinstance(schema.get("type"), str) and schema["type"] != "null":
         schema["type"] = [schema["type"], "null"]
+    elif isinstance(schema.get("type"), list) and "null" not in schema["type"]:
+        schema["type"] = [*schema["type"], "null"]
     if "enum" in schema and None not in schema["enum"]:
         schema["enum"] = [*schema["enum"], None]
 
@@ -115,7 +144,7 @@ def _step(value: Any) -> int | None:
 
 def _types(value: Any) -> str | list[str] | None:
     if isinstance(value, list):
-        names = [name for name in TYPES if name in value]
+        names = [name for name in TYPES if name in value[: len(TYPES)]]
         return names if names and len(names) == len(value) else None
     return value if isinstance(value, str) and value in TYPES else None
 

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
+from providers.kie.catalogue.effort import Effort, TooLargeError
 from providers.kie.catalogue.facts import JOBS_PATH, JsonSchema
-from providers.kie.catalogue.reducer import Reducer, TooLargeError
+from providers.kie.catalogue.reducer import Reducer
 from providers.kie.catalogue.references import References
 
 API_PREFIX = "/api/v1/"
 WRAPPERS = ("allOf", "oneOf", "anyOf")
 WRAPPERS_DEPTH_MAX = 4  # around the `input` of a body
+STEPS_PER_PATH = 10
+STEPS_PER_BODY = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,29 +44,33 @@ def reduced(document: Any) -> ModelSchema:
     """
     if not isinstance(document, Mapping):
         return ModelSchema("", None)
-    references = References(document)
-    path, body = _operation(document, references)
-    inputs = list(_inputs(body, references))
-    if not inputs:
-        return ModelSchema(path, None)
+    effort = Effort()
+    references = References(document, effort)
+    path = ""
     try:
-        schema = Reducer(references).input_schema(
-            inputs[0] if len(inputs) == 1 else {"anyOf": inputs}
-        )
+        path, body = _operation(document, references, effort)
+        inputs = list(_inputs(body, references, effort))
+        node = inputs[0] if len(inputs) == 1 else {"anyOf": inputs}
+        schema = Reducer(references, effort).input_schema(node) if inputs else None
     except TooLargeError:
         schema = None
     return ModelSchema(path, schema)
 
 
-def _operation(document: Mapping[str, Any], references: References) -> tuple[str, Any]:
+def _operation(
+    document: Mapping[str, Any], references: References, effort: Effort
+) -> tuple[str, Any]:
     """Return the endpoint that creates tasks, and the schema of its body."""
-    found = dict(_bodies(document, references))
+    found = dict(_bodies(document, references, effort))
     path = JOBS_PATH if JOBS_PATH in found else next(iter(found), "")
     return path, found.get(path)
 
 
-def _bodies(document: Mapping[str, Any], references: References) -> Iterator[tuple[str, Any]]:
+def _bodies(
+    document: Mapping[str, Any], references: References, effort: Effort
+) -> Iterator[tuple[str, Any]]:
     for path, item in _object(document.get("paths")).items():
+        effort.spend(STEPS_PER_PATH)
         post = _object(references.resolved(item)).get("post")
         body = _object(references.resolved(_object(post).get("requestBody")))
         content = _object(body.get("content"))
@@ -73,9 +80,10 @@ def _bodies(document: Mapping[str, Any], references: References) -> Iterator[tup
 
 
 def _inputs(
-    body: Any, references: References, depth: int = WRAPPERS_DEPTH_MAX
+    body: Any, references: References, effort: Effort, depth: int = WRAPPERS_DEPTH_MAX
 ) -> Iterator[Mapping[str, Any]]:
     """Yield the schemas of the field `input` in the schema of a body."""
+    effort.spend(STEPS_PER_BODY)
     body = _object(references.resolved(body))
     found = _object(body.get("properties")).get("input")
     if isinstance(found, Mapping):
@@ -84,7 +92,7 @@ def _inputs(
         for wrapper in WRAPPERS:
             parts = body.get(wrapper)
             for part in parts if isinstance(parts, list) else ():
-                yield from _inputs(part, references, depth - 1)
+                yield from _inputs(part, references, effort, depth - 1)
 
 
 def _object(value: Any) -> Mapping[str, Any]:

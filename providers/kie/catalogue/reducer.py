@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from providers.kie.catalogue import keywords
+from providers.kie.catalogue.effort import Effort, TooLargeError
 from providers.kie.catalogue.facts import JsonSchema
 from providers.kie.catalogue.references import References
 from providers.kie.catalogue.validator import compile_schema
@@ -20,15 +21,12 @@ MERGED = frozenset({"properties", "required", "allOf"})  # by allOf, from all it
 NOT_AN_INPUT = frozenset({"callBackUrl"})
 
 
-class TooLargeError(Exception):
-    """The schema has too many parts, perhaps because they refer to each other."""
-
-
 class Reducer:
     """Reduces one schema; its limits count for all of it."""
 
-    def __init__(self, references: References) -> None:
+    def __init__(self, references: References, effort: Effort) -> None:
         self._references = references
+        self._effort = effort
         self._nodes = 0
         self._branches = 0
         self._patterns = 0
@@ -70,6 +68,7 @@ class Reducer:
         if not isinstance(node, Mapping) or depth > DEPTH_MAX:
             self._left_out += node is not True
             return {}
+        self._effort.spend_on(node)
         if "$ref" in node:
             return self._referred(node, depth, refs, branch=branch)
         schema, left_out = keywords.simple(node)
@@ -112,6 +111,7 @@ class Reducer:
     ) -> None:
         fields = node.get("properties")
         if isinstance(fields, Mapping):
+            self._effort.spend(len(fields))
             schema["properties"] = {
                 name: self._schema(field, depth + 1, refs)
                 for name, field in fields.items()
@@ -147,10 +147,23 @@ class Reducer:
                 _open(branches)
             if name == "allOf":
                 _fold(schema, branches)
-            elif name == "oneOf" and left_out == self._left_out:
+            elif name == "oneOf" and left_out == self._left_out and _are_exclusive(branches):
                 schema["oneOf"] = branches
             else:  # a branch that lost a constraint may accept what only another one should
                 schema.setdefault("allOf", []).append({"anyOf": branches})
+
+
+def _are_exclusive(branches: list[dict[str, Any]]) -> bool:
+    """Return whether exactly one branch has to fit: only groups of fields exclude each other.
+
+    A `oneOf` of plain values lists their types, and `5` is an integer as well as a number.
+    """
+    return any(map(_has_fields, branches))
+
+
+def _has_fields(schema: Mapping[str, Any]) -> bool:
+    named = "properties" in schema or "required" in schema
+    return named or any(map(_has_fields, _branches(schema)))
 
 
 def _open(branches: list[dict[str, Any]]) -> None:

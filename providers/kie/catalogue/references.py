@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
+from providers.kie.catalogue.effort import Effort
+
 HOPS_MAX = 16  # references to references
 POINTER_MAX_CHARACTERS = 500
 
@@ -15,8 +17,10 @@ class References:
     or a blank, or with a blank at the end.
     """
 
-    def __init__(self, document: Mapping[str, Any]) -> None:
+    def __init__(self, document: Mapping[str, Any], effort: Effort) -> None:
+        """Look for references in a document; every method may raise TooLargeError."""
         self._document = document
+        self._effort = effort
         self._indexes: dict[int, dict[str, Any]] = {}
 
     def target(self, reference: Any) -> Any:
@@ -27,6 +31,7 @@ class References:
         if len(pointer) > POINTER_MAX_CHARACTERS or (pointer and not pointer.startswith("/")):
             return None
         node: Any = self._document
+        self._effort.spend(1 + pointer.count("/"))
         for token in pointer.split("/")[1:]:
             node = self._member(node, token.replace("~1", "/").replace("~0", "~"))
         return node
@@ -49,6 +54,7 @@ class References:
     def _index(self, node: Mapping[str, Any]) -> dict[str, Any]:
         """Return the members of an object by their normalised names; made once."""
         if id(node) not in self._indexes:
+            self._effort.spend(len(node))
             self._indexes[id(node)] = {_spelling(name): value for name, value in node.items()}
         return self._indexes[id(node)]
 

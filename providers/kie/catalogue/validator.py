@@ -211,6 +211,6 @@ def _alternatives(schema: JsonSchema, value: Any) -> Iterator[Any]:
     """Yield a value with the defaults that each branch of a combinator requires."""
     for name in ("oneOf", "anyOf"):
         for branch in schema.get(name, ()):
-            filled = _filled(branch, value)
+            filled = _filled(branch, value) if _has_defaults(branch) else value
             if filled is not value:
                 yield filled

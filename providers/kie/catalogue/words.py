@@ -17,8 +17,8 @@ from providers.kie.values import field_name
 VIOLATIONS_MAX = 100
 CHOICES_MAX_CHARACTERS = 200  # an error may have 300 bytes for the words about a field
 PATTERN_MAX_CHARACTERS = 100
-# Comparing a name with all known ones takes long.
-SUGGESTIONS_MAX = 10
+# Comparing names takes long: this many of a check, and only of such a length.
+COMPARISONS_MAX = 400
 NAME_MAX_CHARACTERS = 64
 
 TYPES = {
@@ -49,7 +49,7 @@ LIKE_JSON = re.compile(rf"{NUMBER.pattern}|true|false|null|\s*|\s.*|.*\s")
 
 Path = tuple[str | int, ...]
 # The rules that say most about a value come first; less telling ones about it are dropped.
-CHOICES, TYPE, OTHER = range(3)
+CHOICES, TYPE, OTHER, UNKNOWN = range(4)
 
 
 class Broken(NamedTuple):
@@ -74,12 +74,12 @@ def violations(
     explainer = _Explainer(schema, value)
     broken = [rule for error in errors for rule in explainer.explain(error)]
     best = {where: rank for where, _, rank in sorted(broken, key=_worst_first)}
-    found = dict.fromkeys(
-        Violation(path + _written(where), words)
-        for where, words, rank in broken
-        if rank == best[where]
-    )
-    return sorted(found, key=lambda violation: violation.field)[:VIOLATIONS_MAX]
+    found: dict[tuple[Path, str], Violation] = {}
+    for where, words, rank in broken:
+        if rank == best[where]:  # each branch of a combinator may not know a field
+            key = (where, "" if rank == UNKNOWN else words)
+            found.setdefault(key, Violation(path + _written(where), words))
+    return sorted(found.values(), key=lambda violation: violation.field)[:VIOLATIONS_MAX]
 
 
 def _worst_first(broken: Broken) -> int:
@@ -106,7 +106,7 @@ class _Explainer:
     def __init__(self, schema: Mapping[str, Any], value: Any) -> None:
         self._schema = schema
         self._value = value
-        self._suggestions = 0
+        self._comparisons = COMPARISONS_MAX
 
     def explain(self, error: ValidationError) -> Iterator[Broken]:
         where = tuple(error.instance_path)
@@ -118,7 +118,7 @@ class _Explainer:
             case Kind.AdditionalProperties(names):
                 known = list(_at(self._schema, [*error.schema_path[:-1], "properties"]) or ())
                 for name in islice(names, VIOLATIONS_MAX):
-                    yield Broken((*where, name), self._unknown(name, known))
+                    yield Broken((*where, name), self._unknown(name, known), UNKNOWN)
             case Kind.Type(types):
                 yield Broken(where, type_words(types, value), TYPE)
             case Kind.Enum(options):
@@ -133,9 +133,11 @@ class _Explainer:
                 yield Broken(where, rule_words(error))
 
     def _unknown(self, name: str, known: list[str]) -> str:
-        self._suggestions += 1
-        if self._suggestions <= SUGGESTIONS_MAX and len(name) <= NAME_MAX_CHARACTERS:
-            plain = {field_name(other): other for other in reversed(known)}
+        if self._comparisons and len(name) <= NAME_MAX_CHARACTERS:
+            short = (other for other in known if len(other) <= NAME_MAX_CHARACTERS)
+            compared = list(islice(short, self._comparisons))
+            self._comparisons -= len(compared)
+            plain = {field_name(other): other for other in reversed(compared)}
             for near in get_close_matches(field_name(name), plain, n=1):
                 return f"unknown; did you mean {plain[near]}?"
         return f"unknown; the fields are {_listed(known)}" if known else "unknown"
@@ -162,10 +164,36 @@ class _Explainer:
             if not mismatches[at]
         ]
         if near:
-            yield from branches[min(near)[-1]]
+            nearest = [at for fit, _, at in near if fit == min(near)[0]]
+            shared = list(_shared_choices(where, value, [context[at] for at in nearest]))
+            yield from shared or branches[min(near)[-1]]
             return
         wanted = [rule.words.removeprefix("must be ") for rule in mismatches if rule]
         yield Broken(where, f"must be {' or '.join(dict.fromkeys(wanted))}", TYPE)
+
+
+def _shared_choices(
+    where: Path, value: Any, contexts: list[list[ValidationError]]
+) -> Iterator[Broken]:
+    """Explain a field whose value no branch accepts, such as one that tells the branches apart."""
+    if len(contexts) <= 1 or not isinstance(value, dict):
+        return
+    for name, given in value.items():
+        options = [
+            [each for error in errors for each in _options(error, (*where, name))]
+            for errors in contexts
+        ]
+        if all(options):
+            merged = list(dict.fromkeys(option for each in options for option in each))
+            yield Broken((*where, name), choice_words(merged, given), CHOICES)
+
+
+def _options(error: ValidationError, place: Path) -> Sequence[Any]:
+    """Return the choices at a place, if the error is about them."""
+    if tuple(error.instance_path) != place or not isinstance(error.kind, Kind.Enum):
+        return ()
+    options: Sequence[Any] = error.kind.options
+    return options
 
 
 def _missing(where: Path, branches: list[list[Broken]], how_many: str) -> Iterator[Broken]:
