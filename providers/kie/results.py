@@ -92,16 +92,26 @@ def _results(record: Mapping[str, Any], fields: Iterable[str]) -> list[Any]:
     return [held for name in fields if (held := unwrapped(record.get(name))) not in (None, "")]
 
 
-def _object_of(result: Any) -> dict[str, Any] | list[Any] | None:
+def _object_of(result: Any) -> dict[str, Any] | list[Any] | str | None:
+    """Return the `resultObject` of a result; a text, such as lyrics, is one unless it is blank."""
     found = unwrapped(result.get("resultObject")) if isinstance(result, Mapping) else None
+    if isinstance(found, str):
+        return found if found.strip() else None
     return found if isinstance(found, dict | list) else None
 
 
 def _listed_urls(results: list[Any]) -> tuple[Any, tuple[str, ...]] | None:
-    """Return the first result with `resultUrls`, else with audio or video in `data`."""
-    for find in (_urls_of_result, _urls_of_data):
-        for result in results:
-            if isinstance(result, dict) and (urls := _bounded(find(result))):
+    """Return the first result with `resultUrls`, else with audio or video in `data`.
+
+    `data` may also be in a `response` inside the result.
+    """
+    objects = [result for result in results if isinstance(result, dict)]
+    for result in objects:
+        if urls := _bounded(_urls_of_result(result)):
+            return result, urls
+    for result in objects:
+        for place in (result, unwrapped(result.get("response"))):
+            if isinstance(place, dict) and (urls := _bounded(_urls_of_data(place))):
                 return result, urls
     return None
 
@@ -115,8 +125,9 @@ def _urls_of_data(result: dict[str, Any]) -> Iterator[str]:
     items = unwrapped(result.get("data"))
     for item in items if isinstance(items, list) else [items]:
         if isinstance(item, dict):
-            for name in ("audio_url", "video_url"):
-                yield from _urls(item.get(name))
+            fields = {field_name(name): field for name, field in item.items()}
+            for name in ("audiourl", "videourl"):
+                yield from _urls(fields.get(name))
 
 
 def _first_urls(places: list[Any]) -> tuple[Any, tuple[str, ...]]:

@@ -313,6 +313,47 @@ async def test_an_object_of_megabytes_is_kept_in_part(wire: Wire) -> None:
     assert len(outcome.result_json) < 100_000
 
 
+SONG = {
+    "audio_url": "https://r.example/a.mp3",
+    "image_url": "https://r.example/a.jpeg",
+    "stream_audio_url": "https://r.example/stream",
+}
+CAMEL_SONG = {"audioUrl": SONG["audio_url"], "streamAudioUrl": SONG["stream_audio_url"]}
+
+
+@pytest.mark.parametrize("field", ["resultJson", "response"])
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"data": [SONG]},
+        {"response": {"data": [SONG]}},
+        {"response": json.dumps({"data": [SONG]})},
+        {"response": {"data": SONG}},
+        {"response": {"data": [CAMEL_SONG]}},
+    ],
+    ids=["data", "response", "text", "one", "camel case"],
+)
+async def test_the_result_of_a_song_is_its_audio(wire: Wire, field: str, result: Any) -> None:
+    given = json.dumps(result) if field == "resultJson" else result
+    data = {"taskId": "task-1", "state": "success", field: given}
+    wire.kie.text = json.dumps({"code": 200, "data": data}).encode()
+    outcome = await wire.provider.poll("acme/sing", "task-1")
+    assert isinstance(outcome, Succeeded)
+    assert outcome.urls == (SONG["audio_url"],)
+    assert json.loads(outcome.result_json)["resultUrls"] == [SONG["audio_url"]]
+
+
+async def test_a_text_may_be_the_result_but_not_a_blank_one(wire: Wire) -> None:
+    for text, is_result in (("la la la", True), (" ", False), ("", False)):
+        given = json.dumps({"resultObject": text})
+        data = {"taskId": "task-1", "state": "success", "resultJson": given}
+        wire.kie.text = json.dumps({"code": 200, "data": data}).encode()
+        outcome = await wire.provider.poll("acme/write", "task-1")
+        assert isinstance(outcome, Succeeded)
+        assert outcome.object_only is is_result
+        assert json.loads(outcome.result_json)["resultObject"] == text
+
+
 async def test_a_typed_model_without_urls_has_no_result(wire: Wire) -> None:
     data = {"taskId": "task-1", "state": "success", "response": {"resultObject": {"a": 1}}}
     wire.kie.text = json.dumps({"code": 200, "data": data}).encode()
