@@ -118,6 +118,7 @@ class CatalogueRefresh:
         retry_seconds = min(times.list_retry_seconds, refresh_seconds or times.list_retry_seconds)
         self._rounds = Quota("catalogue rounds", 1, retry_seconds)
         self._read_time = 0.0
+        self._unanswered: dict[str, None] = {}  # models whose schemas were not, oldest first
 
     async def start(self) -> None:
         """Read the table, and add the models of the snapshot that it does not have.
@@ -157,7 +158,10 @@ class CatalogueRefresh:
         return max((model.refresh_time or 0.0 for model in stored), default=0.0)
 
     def _outdated(self) -> list[str]:
-        return outdated_schemas(known.stored for known in self._catalogue.models())
+        """Return the ids of the models to ask for; those that got no answer come last."""
+        outdated = outdated_schemas(known.stored for known in self._catalogue.models())
+        places = {model_id: at for at, model_id in enumerate(self._unanswered)}
+        return sorted(outdated, key=lambda model_id: places.get(model_id, -1))
 
     async def round(self) -> bool:
         """Read the whole catalogue; return whether that was possible."""
@@ -200,7 +204,9 @@ class CatalogueRefresh:
         for model_id in self._outdated():
             asked = partial(self._source.model_schema, model_id)
             answer: ModelSchema | NotListed | NotAnswered = await self._ask(asked)
+            self._unanswered.pop(model_id, None)
             if isinstance(answer, NotAnswered):
+                self._unanswered[model_id] = None
                 log.warning(
                     "the provider did not return a schema", model=model_id, detail=answer.detail
                 )

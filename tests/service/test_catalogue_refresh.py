@@ -284,10 +284,12 @@ async def test_a_model_whose_schema_is_not_answered_does_not_hold_up_the_others(
     process.script.schemas["a/0"] = NotAnswered("an error page")
     await process.round()
     assert process.script.asked == ["", *["a/0"] * 3, "a/1", "a/2", "a/3", "a/4", "a/5"]
-    for number in range(3):
+    for number in range(4):
         process.script.schemas[f"a/{number}"] = NotAnswered("an error page")
     await process.round()
-    assert process.script.asked == ["", *["a/0"] * 3, *["a/1"] * 3, *["a/2"] * 3]
+    assert process.script.asked == ["", *["a/1"] * 3, *["a/2"] * 3, *["a/3"] * 3]
+    await process.round()
+    assert process.script.asked == ["", "a/4", "a/5", *["a/0"] * 3, *["a/1"] * 3, *["a/2"] * 3]
 
 
 @pytest.mark.parametrize("answer", [ModelSchema("", None), NotListed("code 404")])
