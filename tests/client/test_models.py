@@ -42,6 +42,8 @@ SCHEMA = {
         },
         "either": {"oneOf": [{"type": "string"}, {"type": "array"}]},
         "anything": {},
+        "image": {"allOf": [{"anyOf": [{"type": "string", "format": "uri"}, {"type": "array"}]}]},
+        "strength": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1.5},
         "a_name_that_is_longer_than_its_column": {"type": ["boolean", "null"]},
     },
     "oneOf": [{"required": ["image_urls"]}, {"required": ["camera"]}],
@@ -56,8 +58,10 @@ FORM = """\
   camera                   object
     speed                  number; at most 1
   either                   text or list
+  image                    URL or list
   image_urls               list of: URL; at most 4 values
   seed                     whole number; 0 to 2147483647
+  strength                 number; more than 0; less than 1.5
   either: image_urls
   either: camera"""
 
@@ -308,3 +312,34 @@ def test_a_form_of_any_schema_fits_and_ends() -> None:
     assert any("and 440 more" in line for line in lines)
     assert form_lines(model("a")) == []
     assert json.dumps(model_lines(model("a"))) == '["a"]'
+
+
+def test_fields_that_only_the_alternatives_describe_have_their_types() -> None:
+    known = model("a")
+    form = {
+        "type": "object",
+        "properties": {"kind": {}, "text": {}, "size": {}, "other": {}},
+        "oneOf": [
+            {
+                "required": ["kind", "text"],
+                "properties": {
+                    "kind": {"enum": ["draw"]},
+                    "text": {"type": "string", "maxLength": 9},
+                    "size": {"type": "string"},
+                },
+            },
+            {
+                "required": ["kind"],
+                "properties": {"kind": {"enum": ["edit"]}, "size": {"type": "integer"}},
+            },
+        ],
+    }
+    json_format.ParseDict(form, known.input_schema)
+    assert form_lines(known) == [
+        "  kind                     one of draw, edit",
+        "  other                    any value",
+        "  size                     text or whole number",
+        "  text                     text; at most 9 characters",
+        "  either: kind, text",
+        "  either: kind",
+    ]

@@ -90,15 +90,33 @@ def form_lines(model: Model) -> list[str]:
 def _fields(schema: Mapping[str, Any], indent: str, depth: int) -> Iterator[str]:
     required = schema.get("required", ())
     fields = schema.get("properties", {})
+    branches = list(_branches(schema))
     for name in sorted(fields, key=lambda name: (name not in required, name)):
-        field = fields[name]
+        field = fields[name] or _in_branches(name, branches)
         yield from _field(indent + one_line(name), _words(field, needed=name in required))
         inner = field.get("items", {}) if field.get("type") == "array" else field
         if depth < DEPTH_MAX and isinstance(inner, dict) and inner.get("properties"):
             yield from _fields(inner, f"{indent}  ", depth + 1)
-    for group in schema.get("oneOf", schema.get("anyOf", ())):
+    for group in branches:
         if names := group.get("required"):
             yield f"  {indent}either: {', '.join(map(one_line, names))}"
+
+
+def _branches(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the alternatives of an object, also those that are written inside `allOf`."""
+    for name in ("oneOf", "anyOf"):
+        yield from schema.get(name, ())
+    for part in schema.get("allOf", ()):
+        yield from _branches(part)
+
+
+def _in_branches(name: str, branches: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return what the alternatives of an object say about a field that it only names itself."""
+    found = [field for each in branches if (field := each.get("properties", {}).get(name))]
+    if len(found) > 1 and all("enum" in field for field in found):
+        choices = [choice for field in found for choice in field["enum"]]
+        return {"enum": [c for n, c in enumerate(choices) if c not in choices[:n]]}
+    return found[0] if len(found) == 1 else {"anyOf": found} if found else {}
 
 
 def _field(name: str, words: str) -> Iterator[str]:
@@ -129,6 +147,8 @@ def _kind(field: Mapping[str, Any]) -> str:
     if variants := field.get("oneOf") or field.get("anyOf"):
         return " or ".join(dict.fromkeys(_kind(each) for each in variants))
     kind = field.get("type", "")
+    if not kind and (parts := field.get("allOf")):
+        return _kind(parts[0])
     if isinstance(kind, list):
         return " or ".join(_KINDS.get(str(each), str(each)) for each in kind)
     if kind == "array":
@@ -152,6 +172,10 @@ def _bounds(field: Mapping[str, Any]) -> Iterator[str]:
             yield f"at least {_value(low)}{unit}"
         elif high is not None:
             yield f"at most {_value(high)}{unit}"
+    if "exclusiveMinimum" in field:
+        yield f"more than {_value(field['exclusiveMinimum'])}"
+    if "exclusiveMaximum" in field:
+        yield f"less than {_value(field['exclusiveMaximum'])}"
 
 
 def _value(value: Any) -> str:
