@@ -14,6 +14,7 @@ from service.errors import ServiceError
 
 # No message of this service can begin so: it would be field 15 or 11, as a group.
 JSON_STARTS = (b"{", b"[")
+NOT_PARSED = "could not be parsed: it is damaged, or nested too deeply"
 AGE_JITTER = 0.1  # a share of the age, so that streams opened together do not end together
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
@@ -93,7 +94,7 @@ def parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
             return deserialize(data)
         except DecodeError:
             is_json = data.startswith(JSON_STARTS)
-            words = "is JSON; this port takes protobuf" if is_json else "could not be parsed"
+            words = "is JSON; this port takes protobuf" if is_json else NOT_PARSED
             raise ServiceError("INVALID_PARAMS", f"the request {words}") from None
 
     return parse
