@@ -109,10 +109,15 @@ class Engine(Protocol):
     def find_requests(self, requests: Sequence[tuple[str, str]]) -> list[Row]:
         """Return the rows of those (caller, request_id) that exist."""
 
-    def save(self, changes: Sequence[Row]) -> list[bool]:
+    def save(self, changes: Sequence[Row], visible: Sequence[bool]) -> list[bool]:
         """Store changed columns, each followed by the id and version that they replace.
 
-        Return for each change whether that version was found.
+        Args:
+            changes: The columns.
+            visible: Which of the changes have a new revision.
+
+        Returns:
+            For each change whether that version was found.
         """
 
     def lock(self, task_ids: Sequence[str], lane: str, now: float) -> list[Row]:

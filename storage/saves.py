@@ -34,7 +34,8 @@ class Saves:
             (*row_of(after)[FIXED_COLUMNS:], before.id, before.version)
             for (before, _), after in zip(changes, saved, strict=True)
         ]
-        found = self._engine.save(rows)
+        visible = [before.revision != after.revision for before, after in changes]
+        found = self._engine.save(rows, visible)
         for (before, after), was_current in zip(changes, found, strict=True):
             if was_current:
                 self._on_saved(before, after)

@@ -21,7 +21,6 @@ from storage.errors import StorageConfigError, storage_errors
 from storage.history import SQLITE_HORIZON, settle_history
 from storage.known import Known
 from storage.mounts import network_file_system
-from storage.rows import COLUMNS, FIXED_COLUMNS
 from storage.schema import MIGRATIONS
 from storage.sqlite_files import SqliteFiles
 from storage.statements import Statements
@@ -30,7 +29,6 @@ from storage.threads import ThreadState, state_of
 from storage.worker import LISTS_MAX_JOBS, Worker
 
 SQLITE_PREFIX = "sqlite:///"
-REVISION = [column.name for column in COLUMNS].index("revision") - FIXED_COLUMNS  # in a change
 TOUCH = "PRAGMA user_version = 1"  # the smallest write that needs disk space
 RETIRED_VERSION = 2  # the tasks of the file were imported into another database
 IMPORTED_VERSION = 3  # and all of them have been imported there
@@ -195,14 +193,16 @@ class SqliteEngine:
         found = (self.execute(sql, *request).fetchone() for request in requests)
         return [row for row in found if row is not None]
 
-    def save(self, changes: Sequence[Row]) -> list[bool]:
-        return [self._save(change) for change in changes]
+    def save(self, changes: Sequence[Row], visible: Sequence[bool]) -> list[bool]:
+        return [self._save(*change) for change in zip(changes, visible, strict=True)]
 
-    def _save(self, change: Row) -> bool:
-        """Store a change, with a new number if it has a new revision."""
+    def _save(self, change: Row, is_visible: bool) -> bool:
+        """Store a change; only a visible one gets a new number, which costs two indices."""
+        if not is_visible:
+            return bool(self.db.execute_sql(self.sql.tasks.save, change).rowcount)
         *columns, task_id, version = change
-        row = (*columns, columns[REVISION], next(self._numbers), task_id, version)
-        return bool(self.db.execute_sql(self.sql.tasks.save, row).rowcount)
+        row = (*columns, next(self._numbers), task_id, version)
+        return bool(self.db.execute_sql(self.sql.tasks.save_numbered, row).rowcount)
 
     def lock(self, task_ids: Sequence[str], lane: str, now: float) -> list[Row]:
         sql = self.sql.claims.lock

@@ -103,11 +103,11 @@ class TaskStatements:
         changed: dict[Any, Any] = dict.fromkeys(COLUMNS[FIXED_COLUMNS:], arg)
         if not printer.locks_rows:  # PostgreSQL numbers changes by triggers
             inserted += (row.change_xid,)
-            changed[row.change_xid] = Case(None, [(row.revision == arg, row.change_xid)], arg)
         self.insert = (
             text(row.insert_many([[arg] * len(inserted)], fields=inserted)) + KNOWN_REQUEST
         )
         self.save = text(row.update(changed).where(current))
+        self.save_numbered = text(row.update(changed | {row.change_xid: arg}).where(current))
         self.postpone = text(row.update({row.due_time: arg}).where(row.id == arg))
         self.renew = text(row.update({row.due_time: arg}).where(current))
 

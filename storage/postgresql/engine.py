@@ -195,7 +195,8 @@ class PostgresEngine:
         rows: list[Row] = cursor.fetchall()
         return rows
 
-    def save(self, changes: Sequence[Row]) -> list[bool]:
+    def save(self, changes: Sequence[Row], visible: Sequence[bool]) -> list[bool]:
+        del visible  # a trigger numbers them, also those of older versions of the service
         # In the order of the ids, so that two processes never wait for each other.
         ordered = sorted(enumerate(changes), key=lambda change: change[1][-2])
         columns = zip(*((number, *change) for number, change in ordered), strict=True)
