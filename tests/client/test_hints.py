@@ -261,7 +261,7 @@ async def test_get_shows_all_fields_of_a_task() -> None:
         *("--variety", "0", "--watermark", "o'\ufffd[31m", "--no-enable-translation"),
     ]
     assert rows["request id"] == "r-1"
-    assert rows["remote id"] == "k-1"
+    assert rows["id at Kie"] == "k-1"
     assert rows["credits"] == "4.5"
     assert rows["expires"] == "2027-01-15 08:00:00 UTC"
 

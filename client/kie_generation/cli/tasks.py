@@ -45,7 +45,7 @@ def task_rows(task: GenerationTask) -> list[tuple[str, str]]:
         ("parameters", _parameters(task)),
         ("prompt id", task.prompt_id),
         ("request id", task.request_id),
-        ("remote id", task.provider_task_id),
+        ("id at Kie", task.provider_task_id),
         ("created", utc(task.create_time)),
         ("ended", utc(task.complete_time)),
         ("credits", _credits(task)),
