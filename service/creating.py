@@ -1,7 +1,7 @@
 """CreateTask: from a checked request to a stored task, and to the provider's verdict on it."""
 
+import secrets
 import time
-import uuid
 from collections.abc import Callable
 
 import structlog
@@ -126,7 +126,7 @@ class Creator:
         now = self._store.now()
         model = self._provider.model_of(request.provider_params)
         return Task(
-            id=uuid.uuid4().hex,
+            id=secrets.token_hex(16),
             caller=current_caller.get(),
             request_id=request.request_id,
             prompt_id=request.prompt_id,

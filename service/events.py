@@ -1,10 +1,8 @@
 """What callers do to tasks, and what the poller does about it."""
 
-import structlog
-
 from service.agenda import Agenda
-from service.jobs import log_fields
 from service.limits import Limits
+from service.logged_task import logging_task
 from service.outage_log import OutageLog
 from service.verdicts import Verdicts
 from service.writer import Writer
@@ -50,7 +48,7 @@ class TaskEvents:
 
     async def cancel(self, task: Task) -> None:
         """Cancel a task unless it is being sent by now. It is cancelled or sent, never both."""
-        with structlog.contextvars.bound_contextvars(**log_fields(task)):
+        with logging_task(task):
             await self._writer.write(task, _cancelled)
 
 

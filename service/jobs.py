@@ -10,6 +10,7 @@ from service.agenda import Agenda
 from service.hub import Hub
 from service.leases import Leases
 from service.limits import Limits
+from service.logged_task import logged_task
 from service.outage_log import RETRY_SECONDS
 from storage.claims import Quota
 from storage.errors import StorageUnavailableError
@@ -94,7 +95,7 @@ class Jobs:
         The task is retried when its lease expires.
         """
         # A job is an asyncio task, so it has its own context variables.
-        structlog.contextvars.bind_contextvars(**log_fields(task))
+        logged_task.set(task)
         try:
             await self._take_fresh_slot(self._limits.quota(lane), slot_time)
             if lane is Lane.SUBMIT or not self._agenda.is_stopped():
@@ -137,13 +138,3 @@ async def _end(jobs: set[asyncio.Task[None]], seconds: float) -> int:
         job.cancel()
     await asyncio.gather(*remaining, return_exceptions=True)
     return len(remaining)
-
-
-def log_fields(task: Task) -> dict[str, str]:
-    """Return the fields of every log line about a task."""
-    return {
-        "task_id": task.id,
-        "model": task.model,
-        "caller": task.caller,
-        "prompt_id": task.prompt_id,
-    }

@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import json
 import logging
 import re
 import sys
@@ -13,10 +14,12 @@ from typing import Any, Literal, TextIO
 import structlog
 
 from service.calls import add_call
+from service.logged_task import add_task
 
 NEEDS_QUOTES = re.compile("[ \\t=\\r\\n\"']")
 WITH_TRACEBACK = frozenset({"exc_info", "exception", "stack", "stack_info"})
 GATHER_SECONDS = 0.02
+ENCODE = json.JSONEncoder(default=repr).encode
 NOISY = ("aiohttp.access", "asyncio", "grpc", "peewee")
 
 
@@ -34,7 +37,7 @@ def configure_logs(
     """
     threshold = logging.getLevelName(level.upper())
     shared: list[structlog.types.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        add_task,
         add_call,
         *processors,
         structlog.processors.add_log_level,
@@ -87,11 +90,17 @@ def _renderers(form: str) -> list[structlog.types.Processor]:
         frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         return [
             structlog.processors.ExceptionRenderer(frames),
-            structlog.processors.JSONRenderer(),
+            _render_json,
         ]
     colored = sys.stderr.isatty()
     console = structlog.dev.ConsoleRenderer(colors=colored, exception_formatter=_write_traceback)
     return [console if colored else _Plain(console)]
+
+
+def _render_json(logger: object, method: str, line: MutableMapping[str, Any]) -> str:
+    """Return a line of JSON: a structlog processor. structlog's own makes an encoder each time."""
+    del logger, method
+    return ENCODE(line)
 
 
 class _Plain:

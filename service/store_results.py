@@ -12,12 +12,10 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-import structlog
-
 from service.bounds import BOUNDS
 from service.callers import Callers
-from service.jobs import log_fields
 from service.kept import open_origin, open_results
+from service.logged_task import logged_task
 from service.parts import create_parts, start_background
 from service.results.copier import Copier
 from service.results.errors import ResultsConfigError
@@ -114,7 +112,7 @@ class _Run:
         missing = sum(artifact.copy is None for artifact in task.artifacts)
         if not missing or task.of_newer_version:
             return
-        structlog.contextvars.bind_contextvars(**log_fields(task))
+        logged_task.set(task)
         copied = await self._copier.copy_all(task, task.artifacts, _confirm)
         artifacts = tuple(map(_with_copy, task.artifacts, copied))
         new = [each.copy for each in artifacts if each not in task.artifacts]

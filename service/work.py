@@ -32,9 +32,9 @@ from providers.base import (
 from service.agenda import Agenda
 from service.catalogue import Catalogue
 from service.holds import ACCOUNT, ALL_MODELS, Learned
-from service.jobs import log_fields
 from service.leases import Leases
 from service.limits import Limits
+from service.logged_task import logging_task
 from service.messages import params_of
 from service.metrics import Metrics
 from service.seen import Seen
@@ -216,7 +216,7 @@ class Work:
             expired = self.limits.account.has_expired(current, now)
             return after_hold(current, refusal, now) if expired else None
 
-        with structlog.contextvars.bound_contextvars(**log_fields(task)):
+        with logging_task(task):
             return await self.writer.write(task, decide) is not None
 
     # --- poll ---

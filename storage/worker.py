@@ -8,6 +8,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
@@ -118,6 +119,8 @@ class Worker:
         self._ended = asyncio.Event()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._repeated: list[_Job] = []  # they come before those that wait
+        self._disposable: deque[_Job] = deque()  # by age; those at the front are not done
+        self._expiry: asyncio.TimerHandle | None = None
         self._size = BatchSize(batch_max_jobs)
         self._thread = threading.Thread(target=self._serve, name=f"store-{name}", daemon=True)
         self._thread.start()
@@ -154,11 +157,26 @@ class Worker:
         if job.since - self.busy_since > self._waiting_seconds:
             raise StorageUnavailableError("the database is too slow")
         self._jobs.put(job)
-        expiry = self._loop.call_later(self._waiting_seconds, job.expire)
-        try:
-            return await done
-        finally:
-            expiry.cancel()
+        self._expire_in_time(job)
+        return await done
+
+    def _expire_in_time(self, job: _Job) -> None:
+        """Expire a job that waits for too long, by one timer for all."""
+        waiting = self._disposable
+        while waiting and waiting[0].done.done():
+            waiting.popleft()
+        waiting.append(job)
+        if self._expiry is None:
+            self._expiry = self._loop.call_later(self._waiting_seconds, self._expire)
+
+    def _expire(self) -> None:
+        self._expiry = None
+        waiting, oldest = self._disposable, time.monotonic() - self._waiting_seconds
+        while waiting and (waiting[0].done.done() or waiting[0].since <= oldest):
+            waiting.popleft().expire()
+        if waiting:
+            seconds = waiting[0].since - oldest
+            self._expiry = self._loop.call_later(seconds, self._expire)
 
     def is_alive(self) -> bool:
         """Return whether the thread runs."""
@@ -168,6 +186,8 @@ class Worker:
         """Finish the waiting jobs, and end the thread."""
         self._jobs.put(None)
         await self._ended.wait()
+        if self._expiry is not None:
+            self._expiry.cancel()
 
     # --- in the thread ---
 
