@@ -119,7 +119,7 @@ class Worker:
         self._ended = asyncio.Event()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._repeated: list[_Job] = []  # they come before those that wait
-        self._disposable: deque[_Job] = deque()  # by age; those at the front are not done
+        self._disposable: deque[_Job] = deque()  # the oldest first; some are done already
         self._expiry: asyncio.TimerHandle | None = None
         self._size = BatchSize(batch_max_jobs)
         self._thread = threading.Thread(target=self._serve, name=f"store-{name}", daemon=True)

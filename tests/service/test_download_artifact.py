@@ -209,6 +209,16 @@ def answers_with(status: int, body: Any) -> Any:
     return answer
 
 
+async def refusal_of_dead_link(start: Start, host: MediaHost, answer: Any) -> Refusal:
+    """Download a result that is gone, while the provider is asked for another link of it."""
+    host.add("0.mp4", media(9))
+    async with start() as service:
+        task = await ended(service, "0.mp4")
+        host.files.clear()
+        host.answers["download-url"] = answer
+        return await refused(download(service.stub, task.id))
+
+
 async def breaks(request: web.Request) -> web.StreamResponse:
     assert request.transport is not None
     request.transport.abort()
@@ -226,14 +236,9 @@ async def breaks(request: web.Request) -> web.StreamResponse:
 async def test_a_dead_link_is_a_reason_to_retry_while_the_provider_gives_no_other_one(
     start: Start, host: MediaHost, answer: Any
 ) -> None:
-    host.add("0.mp4", media(9))
-    async with start() as service:
-        task = await ended(service, "0.mp4")
-        host.files.clear()
-        host.answers["download-url"] = answer
-        found = await refused(download(service.stub, task.id))
-        assert found.reason == "PROVIDER_UNAVAILABLE"
-        assert found.retry_seconds is not None
+    found = await refusal_of_dead_link(start, host, answer)
+    assert found.reason == "PROVIDER_UNAVAILABLE"
+    assert found.retry_seconds is not None
 
 
 @pytest.mark.parametrize(
@@ -246,12 +251,8 @@ async def test_a_dead_link_is_a_reason_to_retry_while_the_provider_gives_no_othe
 async def test_a_dead_link_of_which_the_provider_has_no_other_one_is_the_end_of_a_result(
     start: Start, host: MediaHost, answer: Any
 ) -> None:
-    host.add("0.mp4", media(9))
-    async with start() as service:
-        task = await ended(service, "0.mp4")
-        host.files.clear()
-        host.answers["download-url"] = answer
-        assert (await refused(download(service.stub, task.id))).reason == "ARTIFACT_NOT_FOUND"
+    found = await refusal_of_dead_link(start, host, answer)
+    assert found.reason == "ARTIFACT_NOT_FOUND"
 
 
 @pytest.mark.parametrize(

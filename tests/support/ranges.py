@@ -16,98 +16,60 @@ def _offset(request: web.Request) -> int:
     return int(found[1]) if found else 0
 
 
-def _partial(content: bytes, start: int, end: int, total: str) -> web.Response:
-    headers = {"Content-Range": f"bytes {start}-{end - 1}/{total}"}
-    return web.Response(status=206, body=content[start:end], headers=headers)
+def _part(
+    content: bytes, start: int, end: int | None = None, total: str | None = None
+) -> web.Response:
+    """Return a part of a file and what it says of the size; 416 beyond the end."""
+    total = total or str(len(content))
+    if start >= len(content):
+        return web.Response(status=416, headers={"Content-Range": f"bytes */{total}"})
+    body = content[start:end]
+    headers = {"Content-Range": f"bytes {start}-{start + len(body) - 1}/{total}"}
+    return web.Response(status=206, body=body, headers=headers)
 
 
-def _none(total: str) -> web.Response:
-    return web.Response(status=416, headers={"Content-Range": f"bytes */{total}"})
+def _serves(host: MediaHost, name: str, part: Callable[[bytes, int], web.Response]) -> Answer:
+    """Answer with the whole file, or, if a part was asked for, with `part(content, start)`."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if "Range" not in request.headers:
+            return await host.send_file(request, name)
+        return part(host.files[name], _offset(request))
+
+    return answer
 
 
 def serves_ranges(host: MediaHost, name: str) -> Answer:
     """Answer as most servers do."""
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        content, start = host.files[name], _offset(request)
-        if "Range" not in request.headers:
-            return await host.send_file(request, name)
-        if start >= len(content):
-            return _none(str(len(content)))
-        return _partial(content, start, len(content), str(len(content)))
-
-    return answer
+    return _serves(host, name, _part)
 
 
 def hides_the_size(host: MediaHost, name: str) -> Answer:
     """Answer with ranges of a file whose size is not announced."""
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        content, start = host.files[name], _offset(request)
-        if "Range" not in request.headers:
-            host.chunked = True
-            return await host.send_file(request, name)
-        if start >= len(content):
-            return _none("*")
-        return _partial(content, start, len(content), "*")
-
-    return answer
+    host.chunked = True
+    return _serves(host, name, lambda content, start: _part(content, start, total="*"))
 
 
 def serves_small_parts(host: MediaHost, name: str) -> Answer:
     """Answer with less than was asked for."""
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        content, start = host.files[name], _offset(request)
-        if "Range" not in request.headers:
-            return await host.send_file(request, name)
-        end = min(len(content), start + PIECE_BYTES)
-        if start >= len(content):
-            return _none(str(len(content)))
-        return _partial(content, start, end, str(len(content)))
-
-    return answer
+    return _serves(host, name, lambda content, start: _part(content, start, start + PIECE_BYTES))
 
 
 def serves_more(host: MediaHost, name: str) -> Answer:
     """Answer with a part that begins earlier than was asked for."""
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        content, start = host.files[name], _offset(request)
-        if "Range" not in request.headers:
-            return await host.send_file(request, name)
-        earlier = max(0, start - 999)
-        if earlier >= len(content):
-            return _none(str(len(content)))
-        return _partial(content, earlier, len(content), str(len(content)))
-
-    return answer
+    return _serves(host, name, lambda content, start: _part(content, max(0, start - 999)))
 
 
 def serves_later_parts(host: MediaHost, name: str) -> Answer:
     """Answer with a part that begins later than was asked for."""
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        content, start = host.files[name], _offset(request) + 1
-        if "Range" not in request.headers:
-            return await host.send_file(request, name)
-        if start >= len(content):
-            return _none(str(len(content)))
-        return _partial(content, start, len(content), str(len(content)))
-
-    return answer
+    return _serves(host, name, lambda content, start: _part(content, start + 1))
 
 
 def does_not_describe_parts(host: MediaHost, name: str) -> Answer:
     """Answer with a part, and do not say which."""
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        content, start = host.files[name], _offset(request)
-        if "Range" not in request.headers:
-            return await host.send_file(request, name)
-        return web.Response(status=206, body=content[start:])
-
-    return answer
+    return _serves(
+        host, name, lambda content, start: web.Response(status=206, body=content[start:])
+    )
 
 
 def compresses(host: MediaHost, name: str) -> Answer:
@@ -128,9 +90,7 @@ def compresses_before_it_takes_parts(host: MediaHost, name: str) -> Answer:
         body, start = gzip.compress(host.files[name], 1), _offset(request)
         if "Range" not in request.headers:
             return web.Response(body=body, headers={"Content-Encoding": "gzip"})
-        if start >= len(body):
-            return _none(str(len(body)))
-        response = _partial(body, start, len(body), str(len(body)))
+        response = _part(body, start)
         response.headers["Content-Encoding"] = "gzip"
         return response
 
