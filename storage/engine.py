@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from peewee import Database
 
@@ -40,6 +40,24 @@ class DatabaseTimeouts:
 
 
 TIMEOUTS = DatabaseTimeouts()
+
+
+class Change(NamedTuple):
+    """A changed row of a task.
+
+    Attributes:
+        columns: The values of the columns that may change.
+        task_id: The task.
+        version: The version that they replace.
+        is_visible: Whether there is a new revision.
+        has_result: Whether more than the working columns has changed.
+    """
+
+    columns: Row
+    task_id: str
+    version: int
+    is_visible: bool
+    has_result: bool
 
 
 class Engine(Protocol):
@@ -109,16 +127,8 @@ class Engine(Protocol):
     def find_requests(self, requests: Sequence[tuple[str, str]]) -> list[Row]:
         """Return the rows of those (caller, request_id) that exist."""
 
-    def save(self, changes: Sequence[Row], visible: Sequence[bool]) -> list[bool]:
-        """Store changed columns, each followed by the id and version that they replace.
-
-        Args:
-            changes: The columns.
-            visible: Which of the changes have a new revision.
-
-        Returns:
-            For each change whether that version was found.
-        """
+    def save(self, changes: Sequence[Change]) -> list[bool]:
+        """Store changed rows; return for each whether the version that it replaces was found."""
 
     def lock(self, task_ids: Sequence[str], lane: str, now: float) -> list[Row]:
         """Lock those tasks that are due in the lane, and return their rows in the order given.

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import astuple
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from storage.known import LANES, STAGES, STATUSES, Known
@@ -17,6 +18,18 @@ COLUMNS = tuple(
     if field is not TaskRow.change_xid
 )
 FIXED_COLUMNS = 10  # the first columns, up to traceparent, never change
+CHANGING = COLUMNS[FIXED_COLUMNS:]
+# What only the results or the end of a task change: fields of a Task, beginnings of columns.
+RESULT = (
+    *("status", "artifacts", "result_json", "failure"),
+    *("credits_consumed", "complete_time", "generated_time"),
+)
+result_of = attrgetter(*RESULT)
+WORKING = tuple(column for column in CHANGING if not column.name.startswith(RESULT))
+# From the values of CHANGING to those of WORKING.
+working_values = itemgetter(
+    *(i for i, column in enumerate(CHANGING) if not column.name.startswith(RESULT))
+)
 # The fields of a stored artifact that are known: always there, and those of its copy.
 PAIR = ("url", "mime_type")
 COPY = ("uri", "size_bytes", "sha256", "content_type")

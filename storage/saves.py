@@ -5,8 +5,8 @@ All of this runs in the writer's thread, inside its transaction.
 
 from collections.abc import Callable, Iterable, Sequence
 
-from storage.engine import Engine
-from storage.rows import FIXED_COLUMNS, row_of
+from storage.engine import Change, Engine
+from storage.rows import FIXED_COLUMNS, result_of, row_of
 from storage.task import Task
 
 
@@ -30,12 +30,9 @@ class Saves:
         """
         assert not any(before.of_newer_version for before, _ in changes), "it is never changed"
         saved = [after._replace(version=before.version + 1) for before, after in changes]
-        rows = [
-            (*row_of(after)[FIXED_COLUMNS:], before.id, before.version)
-            for (before, _), after in zip(changes, saved, strict=True)
-        ]
-        visible = [before.revision != after.revision for before, after in changes]
-        found = self._engine.save(rows, visible)
+        found = self._engine.save(
+            [_change(before, after) for (before, _), after in zip(changes, saved, strict=True)]
+        )
         for (before, after), was_current in zip(changes, found, strict=True):
             if was_current:
                 self._on_saved(before, after)
@@ -49,3 +46,13 @@ class Saves:
             for task in tasks
             if execute(sql, due_time, task.id, task.version).rowcount
         ]
+
+
+def _change(before: Task, after: Task) -> Change:
+    return Change(
+        columns=row_of(after)[FIXED_COLUMNS:],
+        task_id=before.id,
+        version=before.version,
+        is_visible=before.revision != after.revision,
+        has_result=result_of(before) != result_of(after),
+    )

@@ -16,11 +16,12 @@ from peewee import SqliteDatabase
 from playhouse.migrations import Runner
 
 from storage.clock import Clock
-from storage.engine import TIMEOUTS, DatabaseTimeouts, Row
+from storage.engine import TIMEOUTS, Change, DatabaseTimeouts, Row
 from storage.errors import StorageConfigError, storage_errors
 from storage.history import SQLITE_HORIZON, settle_history
 from storage.known import Known
 from storage.mounts import network_file_system
+from storage.rows import working_values
 from storage.schema import MIGRATIONS
 from storage.sqlite_files import SqliteFiles
 from storage.statements import Statements
@@ -193,16 +194,16 @@ class SqliteEngine:
         found = (self.execute(sql, *request).fetchone() for request in requests)
         return [row for row in found if row is not None]
 
-    def save(self, changes: Sequence[Row], visible: Sequence[bool]) -> list[bool]:
-        return [self._save(*change) for change in zip(changes, visible, strict=True)]
+    def save(self, changes: Sequence[Change]) -> list[bool]:
+        return [self._save(*change) for change in changes]
 
-    def _save(self, change: Row, is_visible: bool) -> bool:
-        """Store a change; only a visible one gets a new number, which costs two indices."""
-        if not is_visible:
-            return bool(self.db.execute_sql(self.sql.tasks.save, change).rowcount)
-        *columns, task_id, version = change
-        row = (*columns, next(self._numbers), task_id, version)
-        return bool(self.db.execute_sql(self.sql.tasks.save_numbered, row).rowcount)
+    def _save(
+        self, columns: Row, task_id: str, version: int, is_visible: bool, has_result: bool
+    ) -> bool:
+        sql = self.sql.tasks.save[has_result, is_visible]
+        values = columns if has_result else working_values(columns)
+        number = (next(self._numbers),) if is_visible else ()
+        return bool(self.db.execute_sql(sql, (*values, *number, task_id, version)).rowcount)
 
     def lock(self, task_ids: Sequence[str], lane: str, now: float) -> list[Row]:
         sql = self.sql.claims.lock

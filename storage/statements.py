@@ -6,7 +6,7 @@ from peewee import EXCLUDED, SQL, Case, Database, Select, fn
 
 from storage.clock import SKEW_SECONDS
 from storage.known import Known
-from storage.rows import COLUMNS, FIXED_COLUMNS
+from storage.rows import CHANGING, COLUMNS, WORKING
 from storage.schema import HoldRow, ModelRow, SecretRow, SlotRow, TaskRow
 from storage.task import Lane, Stage, Status
 
@@ -100,14 +100,20 @@ class TaskStatements:
 
         current = (row.id == arg) & (row.version == arg)
         inserted: tuple[Any, ...] = COLUMNS
-        changed: dict[Any, Any] = dict.fromkeys(COLUMNS[FIXED_COLUMNS:], arg)
         if not printer.locks_rows:  # PostgreSQL numbers changes by triggers
             inserted += (row.change_xid,)
         self.insert = (
             text(row.insert_many([[arg] * len(inserted)], fields=inserted)) + KNOWN_REQUEST
         )
-        self.save = text(row.update(changed).where(current))
-        self.save_numbered = text(row.update(changed | {row.change_xid: arg}).where(current))
+        # By whether the result changes, and whether the change is visible and gets a number. SQLite
+        # updates the indices of every column that is set, even to the same value.
+        self.save = {
+            (has_result, is_visible): text(
+                row.update(dict.fromkeys((*columns, *number), arg)).where(current)
+            )
+            for has_result, columns in ((True, CHANGING), (False, WORKING))
+            for is_visible, number in ((True, (row.change_xid,)), (False, ()))
+        }
         self.postpone = text(row.update({row.due_time: arg}).where(row.id == arg))
         self.renew = text(row.update({row.due_time: arg}).where(current))
 

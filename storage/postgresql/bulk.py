@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from storage.rows import COLUMNS, FIXED_COLUMNS
+from storage.rows import CHANGING, COLUMNS
 from storage.statements import KNOWN_REQUEST, Statements
 
 ARRAYS = {
@@ -51,10 +51,9 @@ def bulk_insert(on_conflict: str) -> str:
 
 def _bulk_save() -> str:
     """Return the statement that changes rows and returns the numbers of those that it found."""
-    changing = COLUMNS[FIXED_COLUMNS:]
-    sets = ", ".join(f"{_name(column)} = new.{_name(column)}" for column in changing)
-    new = ", ".join(["number", *map(_name, changing), "task", "before"])
-    arrays = ", ".join(["%s::int[]", *map(_array, changing), "%s::text[]", "%s::bigint[]"])
+    sets = ", ".join(f"{_name(column)} = new.{_name(column)}" for column in CHANGING)
+    new = ", ".join(["number", *map(_name, CHANGING), "task", "before"])
+    arrays = ", ".join(["%s::int[]", *map(_array, CHANGING), "%s::text[]", "%s::bigint[]"])
     return (
         f"UPDATE tasks SET {sets} FROM unnest({arrays}) AS new({new})"  # noqa: S608
         " WHERE tasks.id = new.task AND tasks.version = new.before RETURNING new.number"

@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg2
 
-from storage.engine import DatabaseTimeouts, Row
+from storage.engine import Change, DatabaseTimeouts, Row
 from storage.errors import is_unavailable, storage_errors
 from storage.known import Known
 from storage.postgresql.bulk import BulkStatements
@@ -195,12 +195,12 @@ class PostgresEngine:
         rows: list[Row] = cursor.fetchall()
         return rows
 
-    def save(self, changes: Sequence[Row], visible: Sequence[bool]) -> list[bool]:
-        del visible  # a trigger numbers them, also those of older versions of the service
-        # In the order of the ids, so that two processes never wait for each other.
-        ordered = sorted(enumerate(changes), key=lambda change: change[1][-2])
-        columns = zip(*((number, *change) for number, change in ordered), strict=True)
-        found = self.execute(self._bulk.save, *map(list, columns))
+    def save(self, changes: Sequence[Change]) -> list[bool]:
+        # A trigger numbers them, also those of older versions of the service. In the order of the
+        # ids, so that two processes never wait for each other.
+        ordered = sorted(enumerate(changes), key=lambda change: change[1].task_id)
+        rows = ((n, *change.columns, change.task_id, change.version) for n, change in ordered)
+        found = self.execute(self._bulk.save, *map(list, zip(*rows, strict=True)))
         numbers = {number for (number,) in found}
         return [number in numbers for number in range(len(changes))]
 

@@ -32,6 +32,25 @@ from tests.support.storing import (
     stored,
 )
 
+FIXED_FIELDS = {
+    *("id", "caller", "request_id", "prompt_id", "model", "needs", "params", "filled_params"),
+    *("create_time", "traceparent", "version", "of_newer_version"),
+}
+OTHER_VALUES: dict[str, Any] = {
+    "status": Status.SUCCESS,
+    "stage": Stage.QUEUED,
+    "revision": 2,
+    "progress_percent": 5,
+    "artifacts": (Artifact("https://a.example/b.png", "image/png"),),
+    "result_json": "{}",
+    "failure": Failure("CANCELLED", "no", "7"),
+    "credits_consumed": 1.5,
+    "setbacks": 1,
+    **dict.fromkeys(("provider_task_id", "candidate_id"), "k"),
+    **dict.fromkeys(("update_time", "due_time", "complete_time", "generated_time"), NOW + 1),
+    **dict.fromkeys(("submit_time", "accept_time", "unknown_time"), NOW + 1),
+}
+
 # --- the schema ---
 
 
@@ -225,6 +244,16 @@ async def test_an_invisible_move_makes_earlier_snapshots_stale_too(store: Store)
     second = await saved(store, first, first.scheduled(NOW + 1, 1))
     assert second.revision == first.revision
     assert await store.save(first, first.scheduled(NOW + 2, 2)) is None
+    assert await read(store, "t") == second
+
+
+@pytest.mark.parametrize("field", sorted({*Task._fields} - FIXED_FIELDS))
+async def test_a_save_stores_a_field_that_alone_has_changed(store: Store, field: str) -> None:
+    first = new("t")
+    await stored(store, first)
+    after = first._replace(**{field: OTHER_VALUES[field]})
+    second = await saved(store, first, after)
+    assert second == after._replace(version=first.version + 1)
     assert await read(store, "t") == second
 
 
