@@ -28,7 +28,7 @@ import uvloop
 from psycopg2.extras import execute_values
 
 from benchmarks.child import Command, answer_commands
-from benchmarks.tasks import params, prompt, task_id
+from benchmarks.tasks import params, prompt
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import (
     GenerationServiceServicer,
@@ -156,7 +156,7 @@ class Baseline(GenerationServiceServicer):
         """Commit twice, POST, commit, and return the message."""
         del request, context
         self._created += 1
-        row: Row = (task_id(self._created), *self._row)
+        row: Row = (f"{self._created:032x}", *self._row)  # ascending, as those of the service
         await self._commits.write(INSERT, row)
         await self._commits.write(UPDATE, row)
         url = self._provider_url + "/api/v1/jobs/createTask"

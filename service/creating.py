@@ -1,6 +1,5 @@
 """CreateTask: from a checked request to a stored task, and to the provider's verdict on it."""
 
-import secrets
 import time
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ from service.events import TaskEvents
 from service.hub import Hub, Subscription
 from service.metrics import Metrics
 from service.rules import check_create
+from service.task_ids import TaskIds
 from storage.creation import Created, CreateLimits, Existing, LimitReached
 from storage.store import Store
 from storage.task import Stage, Task
@@ -62,6 +62,7 @@ class Creator:
         self._metrics = metrics
         self._wait_seconds = wait_seconds
         self._traceparent = traceparent
+        self._ids = TaskIds()
 
     async def create(self, request: pb.CreateTaskRequest, seconds_left: SecondsLeft) -> Task:
         """Check a request, store its task, and wait for the provider's verdict.
@@ -126,7 +127,7 @@ class Creator:
         now = self._store.now()
         model = self._provider.model_of(request.provider_params)
         return Task(
-            id=secrets.token_hex(16),
+            id=self._ids.new(now),
             caller=current_caller.get(),
             request_id=request.request_id,
             prompt_id=request.prompt_id,

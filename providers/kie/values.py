@@ -49,13 +49,7 @@ def read_json(text: str) -> Any:
         ValueError: It is not JSON.
     """
     try:
-        return json.loads(
-            text,
-            strict=False,
-            parse_constant=str,
-            parse_int=_integer,
-            parse_float=_float,
-        )
+        return _LENIENT.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -95,6 +89,11 @@ def _float(digits: str) -> float | str:
     """Keep a number beyond a float's range as text: JSON cannot represent infinity."""
     number = float(digits)
     return number if math.isfinite(number) else digits
+
+
+_LENIENT = json.JSONDecoder(
+    strict=False, parse_constant=str, parse_int=_integer, parse_float=_float
+)
 
 
 # --- ids ---
