@@ -6,9 +6,11 @@ import json
 import logging
 import re
 import sys
+import time
 import traceback
 from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -20,7 +22,11 @@ NEEDS_QUOTES = re.compile("[ \\t=\\r\\n\"']")
 WITH_TRACEBACK = frozenset({"exc_info", "exception", "stack", "stack_info"})
 GATHER_SECONDS = 0.02
 ENCODE = json.JSONEncoder(default=repr).encode
+TIME = "timestamp"
 NOISY = ("aiohttp.access", "asyncio", "grpc", "peewee")
+
+
+Line = MutableMapping[str, Any]
 
 
 def configure_logs(
@@ -36,18 +42,18 @@ def configure_logs(
         processors: Add further fields to the lines.
     """
     threshold = logging.getLevelName(level.upper())
-    shared: list[structlog.types.Processor] = [
+    at_once: list[structlog.types.Processor] = [
         add_task,
         add_call,
         *processors,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        escape_controls,
+        _add_time,
     ]
-    renderers = _renderers(form)
-    lines = _Lines(sys.stderr)
+    later = [_format_time, escape_controls, *_renderers(form)]
+    lines = _Lines(sys.stderr, later)
     structlog.configure(
-        processors=[*shared, *renderers],
+        # Text is made of a line when it is written: many at once cost less.
+        processors=[*at_once, _unrendered],
         # Not through logging: that would double the cost of a line.
         logger_factory=lambda *_: lines,
         # A line below the threshold costs next to nothing.
@@ -57,8 +63,8 @@ def configure_logs(
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *at_once],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *later],
         )
     )
     logging.basicConfig(handlers=[handler], level=threshold, force=True)
@@ -66,9 +72,26 @@ def configure_logs(
         logging.getLogger(name).setLevel(max(logging.WARNING, threshold))
 
 
-def escape_controls(
-    logger: object, method: str, line: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:
+def _add_time(logger: object, method: str, line: Line) -> Line:
+    del logger, method
+    line[TIME] = time.time()
+    return line
+
+
+def _format_time(logger: object, method: str, line: Line) -> Line:
+    del logger, method
+    moment = datetime.fromtimestamp(line[TIME], UTC)
+    line[TIME] = moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return line
+
+
+def _unrendered(logger: object, method: str, line: Line) -> tuple[tuple[Line], dict[str, Any]]:
+    """Pass a line to `_Lines` as it is: a structlog processor."""
+    del logger, method
+    return (line,), {}
+
+
+def escape_controls(logger: object, method: str, line: Line) -> Line:
     """Escape what a terminal would interpret: a structlog processor."""
     del logger, method
     for key, value in line.items():
@@ -97,7 +120,7 @@ def _renderers(form: str) -> list[structlog.types.Processor]:
     return [console if colored else _Plain(console)]
 
 
-def _render_json(logger: object, method: str, line: MutableMapping[str, Any]) -> str:
+def _render_json(logger: object, method: str, line: Line) -> str:
     """Return a line of JSON: a structlog processor. structlog's own makes an encoder each time."""
     del logger, method
     return ENCODE(line)
@@ -112,13 +135,13 @@ class _Plain:
     def __init__(self, console: structlog.dev.ConsoleRenderer) -> None:
         self._console = console
 
-    def __call__(self, logger: Any, method: str, line: MutableMapping[str, Any]) -> str:
+    def __call__(self, logger: Any, method: str, line: Line) -> str:
         """Return a line of text: a structlog processor."""
         if not WITH_TRACEBACK.isdisjoint(line):
             return self._console(logger, method, line)
-        time, level, event = line.pop("timestamp"), line.pop("level"), line.pop("event")
+        moment, level, event = line.pop(TIME), line.pop("level"), line.pop("event")
         fields = " ".join([f"{key}={_value(line[key])}" for key in sorted(line)])
-        return f"{time} [{level:<9}] {event:<30} {fields}".rstrip()
+        return f"{moment} [{level:<9}] {event:<30} {fields}".rstrip()
 
 
 def _value(value: object) -> str:
@@ -128,20 +151,31 @@ def _value(value: object) -> str:
 
 
 class _Lines:
-    """Writes lines to a stream, in batches.
+    """Renders and writes lines, in batches.
 
-    Writing costs more than everything else about a line, and CreateTask waits for its own. Warnings
-    are written at once, and so are lines logged outside an event loop. Errors of the stream are
-    ignored: no call may fail because the terminal is closed or the disk is full.
+    That costs more than everything else about a line, less if many are done at once, and CreateTask
+    waits for its own. Warnings are written at once, and so are lines logged outside an event loop.
+    Errors of the stream are ignored: no call may fail because the terminal is closed or the disk is
+    full.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, renderers: Sequence[structlog.types.Processor]) -> None:
+        """Start without lines.
+
+        Args:
+            stream: Where they are written.
+            renderers: Make text of a line, one after the other.
+        """
         self._stream = stream
-        self._waiting: list[str] = []
+        self._renderers = renderers
+        self._waiting: list[Line] = []
         atexit.register(self._flush)
 
-    def debug(self, line: str) -> None:
-        """Write a line within GATHER_SECONDS."""
+    def debug(self, line: Line) -> None:
+        """Write a line within GATHER_SECONDS; at once if it has a traceback, which may change."""
+        if not WITH_TRACEBACK.isdisjoint(line):
+            self.warning(line)
+            return
         self._waiting.append(line)
         if len(self._waiting) > 1:
             return
@@ -150,7 +184,7 @@ class _Lines:
         except RuntimeError:
             self._flush()
 
-    def warning(self, line: str) -> None:
+    def warning(self, line: Line) -> None:
         """Write a line, and the ones queued before it."""
         self._waiting.append(line)
         self._flush()
@@ -162,7 +196,12 @@ class _Lines:
         lines, self._waiting = self._waiting, []
         if lines:
             with suppress(OSError, ValueError):  # ValueError: the stream is closed
-                self._stream.write("\n".join(lines) + "\n")
+                self._stream.write("".join(f"{self._text(line)}\n" for line in lines))
+
+    def _text(self, line: Any) -> Any:
+        for render in self._renderers:
+            line = render(None, "", line)
+        return line
 
 
 def _write_traceback(out: Any, exc_info: Any) -> None:
