@@ -13,7 +13,6 @@ import secrets
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from hashlib import sha256
 from http import HTTPStatus
 
 import structlog
@@ -157,4 +156,4 @@ async def callback_urls(settings: Settings, store: Store) -> CallbackUrls | None
 
 
 def _seal(secret: bytes, task_id: str) -> str:
-    return hmac.new(secret, task_id.encode(errors="replace"), sha256).hexdigest()
+    return hmac.digest(secret, task_id.encode(errors="replace"), "sha256").hex()

@@ -11,6 +11,8 @@ from collections import deque
 from dataclasses import dataclass
 
 JUMPS_KEPT = 100
+# CLOCK_BOOTTIME where available, because it also counts time spent suspended.
+STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 SKEW_SECONDS = 1.0  # by which the clocks of two processes on one database may differ
 
 
@@ -76,8 +78,5 @@ def _last_before(jump: Jump) -> float:
 
 
 def monotonic_seconds() -> float:
-    """Return a monotonic time.
-
-    CLOCK_BOOTTIME where available, because it also counts time spent suspended.
-    """
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    """Return a monotonic time."""
+    return time.clock_gettime(STEADY)

@@ -1,8 +1,9 @@
 """The statements for many rows at once: an array of values for each column."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from storage.rows import CHANGING, COLUMNS
+from storage.rows import CHANGING, COLUMNS, WORKING
 from storage.statements import KNOWN_REQUEST, Statements
 
 ARRAYS = {
@@ -37,7 +38,8 @@ class BulkStatements:
             " JOIN tasks ON tasks.id = seen.task AND tasks.revision > seen.revision"
         )
         self.insert = bulk_insert(KNOWN_REQUEST)
-        self.save = _bulk_save()
+        # By whether any result changes.
+        self.save = {True: _bulk_save(CHANGING), False: _bulk_save(WORKING)}
 
 
 def bulk_insert(on_conflict: str) -> str:
@@ -49,11 +51,11 @@ def bulk_insert(on_conflict: str) -> str:
     )
 
 
-def _bulk_save() -> str:
+def _bulk_save(columns: Sequence[Any]) -> str:
     """Return the statement that changes rows and returns the numbers of those that it found."""
-    sets = ", ".join(f"{_name(column)} = new.{_name(column)}" for column in CHANGING)
-    new = ", ".join(["number", *map(_name, CHANGING), "task", "before"])
-    arrays = ", ".join(["%s::int[]", *map(_array, CHANGING), "%s::text[]", "%s::bigint[]"])
+    sets = ", ".join(f"{_name(column)} = new.{_name(column)}" for column in columns)
+    new = ", ".join(["number", *map(_name, columns), "task", "before"])
+    arrays = ", ".join(["%s::int[]", *map(_array, columns), "%s::text[]", "%s::bigint[]"])
     return (
         f"UPDATE tasks SET {sets} FROM unnest({arrays}) AS new({new})"  # noqa: S608
         " WHERE tasks.id = new.task AND tasks.version = new.before RETURNING new.number"

@@ -39,6 +39,7 @@ from storage.postgresql.pooler import (
     require_formats,
     require_session,
 )
+from storage.rows import working_values
 from storage.statements import Statements
 from storage.task import Task
 from storage.threads import StorageThread, ThreadState, state_of
@@ -199,8 +200,12 @@ class PostgresEngine:
         # A trigger numbers them, also those of older versions of the service. In the order of the
         # ids, so that two processes never wait for each other.
         ordered = sorted(enumerate(changes), key=lambda change: change[1].task_id)
-        rows = ((n, *change.columns, change.task_id, change.version) for n, change in ordered)
-        found = self.execute(self._bulk.save, *map(list, zip(*rows, strict=True)))
+        has_result = any(change.has_result for change in changes)
+        rows = (
+            (n, *(c.columns if has_result else working_values(c.columns)), c.task_id, c.version)
+            for n, c in ordered
+        )
+        found = self.execute(self._bulk.save[has_result], *map(list, zip(*rows, strict=True)))
         numbers = {number for (number,) in found}
         return [number in numbers for number in range(len(changes))]
 
