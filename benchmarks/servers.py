@@ -20,6 +20,7 @@ import grpc
 from benchmarks.databases import CALLER
 
 ROOT = Path(__file__).parent.parent
+ABSENT = Path(__file__).parent / "absent"  # packages that the image does not have
 TOKEN = "0123456789abcdef" * 4
 CALLERS = 1_000
 START_SECONDS = 60.0
@@ -74,7 +75,7 @@ class Service:
         self._env = {
             "PATH": os.environ["PATH"],
             **{name: value for name, value in os.environ.items() if name.startswith("AWS_")},
-            "PYTHONPATH": str(root),
+            "PYTHONPATH": f"{ABSENT}{os.pathsep}{root}",
             "LISTEN_ADDRESS": self.address,
             "ADMIN_ADDRESS": self.admin_address,
             "HTTP_ADDRESS": self.http_address,

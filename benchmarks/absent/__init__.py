@@ -1,0 +1,1 @@
+"""Modules that hide packages which the image does not have."""
