@@ -4,8 +4,10 @@
 child.py.
 """
 
+import asyncio
 import sys
 import time
+from collections.abc import Sequence
 
 import aiohttp
 import obstore
@@ -22,25 +24,40 @@ class Pipe:
 
     def __init__(self, results_url: str) -> None:
         self._store = Bucket(place_of(results_url)).store
+        self._copies: list[asyncio.Task[None]] = []
 
     async def copy(self, *, url: str) -> float:
         """Copy; return the seconds."""
         started = time.monotonic()
+        await self._copy(url, 0)
+        return time.monotonic() - started
+
+    async def begin(self, *, urls: Sequence[str]) -> None:
+        """Begin to copy all of the URLs at the same time."""
+        self._copies = [
+            asyncio.create_task(self._copy(url, number)) for number, url in enumerate(urls)
+        ]
+
+    async def end(self) -> None:
+        """Wait for the copies that `begin` began."""
+        await asyncio.gather(*self._copies)
+
+    async def _copy(self, url: str, number: int) -> None:
         async with aiohttp.ClientSession() as session, session.get(url) as response:
             await obstore.put_async(
                 self._store,
-                "pipe.mp4",
+                f"pipe-{number}.mp4",
                 response.content.iter_chunked(MIB),
                 use_multipart=True,
                 chunk_size=PART_BYTES,
                 max_concurrency=PARTS_IN_FLIGHT,
             )
-        return time.monotonic() - started
 
 
 async def main() -> None:
     """Answer commands until stdin ends."""
-    await answer_commands({"copy": Pipe(sys.argv[1]).copy}, {})
+    pipe = Pipe(sys.argv[1])
+    await answer_commands({"copy": pipe.copy, "begin": pipe.begin, "end": pipe.end}, {})
 
 
 if __name__ == "__main__":
