@@ -10,7 +10,7 @@ IMAGE ?= generation-service
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev run test check prepared tools examples samples demo demo-picture torture proto proto-check settings-page simulator bench bench-against bench-curves image sbom lock format lint clean
+.PHONY: help install install-dev run test check tools examples samples demo demo-picture torture proto proto-check settings-page simulator bench bench-against bench-curves image sbom lock format lint clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -54,18 +54,15 @@ demo-picture: install  ## Record docs/demo.svg from a run of the demo
 test: install-dev  ## Run the tests; FILE=tests/unit/test_x.py runs only that file, folder or test
 	@$(PYTEST) $(FILE)
 
-check: prepared lint proto-check  ## Run everything that CI runs
+check: install-dev lint proto-check samples .tools/grpcurl  ## Run the linters and all tests, as CI does
 	@$(PYTEST)
-
-# versitygw would take CI over its time: its tests run where `make tools` has built it, and those with moto's S3 everywhere.
-prepared: install-dev samples .tools/grpcurl .tools/helm .tools/promtool
 
 # Go programs that tests use. `make test` never builds them: it skips the tests of those that are missing. promtool without service
 # discovery takes half as long to build, and checks rules as well. helm and promtool are built without optimization, which is quicker.
 tools: $(patsubst %,.tools/%,$(shell sed 's|.*/||; s|@.*||' tools.txt))  ## Build the tools of tools.txt into .tools/, with Go (minutes)
 
 .tools/%: tools.txt
-	@$(call with,go,GOBIN="$(CURDIR)/.tools" go install $$(grep "/$*@" tools.txt),touch $@)
+	@$(call with,go,GOBIN="$(CURDIR)/.tools/new" go install $$(grep "/$*@" tools.txt),mv .tools/new/$* $@ && touch $@)
 
 examples: install-dev samples  ## Build the sample clients in examples/, and run them against the service
 	@$(PYTEST) -n 0 -v tests/client/test_examples.py

@@ -25,7 +25,6 @@ ENCODE = json.JSONEncoder(default=repr).encode
 TIME = "timestamp"
 NOISY = ("aiohttp.access", "asyncio", "grpc", "peewee")
 
-
 Line = MutableMapping[str, Any]
 
 
@@ -73,12 +72,14 @@ def configure_logs(
 
 
 def _add_time(logger: object, method: str, line: Line) -> Line:
+    """Add the time in unix seconds: a structlog processor."""
     del logger, method
     line[TIME] = time.time()
     return line
 
 
 def _format_time(logger: object, method: str, line: Line) -> Line:
+    """Write the time as people do: a structlog processor."""
     del logger, method
     moment = datetime.fromtimestamp(line[TIME], UTC)
     line[TIME] = moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -4,6 +4,7 @@ import asyncio
 import re
 import subprocess
 import sys
+from datetime import datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -186,6 +187,29 @@ def test_a_traceback_is_logged_without_the_values_of_variables(form: str) -> Non
     assert "ZeroDivisionError" in text
     assert "hunter2" not in text
     assert form == "json" or text.splitlines()[1].startswith("Traceback")
+
+
+IN_A_LOOP = """
+import asyncio, time
+async def main():
+    log.info("before")
+    try: 1 / 0
+    except ArithmeticError: log.info("caught", exc_info=True)
+    log.info("after")
+    print(time.time())
+    time.sleep(0.1)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_lines_that_are_written_later_are_complete_and_in_order(form: str) -> None:
+    printed, text = logged(IN_A_LOOP, form)
+    at = [text.index(words) for words in ("before", "caught", "ZeroDivisionError", "after")]
+    assert at == sorted(at)
+    times = re.findall(r"\d{4}-\d\d-\d\dT[\d:.]+Z", text)
+    logged_at = datetime.fromisoformat(times[-1]).timestamp()
+    assert logged_at <= float(printed)
 
 
 def test_a_log_on_a_full_disk_does_not_fail_its_caller() -> None:
