@@ -51,7 +51,6 @@ def configure_logs(
     later = [_format_time, escape_controls, *_renderers(form)]
     lines = _Lines(sys.stderr, later)
     structlog.configure(
-        # Text is made of a line when it is written: many at once cost less.
         processors=[*at_once, _unrendered],
         # Not through logging: that would double the cost of a line.
         logger_factory=lambda *_: lines,
@@ -79,7 +78,7 @@ def _add_time(logger: object, method: str, line: Line) -> Line:
 
 
 def _format_time(logger: object, method: str, line: Line) -> Line:
-    """Write the time as people do: a structlog processor."""
+    """Write the time in the form of ISO 8601: a structlog processor."""
     del logger, method
     moment = datetime.fromtimestamp(line[TIME], UTC)
     line[TIME] = moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -154,10 +153,9 @@ def _value(value: object) -> str:
 class _Lines:
     """Renders and writes lines, in batches.
 
-    That costs more than everything else about a line, less if many are done at once, and CreateTask
-    waits for its own. Warnings are written at once, and so are lines logged outside an event loop.
-    Errors of the stream are ignored: no call may fail because the terminal is closed or the disk is
-    full.
+    CreateTask waits for its own lines, and many at once cost less. Warnings are written at once,
+    and so are lines logged outside an event loop. Errors of the stream are ignored: no call may
+    fail because the terminal is closed or the disk is full.
     """
 
     def __init__(self, stream: TextIO, renderers: Sequence[structlog.types.Processor]) -> None:
@@ -173,7 +171,7 @@ class _Lines:
         atexit.register(self._flush)
 
     def debug(self, line: Line) -> None:
-        """Write a line within GATHER_SECONDS; at once if it has a traceback, which may change."""
+        """Write a line within GATHER_SECONDS; at once if the current exception belongs to it."""
         if not WITH_TRACEBACK.isdisjoint(line):
             self.warning(line)
             return
@@ -195,9 +193,11 @@ class _Lines:
 
     def _flush(self) -> None:
         lines, self._waiting = self._waiting, []
-        if lines:
-            with suppress(OSError, ValueError):  # ValueError: the stream is closed
-                self._stream.write("".join(f"{self._text(line)}\n" for line in lines))
+        if not lines:
+            return
+        text = "".join(f"{self._text(line)}\n" for line in lines)
+        with suppress(OSError, ValueError):  # ValueError: the stream is closed
+            self._stream.write(text)
 
     def _text(self, line: Any) -> Any:
         for render in self._renderers:

@@ -50,7 +50,8 @@ class Change(NamedTuple):
         task_id: The task.
         version: The version that they replace.
         is_visible: Whether there is a new revision.
-        has_result: Whether more than the working columns has changed.
+        has_result: Whether the results have changed, or the task has ended: otherwise only the
+            working columns have changed.
     """
 
     columns: Row

@@ -19,17 +19,18 @@ COLUMNS = tuple(
 )
 FIXED_COLUMNS = 10  # the first columns, up to traceparent, never change
 CHANGING = COLUMNS[FIXED_COLUMNS:]
-# What only the results or the end of a task change: fields of a Task, beginnings of columns.
+# What changes only with the results or the end of a task: fields of a Task, and the beginnings of
+# the names of columns.
 RESULT = (
     *("status", "artifacts", "result_json", "failure"),
     *("credits_consumed", "complete_time", "generated_time"),
 )
 result_of = attrgetter(*RESULT)
-WORKING = tuple(column for column in CHANGING if not column.name.startswith(RESULT))
-# From the values of CHANGING to those of WORKING.
+# From CHANGING, or its values, to what changes while a task is worked on.
 working_values = itemgetter(
     *(i for i, column in enumerate(CHANGING) if not column.name.startswith(RESULT))
 )
+WORKING = working_values(CHANGING)
 # The fields of a stored artifact that are known: always there, and those of its copy.
 PAIR = ("url", "mime_type")
 COPY = ("uri", "size_bytes", "sha256", "content_type")

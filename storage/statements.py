@@ -105,8 +105,8 @@ class TaskStatements:
         self.insert = (
             text(row.insert_many([[arg] * len(inserted)], fields=inserted)) + KNOWN_REQUEST
         )
-        # By whether the result changes, and whether the change is visible and gets a number. SQLite
-        # updates the indices of every column that is set, even to the same value.
+        # By `has_result`, and by `is_visible`: a visible change gets a new number. As few columns
+        # as possible are set: SQLite updates their indices even if the values stay the same.
         self.save = {
             (has_result, is_visible): text(
                 row.update(dict.fromkeys((*columns, *number), arg)).where(current)

@@ -197,8 +197,9 @@ class PostgresEngine:
         return rows
 
     def save(self, changes: Sequence[Change]) -> list[bool]:
-        # A trigger numbers them, also those of older versions of the service. In the order of the
-        # ids, so that two processes never wait for each other.
+        # A trigger numbers visible changes, also those of older versions of the service. All are
+        # saved by one statement, in the order of the ids, so that two processes never wait for each
+        # other.
         ordered = sorted(enumerate(changes), key=lambda change: change[1].task_id)
         has_result = any(change.has_result for change in changes)
         rows = (

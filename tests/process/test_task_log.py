@@ -197,7 +197,6 @@ async def main():
     except ArithmeticError: log.info("caught", exc_info=True)
     log.info("after")
     print(time.time())
-    time.sleep(0.1)
 asyncio.run(main())
 """
 
