@@ -98,7 +98,7 @@ lint: install-dev
 torture: install-dev  ## Run the long tests: kills, faults, attacks (many minutes)
 	@$(PYTEST) -m torture -n 0 -s
 
-bench: .venv/installed-bench  ## Compare the service with a minimal baseline server; results in benchmarks/results.md (ten minutes)
+bench: .venv/installed-bench  ## Compare the service with a minimal baseline server; results in benchmarks/results.md (17 minutes)
 	@$(BIN)/python -m benchmarks
 	@$(BIN)/python -m benchmarks.charts
 
