@@ -35,11 +35,22 @@ def check_create(request: pb.CreateTaskRequest, provider: Provider) -> None:
         *(violation for violation in broken if violation.field not in named),
     ]
     params = request.provider_params
+    if violations and not (broken or unknown):
+        violations += _broken_by_input(params, provider)
     # The provider bounds the input of `market` by its size as JSON.
     if not (violations or params.kie.HasField("market")) and params.ByteSize() > PARAMS_MAX_BYTES:
         violations = [Violation("provider_params", f"must have at most {PARAMS_MAX_BYTES} bytes")]
     if violations:
         raise invalid_params(violations)
+
+
+def _broken_by_input(params: pb.ProviderParams, provider: Provider) -> list[Violation]:
+    """Return what the schema of a market model says about an input that is otherwise valid."""
+    try:
+        provider.complete(params)
+    except ParamsError as error:
+        return list(error.violations)
+    return []
 
 
 def check_task_id(task_id: str) -> None:

@@ -218,6 +218,16 @@ async def test_all_broken_rules_of_the_schema_are_named_and_nothing_is_sent(
     assert service.bodies() == []
 
 
+async def test_broken_rules_of_the_request_and_of_the_schema_are_named_together(
+    service: Service,
+) -> None:
+    params = market(NANO, prompt="a cat", aspect_ratio="17:9")
+    error = await refused(service.create(params, prompt_id="", request_id="r" * 129))
+    assert error.reason == "INVALID_PARAMS"
+    assert error.fields == ["prompt_id", "request_id", FIELDS + "input.aspect_ratio"]
+    assert service.bodies() == []
+
+
 @pytest.mark.parametrize(
     ("model", "field"),
     [
