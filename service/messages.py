@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from sys import intern
 
 from cachetools import LRUCache
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -109,7 +110,7 @@ class Answers:
         answer = self._serialized(task)
         with suppress(ValueError):  # larger than the whole cache
             if self._links.are_final(task):
-                self._ended[task.id] = _Ended(task.caller, task.update_time, answer)
+                self._ended[task.id] = _Ended(intern(task.caller), task.update_time, answer)
             else:
                 self._changing[task.id, task.revision] = answer
         return answer
