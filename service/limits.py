@@ -40,7 +40,7 @@ class LimitBounds:
 
     Attributes:
         creates_window_seconds: The account's window of 10 s, plus a margin for uneven latency.
-        status_window_seconds: The account's window of 1 s, plus the same margin.
+        status_window_seconds: The account's window of 1 s, plus a margin as well.
         submit_jobs_max: How many tasks are sent at a time.
         poll_jobs_max: How many tasks are polled at a time.
         late_jobs_max: How many ended tasks are polled for a late delivery at a time.

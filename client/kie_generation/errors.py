@@ -1,6 +1,6 @@
 """What a call can raise, read from google.rpc.Status.
 
-    GenerationError                a failed call; the base class, also for unknown reasons
+    GenerationError                a failed call; raised itself for reasons without a subclass
     ├── InvalidRequestError        the request is invalid: fix what `violations` name
     ├── RefusedError               the provider refused; after a create, `task_id` is the FAILED
     │                              task. Or the model is disabled or not allowed for this caller
