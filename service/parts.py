@@ -236,7 +236,7 @@ def _missing_descriptors(settings: Settings) -> int:
     missing = descriptors.missing(settings.watch_max_streams, descriptors.limit())
     if missing:
         log.warning(
-            "the limit of file descriptors is too low for WATCH_MAX_STREAMS",
+            "the limit of file descriptors (nofile) is too low for WATCH_MAX_STREAMS: raise it",
             limit=descriptors.limit(),
             missing=missing,
         )

@@ -293,7 +293,7 @@ def _deliver(answers: Answers) -> None:
             else:
                 job.on_result(answer)
         except Exception:  # the other jobs still get their results
-            logger.exception("the result of a database operation was not noted")
+            logger.exception("handling the result of a database operation failed")
         if job.done.done():  # the caller is gone
             continue
         if failed:

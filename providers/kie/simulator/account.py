@@ -160,7 +160,7 @@ class Account:
         self.tasks.put(task)
         self._ledger.buy(task)
         self.callbacks.schedule(task, now_ms)
-        logger.info("task %s created: %s", task.id, task.model)
+        logger.info("simulator: task %s created for %s", task.id, task.model)
         return task
 
     def finish(

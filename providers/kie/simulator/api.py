@@ -135,7 +135,7 @@ class Api:
             code = settings.jobs_validation_code
         if request.method == "POST":
             self._account.refused[code] += 1
-            logger.info("%s refused: %s %r", request.path, code, refused.msg)
+            logger.info("simulator: %s refused: %s %r", request.path, code, refused.msg)
         status = 429 if settings.http_429 and code == 429 else 200  # noqa: PLR2004
         return api_answer(envelope(code, refused.msg, refused.data), status)
 
@@ -285,7 +285,7 @@ class Api:
         rule = self._account.faults.take(endpoint, moment, model)
         if rule is None:
             return None
-        logger.info("%s struck by fault %s", request.path, rule.kind)
+        logger.info("simulator: fault on %s: %s", request.path, rule.kind)
         return await wire.spoiled(rule, request, not_found, **values)
 
 

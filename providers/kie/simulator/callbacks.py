@@ -126,7 +126,7 @@ class Callbacks:
                 self._note_acknowledged(task.id)
                 return
         self.counts["failed"] += 1
-        logger.warning("callback of %s given up", task.id)
+        logger.warning("simulator: callback of task %s given up", task.id)
 
     def _note_acknowledged(self, task_id: str) -> None:
         self.counts["acknowledged"] += 1
@@ -148,7 +148,7 @@ class Callbacks:
             ) as answer:
                 return 200 <= answer.status < 300  # noqa: PLR2004 - the successes of HTTP
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            logger.info("callback of %s failed: %s", task.id, type(error).__name__)
+            logger.info("simulator: callback of task %s failed: %s", task.id, type(error).__name__)
             return False
 
     def _headers(self, task_id: str, *, forged: bool) -> dict[str, str]:

@@ -94,8 +94,8 @@ def _add_listening(parser: argparse.ArgumentParser) -> None:
 
 def _add_course(group: Any) -> None:
     add = group.add_argument
-    add("--speed", type=float, metavar="FACTOR", help="divides all waits (1)")
-    add("--realistic", action="store_true", help="durations and latencies as recorded")
+    add("--speed", type=float, metavar="FACTOR", help="all waits are divided by it (1)")
+    add("--realistic", action="store_true", help="durations and latencies of the real Kie")
     add(
         "--seconds",
         type=_argument(_named_range),
@@ -103,21 +103,26 @@ def _add_course(group: Any) -> None:
         metavar="NAME=MIN-MAX",
         help="duration of a model or family, e.g. veo3=20-40; may be repeated",
     )
-    add("--seed", type=int, help="makes durations, failures and odds repeatable")
+    add("--seed", type=int, help="makes durations, failures and probabilities repeatable")
     add("--fail-rate", type=float, metavar="SHARE", help="share of tasks that fail (0)")
-    add("--direct-rate", type=float, metavar="SHARE", help="share that skips generating (0.3)")
-    add("--queuing-rate", type=float, metavar="SHARE", help="share of others that queues (0.3)")
+    add("--direct-rate", type=float, metavar="SHARE", help="share that skips `generating` (0.3)")
+    add(
+        "--queuing-rate",
+        type=float,
+        metavar="SHARE",
+        help="share of the others that shows `queuing` (0.3)",
+    )
     add(
         "--visible-after-seconds",
         type=float,
         metavar="S",
-        help='how long a new task is "recordInfo is null" (0)',
+        help='how long polls of a new task get "recordInfo is null" (0)',
     )
     add(
         "--latency-seconds",
         type=_argument(_range),
         metavar="MIN-MAX",
-        help="extra wait of each API answer (0-0)",
+        help="extra latency of each API response (0-0)",
     )
     add("--veo-times", choices=("ms", "text", "iso"), help="format of times in Veo records (ms)")
 
@@ -134,35 +139,45 @@ def _add_account(group: Any) -> None:
         metavar="NAME=CREDITS",
         help="price of a model or family; may be repeated",
     )
-    add("--creates-per-window", type=int, metavar="N", help="new tasks per window (20; 0 = any)")
+    add(
+        "--creates-per-window",
+        type=int,
+        metavar="N",
+        help="new tasks per window (20; 0 = no limit)",
+    )
     add("--create-window-seconds", type=float, metavar="S", help="the length of the window (10)")
-    add("--records-per-second", type=int, metavar="N", help="record queries (10; 0 = any)")
+    add("--records-per-second", type=int, metavar="N", help="polls per second (10; 0 = no limit)")
     add(
         "--catalogue-per-second",
         type=int,
         metavar="N",
-        help="requests to the catalogue (1; 0 = any)",
+        help="requests to the catalogue per second (1; 0 = no limit)",
     )
     add(
         "--withdrawn-models",
         type=_names,
         metavar="ID,ID,...",
-        help="models that are no longer sold (none)",
+        help="models that the catalogue no longer lists (none)",
     )
-    add("--max-running", type=int, metavar="N", help="unfinished tasks at a time (0 = any)")
-    add("--http-429", action="store_true", help="exceeded limits are HTTP 429 too")
+    add("--max-running", type=int, metavar="N", help="unfinished tasks at a time (0 = no limit)")
+    add("--http-429", action="store_true", help="over a limit, the HTTP status is 429, too")
     add(
         "--jobs-validation-code",
         type=int,
         choices=(422, 500),
-        help="of a bad field in a jobs order (500)",
+        help="the code for a bad field in a jobs create (500)",
     )
 
 
 def _add_callbacks(group: Any) -> None:
     add = group.add_argument
-    add("--webhook-key", metavar="KEY", help="signs callbacks (unsigned)")
-    add("--callback-timeout-seconds", type=float, metavar="S", help="for the receiver (15)")
+    add("--webhook-key", metavar="KEY", help="sign callbacks with it (unsigned)")
+    add(
+        "--callback-timeout-seconds",
+        type=float,
+        metavar="S",
+        help="how long a receiver may take (15)",
+    )
     add(
         "--callback-retry-seconds",
         type=_argument(_waits),
@@ -175,14 +190,19 @@ def _add_callbacks(group: Any) -> None:
 
 def _add_files(group: Any) -> None:
     add = group.add_argument
-    add("--public-url", metavar="URL", help="base of result links (the Host asked for)")
-    add("--state-file", type=Path, metavar="FILE", help="keeps everything over a restart")
+    add("--public-url", metavar="URL", help="base URL of results (the Host of the request)")
+    add(
+        "--state-file",
+        type=Path,
+        metavar="FILE",
+        help="keep tasks, uploads and the port over restarts",
+    )
     add("--tasks-max", type=int, metavar="N", help="tasks kept, the oldest dropped (100000)")
     add("--upload-max-bytes", type=int, metavar="N", help="the largest upload (2 GiB)")
     add(
         "--allow-url-upload",
         action="store_true",
-        help="file-url-upload may fetch from beyond loopback",
+        help="file-url-upload may fetch from hosts other than this machine",
     )
 
 

@@ -116,7 +116,7 @@ class Uploads:
 
     def _refusal(self, refused: RefusedError) -> web.Response:
         self._account.uploads["refused"] += 1
-        logger.info("upload refused: %s %r", refused.code, refused.msg)
+        logger.info("simulator: upload refused: %s %r", refused.code, refused.msg)
         return web.json_response({"success": False, "code": refused.code, "msg": refused.msg})
 
     async def _spoiled(
