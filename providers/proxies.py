@@ -55,7 +55,7 @@ def tls_context(environment: Mapping[str, str]) -> ssl.SSLContext:
     return _tls_context(environment.get("SSL_CERT_FILE"), environment.get("SSL_CERT_DIR"))
 
 
-@functools.cache  # to make one takes 0.05 s
+@functools.cache  # creating one takes 0.05 s
 def _tls_context(*variables: str | None) -> ssl.SSLContext:
     del variables  # OpenSSL reads them itself
     context = ssl.create_default_context()

@@ -34,7 +34,7 @@ class Admin:
         *,
         queues_seconds: float,
     ) -> None:
-        """Answer from these parts.
+        """Keep what the answers are read from.
 
         Args:
             vitals: /healthz and /readyz report them.

@@ -230,7 +230,7 @@ class CatalogueRefresh:
     async def _ask(
         self, request: Callable[[], Awaitable[Answer | NotAnswered]]
     ) -> Answer | NotAnswered:
-        """Make a request within the rate limit; again if it is not answered."""
+        """Make a request within the rate limit; repeat it while it is not answered."""
         answer: Answer | NotAnswered = NotAnswered("not asked")
         for _ in range(self._times.attempts):
             await self._take_slot()

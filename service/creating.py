@@ -180,7 +180,7 @@ def _unless_refused(task: Task) -> Task:
 
 
 def _known(new: Task, earlier: Task, request: pb.CreateTaskRequest) -> Task:
-    """Return a new task whose request_id is known as it is stored, without an id."""
+    """Return what validate_only shows of a task that exists: as it is stored, without an id."""
     _check_same(earlier, request)
     _unless_refused(earlier)
     return new._replace(id="", filled_params=earlier.filled_params)

@@ -130,7 +130,7 @@ class Jobs:
 
 
 async def _end(jobs: set[asyncio.Task[None]], seconds: float) -> int:
-    """Wait for jobs, then cancel those that take longer; return how many they were."""
+    """Wait for jobs, then cancel those that take longer; return how many were cancelled."""
     if not jobs:
         return 0
     _, remaining = await asyncio.wait(jobs, timeout=max(0.0, seconds))

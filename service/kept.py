@@ -59,7 +59,7 @@ async def open_results(parts: Parts, origin: Origin, stack: AsyncExitStack) -> K
 
 
 def links(settings: Settings, provider_seconds: float) -> Links:
-    """Return how the URLs of results work."""
+    """Return how long the URLs of results work, and which other URLs they get."""
     if settings.results_url is None:
         return Links(provider_seconds)
     if settings.results_public_url is None:

@@ -59,7 +59,7 @@ class OpenCalls:
         self._add(caller, 1)
 
     def end(self, caller: str) -> None:
-        """Count a call no longer."""
+        """Stop counting a call."""
         self._add(caller, -1)
 
     def _add(self, caller: str, number: int) -> None:
@@ -80,7 +80,7 @@ class OpenCalls:
 
 
 class CountedCall:
-    """Counts a call for as long as the context lasts. No generator: each open watch holds one."""
+    """Counts a call while the context lasts. Not a generator, as each open watch holds one."""
 
     __slots__ = ("_caller", "_calls")
 

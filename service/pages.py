@@ -35,9 +35,9 @@ BUILT_AT_ONCE = 16  # tasks, in some 0.5 ms of the event loop
 class Pages:
     """Reads pages, as answers that contain one task each.
 
-    A page of long prompts occupies the database and the event loop for milliseconds. So each caller
-    has one page at a time read, with a pause before the next one. And only one page at a time is
-    put together, with pauses in which other calls run.
+    A page of long prompts occupies the database and the event loop for milliseconds. So only one
+    page of each caller is read at a time, with a pause before its next one. And of all pages, only
+    one at a time is put together, with pauses in which other calls run.
     """
 
     def __init__(self, store: Store, answers: Answers) -> None:

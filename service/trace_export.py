@@ -39,7 +39,7 @@ def start_tracing(endpoint: str) -> Tracing:
 
 
 class ReportingExporter(SpanExporter):
-    """Logs once that traces are not taken, and once that they are taken again."""
+    """Logs once that the collector takes no traces, and once that it takes them again."""
 
     def __init__(self, exporter: SpanExporter, endpoint: str) -> None:
         self._exporter = exporter
@@ -69,7 +69,7 @@ class _Problems(logging.Handler):
         theirs.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log a problem, unless it lasts."""
+        """Log a problem, unless it was logged and is not over yet."""
         if self._lasts:
             return
         self._lasts = True

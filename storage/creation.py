@@ -142,7 +142,7 @@ class Creations:
         return refusals
 
     def _earlier(self, creations: Iterable[Creation]) -> dict[tuple[str, str], Task]:
-        """Return the tasks that were created before with the request_ids of creations."""
+        """Return the existing tasks that have the request_ids of these creations."""
         requests = {c.request for c in creations if c.task.request_id}
         rows = self._engine.find_requests(sorted(requests)) if requests else []
         known = self._engine.sql.known

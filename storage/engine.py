@@ -109,7 +109,7 @@ class Engine(Protocol):
         """Wait for hints of other processes, at most `timeout` seconds: {task id: revision}."""
 
     def hint(self, tasks: Sequence[Task]) -> None:
-        """Send other processes hints of committed snapshots, soon or never."""
+        """Send other processes hints of committed snapshots; they may be lost."""
 
     def threads(self) -> list[ThreadState]:
         """Return the state of every thread that must run."""

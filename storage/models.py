@@ -77,7 +77,7 @@ class Models:
         return [None] * len(batches)
 
     def confirm_each(self, times: Sequence[float]) -> Sequence[None]:
-        """Record at a time that the catalogue lists every model that is not retired."""
+        """Record the times at which the catalogue listed every model that is not retired."""
         for now in times:
             self._engine.execute(self._engine.sql.models.confirm, now, now)
         return [None] * len(times)

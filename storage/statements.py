@@ -105,8 +105,9 @@ class TaskStatements:
         self.insert = (
             text(row.insert_many([[arg] * len(inserted)], fields=inserted)) + KNOWN_REQUEST
         )
-        # By `has_result`, and by `is_visible`: a visible change gets a new number. As few columns
-        # as possible are set: SQLite updates their indices even if the values stay the same.
+        # The keys: `has_result` and `is_visible`. A visible change gets a new number. As few
+        # columns as possible are set: SQLite updates their indices even if the values stay the
+        # same.
         self.save = {
             (has_result, is_visible): text(
                 row.update(dict.fromkeys((*columns, *number), arg)).where(current)
@@ -335,7 +336,7 @@ class ModelStatements:
 
 
 def octet_length(db: Database, column: Any) -> Any:
-    """Return the expression for the bytes of a text column; only SQLite 3.43 and later has it."""
+    """Return the size of a text column in bytes; SQLite has OCTET_LENGTH only from 3.43 on."""
     return fn.OCTET_LENGTH(column) if db.for_update else fn.LENGTH(column.cast("BLOB"))
 
 

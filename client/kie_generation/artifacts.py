@@ -124,7 +124,7 @@ class ArtifactCalls(Connection):
     async def _fetch(
         self, part: PartFile, task_id: str, index: int, *, max_bytes: int, timeout: float
     ) -> ArtifactInfo:
-        """Download what is missing of a file, and return what it is."""
+        """Download what is missing at the end of a file, and return what the result is."""
         infos: list[ArtifactInfo] = []
         try:
             chunks = self.download_artifact(
@@ -140,7 +140,7 @@ class ArtifactCalls(Connection):
         except InvalidRequestError:
             if infos or not part.size:
                 raise
-            # The rest of something else that was larger.
+            # The file is larger than the result, so it is left over from something else.
             await asyncio.to_thread(part.empty)
             return await self._fetch(part, task_id, index, max_bytes=max_bytes, timeout=timeout)
         return infos[0]

@@ -26,7 +26,7 @@ class KieCallbacks:
     """Reads callbacks, and verifies them if there is a key."""
 
     def __init__(self, webhook_key: Callable[[], str] | None) -> None:
-        """Use a key.
+        """Verify signatures with a key, if there is one.
 
         Args:
             webhook_key: Returns the current key of the signatures. None trusts every callback.

@@ -14,7 +14,7 @@ MEDIA = ("image/", "video/", "audio/")
 ATTACHMENTS = frozenset({HTML, XHTML, XML, SVG})
 EXTENSION = re.compile(r"\.[a-z0-9]{1,8}")
 
-# The extensions of each type; the first one is used for content of another extension.
+# The extensions of each type. The first one replaces an extension that is not of the type.
 EXTENSIONS: dict[str, tuple[str, ...]] = {
     "image/png": (".png", ".apng"),
     "image/jpeg": (".jpg", ".jpeg", ".jfif"),
@@ -83,7 +83,7 @@ class Content:
 
     @property
     def is_attachment(self) -> bool:
-        """Whether browsers are to save it, and not to show it: it may contain scripts."""
+        """Whether browsers should save it instead of showing it: it may contain scripts."""
         return self.mime_type in ATTACHMENTS
 
 

@@ -22,7 +22,7 @@ class ResultsConfigError(Exception):
 
 
 class StoreError(Exception):
-    """The storage did not do what it was asked for; the message contains no secret."""
+    """The storage failed; the message contains no secret."""
 
 
 class MissingError(StoreError):

@@ -22,7 +22,7 @@ class FetchRules:
     """
 
     def __init__(self, allowed_hosts: Iterable[str] = (), own_urls: Iterable[str] = ()) -> None:
-        """Keep the exceptions.
+        """Allow exceptions from the rules.
 
         Args:
             allowed_hosts: Hosts that need not be public, and may be asked over plain http.

@@ -38,7 +38,7 @@ class BulkStatements:
             " JOIN tasks ON tasks.id = seen.task AND tasks.revision > seen.revision"
         )
         self.insert = bulk_insert(KNOWN_REQUEST)
-        # By whether any change has a result.
+        # The keys: whether any change has a result.
         self.save = {True: _bulk_save(CHANGING), False: _bulk_save(WORKING)}
 
 

@@ -14,7 +14,8 @@ MAX_PAGE_SIZE = 200
 def models(
     context: typer.Context,
     query: Annotated[
-        list[str] | None, typer.Argument(metavar="QUERY", help="Words to look for.")
+        list[str] | None,
+        typer.Argument(metavar="[QUERY]...", help="Words to look for; all must match."),
     ] = None,
     task_type: Annotated[
         str, typer.Option(metavar="TYPE", help='Only models that do this: "Text to Image".')

@@ -33,7 +33,7 @@ def download(
         again = session.invocation.line("download", task_id, "--save", str(save))
         session.resume_hint = f"to continue: {again}"
         task = await session.client.get(task_id, timeout=session.timeout)
-        # Without any result the service says so.
+        # Also ask for the first one if there is none: the service explains why.
         numbers = range(1, max(1, len(task.artifacts)) + 1) if number is None else [number]
         for each in numbers:
             path = await session.client.save_artifact(task_id, each - 1, save)

@@ -52,7 +52,7 @@ def follow(
       kie-generation follow --ended --state feed.json --save results
     """
     _reconnect_without_limit(context)
-    # The stream is reported as notes.
+    # Notes on stderr already report what the stream logs.
     logging.getLogger("kie_generation.changes").addHandler(logging.NullHandler())
 
     async def work(session: Session) -> ExitCode:
@@ -125,7 +125,7 @@ class _Saver:
 
     @classmethod
     async def into(cls, folder: Path, session: Session) -> "_Saver":
-        """Return one for a folder, which is created if it is missing."""
+        """Return a saver for a folder, which is created if it is missing."""
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         session.invocation.folder = str(folder)
         return cls(folder, session)

@@ -72,6 +72,6 @@ def _translated(text: str, message: Descriptor | None) -> str:
     for enum in message.enum_types:
         prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
         names |= {name: value_name(name.removeprefix(prefix)) for name in enum.values_by_name}
-    # Only names that cannot be ordinary words, as `size` can.
+    # Only names with an underscore: others, such as `size`, may be ordinary words of the text.
     names |= {field: option_of(field) for field in message.fields_by_name if "_" in field}
     return re.sub(r"\w+", lambda word: names.get(word.group(), word.group()), text)

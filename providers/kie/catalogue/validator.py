@@ -25,7 +25,8 @@ REGEX_MAX_BYTES = 16 << 10  # of a compiled regular expression
 REGEX_CACHE_MAX_BYTES = 256 << 10
 # Collecting errors takes time for each wrong value; no model needs as many values as this.
 VALUES_MAX = 300
-# The members of each list and object of a larger input that are checked: fewer if still too many.
+# Of a larger input, only so many members of each list and object are checked: the first number
+# that leaves no more than VALUES_MAX values.
 MEMBERS_MAX = (100, 20, 4, 1)
 HIDDEN_WORDS = "contains an invalid value, and too many values to name it"
 HTTP = ("http://", "https://")

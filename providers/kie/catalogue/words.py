@@ -17,7 +17,7 @@ from providers.kie.values import field_name
 VIOLATIONS_MAX = 100
 CHOICES_MAX_CHARACTERS = 200  # an error may have 300 bytes for the words about a field
 PATTERN_MAX_CHARACTERS = 100
-# Comparing names takes long: this many of a check, and only of such a length.
+# Comparing names takes long, so a check makes only so many comparisons, of names up to a length.
 COMPARISONS_MAX = 400
 NAME_MAX_CHARACTERS = 64
 
