@@ -60,7 +60,7 @@ def host_and_port(target: str) -> tuple[str, int]:
     """Return the host and the port of a gRPC target.
 
     Raises:
-        ValueError: the target has no port, for example a Unix socket.
+        ValueError: The target has no port, for example a Unix socket.
     """
     for scheme in ("dns:", "ipv4:", "ipv6:"):
         target = target.removeprefix(scheme)
@@ -107,7 +107,7 @@ class PublicResolver(AbstractResolver):
         """Return the addresses of a name.
 
         Raises:
-            OSError: one of them is not public, or the name cannot be resolved.
+            OSError: One of them is not public, or the name cannot be resolved.
         """
         found = await self._resolver.resolve(host, port, family)
         if private := next((each["host"] for each in found if not is_public(each["host"])), None):

@@ -60,16 +60,16 @@ class ArtifactCalls(Connection):
         A lost stream is resumed automatically, after the last byte received.
 
         Args:
-            task_id: the task.
-            index: the position in `task.artifacts`, from 0.
-            offset: how many bytes at the beginning to leave out.
-            on_info: called once, before the first chunk, with the size and the type of the result.
-            timeout: seconds without any content after which the download fails.
+            task_id: The task.
+            index: The position in `task.artifacts`, from 0.
+            offset: How many bytes at the beginning to leave out.
+            on_info: Called once, before the first chunk, with the size and the type of the result.
+            timeout: Seconds without any content after which the download fails.
 
         Raises:
-            ArtifactNotFoundError: the task has no such result, or it no longer exists.
-            DownloadError: the content has another SHA-256 than its copy should have.
-            GenerationError: an error that a retry cannot fix, at once; UnavailableError only after
+            ArtifactNotFoundError: The task has no such result, or it no longer exists.
+            DownloadError: The content has another SHA-256 than its copy should have.
+            GenerationError: An error that a retry cannot fix, at once; UnavailableError only after
                 the timeout.
         """
 
@@ -98,17 +98,17 @@ class ArtifactCalls(Connection):
         not downloaded again. The file appears under its name only when it is complete.
 
         Args:
-            task_id: the task.
-            index: the position in `task.artifacts`, from 0.
-            folder: where to save the file; it is created if it is missing.
-            name: the first part of the file name; None uses the task's id.
-            max_bytes: the maximum size of the file.
-            timeout: seconds without any content after which the download fails.
+            task_id: The task.
+            index: The position in `task.artifacts`, from 0.
+            folder: Where to save the file; it is created if it is missing.
+            name: The first part of the file name; None uses the task's id.
+            max_bytes: The maximum size of the file.
+            timeout: Seconds without any content after which the download fails.
 
         Raises:
-            DownloadError: the result is too large or damaged, or is being downloaded already.
-            OSError: the file or the folder cannot be written.
-            GenerationError: as for `download_artifact`.
+            DownloadError: The result is too large or damaged, or is being downloaded already.
+            OSError: The file or the folder cannot be written.
+            GenerationError: As for `download_artifact`.
         """
         folder = Path(folder)
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
@@ -156,14 +156,14 @@ class ArtifactCalls(Connection):
         """Return a link to the copy of a result, which works for a while without any token.
 
         Args:
-            task_id: the task.
-            index: the position in `task.artifacts`, from 0.
-            lifetime_seconds: how long the link works, at most a week; 0 means an hour.
-            timeout: seconds for all attempts.
+            task_id: The task.
+            index: The position in `task.artifacts`, from 0.
+            lifetime_seconds: How long the link works, at most a week; 0 means an hour.
+            timeout: Seconds for all attempts.
 
         Raises:
-            ArtifactNotFoundError: the task has no such result.
-            GenerationError: with the reason ARTIFACT_NOT_STORED if it has no copy in an object
+            ArtifactNotFoundError: The task has no such result.
+            GenerationError: With the reason ARTIFACT_NOT_STORED if it has no copy in an object
                 store.
         """
         request = SignArtifactRequest(

@@ -29,12 +29,12 @@ class TaskChange:
     """One item of a stream of all changes: a task, a bookmark, or that the stream starts over.
 
     Attributes:
-        task: the newest snapshot of a task that has changed; otherwise None.
-        bookmark: set if everything that happened before it was delivered. It has `initial_done` if
+        task: The newest snapshot of a task that has changed; otherwise None.
+        bookmark: Set if everything that happened before it was delivered. It has `initial_done` if
             it ends the initial part of the stream. Otherwise None.
-        started_over: whether the resume token had expired. Changes may be missing, so all existing
+        started_over: Whether the resume token had expired. Changes may be missing, so all existing
             tasks follow, up to a bookmark with `initial_done`. Those that do not come were deleted.
-        resume_token: where to resume after this item.
+        resume_token: Where to resume after this item.
     """
 
     task: GenerationTask | None = None
@@ -64,10 +64,10 @@ class ChangeStream:
         """Yield each change. It counts as handled when the next one is requested.
 
         Raises:
-            GenerationError: an error that a new stream would get again, at once; UnavailableError
+            GenerationError: An error that a new stream would get again, at once; UnavailableError
                 only after giving up.
-            StateFileError: the state file is damaged, or belongs to another stream.
-            OSError: the state file cannot be read or written.
+            StateFileError: The state file is damaged, or belongs to another stream.
+            OSError: The state file cannot be read or written.
         """
         if self._state is not None:
             await asyncio.to_thread(self._state.load, self._request)

@@ -39,7 +39,7 @@ def authorization(token: str) -> tuple[tuple[str, str], ...]:
     """Return the metadata that carries a token. A "Bearer " that was copied with it is ignored.
 
     Raises:
-        TokenError: the token contains characters that cannot be sent.
+        TokenError: The token contains characters that cannot be sent.
     """
     words = token.split()
     bare = words[1] if len(words) == 2 and words[0].lower() == "bearer" else token.strip()  # noqa: PLR2004

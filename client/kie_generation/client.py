@@ -63,18 +63,18 @@ class GenerationClient(ArtifactCalls):
         """Create a task and return it, usually PENDING.
 
         Args:
-            params: a model's message: MarketParams for any model of the catalogue, Imagen4Params,
+            params: A model's message: MarketParams for any model of the catalogue, Imagen4Params,
                 MidjourneyParams, Veo3Params, Sora2Params, or a later one.
-            prompt_id: your reference, 1-255 characters.
-            request_id: makes the create idempotent; None generates a random one, so that retries
+            prompt_id: Your reference, 1-255 characters.
+            request_id: Makes the create idempotent; None generates a random one, so that retries
                 never pay twice.
-            validate_only: only check the request, and return the task as it would be stored, with
+            validate_only: Only check the request, and return the task as it would be stored, with
                 an empty id. Nothing is paid for.
-            timeout: seconds for all attempts. If it is shorter than the service's
+            timeout: Seconds for all attempts. If it is shorter than the service's
                 CREATE_WAIT_SECONDS, the call may return a task that the provider refuses later.
 
         Raises:
-            RefusedError: the provider refused; `task_id` is the id of the FAILED task.
+            RefusedError: The provider refused; `task_id` is the id of the FAILED task.
             GenerationError: `request_id` is set; repeat the create with it after UnavailableError.
             TypeError: `params` is not a model's message.
         """
@@ -109,16 +109,16 @@ class GenerationClient(ArtifactCalls):
         """Yield the caller's tasks, newest first; pages are fetched as they are needed.
 
         Args:
-            prompt_id: only tasks with this prompt_id; "" for all.
-            status: only tasks with this status; TASK_STATUS_UNSPECIFIED for all.
-            created_after: only tasks created at this time or later, with a time zone.
-            created_before: only tasks created before this time, with a time zone.
-            model: only tasks of this model, such as `imagen4`; "" for all.
-            page_size: tasks per page, at most 200; 0 for the service's default.
-            timeout: seconds for each page.
+            prompt_id: Only tasks with this prompt_id; "" for all.
+            status: Only tasks with this status; TASK_STATUS_UNSPECIFIED for all.
+            created_after: Only tasks created at this time or later, with a time zone.
+            created_before: Only tasks created before this time, with a time zone.
+            model: Only tasks of this model, such as `imagen4`; "" for all.
+            page_size: Tasks per page, at most 200; 0 for the service's default.
+            timeout: Seconds for each page.
 
         Raises:
-            ValueError: a time has no time zone.
+            ValueError: A time has no time zone.
         """
         request = ListTasksRequest(
             prompt_id=prompt_id,
@@ -149,12 +149,12 @@ class GenerationClient(ArtifactCalls):
         """Yield the known models, sorted by id, without their schemas.
 
         Args:
-            query: words of the id, title, provider or task types.
-            task_type: such as `Text to Image`.
-            provider: such as `Google`.
-            include_retired: also models that are no longer in the catalogue.
-            page_size: models per page, at most 200; 0 for the service's default.
-            timeout: seconds for each page.
+            query: Words of the id, title, provider or task types.
+            task_type: Such as `Text to Image`.
+            provider: Such as `Google`.
+            include_retired: Also models that are no longer in the catalogue.
+            page_size: Models per page, at most 200; 0 for the service's default.
+            timeout: Seconds for each page.
         """
         request = ListModelsRequest(
             query=query, task_type=task_type, provider=provider, page_size=page_size
@@ -172,7 +172,7 @@ class GenerationClient(ArtifactCalls):
         """Return a model, with the JSON Schema of its input.
 
         Raises:
-            RefusedError: the model is not known.
+            RefusedError: The model is not known.
         """
         request = GetModelRequest(id=model_id)
         return (await self._call(self._stub.GetModel, request, timeout)).model
@@ -183,7 +183,7 @@ class GenerationClient(ArtifactCalls):
         """Cancel a task that has not been sent to the provider, and return it as FAILED.
 
         Raises:
-            GenerationError: with the reason ALREADY_SUBMITTED if it is too late.
+            GenerationError: With the reason ALREADY_SUBMITTED if it is too late.
         """
         request = CancelTaskRequest(task_id=task_id)
         return (await self._call(self._stub.CancelTask, request, timeout)).task
@@ -197,13 +197,13 @@ class GenerationClient(ArtifactCalls):
         be skipped.
 
         Args:
-            task_id: the task.
-            after_revision: the last revision received; 0 for none.
-            on_connection: called with the error whenever the stream is lost, and with None when it
+            task_id: The task.
+            after_revision: The last revision received; 0 for none.
+            on_connection: Called with the error whenever the stream is lost, and with None when it
                 works again.
 
         Raises:
-            GenerationError: an error that a retry cannot fix, at once; UnavailableError only after
+            GenerationError: An error that a retry cannot fix, at once; UnavailableError only after
                 give_up_after_seconds.
         """
 
@@ -231,19 +231,19 @@ class GenerationClient(ArtifactCalls):
         task never decrease, and its newest snapshot always comes. Intermediate ones may be skipped.
 
         Args:
-            prompt_id: only tasks with this prompt_id; "" for all.
-            ended_only: only tasks that have ended.
-            from_now: skip the existing tasks, unless the stream is resumed.
-            resume_token: the token of the last item handled; "" to start with all tasks.
-            state: a file that remembers the token of each item once the next one is requested, so
+            prompt_id: Only tasks with this prompt_id; "" for all.
+            ended_only: Only tasks that have ended.
+            from_now: Skip the existing tasks, unless the stream is resumed.
+            resume_token: The token of the last item handled; "" to start with all tasks.
+            state: A file that remembers the token of each item once the next one is requested, so
                 that a new process continues there. It replaces `resume_token`.
-            on_connection: as for `watch`.
+            on_connection: As for `watch`.
 
         Raises:
-            ValueError: both `resume_token` and `state` are given.
-            StateFileError: the state file is damaged, or belongs to another stream.
-            OSError: the state file cannot be read or written.
-            GenerationError: as for `watch`. An expired token is not an error: an item with
+            ValueError: Both `resume_token` and `state` are given.
+            StateFileError: The state file is damaged, or belongs to another stream.
+            OSError: The state file cannot be read or written.
+            GenerationError: As for `watch`. An expired token is not an error: an item with
                 `started_over` comes, and then all tasks.
         """
         if resume_token and state is not None:
@@ -266,7 +266,7 @@ class GenerationClient(ArtifactCalls):
         """Return the terminal snapshot.
 
         Raises:
-            TimeoutError: the task has not ended within `timeout` seconds; it is not affected.
+            TimeoutError: The task has not ended within `timeout` seconds; it is not affected.
         """
         async with asyncio.timeout(timeout), aclosing(self.watch(task_id)) as snapshots:
             async for task in snapshots:
@@ -290,15 +290,15 @@ class GenerationClient(ArtifactCalls):
         UnavailableError. An iterator can only be read once, so neither applies to it.
 
         Args:
-            source: a path, or the content in chunks of any size.
+            source: A path, or the content in chunks of any size.
             file_name: 1-255 bytes in UTF-8; defaults to the path's. Required with an iterator.
-            content_type: the media type; defaults to that of the file name's extension.
-            upload_path: the folder at the provider; defaults to the service's default.
-            timeout: seconds for all attempts.
+            content_type: The media type; defaults to that of the file name's extension.
+            upload_path: The folder at the provider; defaults to the service's default.
+            timeout: Seconds for all attempts.
 
         Raises:
-            ValueError: an iterator was given without a file_name.
-            OSError: the file cannot be read.
+            ValueError: An iterator was given without a file_name.
+            OSError: The file cannot be read.
         """
         metadata = UploadMetadata(
             file_name=file_name or "",

@@ -39,16 +39,16 @@ class Connection:
         Args:
             address: host:port, or any target that gRPC resolves. Except for loopback, gRPC connects
                 through the proxy that the environment names (`https_proxy`, `no_proxy`).
-            token: the caller's token, if the service requires one.
-            tls: the certificates; None disables TLS.
-            retry: how calls are retried; None uses the defaults of Retry.
-            heartbeat_timeout: seconds of silence after which a watch reconnects.
-            give_up_after_seconds: how long a watch tries to reconnect before it raises; None means
+            token: The caller's token, if the service requires one.
+            tls: The certificates; None disables TLS.
+            retry: How calls are retried; None uses the defaults of Retry.
+            heartbeat_timeout: Seconds of silence after which a watch reconnects.
+            give_up_after_seconds: How long a watch tries to reconnect before it raises; None means
                 without limit.
-            on_retry: called with the error before each retry of a call. Watches call on_connection.
+            on_retry: Called with the error before each retry of a call. Watches call on_connection.
 
         Raises:
-            TokenError: the token contains characters that cannot be sent.
+            TokenError: The token contains characters that cannot be sent.
         """
         self._address = address
         self._metadata = authorization(token) if token else ()

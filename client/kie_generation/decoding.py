@@ -25,7 +25,7 @@ class Decoder:
         """Yield what the next compressed bytes expand to.
 
         Raises:
-            aiohttp.ClientPayloadError: they are damaged.
+            aiohttp.ClientPayloadError: They are damaged.
         """
         has_more = False
         while compressed or has_more:
@@ -50,11 +50,11 @@ def decoder_of(headers: Iterable[str]) -> Decoder | None:
     """Return what expands a response; None if it is not compressed.
 
     Args:
-        headers: the values of its Content-Encoding headers; words that name no compression are
+        headers: The values of its Content-Encoding headers; words that name no compression are
             ignored.
 
     Raises:
-        aiohttp.ClientPayloadError: it cannot be expanded here.
+        aiohttp.ClientPayloadError: It cannot be expanded here.
     """
     codings = [coding.strip().lower() for header in headers for coding in header.split(",")]
     compressions = [coding for coding in codings if coding in READABLE | UNREADABLE]

@@ -46,10 +46,10 @@ class DownloadError(Exception):
     The task is not affected: retry before the URL expires.
 
     Attributes:
-        url: the result's.
-        why: what is wrong, without the URL.
-        is_transient: whether a retry may succeed: the server or the network failed.
-        saved: the files of the task that were written all the same.
+        url: The result's.
+        why: What is wrong, without the URL.
+        is_transient: Whether a retry may succeed: the server or the network failed.
+        saved: The files of the task that were written all the same.
     """
 
     def __init__(self, url: str, why: str, *, is_transient: bool = False) -> None:
@@ -69,8 +69,8 @@ class MinimumRate:
     """The rate below which a download is aborted.
 
     Attributes:
-        bytes: how many bytes must arrive in each period.
-        seconds: the length of a period, and the timeout for the headers of a response.
+        bytes: How many bytes must arrive in each period.
+        seconds: The length of a period, and the timeout for the headers of a response.
     """
 
     bytes: int = 120 * 1024
@@ -152,7 +152,7 @@ class Downloader:
         """Return the session that follows a redirect.
 
         Raises:
-            DownloadError: it must not be followed.
+            DownloadError: It must not be followed.
         """
         if self._allow_private:
             return self._any_address
@@ -227,7 +227,7 @@ class _Pace:
         """Return the next chunk, empty at the end.
 
         Raises:
-            TimeoutError: the download is too slow.
+            TimeoutError: The download is too slow.
         """
         began = time.monotonic()
         async with asyncio.timeout(self._seconds_left):

@@ -40,14 +40,14 @@ class GenerationError(Exception):
     """A call failed.
 
     Attributes:
-        code: the gRPC status code.
-        reason: a name of ErrorReason without its prefix; "" if the error does not come from the
+        code: The gRPC status code.
+        reason: A name of ErrorReason without its prefix; "" if the error does not come from the
             service itself (a lost connection, a proxy, an unknown method).
-        message: the explanation, for people.
-        metadata: the metadata of google.rpc.ErrorInfo.
-        violations: the invalid fields, from google.rpc.BadRequest.
-        retry_after: the seconds to wait before a retry, from google.rpc.RetryInfo.
-        request_id: the id that a create was sent with. Repeating the create with this id never
+        message: The explanation, for people.
+        metadata: The metadata of google.rpc.ErrorInfo.
+        violations: The invalid fields, from google.rpc.BadRequest.
+        retry_after: The seconds to wait before a retry, from google.rpc.RetryInfo.
+        request_id: The id that a create was sent with. Repeating the create with this id never
             pays twice.
     """
 

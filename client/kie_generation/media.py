@@ -49,9 +49,9 @@ def problem(head: bytes, announced: str, served: str) -> str:
     """Return what is wrong with a downloaded file, "" if nothing is.
 
     Args:
-        head: the first HEAD_BYTES of the file.
-        announced: the media type that the task declares.
-        served: the Content-Type of the response.
+        head: The first HEAD_BYTES of the file.
+        announced: The media type that the task declares.
+        served: The Content-Type of the response.
     """
     if not head:
         return "the response is empty"

@@ -9,7 +9,7 @@ def provider_params(params: Message) -> ProviderParams:
     """Wrap a model's message into the member of KieParams that has its type.
 
     Raises:
-        TypeError: there is no such member.
+        TypeError: There is no such member.
     """
     wrapped = ProviderParams()
     for member in KieParams.DESCRIPTOR.oneofs_by_name["model"].fields:

@@ -18,19 +18,19 @@ class PartFile:
     """Bytes of a result, from its beginning on. Its methods block: call them in threads.
 
     Attributes:
-        size: how many bytes there are.
+        size: How many bytes there are.
     """
 
     def __init__(self, path: Path, what: str) -> None:
         """Open the file, or create it, and lock it.
 
         Args:
-            path: the file. A symbolic link is not followed.
-            what: the result, for errors.
+            path: The file. A symbolic link is not followed.
+            what: The result, for errors.
 
         Raises:
-            DownloadError: another download of the result is in progress.
-            OSError: it cannot be opened.
+            DownloadError: Another download of the result is in progress.
+            OSError: It cannot be opened.
         """
         self._path = path
         self._what = what
@@ -61,7 +61,7 @@ class PartFile:
         """Rename the file to `stem` with the extension of its type; return the path.
 
         Raises:
-            DownloadError: the content is not the result; the file is removed.
+            DownloadError: The content is not the result; the file is removed.
         """
         self._file.flush()
         self._file.seek(0)

@@ -25,10 +25,10 @@ class Retry:
     """How calls that fail with UnavailableError are retried.
 
     Attributes:
-        attempts: the maximum number of attempts of a call; None means as many as fit into its
+        attempts: The maximum number of attempts of a call; None means as many as fit into its
             timeout. It does not apply to watches.
-        first_delay_seconds: the delay after the first failure; it doubles with each further one.
-        max_delay_seconds: the maximum of this delay.
+        first_delay_seconds: The delay after the first failure; it doubles with each further one.
+        max_delay_seconds: The maximum of this delay.
     """
 
     attempts: int | None = None
@@ -69,14 +69,14 @@ async def retrying(
     """Await `attempt(seconds left)` until it succeeds.
 
     Args:
-        attempt: makes the call, with the given timeout in seconds. It must be safe to repeat.
-        timeout: seconds for all attempts and the delays between them.
-        retry: how often and how soon to retry.
-        diagnose: returns the permanent error behind an error, or the error itself.
-        on_retry: called with the error before each further attempt.
+        attempt: Makes the call, with the given timeout in seconds. It must be safe to repeat.
+        timeout: Seconds for all attempts and the delays between them.
+        retry: How often and how soon to retry.
+        diagnose: Returns the permanent error behind an error, or the error itself.
+        on_retry: Called with the error before each further attempt.
 
     Raises:
-        GenerationError: the error of the last attempt; at once if a retry cannot help or would be
+        GenerationError: The error of the last attempt; at once if a retry cannot help or would be
             too late.
     """
     deadline = time.monotonic() + timeout

@@ -95,24 +95,24 @@ async def save_artifacts(
     A file appears under its name only when it is complete.
 
     Args:
-        task: the terminal snapshot; if it has no artifacts, nothing is saved.
-        folder: where to save the files; it is created if it is missing.
-        name: the first part of the file names; None uses the task's id.
-        max_bytes: the maximum size of a file.
-        max_total_bytes: the maximum size of all files together.
-        minimum_rate: slower downloads are aborted.
-        allow_private: also follow redirects to private addresses and to http URLs.
-        overwrite: whether to replace existing files; otherwise their artifacts are left out.
-        service: the client that may have copies; set by its own method `save_artifacts`.
+        task: The terminal snapshot; if it has no artifacts, nothing is saved.
+        folder: Where to save the files; it is created if it is missing.
+        name: The first part of the file names; None uses the task's id.
+        max_bytes: The maximum size of a file.
+        max_total_bytes: The maximum size of all files together.
+        minimum_rate: Slower downloads are aborted.
+        allow_private: Also follow redirects to private addresses and to http URLs.
+        overwrite: Whether to replace existing files; otherwise their artifacts are left out.
+        service: The client that may have copies; set by its own method `save_artifacts`.
 
     Returns:
         The paths of the files that were written, in the order of the artifacts.
 
     Raises:
-        DownloadError: a URL does not respond, is too slow, redirects to an address that is not
+        DownloadError: A URL does not respond, is too slow, redirects to an address that is not
             allowed, or serves a file that is too large or not of the declared type. The other
             artifacts are saved all the same.
-        OSError: a file or the folder cannot be written.
+        OSError: A file or the folder cannot be written.
     """
     folder = Path(folder)
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)

@@ -35,8 +35,8 @@ class StateFile:
         """Set where a stream resumes, if the file exists; it is created otherwise.
 
         Raises:
-            StateFileError: it is not a state file, or that of a stream with another filter.
-            OSError: it cannot be read or written.
+            StateFileError: It is not a state file, or that of a stream with another filter.
+            OSError: It cannot be read or written.
         """
         with suppress(FileNotFoundError):
             stored = self._read()

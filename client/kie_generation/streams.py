@@ -31,10 +31,10 @@ class StreamPolicy:
     """When a stream is reopened, and when it is given up.
 
     Attributes:
-        retry: the delays before reconnecting; `attempts` does not apply.
-        heartbeat_timeout_seconds: a stream that is silent for longer is closed and reopened.
-        give_up_after_seconds: how long to reconnect without success; None means without limit.
-        diagnose: returns the permanent error behind a lost stream, or the error itself.
+        retry: The delays before reconnecting; `attempts` does not apply.
+        heartbeat_timeout_seconds: A stream that is silent for longer is closed and reopened.
+        give_up_after_seconds: How long to reconnect without success; None means without limit.
+        diagnose: Returns the permanent error behind a lost stream, or the error itself.
     """
 
     retry: Retry
@@ -49,13 +49,13 @@ async def read_stream(
     """Yield the messages of one stream, including heartbeats, until it ends.
 
     Args:
-        call: the stream.
-        silence_seconds: the longest time between two messages.
-        may_end: whether it may end with OK.
+        call: The stream.
+        silence_seconds: The longest time between two messages.
+        may_end: Whether it may end with OK.
 
     Raises:
-        UnavailableError: the stream was lost: it broke, fell silent, or ended too early.
-        GenerationError: an error that a new stream would get again.
+        UnavailableError: The stream was lost: it broke, fell silent, or ended too early.
+        GenerationError: An error that a new stream would get again.
     """
     try:
         while True:
@@ -117,7 +117,7 @@ class Reconnecting:
         """Wait until the stream may be reopened.
 
         Raises:
-            GenerationError: the permanent error behind this one; or this one, to give up.
+            GenerationError: The permanent error behind this one; or this one, to give up.
         """
         error = await self._policy.diagnose(lost)
         if not isinstance(error, UnavailableError):

@@ -44,7 +44,7 @@ class _EventLoopThread:
         """Start a coroutine on the event loop.
 
         Raises:
-            RuntimeError: this process was forked from one that has used the event loop. The thread
+            RuntimeError: This process was forked from one that has used the event loop. The thread
                 does not exist here, and gRPC does not support it.
         """
         if self._process_id not in (None, os.getpid()):
@@ -63,7 +63,7 @@ class _EventLoopThread:
         """Run a coroutine on the event loop, and return its result.
 
         Raises:
-            RuntimeError: as `start` does, or this is the thread of the event loop.
+            RuntimeError: As `start` does, or this is the thread of the event loop.
         """
         if threading.current_thread() is self._thread:
             raise RuntimeError("a callback of the client must not call the client")

@@ -9,7 +9,7 @@ def timestamp(time: datetime | None) -> Timestamp | None:
     """Return the message of a time.
 
     Raises:
-        ValueError: it has no time zone, so what it means depends on the machine.
+        ValueError: It has no time zone, so what it means depends on the machine.
     """
     if time is None:
         return None

@@ -23,10 +23,10 @@ class Tls:
     """Paths of PEM files for an encrypted channel.
 
     Attributes:
-        root_ca: the certificate of the authority that signed the server's certificate; None trusts
+        root_ca: The certificate of the authority that signed the server's certificate; None trusts
             the well-known authorities.
-        client_cert: the client's certificate (chain), for a server that requires one.
-        client_key: the private key of client_cert; both are set, or neither.
+        client_cert: The client's certificate (chain), for a server that requires one.
+        client_key: The private key of client_cert; both are set, or neither.
     """
 
     root_ca: str | Path | None = None
@@ -37,8 +37,8 @@ class Tls:
         """Read the files.
 
         Raises:
-            ValueError: only one of client_cert and client_key is set.
-            OSError: a file cannot be read.
+            ValueError: Only one of client_cert and client_key is set.
+            OSError: A file cannot be read.
         """
         if (self.client_cert is None) != (self.client_key is None):
             raise ValueError("client_cert and client_key must be set together")
@@ -62,8 +62,8 @@ async def find_problem(address: str, tls: Tls | None) -> str:
     """Return why TLS makes the server close every connection; "" if TLS is not clearly the cause.
 
     Args:
-        address: the address that the channel connects to.
-        tls: the settings of the channel; None for plaintext.
+        address: The address that the channel connects to.
+        tls: The settings of the channel; None for plaintext.
     """
     found = ""
     for probe in range(_PROBES):  # a stopping server may also close one connection like this

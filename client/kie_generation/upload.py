@@ -49,8 +49,8 @@ async def send(
     """Send the metadata and the content, and return the response.
 
     Raises:
-        grpc.aio.AioRpcError: the server refused, possibly before it had received the whole file.
-        Exception: any exception that `content` raises; the upload is then cancelled.
+        grpc.aio.AioRpcError: The server refused, possibly before it had received the whole file.
+        Exception: Any exception that `content` raises; the upload is then cancelled.
     """
     writer = asyncio.create_task(_write(call, metadata, content))
 

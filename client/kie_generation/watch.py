@@ -37,14 +37,14 @@ async def watch_until_ended(
     """Yield each newer snapshot, the terminal one last.
 
     Args:
-        open_stream: calls WatchTask with the last revision received.
-        after_revision: the last revision that the caller has received.
-        policy: when to reconnect and when to give up.
-        on_connection: called with the error whenever a stream is lost, and with None when the next
+        open_stream: Calls WatchTask with the last revision received.
+        after_revision: The last revision that the caller has received.
+        policy: When to reconnect and when to give up.
+        on_connection: Called with the error whenever a stream is lost, and with None when the next
             one delivers.
 
     Raises:
-        GenerationError: an error that a retry cannot fix, at once; UnavailableError only after
+        GenerationError: An error that a retry cannot fix, at once; UnavailableError only after
             giving up.
     """
     seen = after_revision

@@ -87,7 +87,7 @@ async def _until_serving(address: str, process: asyncio.subprocess.Process) -> N
     """Wait until the service accepts connections.
 
     Raises:
-        ServiceFailedError: it does not start.
+        ServiceFailedError: It does not start.
     """
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + START_SECONDS

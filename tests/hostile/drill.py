@@ -41,8 +41,8 @@ class Drill:
     """One attack.
 
     Attributes:
-        caller: who attacks; "" for somebody without a token.
-        outcome_max: the most that the attacker may report of what it names.
+        caller: Who attacks; "" for somebody without a token.
+        outcome_max: The most that the attacker may report of what it names.
     """
 
     attack: Attack

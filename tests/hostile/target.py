@@ -22,9 +22,9 @@ class Target:
     """Where the service is, and how hard to attack it.
 
     Attributes:
-        token: of the caller; "" to call without one.
-        count: how much of what the attack is made of: its docstring names the unit.
-        seconds: how long an attack lasts if it does not end by its count.
+        token: Of the caller; "" to call without one.
+        count: How much of what the attack is made of: its docstring names the unit.
+        seconds: How long an attack lasts if it does not end by its count.
     """
 
     address: str

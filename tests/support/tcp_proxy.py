@@ -11,7 +11,7 @@ class TcpProxy:
     """Passes bytes between clients and a server.
 
     Attributes:
-        flowing: while it is cleared, no byte arrives, and no connection is closed.
+        flowing: While it is cleared, no byte arrives, and no connection is closed.
     """
 
     def __init__(self, server_address: str) -> None:

@@ -30,12 +30,12 @@ class Invocation:
     """How the command line was called, for the commands in hints.
 
     Attributes:
-        program: the words that start the program.
-        connection: the options that say how to reach the service, except for the token.
-        address: the service's address.
-        command: the name of the command, such as `create veo3`.
-        task_id: the id of the command's task, once it is known.
-        folder: the folder for its results.
+        program: The words that start the program.
+        connection: The options that say how to reach the service, except for the token.
+        address: The service's address.
+        command: The name of the command, such as `create veo3`.
+        task_id: The id of the command's task, once it is known.
+        folder: The folder for its results.
     """
 
     program: list[str] = field(default_factory=program)
@@ -49,9 +49,9 @@ class Invocation:
         """Record the options that a further command needs to reach the same service.
 
         Args:
-            address: the service.
-            files: the options that name certificates, and their paths.
-            encrypted: whether the connection uses TLS.
+            address: The service.
+            files: The options that name certificates, and their paths.
+            encrypted: Whether the connection uses TLS.
         """
         named = [word for option, path in files.items() if path for word in (option, str(path))]
         self.address = address

@@ -24,7 +24,7 @@ def since(text: str) -> datetime:
     """Return the time that was `24h` ago, or that an ISO text names, by default in local time.
 
     Raises:
-        typer.BadParameter: the text is neither.
+        typer.BadParameter: The text is neither.
     """
     try:
         if found := _AGO.fullmatch(text.strip().lower()):

@@ -17,12 +17,12 @@ def market_params(model: str, inputs: Iterable[str]) -> MarketParams:
     """Return the message for a model and the inputs that were given.
 
     Args:
-        model: the id of the model.
-        inputs: each is `name=value`, a JSON object, or `@FILE` with a JSON object; `@-` is stdin. A
+        model: The id of the model.
+        inputs: Each is `name=value`, a JSON object, or `@FILE` with a JSON object; `@-` is stdin. A
             value is JSON if it parses, and text otherwise.
 
     Raises:
-        typer.BadParameter: an input has none of these forms, or a name is given twice.
+        typer.BadParameter: An input has none of these forms, or a name is given twice.
     """
     fields: dict[str, Any] = {}
     for given in inputs:

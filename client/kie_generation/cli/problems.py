@@ -97,8 +97,8 @@ def problem_of(error: Exception, invocation: Invocation) -> Problem:
     """Return how to show any exception of a command.
 
     Args:
-        error: what the command raised.
-        invocation: how it was called, for hints.
+        error: What the command raised.
+        invocation: How it was called, for hints.
     """
     match error:
         case GenerationError():

@@ -96,7 +96,7 @@ def tls_of(ca: Path | None, cert: Path | None, key: Path | None, *, wanted: bool
     """Return the TLS settings that the options describe; None for plaintext.
 
     Raises:
-        typer.BadParameter: only one of --cert and --key is given.
+        typer.BadParameter: Only one of --cert and --key is given.
     """
     if (cert is None) != (key is None):
         raise typer.BadParameter("--cert and --key must be used together")

@@ -80,8 +80,8 @@ class Account:
         A task that ended while no simulator ran gets no callback: Kie gives up on callbacks, too.
 
         Args:
-            lost_urls: former base URLs of this simulator.
-            base_url: its current one.
+            lost_urls: Former base URLs of this simulator.
+            base_url: Its current one.
         """
         now_ms = self.now_ms()
         self.tasks.move(lost_urls, base_url)
@@ -176,7 +176,7 @@ class Account:
         """End a task now, or change how it ended, and send its callback.
 
         Raises:
-            KeyError: there is no such task.
+            KeyError: There is no such task.
             ValueError: `state` is neither success nor fail.
         """
         if state not in FINAL_STATES:
@@ -200,7 +200,7 @@ class Account:
         """Change settings; `credits` becomes the balance.
 
         Raises:
-            ValueError: naming the setting that is unknown, fixed at start or invalid.
+            ValueError: Naming the setting that is unknown, fixed at start or invalid.
         """
         self.settings = self.settings.changed(changes)
         if "credits" in changes:

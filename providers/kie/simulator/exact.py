@@ -25,14 +25,14 @@ class Exact:
     """A message to send exactly as given, instead of the right one.
 
     Attributes:
-        status: the HTTP status; callbacks have none.
-        headers: sent as they are. Without Content-Length and Transfer-Encoding, an answer gets the
+        status: The HTTP status; callbacks have none.
+        headers: Sent as they are. Without Content-Length and Transfer-Encoding, an answer gets the
             right Content-Length; without Connection, `close`.
-        body: text; `{taskId}` and `{downloadUrl}` are replaced by those of the task and the upload.
-        body_base64: the body in base64, in place of `body`, for bytes that are not text.
-        delay_seconds: the wait before it is sent.
-        cut_after_bytes: how much of the body is sent; None sends all of it.
-        stays_open: whether the connection is left open until the client leaves.
+        body: Text; `{taskId}` and `{downloadUrl}` are replaced by those of the task and the upload.
+        body_base64: The body in base64, in place of `body`, for bytes that are not text.
+        delay_seconds: The wait before it is sent.
+        cut_after_bytes: How much of the body is sent; None sends all of it.
+        stays_open: Whether the connection is left open until the client leaves.
     """
 
     status: int = 200
@@ -86,7 +86,7 @@ def exact_from_json(values: Any) -> Exact:
     """Return a message from the JSON object that describes it.
 
     Raises:
-        ValueError: naming the field.
+        ValueError: Naming the field.
     """
     if not isinstance(values, Mapping):
         raise ValueError("exact must be an object")  # noqa: TRY004 - callers catch one

@@ -20,18 +20,18 @@ class ModelFacts:
     """One model.
 
     Attributes:
-        id: its name on the wire, such as `kling-3.0/video`.
-        title: its name for people.
-        provider: who made it.
-        task_types: what it does, such as `Text to Image`.
-        is_listed: whether the catalogue lists it.
-        prices: credits, in the order of Kie's price text, which has no other structure.
-        path: the endpoint that creates its tasks.
-        result: what a success delivers: urls, audio, object or unknown.
-        fields: the fields of its input, each with `type`, `required` and bounds that have the names
+        id: Its name on the wire, such as `kling-3.0/video`.
+        title: Its name for people.
+        provider: Who made it.
+        task_types: What it does, such as `Text to Image`.
+        is_listed: Whether the catalogue lists it.
+        prices: Credits, in the order of Kie's price text, which has no other structure.
+        path: The endpoint that creates its tasks.
+        result: What a success delivers: urls, audio, object or unknown.
+        fields: The fields of its input, each with `type`, `required` and bounds that have the names
             of JSON Schema. For a list, `items` is the type of its items, and `format` is theirs.
-        one_of: groups of fields of which exactly one must be given.
-        doubts: fields about which the sources disagree.
+        one_of: Groups of fields of which exactly one must be given.
+        doubts: Fields about which the sources disagree.
     """
 
     id: str

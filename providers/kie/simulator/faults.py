@@ -90,22 +90,22 @@ class FaultRule:
     """One injected fault.
 
     Attributes:
-        endpoint: create, record, upload, callback, credit, catalogue (the list of models), schema
+        endpoint: Create, record, upload, callback, credit, catalogue (the list of models), schema
             (also the price and the success rate of a model), result or any (each but callback).
-        kind: one of `ALL_KINDS`.
-        family: only requests of this family: imagen4, midjourney, veo3, sora2 or market.
-        model: only requests of exactly this model, e.g. `google/imagen4-fast` or `mj_video`.
-        times: how often it strikes; 0 = until cleared.
+        kind: One of `ALL_KINDS`.
+        family: Only requests of this family: imagen4, midjourney, veo3, sora2 or market.
+        model: Only requests of exactly this model, e.g. `google/imagen4-fast` or `mj_video`.
+        times: How often it strikes; 0 = until cleared.
         probability: 0 to 1, drawn for each request it could strike.
-        after: how many requests it lets pass first.
-        code: the envelope's code, for kind `code`.
-        msg: the envelope's message, for kind `code`.
-        status: the HTTP status, for kinds `http` and `accept_then_http`.
-        body: the body of those two: a page, or plain text such as `error code: 1010`.
-        seconds: the wait of `slow` and `delay`.
-        state: the state that `unknown_state` shows; Veo and Midjourney show successFlag 9.
-        share: the share of the models that `fewer_models` leaves.
-        exact: what `exact` and `accept_then_exact` send; by default an empty HTTP 200.
+        after: How many requests it lets pass first.
+        code: The envelope's code, for kind `code`.
+        msg: The envelope's message, for kind `code`.
+        status: The HTTP status, for kinds `http` and `accept_then_http`.
+        body: The body of those two: a page, or plain text such as `error code: 1010`.
+        seconds: The wait of `slow` and `delay`.
+        state: The state that `unknown_state` shows; Veo and Midjourney show successFlag 9.
+        share: The share of the models that `fewer_models` leaves.
+        exact: What `exact` and `accept_then_exact` send; by default an empty HTTP 200.
     """
 
     endpoint: str
@@ -170,7 +170,7 @@ def parse_fault(spec: str) -> FaultRule:
     form, and so does `exact`.
 
     Raises:
-        ValueError: the message says what is wrong and what is allowed.
+        ValueError: The message says what is wrong and what is allowed.
     """
     if spec.lstrip().startswith("{"):
         return fault_from_json(_json_object(spec))
@@ -186,7 +186,7 @@ def fault_from_json(values: Mapping[str, Any]) -> FaultRule:
     """Return a rule from JSON values; numbers may be spelled as strings.
 
     Raises:
-        ValueError: naming the field.
+        ValueError: Naming the field.
     """
     hints = get_type_hints(FaultRule)
     known = {field.name for field in fields(FaultRule)}
@@ -216,7 +216,7 @@ class FaultBook:
             Its number, for `clear`.
 
         Raises:
-            ValueError: there are `RULES_MAX` already.
+            ValueError: There are `RULES_MAX` already.
         """
         if len(self._entries) >= RULES_MAX:
             raise ValueError(f"at most {RULES_MAX} faults may be set; clear some")

@@ -23,10 +23,10 @@ class StoredFile:
     """A file that can be downloaded.
 
     Attributes:
-        path: the path of its download URL.
-        base_url: the host in its download URL.
-        size_bytes: its size.
-        content_type: its media type.
+        path: The path of its download URL.
+        base_url: The host in its download URL.
+        size_bytes: Its size.
+        content_type: Its media type.
     """
 
     path: str

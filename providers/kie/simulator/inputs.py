@@ -40,7 +40,7 @@ def check_input(facts: ModelFacts, given: Body) -> None:
     """Check the input of an order.
 
     Raises:
-        BadFieldError: with the first rule that is broken.
+        BadFieldError: With the first rule that is broken.
     """
     if facts.one_of:
         _check_alternatives(facts.one_of, given)

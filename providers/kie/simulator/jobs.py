@@ -75,7 +75,7 @@ def jobs_order(body: Body) -> Order:
     """Return an order of jobs/createTask: `{model, input, callBackUrl?, progressCallBackUrl?}`.
 
     Raises:
-        BadFieldError: with the first rule that is broken.
+        BadFieldError: With the first rule that is broken.
         RefusedError: 422 for an unknown model.
     """
     name = body.get("model")

@@ -32,12 +32,12 @@ class Model:
     """One thing that can be ordered.
 
     Attributes:
-        name: its name on the wire, or the one that is used for it here.
-        family: what fault rules and settings also name it by.
-        api: the endpoints that it is ordered through.
-        media: the kind of its files.
-        credits: its default price per task.
-        result: how a jobs record shows a success: the URLs of its files, the audio files of a song,
+        name: Its name on the wire, or the one that is used for it here.
+        family: What fault rules and settings also name it by.
+        api: The endpoints that it is ordered through.
+        media: The kind of its files.
+        credits: Its default price per task.
+        result: How a jobs record shows a success: the URLs of its files, the audio files of a song,
             an object without files, or URLs and an object.
     """
 

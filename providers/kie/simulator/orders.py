@@ -36,12 +36,12 @@ class Order:
     """An accepted order: what to generate, and for whom.
 
     Attributes:
-        model: what is ordered.
-        body: the request as it came.
-        results: how many images or videos a success delivers.
-        size: width and height in pixels of an image.
-        source_id: the task that this one extends, varies or upscales.
-        only_id: the id of the task if the order can be placed only once.
+        model: What is ordered.
+        body: The request as it came.
+        results: How many images or videos a success delivers.
+        size: Width and height in pixels of an image.
+        source_id: The task that this one extends, varies or upscales.
+        only_id: The id of the task if the order can be placed only once.
     """
 
     model: Model

@@ -115,7 +115,7 @@ def check(body: Body, rules: Mapping[str, Rule], required: tuple[str, ...] = ())
     """Check the fields of `body` against `rules`.
 
     Raises:
-        BadFieldError: with the first rule that is broken.
+        BadFieldError: With the first rule that is broken.
     """
     for name in required:
         if is_blank(body.get(name)):

@@ -37,37 +37,37 @@ class SimulatorSettings:
     """Everything that can be set; the defaults suit a first try.
 
     Attributes:
-        api_key: the only bearer key accepted; None accepts any that is not empty.
-        webhook_key: signs callbacks, as Kie's webhookHmacKey does; None sends them unsigned.
-        seed: makes durations, failures and the odds of faults repeatable.
-        speed: divides every wait except those set by a prompt or a fault.
-        realistic: durations and latencies as recorded, instead of short ones.
-        seconds: shortest and longest duration by model or family, instead of the default ones.
-        visible_after_seconds: how long after its creation a task is "recordInfo is null".
-        latency_seconds: shortest and longest extra wait of each API answer.
-        direct_rate: the share of tasks that go from waiting straight to their end.
-        queuing_rate: the share of the others that show `queuing` in between.
-        fail_rate: the share of tasks that fail.
-        credits: the balance at start. A task that fails is refunded.
-        costs: credits per task by model or family, instead of the default ones.
-        creates_per_window: new tasks per key in any `create_window_seconds`; 0 = no limit.
-        create_window_seconds: the length of that sliding window.
-        records_per_second: record queries per key in any second; 0 = no limit.
-        catalogue_per_second: catalogue requests per key in any second; 0 = no limit.
-        withdrawn_models: models that the catalogue does not list and that creates are refused for.
-        max_running: unfinished tasks at a time; 0 = no limit.
-        http_429: whether an exceeded limit is answered with HTTP 429 as well as code 429.
-        jobs_validation_code: the code of a bad field in a jobs order: 500 and 422 were observed.
-        veo_times: the format of times in Veo records: `ms`, `text` (YYYY-MM-DD hh:mm:ss) or `iso`.
-        callback_timeout_seconds: how long a callback's receiver may take.
-        callback_retry_seconds: the waits before each retry.
-        callback_concurrency: callbacks in flight at a time.
-        callback_duplicates: how many extra times each callback is delivered.
-        public_url: the base of result links; None uses the Host that the request came to.
-        upload_max_bytes: the largest file accepted.
-        allow_url_upload: whether file-url-upload may fetch from beyond loopback.
-        state_file: keeps tasks, uploads and the port over a restart; None keeps nothing.
-        tasks_max: how many tasks are kept, the oldest dropped first.
+        api_key: The only bearer key accepted; None accepts any that is not empty.
+        webhook_key: Signs callbacks, as Kie's webhookHmacKey does; None sends them unsigned.
+        seed: Makes durations, failures and the odds of faults repeatable.
+        speed: Divides every wait except those set by a prompt or a fault.
+        realistic: Durations and latencies as recorded, instead of short ones.
+        seconds: Shortest and longest duration by model or family, instead of the default ones.
+        visible_after_seconds: How long after its creation a task is "recordInfo is null".
+        latency_seconds: Shortest and longest extra wait of each API answer.
+        direct_rate: The share of tasks that go from waiting straight to their end.
+        queuing_rate: The share of the others that show `queuing` in between.
+        fail_rate: The share of tasks that fail.
+        credits: The balance at start. A task that fails is refunded.
+        costs: Credits per task by model or family, instead of the default ones.
+        creates_per_window: New tasks per key in any `create_window_seconds`; 0 = no limit.
+        create_window_seconds: The length of that sliding window.
+        records_per_second: Record queries per key in any second; 0 = no limit.
+        catalogue_per_second: Catalogue requests per key in any second; 0 = no limit.
+        withdrawn_models: Models that the catalogue does not list and that creates are refused for.
+        max_running: Unfinished tasks at a time; 0 = no limit.
+        http_429: Whether an exceeded limit is answered with HTTP 429 as well as code 429.
+        jobs_validation_code: The code of a bad field in a jobs order: 500 and 422 were observed.
+        veo_times: The format of times in Veo records: `ms`, `text` (YYYY-MM-DD hh:mm:ss) or `iso`.
+        callback_timeout_seconds: How long a callback's receiver may take.
+        callback_retry_seconds: The waits before each retry.
+        callback_concurrency: Callbacks in flight at a time.
+        callback_duplicates: How many extra times each callback is delivered.
+        public_url: The base of result links; None uses the Host that the request came to.
+        upload_max_bytes: The largest file accepted.
+        allow_url_upload: Whether file-url-upload may fetch from beyond loopback.
+        state_file: Keeps tasks, uploads and the port over a restart; None keeps nothing.
+        tasks_max: How many tasks are kept, the oldest dropped first.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -123,7 +123,7 @@ class SimulatorSettings:
         """Return these settings with `changes`, which may be JSON values.
 
         Raises:
-            ValueError: a name that is unknown or fixed at start, or an invalid value.
+            ValueError: A name that is unknown or fixed at start, or an invalid value.
         """
         known = {item.name for item in fields(self)}
         for name in changes:

@@ -52,7 +52,7 @@ class Simulator:
         first, and a new one only if none of them is free.
 
         Raises:
-            OSError: the address cannot be served on.
+            OSError: The address cannot be served on.
         """
         assert self._runner is None, "a simulator starts once"
         files = self._files = FileStore(self._files_folder())
@@ -154,7 +154,7 @@ class Simulator:
             Its number, for `clear_faults`.
 
         Raises:
-            ValueError: the specification is wrong.
+            ValueError: The specification is wrong.
         """
         rule = parse_fault(fault) if isinstance(fault, str) else fault
         return self._account.faults.add(rule)
@@ -167,7 +167,7 @@ class Simulator:
         """Change settings: fields of `SimulatorSettings`; `credits` becomes the balance.
 
         Raises:
-            ValueError: a setting is unknown, fixed at start or invalid; the message names it.
+            ValueError: A setting is unknown, fixed at start or invalid; the message names it.
         """
         self._account.update(changes)
 
@@ -184,18 +184,18 @@ class Simulator:
         """End a task now, or change how it ended, and send its callback.
 
         Args:
-            task_id: the task.
+            task_id: The task.
             state: `success` or `fail`.
-            code: the failure's code.
-            msg: the failure's message.
-            urls: results instead of the sample ones; an empty list is a success without results.
-            callback: whether its callback is sent, if it has a URL for that.
+            code: The failure's code.
+            msg: The failure's message.
+            urls: Results instead of the sample ones; an empty list is a success without results.
+            callback: Whether its callback is sent, if it has a URL for that.
 
         Returns:
             The task, as GET /simulator/tasks/{id} shows it.
 
         Raises:
-            KeyError: there is no such task.
+            KeyError: There is no such task.
             ValueError: `state` is neither.
         """
         task = self._account.finish(

@@ -31,20 +31,20 @@ class Task:
 
     Attributes:
         id: 32 lower-case hexadecimal digits.
-        model: a name of `MODELS`.
-        body: the create request as it came.
-        base_url: where its results are served.
-        created_ms: unix milliseconds, as all times here.
-        visible_ms: before this, a record query finds nothing.
-        phases: the states before the end and when each begins.
-        ends_ms: when it ends; None = never.
-        succeeds: how it ends.
-        fail_code: the failure's code, a string as documented.
-        fail_msg: the failure's message.
-        results: file names under `base_url`, or whole URLs.
-        size: width and height of an image in pixels.
-        credits: what it costs unless it fails.
-        callback_url: where its end is reported, if anywhere.
+        model: A name of `MODELS`.
+        body: The create request as it came.
+        base_url: Where its results are served.
+        created_ms: Unix milliseconds, as all times here.
+        visible_ms: Before this, a record query finds nothing.
+        phases: The states before the end and when each begins.
+        ends_ms: When it ends; None = never.
+        succeeds: How it ends.
+        fail_code: The failure's code, a string as documented.
+        fail_msg: The failure's message.
+        results: File names under `base_url`, or whole URLs.
+        size: Width and height of an image in pixels.
+        credits: What it costs unless it fails.
+        callback_url: Where its end is reported, if anywhere.
     """
 
     id: str

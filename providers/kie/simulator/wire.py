@@ -57,7 +57,7 @@ async def bounded_body(request: web.Request, max_bytes: int) -> bytes:
     """Return the request's body.
 
     Raises:
-        HTTPRequestEntityTooLarge: it is longer than `max_bytes`.
+        HTTPRequestEntityTooLarge: It is longer than `max_bytes`.
     """
     body = bytearray()
     async for chunk in request.content.iter_chunked(READ_BYTES):
@@ -71,8 +71,8 @@ async def read_json(request: web.Request, max_bytes: int = JSON_MAX_BYTES) -> ob
     """Return the request's body as a JSON value.
 
     Raises:
-        ValueError: it is none.
-        HTTPRequestEntityTooLarge: it is longer than `max_bytes`.
+        ValueError: It is none.
+        HTTPRequestEntityTooLarge: It is longer than `max_bytes`.
     """
     raw = await bounded_body(request, max_bytes)
     try:
@@ -85,7 +85,7 @@ def _refuse_constant(name: str) -> None:
     """Refuse NaN and Infinity, which are not JSON although Python reads them.
 
     Raises:
-        ValueError: always.
+        ValueError: Always.
     """
     raise ValueError(f"{name} is not JSON")
 
@@ -94,8 +94,8 @@ async def json_object(request: web.Request, max_bytes: int = JSON_MAX_BYTES) -> 
     """Return the request's body as a JSON object.
 
     Raises:
-        ValueError: it is none.
-        HTTPRequestEntityTooLarge: it is longer than `max_bytes`.
+        ValueError: It is none.
+        HTTPRequestEntityTooLarge: It is longer than `max_bytes`.
     """
     value = await read_json(request, max_bytes)
     if not isinstance(value, dict):
@@ -112,10 +112,10 @@ async def spoiled(
     """Return the answer to `request` that `rule` produces; None if it only delays it.
 
     Args:
-        rule: the fault.
-        request: the request to answer.
-        not_found: the answer for an unknown task.
-        values: the placeholders that the body of `exact` may contain: `taskId`, `downloadUrl`.
+        rule: The fault.
+        request: The request to answer.
+        not_found: The answer for an unknown task.
+        values: The placeholders that the body of `exact` may contain: `taskId`, `downloadUrl`.
     """
     kind = rule.kind.removeprefix("accept_then_")
     match kind:
