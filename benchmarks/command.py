@@ -22,7 +22,12 @@ def add_options(parser: argparse.ArgumentParser, measurements: Iterable[str]) ->
     add("measurements", nargs="*", type=_one_of(measurements), help=", ".join(measurements))
     add("--rounds", type=_rounds, help=f"how often each side is measured ({ROUNDS})")
     add("--quick", action="store_true", help="only check that everything runs")
-    add("--databases", type=_databases, default=",".join(DATABASES), help="which kinds (both)")
+    add(
+        "--databases",
+        type=_databases,
+        default=",".join(DATABASES),
+        help="which ones: sqlite, postgres (both)",
+    )
 
 
 def _one_of(names: Iterable[str]) -> Callable[[str], str]:

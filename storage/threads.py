@@ -29,7 +29,7 @@ class ThreadState:
         name: What logs and metrics call it.
         alive: Whether it runs.
         busy_seconds: How long it has been doing what it does; 0 while it has no work.
-        stalled_seconds: How much of that on its present connection; 0 while it has none, as a new
+        stalled_seconds: How much of that on its current connection; 0 while it has none, as a new
             one takes as long as the network and the name servers do.
     """
 
