@@ -267,7 +267,7 @@ class Callback:
 
     Attributes:
         provider_task_id: The id of the task that it names, or "".
-        hosts: Those of the URLs in it.
+        hosts: Those of the results that it names.
         authentic: Whether the id is to be trusted: False for a wrong signature.
     """
 

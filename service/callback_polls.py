@@ -59,8 +59,8 @@ class CallbackPolls:
         Args:
             task_id: Our id of the task.
             provider_task_id: The provider's id in the callback, or "".
-            hosts: The hosts of the URLs in the callback. They are logged if the task ends without a
-                result.
+            hosts: Those of the results that the callback names. They are logged if the task ends
+                without a result.
             content: The hash of the callback, if known: one that repeats another one of the last
                 second changes nothing.
 

@@ -4,10 +4,14 @@ import hmac
 import json
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
+from itertools import islice
+from typing import Any
 
 from providers.base import Callback
+from providers.kie.results import urls_of_callback
+from providers.urls import split_http_url
 
 SIGNATURE_AGE_SECONDS = 300.0
 MILLISECONDS_FROM = 10**11  # larger times are milliseconds; as seconds, this is the year 5138
@@ -16,8 +20,6 @@ ID_MAX_CHARACTERS = 255
 # In a body that cannot be parsed, perhaps because its end is missing. Quotes inside a string are
 # escaped, so this does not match in a prompt.
 ID_IN_TEXT = re.compile(r'"task(?:Id|_id)"\s*:\s*"([^"\\]{1,255})"')
-# The hosts of URLs, also where JSON escapes the slashes.
-HOST = re.compile(r"https?:(?:\\*/){2}([A-Za-z0-9.-]{1,253})")
 HOSTS_MAX = 20
 URL_SAFE = str.maketrans("-_", "+/")
 
@@ -41,10 +43,11 @@ class KieCallbacks:
             text: Its body, as much as arrived.
             now: Unix seconds.
         """
-        task_id = _task_id(text)
+        body = _body(text)
+        task_id = _id_in_text(text) if body is None else _task_id(body)
         return Callback(
             provider_task_id=task_id,
-            hosts=frozenset(HOST.findall(text)[:HOSTS_MAX]),
+            hosts=frozenset(_hosts(body)),
             authentic=self._webhook_key is None
             or _is_signed(self._webhook_key().encode(), headers, task_id, now),
         )
@@ -76,13 +79,21 @@ def _equal(given: str, right: str) -> bool:
     return hmac.compare_digest(given.encode(errors="replace"), right.encode())
 
 
-def _task_id(text: str) -> str:
-    """Return the id from where the model families put it; "" if there is none."""
+def _body(text: str) -> Any:
+    """Return a body as JSON; None if it is not, perhaps because its end is missing."""
     try:
-        body = json.loads(text, parse_int=str)  # an int of 5,000 digits would raise
+        return json.loads(text, parse_int=str)  # an int of 5,000 digits would raise
     except (ValueError, RecursionError):
-        found = ID_IN_TEXT.search(text)
-        return found[1] if found and found[1].isprintable() else ""
+        return None
+
+
+def _id_in_text(text: str) -> str:
+    found = ID_IN_TEXT.search(text)
+    return found[1] if found and found[1].isprintable() else ""
+
+
+def _task_id(body: Any) -> str:
+    """Return the id from where the model families put it; "" if there is none."""
     root = body if isinstance(body, dict) else {}
     data = root.get("data")
     for holder in (data if isinstance(data, dict) else {}, root):
@@ -91,3 +102,11 @@ def _task_id(text: str) -> str:
             if isinstance(value, str) and value.isprintable() and len(value) <= ID_MAX_CHARACTERS:
                 return value
     return ""
+
+
+def _hosts(body: Any) -> Iterator[str]:
+    """Yield the hosts of the results that a callback names, a bounded number of them."""
+    urls = urls_of_callback(body) if isinstance(body, dict) else ()
+    parts = (split_http_url(url) for url in urls)
+    hosts = (part.hostname for part in parts if part is not None and part.hostname)
+    yield from islice(dict.fromkeys(hosts), HOSTS_MAX)

@@ -176,6 +176,11 @@ def credits_consumed(record: Mapping[str, Any]) -> float | None:
 # --- URLs, wherever they are ---
 
 
+def urls_of_callback(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the URLs in a callback, in any field but those that repeat our request."""
+    return _bounded(_urls(body, any_field=True))
+
+
 def _bounded(urls: Iterable[str]) -> tuple[str, ...]:
     kept: list[str] = []
     characters = 0

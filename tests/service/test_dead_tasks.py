@@ -290,6 +290,26 @@ async def test_the_hosts_in_a_callback_are_logged_if_its_task_ends_without_a_res
     assert named == [["files.example"]]
 
 
+async def test_a_failed_task_whose_callback_repeats_its_request_names_no_results(
+    tmp_path: Path, unused_tcp_port: int
+) -> None:
+    bought = Bought(envelope(200, {"taskId": "k-1"}))
+    failed = {"taskId": "k-1", "state": "fail", "failCode": "500", "failMsg": "no"}
+    kie: Any = SocketKie(
+        lambda request: bought(request) if request.endpoint == "create" else envelope(200, failed)
+    )
+    with capture_logs() as logs:
+        settings = with_callbacks(unused_tcp_port, create_wait_seconds=0)
+        async with kie, serving(tmp_path, kie, **settings) as service:
+            created = await service.create()
+            await eventually(lambda: bool(bought.urls))
+            param = json.dumps({"input": {"prompt": "a cat"}, "callBackUrl": bought.urls[0]})
+            body = {"code": 501, "data": {**failed, "param": param}}
+            assert await post(bought.urls[0], body) == 200
+            await service.end(created.id)
+    assert not [log for log in logs if "named results" in log["event"]]
+
+
 # --- holds ---
 
 
