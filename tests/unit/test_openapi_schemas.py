@@ -467,6 +467,40 @@ def test_closed_alternatives_are_distinguished_by_their_fields() -> None:
     assert refusals(described, {"b": "2"}) == {"input.a": "is required"}
 
 
+@pytest.mark.parametrize(
+    ("variants", "value"),
+    [
+        (
+            [
+                fields("prompt", prompt=TEXT, ratio=TEXT),
+                fields("prompt", "image_url", prompt=TEXT, image_url=TEXT),
+            ],
+            {"prompt": "a", "image_url": "u"},
+        ),
+        (
+            [
+                fields("prompt", prompt=TEXT, ratio=TEXT),
+                fields("prompt", prompt=TEXT, image_url=TEXT),
+            ],
+            {"prompt": "a"},
+        ),
+        ([fields(prompt=TEXT), fields("image_url", image_url=TEXT)], {"image_url": "u"}),
+        ([fields("prompt", prompt=TEXT)] * 2, {"prompt": "a"}),
+        (
+            [{"allOf": [fields("prompt", prompt=TEXT)]}, fields("prompt", "mode", mode=TEXT)],
+            {"prompt": "a", "mode": "b"},
+        ),
+    ],
+    ids=["more fields", "same fields", "nothing required", "identical", "allOf"],
+)
+def test_an_alternative_that_needs_no_field_of_its_own_excludes_no_other(
+    variants: list[dict[str, Any]], value: dict[str, Any]
+) -> None:
+    described = document({"oneOf": variants})
+    assert refusals(described, value) == {}
+    assert "input.zzz" in refusals(described, {**value, "zzz": 1})
+
+
 def test_a_required_field_that_is_not_described_can_be_given() -> None:
     described = document(fields("prompt", "style", prompt=TEXT))
     assert refusals(described, {"prompt": "a"}) == {"input.style": "is required"}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import permutations
 from typing import Any
 
 from providers.kie.catalogue import keywords
@@ -154,16 +155,13 @@ class Reducer:
 
 
 def _are_exclusive(branches: list[dict[str, Any]]) -> bool:
-    """Return whether exactly one branch has to fit: only groups of fields exclude each other.
+    """Return whether exactly one branch has to fit: each requires a field that no other requires.
 
-    A `oneOf` of plain values lists their types, and `5` is an integer as well as a number.
+    An input for a branch may fit another one that requires less, whatever the document says. A
+    `oneOf` of plain values lists their types, and `5` is an integer as well as a number.
     """
-    return any(map(_has_fields, branches))
-
-
-def _has_fields(schema: Mapping[str, Any]) -> bool:
-    named = "properties" in schema or "required" in schema
-    return named or any(map(_has_fields, _branches(schema)))
+    groups = [frozenset(branch.get("required", ())) for branch in branches]
+    return not any(one <= other for one, other in permutations(groups, 2))
 
 
 def _open(branches: list[dict[str, Any]]) -> None:

@@ -209,10 +209,7 @@ def _ambiguous(branches: Any, value: Any) -> str:
     """Return what to do with an object that several branches of a oneOf accept."""
     groups = [branch.get("required") or [] for branch in branches or ()]
     given = [group for group in groups if isinstance(value, dict) and value.keys() >= set(group)]
-    names = _groups(given)
-    if names and "," in names:
-        return f"must have only one of {names}"
-    return "matches more than one alternative: give the fields of only one"
+    return f"must have only one of {_groups(given)}"
 
 
 def _shared(groups: list[list[str]]) -> list[str]:
