@@ -198,7 +198,7 @@ def test_a_misspelled_field_is_refused_with_the_name_it_resembles() -> None:
             given = {**minimal_input(model), wrong: 1}
             (refusal,) = refusals(model, given)
             assert refusal.field == f"input.{wrong}"
-            assert refusal.description.startswith("unknown; did you mean ")
+            assert refusal.description.startswith("is unknown; did you mean ")
             cases += 1
     assert cases > 800
 
@@ -244,7 +244,7 @@ def test_all_violations_are_found_at_once() -> None:
     assert [v for v in refusals("bytedance/seedance-2", given) if v.field != "input.image"] == [
         Violation("input.duration", "must be the number 5"),
         Violation("input.resolution", "must be one of 480p, 720p, 1080p, 4k"),
-        Violation("input.resolutoin", "unknown; did you mean resolution?"),
+        Violation("input.resolutoin", "is unknown; did you mean resolution?"),
     ]
 
 

@@ -123,7 +123,7 @@ def test_the_input_is_found_in_every_form_of_a_document(form: str) -> None:
     assert refusals(described, {}) == {"input.prompt": "is required"}
     assert refusals(described, {"prompt": "a large cat", "promt": 1}) == {
         "input.prompt": "must have at most 10 characters",
-        "input.promt": "unknown; did you mean prompt?",
+        "input.promt": "is unknown; did you mean prompt?",
     }
 
 
@@ -386,7 +386,7 @@ def test_an_input_of_alternatives_refuses_what_none_of_them_knows() -> None:
         "input.prompt": "must have at most 5 characters"
     }
     assert refusals(described, {"prompt": "cat", "image": "u"}) == {
-        "input.image": "unknown; did you mean image_url?"
+        "input.image": "is unknown; did you mean image_url?"
     }
     assert refusals(described, {"prompt": "cat", "image_url": "u", "mode": "a"}) == {
         "input": "must have only one of prompt, image_url and mode"
@@ -448,7 +448,7 @@ def test_alternatives_that_close_themselves_accept_the_fields_around_them() -> N
     assert refusals(described, {"prompt": "a", "task_id": "1"}) == {}
     assert refusals(described, {"prompt": "a", "image_url": "u"}) == {}
     assert refusals(described, {"prompt": "a", "task_id": "1", "imageurl": "u"}) == {
-        "input.imageurl": "unknown; did you mean image_url?"
+        "input.imageurl": "is unknown; did you mean image_url?"
     }
 
 
@@ -609,7 +609,7 @@ def test_an_object_that_allows_other_fields_takes_them() -> None:
     assert refusals(described, {"extra": {"a": 1}, "labels": {"a": 1}, "shot": {"b": 1}}) == {}
     assert refusals(described, {"labels": {"a": "1"}, "strict": {"txt": 1}}) == {
         "input.labels.a": "must be the number 1",
-        "input.strict.txt": "unknown; did you mean text?",
+        "input.strict.txt": "is unknown; did you mean text?",
     }
     assert refusals(document({**fields(a=TEXT), "additionalProperties": True}), {"b": 1}) == {}
 
@@ -834,7 +834,7 @@ def test_a_schema_that_changed_is_compiled_again() -> None:
     assert second is not None
     assert validators.check("m", first, {"prompt": "a"}).violations == []
     assert validators.check("m", second, {"prompt": "a"}).violations == [
-        Violation("input.prompt", "unknown; the fields are text")
+        Violation("input.prompt", "is unknown; the fields are text")
     ]
 
 

@@ -139,8 +139,8 @@ class _Explainer:
             self._comparisons -= len(compared)
             plain = {field_name(other): other for other in reversed(compared)}
             for near in get_close_matches(field_name(name), plain, n=1):
-                return f"unknown; did you mean {plain[near]}?"
-        return f"unknown; the fields are {_listed(known)}" if known else "unknown"
+                return f"is unknown; did you mean {plain[near]}?"
+        return f"is unknown; the fields are {_listed(known)}" if known else "is unknown"
 
     def _alternatives(
         self, error: ValidationError, context: list[list[ValidationError]], how_many: str
