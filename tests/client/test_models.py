@@ -221,6 +221,23 @@ async def test_broken_rules_name_the_inputs_of_the_command_line() -> None:
     assert "MODEL: is required" in ran.err
 
 
+@pytest.mark.parametrize(
+    ("field", "command_in_hint"),
+    [("input.duration", " model m/1\n"), ("model", " create market --help\n")],
+)
+async def test_a_broken_rule_of_an_input_leads_to_the_form_of_its_model(
+    field: str, command_in_hint: str
+) -> None:
+    service = ScriptedService()
+    fields = {f"provider_params.kie.market.{field}": "is wrong"}
+    service.answers.append(
+        Failure(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_PARAMS", "no", fields=fields)
+    )
+    async with serving(service) as address:
+        ran = await command(address, "create", "market", "m/1", "-i", "duration=5")
+    assert ran.err.partition("hint: for the values: ")[2].endswith(command_in_hint)
+
+
 async def test_validate_only_shows_the_task_and_says_that_nothing_was_created() -> None:
     service = ScriptedService()
     service.answers.append(pending(1))

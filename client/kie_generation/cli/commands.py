@@ -36,6 +36,7 @@ class Invocation:
         command: The name of the command, such as `create veo3`.
         task_id: The id of the command's task, once it is known.
         folder: The folder for its results.
+        market_model: The model that `create market` sends.
     """
 
     program: list[str] = field(default_factory=program)
@@ -44,6 +45,7 @@ class Invocation:
     command: str = ""
     task_id: str = ""
     folder: str = ""
+    market_model: str = ""
 
     def connect(self, address: str, files: Mapping[str, Path | None], *, encrypted: bool) -> None:
         """Record the options that a further command needs to reach the same service.

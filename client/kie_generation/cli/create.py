@@ -26,6 +26,7 @@ from kie_generation.cli.session import Session, run
 from kie_generation.enums import ProtoEnum, short_names
 from kie_generation.generated.generation.v1.generation_pb2 import (
     Imagen4Params,
+    MarketParams,
     MidjourneyParams,
     Sora2Params,
     Veo3Params,
@@ -115,7 +116,10 @@ def _create(
     save: Save = None,
 ) -> None:
     """Run a create; the parameters are the options that all models share."""
-    context.obj.invocation.command = f"create {context.command.name}"
+    invocation = context.obj.invocation
+    invocation.command = f"create {context.command.name}"
+    if isinstance(params, MarketParams):
+        invocation.market_model = params.model
     request_id = request_id or uuid.uuid4().hex
 
     async def validate(session: Session) -> ExitCode:

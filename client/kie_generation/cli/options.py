@@ -51,6 +51,11 @@ def in_words_of_options(violation: Violation) -> Violation:
     return violation
 
 
+def is_market_input(field: str) -> bool:
+    """Return whether a path leads into the input of a market model."""
+    return field.startswith(f"{_MARKET}input")
+
+
 def _market_option(field: str) -> str:
     """Return what was given on the command line for a field of MarketParams."""
     if field == "model":

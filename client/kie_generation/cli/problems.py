@@ -10,6 +10,7 @@ import grpc
 import typer
 
 from kie_generation.cli.commands import Invocation
+from kie_generation.cli.options import is_market_input
 from kie_generation.download import DownloadError
 from kie_generation.errors import (
     ArtifactNotFoundError,
@@ -173,7 +174,7 @@ def _call_hint(error: GenerationError, invocation: Invocation) -> str:
         case TaskNotFoundError():
             return f"to list your tasks: {invocation.line('list')}"
         case InvalidRequestError() if error.violations:
-            return f"for the values: {invocation.help_line()}"
+            return f"for the values: {_values_command(error, invocation)}"
         case UnauthenticatedError():
             return _authentication_hint(error)
         case UnavailableError():
@@ -182,6 +183,12 @@ def _call_hint(error: GenerationError, invocation: Invocation) -> str:
             return f"is there a generation service at {invocation.address}?"
         case _:
             return ""
+
+
+def _values_command(error: InvalidRequestError, invocation: Invocation) -> str:
+    if any(is_market_input(violation.field) for violation in error.violations):
+        return invocation.line("model", invocation.market_model)
+    return invocation.help_line()
 
 
 def _authentication_hint(error: UnauthenticatedError) -> str:
