@@ -163,5 +163,5 @@ lock: install-dev  ## Pin the dependencies again: of the service, the client, th
 		-o requirements-bench.lock
 
 clean:  ## Remove what the targets created, except databases
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-results .tools
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-results .tools build
 	@rm -rf examples/go/build examples/go/generation examples/node/node_modules examples/java/target

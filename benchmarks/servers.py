@@ -1,4 +1,4 @@
-"""The measured service, as in production: a process of its own, callers with tokens, metrics.
+"""The measured service, as in production: a separate process, callers with tokens, metrics.
 
 Only its environment, its ports, its memory and its CPU time are used.
 """

@@ -76,7 +76,7 @@ class Accepted:
 class Refused:
     """The provider refused. `reason` is the name of an ErrorReason.
 
-    If the answer contains the id of a task, something may have been bought all the same:
+    If the answer contains the id of a task, something may have been bought nevertheless:
     `provider_task_id` is that id, or "".
 
     `account` means that any task would be refused, and that nothing was bought: the key, the
@@ -97,7 +97,7 @@ class Postponed:
     Attributes:
         detail: Why, for the log.
         reached: False if there was no connection: then no task can be sent, whatever its model.
-        provider_task_id: An id that the answer contains all the same, or "".
+        provider_task_id: An id that the answer contains nevertheless, or "".
     """
 
     detail: str

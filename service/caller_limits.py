@@ -1,6 +1,6 @@
 """The limits of each caller: from a file, or by default half of what the service allows.
 
-[default]                       # for each caller without a table of its own
+[default]                       # for each caller without its own table
 queue = 1000
 
 [callers.billing]               # what it does not set comes from [default]

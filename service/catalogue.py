@@ -19,7 +19,7 @@ from service.model_patterns import matches, matches_any
 from storage.models import StoredModel
 
 MARKET = "market"  # the member of KieParams.model that takes the models of the catalogue
-TYPED_MEMBERS = frozenset(TYPED_IDS.values())  # the others, each with a message of its own
+TYPED_MEMBERS = frozenset(TYPED_IDS.values())  # the others, each with its own message
 TAKEN_BY_MARKET = frozenset({MARKET, "imagen4", "sora2"})  # the members whose ids `market` takes
 UNLISTED_LABEL = "unlisted"  # the label in metrics of every model that the catalogue does not list
 CHAT = "Chat"  # the task type of models that do not create tasks

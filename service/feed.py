@@ -1,7 +1,7 @@
 """The feed: reads what changes, once for all streams of this process, and hands it to them.
 
 A stream is *live* while it has everything up to the feed's position; then it costs nothing until a
-task of its caller changes. A stream that is behind reads pages of its own until it has caught up.
+task of its caller changes. A stream that is behind reads its own pages until it has caught up.
 """
 
 import asyncio

@@ -5,7 +5,7 @@ recorded on the event loop.
 
 Labels are looked up once, when a method or a value is first seen, as every call records metrics.
 Measured on Python 3.11: `observe` on a stored child takes 0.6-0.8 us, with `labels()` before it
-1.3 us, on our own list of integers 0.1 us. The library is used all the same: our own list would
+1.3 us, on our own list of integers 0.1 us. The library is used anyway: our own list would
 save half a microsecond of the 150 that a QueryTask takes.
 """
 

@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     [proxy](#proxies-and-authorities) of the environment."""
 
     kie_upload_url: HttpUrl = "https://kieai.redpandaai.co"
-    """The same for uploads, for which Kie has a host of its own."""
+    """The same for uploads, for which Kie has another host."""
 
     kie_creates_per_10_seconds: Count = 20
     """The account's limit on new tasks, across all replicas; 0 = no limit."""
@@ -338,7 +338,7 @@ class Settings(BaseSettings):
 
     @property
     def uses_bundled_simulator(self) -> bool:
-        """Whether the service starts a simulator of its own."""
+        """Whether the service starts its own simulator."""
         return self.kie_api_key is None and "kie_api_url" not in self.model_fields_set
 
 

@@ -1,6 +1,6 @@
 """TLS of the gRPC server, with certificates that are read again when their files change.
 
-gRPC asks for the certificates before each handshake, on a thread of its own, so a client gets new
+gRPC asks for the certificates before each handshake, on its own thread, so a client gets new
 ones as soon as they are there. The event loop logs and shows what has changed.
 """
 

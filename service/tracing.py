@@ -191,7 +191,7 @@ class Tracing:
             if limit and parent is None and not limit.take():
                 return await work(call, requests, context)
             operation = Operation(parent)
-            current_operation.set(operation)  # of this call: it has an asyncio task of its own
+            current_operation.set(operation)  # of this call: it has its own asyncio task
             attributes = {**shared, "generation.caller": call.caller}
             operation.begin(self.start(name, SpanKind.SERVER, operation, attributes))
             if streams:
@@ -229,7 +229,7 @@ class Tracing:
 
         async def traced(task: Task) -> None:
             operation = Operation(_context_of({"traceparent": task.traceparent}), task)
-            current_operation.set(operation)  # of this job: it has an asyncio task of its own
+            current_operation.set(operation)  # of this job: it has its own asyncio task
             try:
                 await work(task)
             finally:

@@ -1,7 +1,7 @@
 """SQLite: one process, one file, one thread that writes.
 
 A single row is read on the event loop, where that costs a tenth of a thread switch. Reads of many
-rows have a thread of their own.
+rows have their own thread.
 """
 
 import asyncio

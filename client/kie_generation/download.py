@@ -49,7 +49,7 @@ class DownloadError(Exception):
         url: The result's.
         why: What is wrong, without the URL.
         is_transient: Whether a retry may succeed: the server or the network failed.
-        saved: The files of the task that were written all the same.
+        saved: The files of the task that were written nevertheless.
     """
 
     def __init__(self, url: str, why: str, *, is_transient: bool = False) -> None:
@@ -241,7 +241,7 @@ class _Pace:
 
 def _as_is(url: str) -> URL:
     """Return a URL that is requested byte for byte: its signature may cover every byte."""
-    # Characters that are not allowed in a URL must be quoted all the same.
+    # Characters that are not allowed in a URL must be quoted anyway.
     return URL(url, encoded=url.isascii() and url.isprintable() and " " not in url)
 
 

@@ -111,7 +111,7 @@ async def save_artifacts(
     Raises:
         DownloadError: A URL does not respond, is too slow, redirects to an address that is not
             allowed, or serves a file that is too large or not of the declared type. The other
-            artifacts are saved all the same.
+            artifacts are saved nevertheless.
         OSError: A file or the folder cannot be written.
     """
     folder = Path(folder)

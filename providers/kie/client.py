@@ -173,7 +173,7 @@ class KieProvider:
     # --- tasks ---
 
     async def submit(self, params: ProviderParams, callback_url: str | None) -> Submission:
-        """Post the paid request once, over a connection of its own."""
+        """Post the paid request once, over its own connection."""
         adapter, model_params = self._read_params(params)
         body = adapter.body(model_params)
         if callback_url:

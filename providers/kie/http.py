@@ -97,11 +97,11 @@ class Sessions:
 
     Attributes:
         reads: For polls; its connections are reused.
-        creates: For paid requests; each has a connection of its own. If the peer had closed a
+        creates: For paid requests; each has its own connection. If the peer had closed a
             reused one, the request would fail after it was sent, and nobody could tell whether the
             task was bought. On a new connection "not connected" (safe to repeat) and "sent, no
             answer" (never to repeat) are different errors.
-        uploads: For uploads; each has a connection of its own.
+        uploads: For uploads; each has its own connection.
     """
 
     def __init__(self, api_url: str, upload_url: str) -> None:

@@ -18,7 +18,7 @@ ADAPTERS = {
         market.ADAPTER,
     )
 }
-# The members with messages of their own, by Kie's ids of their models. `market` takes all others.
+# The members with their own messages, by Kie's ids of their models. `market` takes all others.
 TYPED_IDS = {
     **dict.fromkeys(imagen4.API_MODELS.values(), "imagen4"),
     **dict.fromkeys(midjourney.TASK_TYPES.values(), "midjourney"),

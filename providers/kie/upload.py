@@ -31,7 +31,7 @@ URL_MAX_CHARACTERS = 4_096
 
 
 class Uploader:
-    """Uploads files over connections of their own."""
+    """Uploads files, each over its own connection."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Hints between processes: which tasks have new snapshots, by LISTEN and NOTIFY.
 
-They have a thread and a connection of their own. Hints are gathered for some milliseconds and sent
+They have their own thread and connection. Hints are gathered for some milliseconds and sent
 after the commit, never in the transaction of a write: PostgreSQL lets only one transaction with a
 NOTIFY commit at a time. A hint may be lost; nothing may depend on it.
 """

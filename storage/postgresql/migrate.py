@@ -129,7 +129,7 @@ def migration_lock(holder: Database, waits: MigrationWaits = MigrationWaits()) -
 
 
 def _apply(db: Database, runner: Any, migration: Migration, waits: MigrationWaits) -> str:
-    """Apply a migration in a transaction of its own; return its name.
+    """Apply a migration in its own transaction; return its name.
 
     It waits for a table only briefly, so that nobody queues behind it for long, and then tries
     again. A migration that says `atomic = False` takes care of both itself.

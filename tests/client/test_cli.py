@@ -60,7 +60,7 @@ async def test_create_watch_and_save_shows_progress_and_the_result(tmp_path: Pat
     assert watched.after_revision == 1
 
 
-async def test_json_is_an_object_a_line_and_the_last_snapshot_is_terminal() -> None:
+async def test_json_is_one_object_per_line_and_the_last_snapshot_is_terminal() -> None:
     service = ScriptedService()
     service.answers.append(pending(1))
     service.streams.append([pending(2), UNAVAILABLE])

@@ -300,7 +300,7 @@ async def test_a_model_is_shown_with_the_form_to_fill_in() -> None:
     assert form.rstrip("\n") == FORM
 
 
-async def test_json_output_is_one_model_a_line() -> None:
+async def test_json_output_is_one_model_per_line() -> None:
     service = ScriptedService()
     service.answers.extend(pages([model("a"), model("b")]))
     async with serving(service) as address:

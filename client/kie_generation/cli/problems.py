@@ -85,7 +85,7 @@ _TLS_HINTS: Mapping[str, str] = {
     "CERTIFICATE_VERIFY_FAILED": "did the authority of --ca sign the server's certificate?",
     "WRONG_VERSION_NUMBER": "the server does not use TLS: omit --tls, --ca, --cert and --key",
     "security handshaker": "--ca, --cert and --key must be PEM files, and --key must match --cert",
-    "expects TLS": "use --tls, or --ca FILE for an authority of your own",
+    "expects TLS": "use --tls, or --ca FILE for your own authority",
     "requires a certificate": "name a client certificate that the server accepts: --cert and --key",
     "rejects the certificate": "did an authority that the server trusts sign --cert?",
 }

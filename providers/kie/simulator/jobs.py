@@ -1,4 +1,4 @@
-"""Orders of the jobs API: those of the models with rules of their own, and those of all others.
+"""Orders of the jobs API: those of the models with their own rules, and those of all others.
 
 As in recorded traffic, unknown keys are ignored, and an empty value counts as absent. Types
 are strict: `2` is refused where `"2"` is expected, and the reverse.

@@ -34,7 +34,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- fail "secrets.KIE_API_KEY is missing: set it, or settings.KIE_SIMULATOR to true for the samples of a simulator" }}
 {{- end }}
 {{- if and $simulator (eq .Values.database "postgresql") (not .Values.settings.KIE_API_URL) }}
-{{- fail "settings.KIE_SIMULATOR: each replica would have a simulator of its own; use database=sqlite, or settings.KIE_API_URL and settings.KIE_UPLOAD_URL of one that they share" }}
+{{- fail "settings.KIE_SIMULATOR: each replica would have its own simulator; use database=sqlite, or settings.KIE_API_URL and settings.KIE_UPLOAD_URL of one that they share" }}
 {{- end }}
 {{- if and (eq .Values.database "postgresql") (not .Values.secrets.DATABASE_URL) (not .Values.settings.DATABASE_URL_FILE) }}
 {{- fail "secrets.DATABASE_URL is missing: it must be the URL of a PostgreSQL database" }}
