@@ -80,6 +80,7 @@ class Endings:
             error = call.end_error
         if isinstance(error, grpc.aio.AbortError):  # the handler has set the status itself
             method.calls.failed(call.context.code().name, seconds)  # type: ignore[union-attr]
+            _forget_frames(error)
             return None
         if not isinstance(error, Exception):
             method.calls.failed(grpc.StatusCode.CANCELLED.name, seconds)

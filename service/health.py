@@ -66,10 +66,12 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # the librar
 
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
         """Write the status of a service, and each change until the server shuts down."""
+        name = request.service if request.service in self._statuses else None
+        del request  # the name of a service that does not exist may be long
         written = None
         while True:
             changed = self._changed
-            status = self._statuses.get(request.service, Status.SERVICE_UNKNOWN)
+            status = Status.SERVICE_UNKNOWN if name is None else self._statuses[name]
             if status != written:
                 await context.write(Status(status=status))
                 written = status

@@ -142,8 +142,9 @@ class Boundary(grpc.aio.ServerInterceptor):
 
         async def single(call: Call, requests: Any, context: Any) -> Any:
             del requests
-            request = parse(await receive(call, context))
-            return finish(call, await inner(request, context), context)
+            # No variable has the request: a stream would keep it for as long as it is open.
+            answer = inner(parse(await receive(call, context)), context)
+            return finish(call, await answer, context)
 
         async def streaming(call: Call, requests: Any, context: Any) -> Any:
             del requests  # this iterator of grpc keeps each message until the next one arrives
@@ -160,7 +161,9 @@ class Boundary(grpc.aio.ServerInterceptor):
 
         async def count(request: Any, context: Any) -> None:
             with self._watches.counted(current_caller.get()):
-                await inner(request, context)
+                stream = inner(request, context)
+                del request
+                await stream
 
         return count
 

@@ -80,12 +80,14 @@ class Servicer(GenerationServiceServicer):
         check_task_id(request.task_id)
         if request.after_revision < 0:
             raise invalid("after_revision", "must not be negative")
-        await self._watcher.watch(
+        stream = self._watcher.watch(
             current_caller.get(),
             request.task_id,
             request.after_revision,
             lambda task: context.write(self._answers.of(task)),
         )
+        del request  # it may have a mebibyte of fields that no rule knows
+        await stream
 
     async def WatchTasks(  # type: ignore[override] # noqa: N802
         self, request: pb.WatchTasksRequest, context: Context
@@ -93,9 +95,11 @@ class Servicer(GenerationServiceServicer):
         """Write the changes of the caller's tasks."""
         which = change_filter(request)
         writer = ChangeWriter(context.write, self._answers, self._store.now)
-        await self._change_watcher.watch(
+        stream = self._change_watcher.watch(
             which, request.resume_token, writer, from_now=request.from_now
         )
+        del request  # as in WatchTask
+        await stream
 
     async def UploadFile(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.UploadFileRequest], context: Context

@@ -21,12 +21,17 @@ Handler = Callable[[Any, Any], Awaitable[Any]]
 
 
 def writing(inner: Any) -> Handler:
-    """Return a streaming handler as a coroutine that writes its responses."""
+    """Return a streaming handler as a coroutine that writes its responses.
+
+    A stream may stay open for long, so nothing here keeps its request: only the handler may.
+    """
 
     async def write(request: Any, context: Any) -> None:
         with ClosedIsCancelled():
             if asyncio.iscoroutinefunction(inner):
-                await inner(request, context)
+                stream = inner(request, context)
+                del request
+                await stream
                 return
             async with aclosing(inner(request, context)) as responses:
                 async for response in responses:

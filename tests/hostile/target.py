@@ -68,6 +68,11 @@ class Calls:
             return None
         return response
 
+    def begin(self, path: str, message: bytes) -> Any:
+        """Begin a call of any method that takes one message."""
+        call: Any = self._channel().unary_stream(path)
+        return call(message, metadata=self._metadata)
+
     def upload(self, messages: AsyncIterator[bytes]) -> Any:
         """Begin an upload."""
         call: Any = self._channel().stream_unary(SERVICE + "UploadFile")

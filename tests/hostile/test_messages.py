@@ -42,3 +42,13 @@ async def test_unknown_fields_are_refused(scale: Scale, tmp_path: Path) -> None:
     outcome_max = {"accepted": 0.0}
     drill = Drill(messages.unknown_fields, "alice", 30 * scale.factor, 0, outcome_max=outcome_max)
     await withstands(drill, tmp_path, scale.p99_seconds_max)
+
+
+async def test_long_names_of_services_leave_no_memory_behind(scale: Scale, tmp_path: Path) -> None:
+    drill = Drill(messages.long_checks, "", 600 * scale.factor, scale.seconds)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
+
+
+async def test_open_streams_do_not_keep_their_requests(scale: Scale, tmp_path: Path) -> None:
+    drill = Drill(messages.long_streams, "alice", 300 * scale.factor, scale.seconds)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)

@@ -18,13 +18,16 @@ from tests.hostile.target import (
     create_request,
     imagen4,
 )
+from tests.support.prompts import STUCK_PROMPT
 
 MESSAGE_BYTES = 4 << 20  # the most that gRPC takes
 PART_BYTES = MESSAGE_BYTES * 3 // 4
 UNARY_BYTES = 1 << 20
 ROOM_BYTES = 1_000  # for the fields around a large value
 AT_ONCE = 4
+LONG_BYTES = 900_000
 UNKNOWN_FIELD = 1_000
+HEALTH = "/grpc.health.v1.Health/"
 LENGTH_DELIMITED = 2
 
 
@@ -117,7 +120,7 @@ async def unfinished_messages(target: Target) -> Outcome:
 
 async def unknown_fields(target: Target) -> Outcome:
     """Create `count` tasks of 900 KB in fields that the service does not know; list them often."""
-    unknown = _field(UNKNOWN_FIELD, bytes(900_000))
+    unknown = _field(UNKNOWN_FIELD, bytes(LONG_BYTES))
     params = _field(2, b"a cat") + unknown  # of Imagen4Params
     message = _field(1, b"hostile") + _field(2, _field(1, _field(1, params)))
     listing = pb.ListTasksRequest(page_size=200).SerializeToString()
@@ -126,6 +129,35 @@ async def unknown_fields(target: Target) -> Outcome:
         answers = await at_once(jobs, AT_ONCE)
         await asyncio.gather(*(calls.unary("ListTasks", listing) for _ in range(16)))
     return {"accepted": sum(answer is not None for answer in answers)}
+
+
+async def long_checks(target: Target) -> Outcome:
+    """Ask `count` times for the health of a service whose name has 900 KB."""
+    message = _field(1, bytes(LONG_BYTES))
+    async with calling(target) as calls:
+        for _ in range(target.count):
+            await calls.begin(HEALTH + "Check", message).code()
+    return {}
+
+
+async def long_streams(target: Target) -> Outcome:
+    """Open `count` streams of each kind, whose requests have 900 KB that no rule knows."""
+    unknown = _field(UNKNOWN_FIELD, bytes(LONG_BYTES))
+    async with calling(target) as calls:
+        watch = pb.WatchTaskRequest(task_id=await calls.create(imagen4(STUCK_PROMPT)) or "")
+        requests = (
+            (SERVICE + "WatchTask", watch.SerializeToString() + unknown),
+            (SERVICE + "WatchTasks", unknown),
+            (HEALTH + "Watch", _field(1, bytes(LONG_BYTES))),
+        )
+        streams = []
+        for path, message in requests * target.count:
+            stream = calls.begin(path, message)
+            async with asyncio.timeout(CALL_SECONDS):
+                await stream.read()
+            streams.append(stream)
+        await asyncio.sleep(target.seconds)
+        return {"open": sum(not stream.done() for stream in streams)}
 
 
 def _field(number: int, value: bytes) -> bytes:
