@@ -17,6 +17,7 @@ import structlog
 
 from service.calls import add_call
 from service.logged_task import add_task
+from service.sparse import SparseLog
 
 NEEDS_QUOTES = re.compile("[ \\t=\\r\\n\"']")
 WITH_TRACEBACK = frozenset({"exc_info", "exception", "stack", "stack_info"})
@@ -24,6 +25,8 @@ GATHER_SECONDS = 0.02
 ENCODE = json.JSONEncoder(default=repr).encode
 TIME = "timestamp"
 NOISY = ("aiohttp.access", "asyncio", "grpc", "peewee")
+GRPC = "grpc._cython.cygrpc"
+NOT_UTF_8 = "Invalid encoding"  # begins grpc's line about a value of metadata, which it contains
 
 Line = MutableMapping[str, Any]
 
@@ -68,6 +71,8 @@ def configure_logs(
     logging.basicConfig(handlers=[handler], level=threshold, force=True)
     for name in NOISY:
         logging.getLogger(name).setLevel(max(logging.WARNING, threshold))
+    grpc = logging.getLogger(GRPC)
+    grpc.filters = [_WithoutMetadata()]
 
 
 def _add_time(logger: object, method: str, line: Line) -> Line:
@@ -148,6 +153,24 @@ def _value(value: object) -> str:
     if isinstance(value, str) and not NEEDS_QUOTES.search(value):
         return value
     return repr(value)
+
+
+class _WithoutMetadata(logging.Filter):
+    """Replaces grpc's lines about metadata that is not UTF-8: anybody can cause them at any rate.
+
+    Each is an error with a traceback and the value, which may be a token and may have 16 KiB.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._log = SparseLog()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to write a record as it is."""
+        if not str(record.msg).startswith(NOT_UTF_8):
+            return True
+        self._log.write(logging.INFO, "metadata is not UTF-8")
+        return False
 
 
 class _Lines:

@@ -27,12 +27,29 @@ from tests.support.waiting import eventually
 
 DATA_FRAME_BYTES = 16_384  # what each peer accepts initially
 SETTING_BYTES = 6
+LENGTH_IN_ONE_BYTE, MORE_BYTES = 0x7F, 0x80
 CANCEL = struct.pack(">I", 8)
 
 
 def headers(target: Target, path: str) -> bytes:
     """Return the header block of a call."""
     return request_headers(path, target.metadata)
+
+
+def header(name: bytes, value: bytes) -> bytes:
+    """Return one more header for the block of a call; its bytes may be any."""
+    return b"\0" + _length(name) + name + _length(value) + value
+
+
+def _length(data: bytes) -> bytes:
+    """Return the length of a header's name or value, as RFC 7541 writes integers."""
+    if len(data) < LENGTH_IN_ONE_BYTE:
+        return bytes([len(data)])
+    rest, more = len(data) - LENGTH_IN_ONE_BYTE, bytes([LENGTH_IN_ONE_BYTE])
+    while rest > LENGTH_IN_ONE_BYTE:
+        more += bytes([rest & LENGTH_IN_ONE_BYTE | MORE_BYTES])
+        rest >>= 7
+    return more + bytes([rest])
 
 
 def half_open(block: bytes, message: bytes) -> Callable[[int], bytes]:

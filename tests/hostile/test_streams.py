@@ -46,6 +46,14 @@ async def test_resets_of_a_client_that_answers_pings_delay_others_only_briefly(
 
 
 @CALLERS
+async def test_metadata_that_is_not_utf_8_does_not_fill_the_log(
+    caller: str, scale: Scale, tmp_path: Path
+) -> None:
+    drill = Drill(streams.unreadable_metadata, caller, 200 * scale.factor, scale.seconds)
+    await withstands(drill, tmp_path, scale.p99_seconds_max)
+
+
+@CALLERS
 async def test_a_flood_of_refused_calls_delays_no_other_caller(
     caller: str, scale: Scale, tmp_path: Path
 ) -> None:

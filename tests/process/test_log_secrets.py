@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.h2 import END_HEADERS, END_STREAM, HEADERS, SETTINGS, frame, request_headers
 from generated.generation.v1 import generation_pb2 as pb
 from providers.kie.simulator import Simulator
 from tests.support.databases import change
@@ -37,6 +38,7 @@ async def cause_failures(process: Served, kie: Simulator) -> None:
         metadata = [("authorization", value)]
         error = await refused(stub.ListTasks(pb.ListTasksRequest(), metadata=metadata))
         assert error.reason == "UNAUTHENTICATED"
+    await call_with_a_stray_byte(process.address)
     for fault in REFUSED_CREATES:
         kie.add_fault(fault)
         assert (await refused(process.create(PROMPT, **ALICE))).reason == "PROVIDER_UNAUTHORIZED"
@@ -48,6 +50,21 @@ async def cause_failures(process: Served, kie: Simulator) -> None:
         await refused(stub.UploadFile(iter(upload_messages(b"x" * 99_999)), **ALICE))
     not_a_message: Any = process.channel.unary_unary(f"/{NAME}/QueryTask")
     assert (await refused(not_a_message(b"\xff\xff", **ALICE))).reason == "INVALID_PARAMS"
+
+
+async def call_with_a_stray_byte(address: str) -> None:
+    """Send the token with a byte that is not UTF-8, and wait until the call is refused."""
+    value = f"Bearer {TOKEN}".encode() + b"\xa0"
+    name = b"authorization"
+    block = request_headers(f"/{NAME}/ListTasks")
+    block += b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+    host, port = address.rsplit(":", 1)
+    reader, writer = await asyncio.open_connection(host, int(port))
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, b"")
+    writer.write(preface + frame(HEADERS, END_HEADERS | END_STREAM, 1, block))
+    async with asyncio.timeout(START_SECONDS):
+        await reader.readuntil(b"grpc-status")
+    writer.close()
 
 
 async def cause_a_traceback(process: Served, kie: Simulator, folder: Path) -> None:

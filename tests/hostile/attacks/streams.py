@@ -15,6 +15,7 @@ from tests.hostile.frames import (
     Stream,
     comes_true,
     half_open,
+    header,
     headers,
     pieces,
     reset_call,
@@ -29,6 +30,7 @@ OPENING_SECONDS = 20.0
 CALLS_AT_ONCE = 150  # of a connection
 RESETS_PER_SECOND = 130_000  # over all connections: more than one server takes
 BURST = 200
+METADATA_BYTES = 7_000  # gRPC's core drops some calls with more than 8 KiB
 
 Frames = Callable[[int], bytes]
 
@@ -98,6 +100,19 @@ async def refused_calls(target: Target) -> Outcome:
         connection.flush()
     await asyncio.sleep(target.seconds)
     return {"calls": made}
+
+
+async def unreadable_metadata(target: Target) -> Outcome:
+    """Make `count` calls with 7 KB of metadata that is not UTF-8."""
+    block = headers(target, SERVICE + "QueryTask") + header(b"x", b"\xff" * METADATA_BYTES)
+    frames = request(block, pb.QueryTaskRequest(task_id="x").SerializeToString())
+    connection = await Sender.connect(target)
+    calls = [Stream() for _ in range(target.count)]
+    for call in calls:
+        connection.call(frames, call)
+    connection.flush()
+    await comes_true(lambda: not any(call.is_open for call in calls), OPENING_SECONDS)
+    return {"unanswered": sum(call.is_open for call in calls)}
 
 
 # --- calls that stay ---
