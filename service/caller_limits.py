@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import structlog
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from service.callers import CALLER_MAX_CHARACTERS, Callers
-from service.files import RECHECK_SECONDS, WatchedFile
+from service.callers import Callers, is_name
+from service.files import RECHECK_SECONDS, WatchedFile, read_file, text_in
 from service.metrics import Metrics
 from service.model_patterns import is_pattern, matches, matches_any
 
@@ -112,7 +112,7 @@ class CallerLimits:
         self._callers = callers
         self._metrics = metrics
         self._models = models
-        self._content = read_limits(file.read_bytes()) if file else LimitsFileContent()
+        self._content = read_limits(read_file(file)) if file else LimitsFileContent()
         self._problem = ""  # with the current file
         self._table = self._make_table()
         self._warn_of_unknown_models()
@@ -171,7 +171,7 @@ class CallerLimits:
 
 
 def _caller_name(name: str) -> str:
-    if not name or len(name) > CALLER_MAX_CHARACTERS or "#" in name or name.split() != [name]:
+    if not is_name(name) or "#" in name or name.split() != [name]:
         raise ValueError("cannot be the name of a caller")
     return name
 
@@ -216,13 +216,13 @@ def read_limits(content: bytes) -> LimitsFileContent:
         CallerLimitsError: It is not TOML, or breaks rules; the message names each one.
     """
     try:
-        return LimitsFileContent.model_validate(tomllib.loads(content.decode()))
+        return LimitsFileContent.model_validate(tomllib.loads(text_in(content)))
     except ValidationError as error:
         problems = (_problem(each) for each in error.errors(include_input=False))
         raise CallerLimitsError("; ".join(dict.fromkeys(problems))) from None
     except UnicodeDecodeError:
         raise CallerLimitsError("must be text in UTF-8") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
         raise CallerLimitsError(f"must be TOML: {error}") from None
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import structlog
 
 from service.errors import ServiceError
-from service.files import RECHECK_SECONDS, WatchedFile
+from service.files import RECHECK_SECONDS, WatchedFile, read_file, text_in
 
 DEFAULT_CALLER = "default"
 SHA256_HEX_CHARACTERS = 64
 CALLER_MAX_CHARACTERS = 64
+PROBLEMS_MAX = 20
 SAN = b"san:"  # begins the key of a name in certificates; other keys are hashes
 HOW_TO_AUTHENTICATE = "send metadata `authorization: Bearer <token>`"
 NO_CLIENT_CERTIFICATES = "lines with `san:` need TLS_CLIENT_CA_FILE"
@@ -86,7 +87,7 @@ class Callers:
         self.version = 0
         self.problems: tuple[str, ...] = ()
         if tokens_file:
-            self._callers = read_tokens(tokens_file.read_text())
+            self._callers = read_tokens_file(tokens_file)
 
     @property
     def names(self) -> frozenset[str]:
@@ -159,7 +160,7 @@ class Callers:
         try:
             content = self._file.changed()
             if content is not None:
-                self._apply(self._usable(parse_tokens(content.decode())))
+                self._apply(self._usable(parse_tokens(text_in(content))))
         except (OSError, ValueError) as error:
             self._complain(f"the file cannot be read; the old tokens stay valid: {error}")
 
@@ -183,6 +184,17 @@ class Callers:
         for problem in sorted({*problems} - {*self.problems}):
             log.warning("tokens file has a problem", problem=problem)
         self.problems = problems
+
+
+def read_tokens_file(path: Path) -> Mapping[bytes, str]:
+    """Return the caller of each key in a file.
+
+    Raises:
+        TokensFileError: A line is invalid, as `read_tokens` says.
+        OSError: It cannot be read, or is no file of tokens by its type or size.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    return read_tokens(text_in(read_file(path)))
 
 
 def read_tokens(text: str) -> Mapping[bytes, str]:
@@ -216,6 +228,8 @@ def parse_tokens(text: str) -> Tokens:
         if callers.setdefault(key, name) != name:
             what = "name in certificates" if key.startswith(SAN) else "token"
             problems.append(f"line {number}: the {what} already belongs to another caller")
+    if len(problems) > PROBLEMS_MAX:  # another kind of file
+        problems[PROBLEMS_MAX:] = [f"{len(problems) - PROBLEMS_MAX} more lines are invalid"]
     return Tokens(callers, tuple(problems))
 
 
@@ -227,13 +241,18 @@ def _lines(text: str) -> Iterable[tuple[int, list[str]]]:
 
 def _entry(words: list[str]) -> tuple[str, bytes]:
     match words:
-        case [name, key] if len(name) <= CALLER_MAX_CHARACTERS and _is_key(key):
+        case [name, key] if is_name(name) and _is_key(key):
             try:
                 return name, key.encode() if key.startswith(SAN.decode()) else bytes.fromhex(key)
             except ValueError:
                 raise TokensFileError("the hash is not hexadecimal") from None
         case _:
             raise TokensFileError("must be `name sha256-of-token-in-hex`")
+
+
+def is_name(text: str) -> bool:
+    """Return whether a word can be the name of a caller."""
+    return len(text) <= CALLER_MAX_CHARACTERS and text.isprintable()
 
 
 def _is_key(text: str) -> bool:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from service.files import read_file
+
 PEM = re.compile(
     rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----\s(.+?)-----END ",
     re.DOTALL,
@@ -87,7 +89,7 @@ def read_authorities(file: Path, now: float) -> Certificates:
 
 
 def _read(file: Path) -> bytes:
-    return file.read_bytes().removeprefix(BYTE_ORDER_MARK)
+    return read_file(file).removeprefix(BYTE_ORDER_MARK)
 
 
 def _unless_expired(expiry_time: float, now: float) -> float:

@@ -1,11 +1,17 @@
-"""Files that are read again when they change."""
+"""Files of settings, which are read again when they change."""
 
 import math
+import os
 import stat
 import time
 from pathlib import Path
 
 RECHECK_SECONDS = 1.0
+FILE_MAX_BYTES = 1 << 20  # reading more would delay every call
+
+
+class UnusableFileError(OSError, ValueError):
+    """A file that is not regular, or too large."""
 
 
 class WatchedFile:
@@ -41,7 +47,7 @@ class WatchedFile:
         try:
             if (stamp := stamp_of(self._path)) == self._stamp:
                 return None
-            content = self._path.read_bytes()
+            content = read_file(self._path)
         except OSError:
             self._stamp = None
             raise
@@ -57,6 +63,34 @@ def stamp_of(file: Path) -> object:
             event loop for good.
     """
     status = file.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError("it is not a regular file")
+    _check_type(status)
     return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def read_file(file: Path) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        OSError: It cannot be read, is not a regular file or is larger than FILE_MAX_BYTES.
+    """
+    # A pipe that nobody writes to would block otherwise.
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:
+        _check_type(os.fstat(opened.fileno()))
+        content = opened.read(FILE_MAX_BYTES + 1)
+    if len(content) > FILE_MAX_BYTES:
+        raise UnusableFileError(f"it is larger than {FILE_MAX_BYTES >> 10} KiB")
+    return content
+
+
+def text_in(content: bytes) -> str:
+    """Return the text of a file, without the byte order mark that editors on Windows write.
+
+    Raises:
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    return content.decode("utf-8-sig")
+
+
+def _check_type(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise UnusableFileError("it is not a regular file")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from providers.public_address import is_public_url
-from service.callers import NO_CLIENT_CERTIFICATES, names_certificates, read_tokens
+from service.callers import NO_CLIENT_CERTIFICATES, names_certificates, read_tokens_file
 from service.certificates import CertificateError, Certificates, read_authorities, read_pair
 from service.setting_types import is_loopback
 
@@ -48,7 +48,7 @@ def _caller_rules(settings: "Settings") -> Iterator[str]:
 
 
 def _names_certificates(tokens_file: Path) -> bool:
-    return names_certificates(read_tokens(tokens_file.read_text()))
+    return names_certificates(read_tokens_file(tokens_file))
 
 
 def _tls_rules(settings: "Settings") -> Iterator[str]:

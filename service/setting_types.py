@@ -16,7 +16,8 @@ from providers.kie.catalogue.facts import bundled
 from providers.kie.registry import TYPED_IDS
 from providers.urls import is_visible, split_http_url
 from service.caller_limits import read_limits
-from service.callers import read_tokens
+from service.callers import read_tokens_file
+from service.files import read_file
 from service.model_patterns import is_pattern
 from service.results.places import place_of
 from storage.errors import StorageConfigError
@@ -103,12 +104,12 @@ def _readable(path: Path) -> Path:
 
 
 def _tokens_file(path: Path) -> Path:
-    read_tokens(path.read_text())
+    read_tokens_file(path)
     return path
 
 
 def _limits_file(path: Path) -> Path:
-    read_limits(path.read_bytes())
+    read_limits(read_file(path))
     return path
 
 

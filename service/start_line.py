@@ -6,7 +6,7 @@ import structlog
 
 from providers.urls import without_userinfo
 from service import VERSION
-from service.callers import read_tokens
+from service.callers import read_tokens_file
 from service.egress import describe_proxy
 from service.settings import Settings
 from storage.postgresql.connection import connection_params, is_postgres
@@ -47,7 +47,7 @@ def _tls(settings: Settings) -> str:
 def _callers(settings: Settings) -> str:
     if settings.auth_tokens_file is None:
         return "everybody, without tokens"
-    names = set(read_tokens(settings.auth_tokens_file.read_text()).values())
+    names = set(read_tokens_file(settings.auth_tokens_file).values())
     return f"{len(names)}, with tokens"
 
 

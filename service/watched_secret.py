@@ -6,7 +6,7 @@ from pathlib import Path
 import structlog
 from pydantic import SecretStr
 
-from service.files import WatchedFile
+from service.files import WatchedFile, read_file
 from service.metrics import Metrics
 
 log = structlog.get_logger()
@@ -42,7 +42,7 @@ class WatchedSecret:
         self._metrics = metrics
         self._problem = ""
         metrics.show_config_problems(name, 0)
-        self._update(path.read_bytes)
+        self._update(lambda: read_file(path))
 
     def current(self) -> str:
         """Return the secret as it is now; reads the file only if it has changed."""

@@ -103,6 +103,8 @@ BAD_FILES = {
     "no name": ('[callers.""]\nqueue = 1', "[callers.''] cannot be the name"),
     "a blank name": ('[callers."a b"]\nqueue = 1', "[callers.'a b'] cannot be the name"),
     "twice": ("[default]\nqueue = 1\nqueue = 2", "must be TOML"),
+    "an invisible name": ('[callers."\u200ba"]\nqueue = 1', "cannot be the name"),
+    "a number of 5,000 digits": ("[default]\nqueue = " + "1" * 5_000, "must be TOML"),
     "deep": ("a = " + "[" * 5_000, "must be TOML"),
 }
 
@@ -124,6 +126,10 @@ def test_every_bad_limit_of_a_file_is_named() -> None:
 def test_a_file_that_is_not_text_is_refused() -> None:
     with pytest.raises(CallerLimitsError, match="UTF-8"):
         read_limits(b"\xff\xfe")
+
+
+def test_a_file_from_windows_is_read() -> None:
+    assert read_limits("[default]\r\nqueue = 7\r\n".encode("utf-8-sig")).default.queue == 7
 
 
 async def test_a_changed_file_counts_at_once_and_callers_inherit_the_default(

@@ -20,7 +20,8 @@ from pydantic import ValidationError
 
 from generated.generation.v1 import generation_pb2 as pb
 from service.bounds import Bounds
-from service.callers import TokensFileError, read_tokens
+from service.callers import TokensFileError, parse_tokens, read_tokens, read_tokens_file
+from service.files import FILE_MAX_BYTES
 from service.settings import Settings
 from tests.support.harness import Serve, Service, create_request, upload_messages
 from tests.support.metrics_page import page_when
@@ -227,6 +228,8 @@ BAD_FILES = {
     "a hash in other digits": f"alice {'²' * 64}\n",
     "a long name": line("x" * 65, "1"),
     "one token of two callers": line("alice", "1") + line("bob", "1"),
+    "a name with an invisible character": line("al\u200bice", "1"),
+    "a name with an escape sequence": line("\x1b[31mbob", "1"),
 }
 
 
@@ -240,7 +243,9 @@ def test_a_bad_line_is_named_by_its_number_and_not_shown(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"alice secret-token\n", b"\xff\xfe\x00", b"\0\1\2"], ids=["line", "utf", "binary"]
+    "content",
+    [b"alice secret-token\n", b"\xff\xfe\x00", b"\0\1\2", b"#" * (FILE_MAX_BYTES + 1)],
+    ids=["line", "utf", "binary", "large"],
 )
 def test_a_bad_file_is_named_at_start(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "tokens"
@@ -250,6 +255,18 @@ def test_a_bad_file_is_named_at_start(content: bytes, tmp_path: Path) -> None:
     [error] = caught.value.errors(include_input=False)
     assert error["loc"] == ("auth_tokens_file",)
     assert "secret-token" not in str(caught.value)
+
+
+def test_a_file_from_windows_names_the_same_callers(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(line("alice", "1"), encoding="utf-8-sig", newline="\r\n")
+    assert read_tokens_file(file) == {sha256(b"1").digest(): "alice"}
+
+
+def test_a_file_of_another_kind_is_reported_in_few_lines() -> None:
+    problems = parse_tokens("no line of tokens\n" * 30).problems
+    assert len(problems) == 21
+    assert problems[-1] == "10 more lines are invalid"
 
 
 async def test_a_token_that_is_added_counts_without_a_restart(guarded: Guarded) -> None:
@@ -304,6 +321,13 @@ async def test_a_file_without_a_token_changes_nothing(guarded: Guarded, text: st
 async def test_a_file_that_becomes_a_pipe_blocks_nothing(guarded: Guarded) -> None:
     guarded.file.unlink()
     os.mkfifo(guarded.file)
+    assert await guarded.list(bearer(ALICE)) == []
+    guarded.write(line("bob", BOB))
+    assert (await refused(guarded.list(bearer(ALICE)))).reason == "UNAUTHENTICATED"
+
+
+async def test_a_file_that_becomes_too_large_changes_nothing(guarded: Guarded) -> None:
+    guarded.write(line("bob", BOB) + "#" * FILE_MAX_BYTES)
     assert await guarded.list(bearer(ALICE)) == []
     guarded.write(line("bob", BOB))
     assert (await refused(guarded.list(bearer(ALICE)))).reason == "UNAUTHENTICATED"
