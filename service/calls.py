@@ -8,8 +8,8 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-CALL_ID = "x-request-id"
-VALID_CALL_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+REQUEST_ID = "x-request-id"
+VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -36,7 +36,7 @@ class Call:
     """
 
     __slots__ = (
-        "_call_id",
+        "_request_id",
         "_task",
         "caller",
         "context",
@@ -52,7 +52,7 @@ class Call:
         self.context: Peer | None = None
         self.end_error: Exception | None = None
         self._task: asyncio.Task[Any] | None = None
-        self._call_id = ""
+        self._request_id = ""
 
     def begin(self, context: Peer) -> None:
         """Remember the asyncio task that handles the call: the current one."""
@@ -70,12 +70,12 @@ class Call:
             self._task.cancel()
 
     @property
-    def call_id(self) -> str:
+    def request_id(self) -> str:
         """The id in all log lines of this call: the one that the caller sent, if it is valid."""
-        if not self._call_id:
-            given = one_value(self.metadata, CALL_ID) or ""
-            self._call_id = given if VALID_CALL_ID.fullmatch(given) else _new_id()
-        return self._call_id
+        if not self._request_id:
+            given = one_value(self.metadata, REQUEST_ID) or ""
+            self._request_id = given if VALID_REQUEST_ID.fullmatch(given) else _new_id()
+        return self._request_id
 
 
 # What a call does between its start and its end: called with grpc's requests and its context.
@@ -143,5 +143,5 @@ def add_call(
             line.setdefault("caller", call.caller)
         if call.context is not None:
             line.setdefault("peer", unquote(call.context.peer()))  # ipv6:%5B::1%5D:50000
-        line.setdefault("call_id", call.call_id)
+        line.setdefault("request_id", call.request_id)
     return line

@@ -80,18 +80,6 @@ async def test_a_task_has_a_line_for_its_create_its_acceptance_and_its_end_that_
             assert found["task ended"][0]["status"] == status
 
 
-async def test_the_id_of_a_call_is_not_taken_for_the_request_id_of_its_create(
-    launch: Launch, kie: Simulator, tokens: dict[str, str]
-) -> None:
-    metadata = [*ALICE["metadata"], ("x-request-id", "call-1")]
-    request = create_request({"imagen4": {"prompt": "a cat"}}, request_id="request-1")
-    async with launch(**tokens, **to(kie.url)) as process:
-        task = (await process.stub.CreateTask(request, timeout=20, metadata=metadata)).task
-        found = await eventually(lambda: lines(process, task.id).get("task created"))
-    assert found[0]["call_id"] == "call-1"
-    assert "request_id" not in found[0]
-
-
 async def test_the_line_of_a_cancel_names_its_task_and_model(
     launch: Launch, kie: Simulator, tokens: dict[str, str]
 ) -> None:
