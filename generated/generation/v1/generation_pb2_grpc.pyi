@@ -129,11 +129,11 @@ class GenerationServiceStub:
     between may be skipped. There is no order between different tasks. A bookmark follows each burst of changes, and is
     sent every WATCH_HEARTBEAT_SECONDS (20 by default).
 
-    Reconnecting: as for WatchTask, with the last resume_token received.
+    Reconnecting: as for WatchTask, with the resume_token of the last message that was handled.
 
     Errors: INVALID_PARAMS (the resume_token is damaged, or comes from another caller or filter), RESUME_TOKEN_EXPIRED
     (start again without a token), RATE_LIMITED (too many open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN
-    (UNAVAILABLE: reconnect with the last resume_token received).
+    (UNAVAILABLE: reconnect with that resume_token).
     """
     DownloadArtifact: _grpc.UnaryStreamMultiCallable[_generation_pb2.DownloadArtifactRequest, _generation_pb2.DownloadArtifactResponse]
     """Streams a result: first its description, once, then its content from `offset` on. It reads the copy in the operator's
@@ -244,11 +244,11 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     between may be skipped. There is no order between different tasks. A bookmark follows each burst of changes, and is
     sent every WATCH_HEARTBEAT_SECONDS (20 by default).
 
-    Reconnecting: as for WatchTask, with the last resume_token received.
+    Reconnecting: as for WatchTask, with the resume_token of the last message that was handled.
 
     Errors: INVALID_PARAMS (the resume_token is damaged, or comes from another caller or filter), RESUME_TOKEN_EXPIRED
     (start again without a token), RATE_LIMITED (too many open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN
-    (UNAVAILABLE: reconnect with the last resume_token received).
+    (UNAVAILABLE: reconnect with that resume_token).
     """
     DownloadArtifact: _aio.UnaryStreamMultiCallable[_generation_pb2.DownloadArtifactRequest, _generation_pb2.DownloadArtifactResponse]  # type: ignore[assignment]
     """Streams a result: first its description, once, then its content from `offset` on. It reads the copy in the operator's
@@ -398,11 +398,11 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         between may be skipped. There is no order between different tasks. A bookmark follows each burst of changes, and is
         sent every WATCH_HEARTBEAT_SECONDS (20 by default).
 
-        Reconnecting: as for WatchTask, with the last resume_token received.
+        Reconnecting: as for WatchTask, with the resume_token of the last message that was handled.
 
         Errors: INVALID_PARAMS (the resume_token is damaged, or comes from another caller or filter), RESUME_TOKEN_EXPIRED
         (start again without a token), RATE_LIMITED (too many open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN
-        (UNAVAILABLE: reconnect with the last resume_token received).
+        (UNAVAILABLE: reconnect with that resume_token).
         """
 
     @_abc_1.abstractmethod

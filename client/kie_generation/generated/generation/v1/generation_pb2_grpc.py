@@ -198,11 +198,11 @@ class GenerationServiceServicer:
         between may be skipped. There is no order between different tasks. A bookmark follows each burst of changes, and is
         sent every WATCH_HEARTBEAT_SECONDS (20 by default).
 
-        Reconnecting: as for WatchTask, with the last resume_token received.
+        Reconnecting: as for WatchTask, with the resume_token of the last message that was handled.
 
         Errors: INVALID_PARAMS (the resume_token is damaged, or comes from another caller or filter), RESUME_TOKEN_EXPIRED
         (start again without a token), RATE_LIMITED (too many open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN
-        (UNAVAILABLE: reconnect with the last resume_token received).
+        (UNAVAILABLE: reconnect with that resume_token).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
