@@ -11,11 +11,11 @@ from storage.task import Task
 
 
 class Subscription(Waiter):
-    """One slot that holds the newest snapshot of a task, however slow its reader is.
+    """Holds only the newest snapshot of a task for one reader, however slow it is.
 
     Attributes:
-        newest: The snapshot in the slot.
-        put_time: When it was put there, by the monotonic clock.
+        newest: The snapshot that it holds.
+        put_time: When it was put here, by the monotonic clock.
         to_the_end: Whether the reader stays until the task has ended, so that the task counts as
             watched.
         draining: Whether the process is shutting down.
@@ -34,7 +34,7 @@ class Subscription(Waiter):
         self.to_the_end = to_the_end
 
     def put(self, task: Task) -> None:
-        """Replace the snapshot in the slot if this one is newer, and wake the reader."""
+        """Replace the snapshot if this one is newer, and wake the reader."""
         if self.newest is None or task.revision > self.newest.revision:
             self.newest = task
             self.put_time = time.monotonic()
@@ -116,7 +116,7 @@ class Hub:
         return topic is not None and any(s.to_the_end for s in topic.subscriptions)
 
     def publish(self, task: Task) -> None:
-        """Put a committed snapshot into every slot of its task; an older one changes nothing."""
+        """Put a committed snapshot into each subscription; an older one changes nothing."""
         topic = self._topics.get(task.id)
         if topic is None or task.revision <= topic.revision:
             return
