@@ -147,6 +147,21 @@ async def test_an_object_is_a_success_without_files(kie: Kie) -> None:
     assert response == {"resultObject": {"title": "SAMPLE", "model": LYRICS, "text": "of rain"}}
 
 
+async def test_a_video_with_its_last_frame_has_two_images_more(kie: Kie) -> None:
+    model = "bytedance/seedance-2-fast"
+    response = (await made(kie, model, prompt="a storm", return_last_frame=True))["response"]
+    (video,) = response["resultUrls"]
+    (first,), (last,) = response["firstFrameUrl"], response["lastFrameUrl"]
+    await downloaded(kie, video, "video/mp4")
+    frames = [await downloaded(kie, url, "image/png") for url in (first, last)]
+    assert frames[0] != frames[1]
+    without = (await made(kie, model, prompt="a storm", return_last_frame=False))["response"]
+    assert list(without) == ["resultUrls"]
+    (url,) = without["resultUrls"]
+    async with kie.session.get(url.replace("_0.mp4", "_last.png")) as answer:
+        assert answer.status == 404
+
+
 async def test_layers_are_files_and_an_object(kie: Kie) -> None:
     response = (await made(kie, LAYERS))["response"]
     assert sorted(response) == ["resultObject", "resultUrls"]

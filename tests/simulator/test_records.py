@@ -94,10 +94,13 @@ async def test_the_flag_of_a_failed_veo_or_mj_record_depends_on_who_failed(
     assert shown == (flag, int(code), "unsafe")
 
 
-async def test_veo_times_are_integer_milliseconds_of_whole_seconds(kie: Kie) -> None:
-    task_id = await kie.create(VEO, VEO3)
+@pytest.mark.parametrize(("path", "body"), [(JOBS, None), (VEO, VEO3)])
+async def test_times_are_integer_milliseconds_of_whole_seconds(
+    kie: Kie, path: str, body: Any
+) -> None:
+    task_id = await kie.create(path, body)
     kie.simulator.finish(task_id)
-    record = await kie.record(task_id, VEO)
+    record = await kie.record(task_id, path)
     times = [record["createTime"], record["completeTime"]]
     assert [(type(time), time % 1000) for time in times] == [(int, 0)] * 2
 
@@ -110,6 +113,14 @@ async def test_veo_times_come_in_the_format_that_is_set(kie: Kie, times: str, sh
     created = (await kie.record(await kie.create(VEO, VEO3), VEO))["createTime"]
     assert [c.isdigit() for c in created] == [c.isdigit() for c in shape]
     assert created[10] == shape[10]
+
+
+async def test_only_the_record_of_a_4k_version_has_no_fallback_flag(kie: Kie) -> None:
+    video = await kie.create(VEO, VEO3)
+    kie.simulator.finish(video)
+    version = await kie.create("/api/v1/veo/get-4k-video", {"taskId": video})
+    assert "fallbackFlag" in await kie.record(video, VEO)
+    assert "fallbackFlag" not in await kie.record(version, VEO)
 
 
 async def test_an_mj_record_holds_four_result_objects_and_millisecond_times(kie: Kie) -> None:

@@ -34,6 +34,13 @@ async def test_an_upload_answers_as_on_the_wire_and_can_be_downloaded(kie: Kie) 
     assert await content_of(kie, answer) == PNG
 
 
+async def test_the_upload_host_names_no_charset(kie: Kie) -> None:
+    url = kie.simulator.url + STREAM
+    for data in (form(), form("file")):
+        async with kie.session.post(url, data=data) as answer:
+            assert answer.headers["Content-Type"] == "application/json"
+
+
 @pytest.mark.parametrize(
     "order",
     ["file uploadPath fileName", "uploadPath file", "fileName uploadPath file", "file uploadPath"],

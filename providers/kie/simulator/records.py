@@ -3,8 +3,8 @@
 Shapes come from recorded traffic where there is some, and otherwise from Kie's documents
 (callbacks). These quirks are real, and reproduced: a jobs record's `param` contains its `input`
 encoded twice, its `costTime` is in seconds though documented in milliseconds, it reports the price
-while it is still generating, Veo's times are milliseconds of whole seconds, and Midjourney's
-`resultInfoJson` is an object while its callback carries plain strings.
+while it is still generating, times are milliseconds of whole seconds (not Midjourney's), and
+Midjourney's `resultInfoJson` is an object while its callback carries plain strings.
 """
 
 import json
@@ -17,7 +17,15 @@ from providers.kie.simulator import sound
 from providers.kie.simulator.faults import FaultRule
 from providers.kie.simulator.orders import veo_aspect_ratio, veo_generation_type
 from providers.kie.simulator.settings import SimulatorSettings
-from providers.kie.simulator.tasks import FAIL, FINAL_STATES, SUCCESS, Task, prompt_of
+from providers.kie.simulator.tasks import (
+    FAIL,
+    FINAL_STATES,
+    FRAMES,
+    SUCCESS,
+    Task,
+    prompt_of,
+    wants_frames,
+)
 
 Record = dict[str, Any]
 
@@ -74,8 +82,8 @@ def _jobs_record(task: Task, state: str, urls: list[str], now_ms: int) -> Record
         "failCode": task.fail_code if state == FAIL else None,
         "failMsg": task.fail_msg if state == FAIL else None,
         "costTime": _cost_time_seconds(task) if final else None,
-        "completeTime": task.ends_ms if final else None,
-        "createTime": task.created_ms,
+        "completeTime": _whole_second(task.ends_ms) if final else None,
+        "createTime": _whole_second(task.created_ms),
         "creditsConsumed": task.credits_in(state),
         "progress": task.progress_at(now_ms) if task.kind.family == "sora2" else None,
     }
@@ -93,7 +101,14 @@ def _jobs_result(task: Task, urls: list[str]) -> Record:
         case "both":
             return {"resultUrls": urls, "resultObject": made}
         case _:
-            return {"resultUrls": urls}
+            return {"resultUrls": urls} | (_frames(task) if urls else {})
+
+
+def _frames(task: Task) -> Record:
+    """Return the first and the last frame of a video, as images, if they were wanted."""
+    if not wants_frames(task):
+        return {}
+    return {f"{name}FrameUrl": [task.url_of(f"{task.id}_{name}.png")] for name in FRAMES}
 
 
 def _song(task: Task, number: int, url: str) -> Record:
@@ -120,9 +135,13 @@ def _cost_time_seconds(task: Task) -> int:
     return round((task.ends_ms - task.created_ms) / 1000)
 
 
+def _whole_second(unix_ms: int | None) -> int | None:
+    return None if unix_ms is None else unix_ms // 1000 * 1000
+
+
 def _veo_record(task: Task, state: str, urls: list[str], times: str) -> Record:
     final = state in FINAL_STATES
-    return {
+    record = {
         "taskId": task.id,
         "paramJson": _veo_param(task),
         "completeTime": _veo_time(task.ends_ms, times) if final else None,
@@ -131,8 +150,8 @@ def _veo_record(task: Task, state: str, urls: list[str], times: str) -> Record:
         "errorCode": _number_of(task.fail_code) if state == FAIL else None,
         "errorMessage": task.fail_msg if state == FAIL else None,
         "createTime": _veo_time(task.created_ms, times),
-        "fallbackFlag": False,
     }
+    return record if task.model == "veo_4k" else record | {"fallbackFlag": False}
 
 
 def _veo_param(task: Task) -> str:
@@ -168,10 +187,8 @@ def _veo_seed(task: Task) -> int:
 
 
 def _veo_time(unix_ms: int | None, times: str) -> str | int | None:
-    if unix_ms is None:
-        return None
-    if times == "ms":
-        return unix_ms // 1000 * 1000
+    if unix_ms is None or times == "ms":
+        return _whole_second(unix_ms)
     return datetime.fromtimestamp(unix_ms // 1000, UTC).strftime(VEO_TIME_FORMATS[times])
 
 

@@ -11,11 +11,11 @@ from providers.kie.simulator.account import Account
 from providers.kie.simulator.api import Api
 from providers.kie.simulator.faults import ARRIVAL, SENDING
 from providers.kie.simulator.rules import INVALID, RefusedError
-from providers.kie.simulator.tasks import FINAL_STATES, Task, prompt_of
+from providers.kie.simulator.tasks import FINAL_STATES, FRAMES, Task, prompt_of, wants_frames
 from providers.kie.simulator.wire import api_answer, envelope, json_object, send_bytes
 
 DOWNLOAD_URL_SECONDS: Final = 20 * 60
-RESULT_NAME: Final = re.compile(r"([0-9a-f]{32})_\w{1,20}\.(png|mp4|wav)", re.ASCII)
+RESULT_NAME: Final = re.compile(r"([0-9a-f]{32})_(\w{1,20})\.(png|mp4|wav)", re.ASCII)
 
 
 class Results:
@@ -67,29 +67,28 @@ class Results:
         model = task.kind if task else None
         if answer := await self._api.spoiled(request, "result", ARRIVAL, model):
             return answer
-        if named is None or task is None or not self._serves(task, named[2]):
+        if named is None or task is None or not self._serves(task, named):
             return web.Response(status=404, text="404 Not Found")
         if _has_expired(request.query.get("expires", "")):
             return web.Response(status=403, text="403 Forbidden")
         truncated = self._account.faults.take("result", SENDING, model) is not None
-        content_type = media.CONTENT_TYPES[named[2]]
-        return await send_bytes(
-            request, _content(task, named[0]), content_type, truncated=truncated
-        )
+        content_type = media.CONTENT_TYPES[named[3]]
+        return await send_bytes(request, _content(task, named), content_type, truncated=truncated)
 
-    def _serves(self, task: Task, extension: str) -> bool:
-        return (
-            task.kind.media == extension and task.state_at(self._account.now_ms()) in FINAL_STATES
-        )
+    def _serves(self, task: Task, named: re.Match[str]) -> bool:
+        is_frame = wants_frames(task) and named[2] in FRAMES
+        extension = "png" if is_frame else task.kind.media
+        return extension == named[3] and task.state_at(self._account.now_ms()) in FINAL_STATES
 
 
-def _content(task: Task, name: str) -> bytes:
-    match task.kind.media:
+def _content(task: Task, named: re.Match[str]) -> bytes:
+    name = named[0]
+    match named[3]:
         case "mp4":
             return media.mp4(name)
         case "wav":
             return sound.wav(name)
-        case "png":
+        case _:
             return media.png(name, task.size, [task.model, prompt_of(task)])
 
 

@@ -23,6 +23,8 @@ FAILED_MSG: Final = "Internal Error, Please try again later."
 SUCCESS: Final = "success"
 FAIL: Final = "fail"
 FINAL_STATES: Final = (SUCCESS, FAIL)
+FRAMES: Final = ("first", "last")
+"""The frames of a video that are images of their own, by the end of their file names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,11 @@ class Task:
     @property
     def result_urls(self) -> list[str]:
         """The URLs of its results."""
-        return [r if "://" in r else f"{self.base_url}/results/{r}" for r in self.results]
+        return [r if "://" in r else self.url_of(r) for r in self.results]
+
+    def url_of(self, name: str) -> str:
+        """Return the URL of one of its files."""
+        return f"{self.base_url}/results/{name}"
 
     def finished(
         self,
@@ -121,6 +127,12 @@ def task_from_json(values: dict[str, Any]) -> Task:
     return Task(
         **{**values, "phases": phases, "results": tuple(values["results"]), "size": (width, height)}
     )
+
+
+def wants_frames(task: Task) -> bool:
+    """Return whether the first and the last frame of a video were ordered with it."""
+    wanted = task.body.get("input")
+    return isinstance(wanted, dict) and wanted.get("return_last_frame") is True
 
 
 def prompt_of(task: Task) -> str:

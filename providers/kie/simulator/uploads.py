@@ -7,6 +7,7 @@ client chooses is only a key of the store, never a path on disk, so it cannot le
 import base64
 import binascii
 import hashlib
+import json
 import logging
 import mimetypes
 import re
@@ -104,7 +105,7 @@ class Uploads:
             if answer := await self._spoiled(request, "upload", ACCEPTED, downloadUrl=url):
                 return answer
             msg = "File uploaded successfully"
-            return web.json_response({"success": True, "code": 200, "msg": msg, "data": data})
+            return _answer({"success": True, "code": 200, "msg": msg, "data": data})
 
         return upload
 
@@ -117,7 +118,7 @@ class Uploads:
     def _refusal(self, refused: RefusedError) -> web.Response:
         self._account.uploads["refused"] += 1
         logger.info("simulator: upload refused: %s %r", refused.code, refused.msg)
-        return web.json_response({"success": False, "code": refused.code, "msg": refused.msg})
+        return _answer({"success": False, "code": refused.code, "msg": refused.msg})
 
     async def _spoiled(
         self, request: web.Request, endpoint: str, moment: str, **values: str
@@ -238,6 +239,11 @@ class Uploads:
             return web.Response(status=404, text="404 Not Found")
         file, place = found
         return web.FileResponse(place, headers={"Content-Type": file.content_type})
+
+
+def _answer(body: dict[str, Any]) -> web.Response:
+    """Return a JSON answer of the upload host, which names no charset."""
+    return web.Response(body=json.dumps(body).encode(), content_type="application/json")
 
 
 async def _parts(request: web.Request) -> AsyncIterator[BodyPartReader]:
