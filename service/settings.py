@@ -292,7 +292,8 @@ class Settings(BaseSettings):
     `http://collector:4318`. Unset: nothing is traced."""
 
     log_format: Literal["text", "json"] = "text"
-    """The format of the log."""
+    """The format of the log. Each line about a call has its caller, its peer and a request_id: the
+    `x-request-id` in its metadata, or one that the service makes. It is not CreateTask's."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level that is logged. At info there is one line for each create, acceptance and

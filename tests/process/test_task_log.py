@@ -80,6 +80,23 @@ async def test_a_task_has_a_line_for_its_create_its_acceptance_and_its_end_that_
             assert found["task ended"][0]["status"] == status
 
 
+@pytest.mark.parametrize(
+    ("sent", "logged"),
+    [("call-1", "call-1"), (None, "[0-9a-f]{16}"), ("a b", "[0-9a-f]{16}")],
+    ids=["sent", "missing", "invalid"],
+)
+async def test_lines_of_a_call_have_the_x_request_id_of_its_metadata_or_one_of_the_service(
+    launch: Launch, kie: Simulator, tokens: dict[str, str], sent: str | None, logged: str
+) -> None:
+    metadata = [*ALICE["metadata"], *([("x-request-id", sent)] if sent else [])]
+    request = create_request(request_id="of-the-create")
+    async with launch(**tokens, **to(kie.url)) as process:
+        task = (await process.stub.CreateTask(request, timeout=20, metadata=metadata)).task
+        found = await eventually(lambda: lines(process, task.id).get("task created"))
+    assert re.fullmatch(logged, found[0]["request_id"])
+    assert found[0]["peer"].startswith("ipv4:127.0.0.1:")
+
+
 async def test_the_line_of_a_cancel_names_its_task_and_model(
     launch: Launch, kie: Simulator, tokens: dict[str, str]
 ) -> None:
