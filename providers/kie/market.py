@@ -1,20 +1,21 @@
 """Any model of Kie's catalogue, through the jobs API: its rules, requests and records."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from google.protobuf.message import Message
 
 from generated.generation.v1.generation_pb2 import MarketParams
-from providers.base import ParamsError, Poll, Violation
+from providers.base import ParamsError, Poll, Succeeded, Violation
 from providers.kie.adapter import Adapter
-from providers.kie.catalogue.facts import MODEL_ID_MAX_CHARACTERS, is_model_id
+from providers.kie.catalogue.facts import MODEL_ID_MAX_CHARACTERS, bundled, is_model_id
 from providers.kie.echo import same_input
 from providers.kie.envelope import Envelope
 from providers.kie.jobs import read_job
 from providers.kie.results import succeeded_or_object
 from providers.kie.structs import read_struct
+from providers.kie.values import clean
 
 MESSAGE_PATH = "provider_params.kie.market"
 MODEL_PATH = f"{MESSAGE_PATH}.model"
@@ -90,7 +91,14 @@ def typical_max_seconds(task_types: Collection[str]) -> float:
 
 def read(envelope: Envelope) -> Poll:
     """Read a record: its result may be an object without URLs."""
-    return read_job(envelope, succeeded_or_object)
+    return read_job(envelope, _succeeded)
+
+
+def _succeeded(record: Mapping[str, Any]) -> Succeeded:
+    """Any content is a result, unless the model is known to deliver URLs, or not known at all."""
+    model = bundled().get(clean(record.get("model")))
+    any_content = model is not None and model.result in {"object", "unknown"}
+    return succeeded_or_object(record, any_content=any_content)
 
 
 ADAPTER = Adapter(

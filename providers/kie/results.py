@@ -36,6 +36,11 @@ URL_START = re.compile(r"https?://[^\s]", re.IGNORECASE)
 BETWEEN_URLS = re.compile(r"[,;\s]\s*(?=https?://)", re.IGNORECASE)
 BLANKS = " \t\r\n\v\f\ufeff\u200b\xa0\"'"  # around a URL, with quotes
 OBJECT_START_MAX_CHARACTERS = 65_536  # of an object that is too large to be kept
+# Fields of a result, as `field_name` writes them, that alone are none.
+NOT_CONTENT = REQUEST_NAMES.union(
+    *(("taskid", "recordid", "id"), ("code", "msg", "message", "status", "state", "successflag")),
+    *(("errorcode", "errormessage", "failcode", "failmsg"), URL_NAMES),
+)
 
 
 def succeeded(record: Mapping[str, Any], own_field: str = "response") -> Succeeded:
@@ -52,10 +57,14 @@ def succeeded(record: Mapping[str, Any], own_field: str = "response") -> Succeed
     return _succeeded(record, urls, text)
 
 
-def succeeded_or_object(record: Mapping[str, Any]) -> Succeeded:
+def succeeded_or_object(record: Mapping[str, Any], *, any_content: bool = False) -> Succeeded:
     """Return the outcome of a successful record whose result may be an object without URLs.
 
     `resultUrls` are the results; else the audio and video in `data`; else URLs anywhere.
+
+    Args:
+        record: The `data` of the answer.
+        any_content: Whether a result without URLs need not be a `resultObject`.
     """
     results = _results(record, RESULT_FIELDS)
     result, urls = _listed_urls(results) or _first_urls([*results, record])
@@ -63,6 +72,9 @@ def succeeded_or_object(record: Mapping[str, Any]) -> Succeeded:
     found = next((held for held in map(_object_of, [*results, record]) if held is not None), None)
     if found is not None:
         shown["resultObject"] = found
+    elif any_content and not urls:
+        found = next(filter(_has_content, results), None)
+        shown = {"resultObject": found} if found is not None else shown
     if urls:
         return _succeeded(record, urls, _result_json(shown, urls))
     if found is None:
@@ -98,6 +110,17 @@ def _object_of(result: Any) -> dict[str, Any] | list[Any] | str | None:
     if isinstance(found, str):
         return found if found.strip() else None
     return found if isinstance(found, dict | list) else None
+
+
+def _has_content(value: Any, depth: int = DEPTH_MAX) -> bool:
+    """Return whether a result contains more than ids, codes and empty fields."""
+    value = unwrapped(value)
+    if isinstance(value, dict):
+        fields = (item for name, item in value.items() if field_name(name) not in NOT_CONTENT)
+        return depth > 0 and any(_has_content(item, depth - 1) for item in fields)
+    if isinstance(value, list):
+        return depth > 0 and any(_has_content(item, depth - 1) for item in value)
+    return bool(value.strip()) if isinstance(value, str) else value is not None
 
 
 def _listed_urls(results: list[Any]) -> tuple[Any, tuple[str, ...]] | None:

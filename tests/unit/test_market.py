@@ -354,6 +354,61 @@ async def test_a_text_may_be_the_result_but_not_a_blank_one(wire: Wire) -> None:
         assert json.loads(outcome.result_json)["resultObject"] == text
 
 
+LYRICS = "ai-music-api/generate-lyrics"  # published: its result is an object
+PERSONA = "ai-music-api/generate-persona"  # not published what its result is
+IMAGE = "nano-banana-2"  # published: its results are URLs
+
+
+@pytest.mark.parametrize("field", ["resultJson", "response"])
+@pytest.mark.parametrize(
+    ("model", "result"),
+    [
+        (LYRICS, {"taskId": "task-1", "data": [{"text": "la la la", "title": "Rain"}]}),
+        (LYRICS, [{"text": "la la la"}]),
+        (LYRICS, "la la la"),
+        (PERSONA, {"personaId": "a70d", "name": "Ann"}),
+        (PERSONA, {"resultUrls": [], "isAvailable": False}),
+    ],
+    ids=["data", "list", "text", "fields", "flag"],
+)
+async def test_any_content_is_the_result_of_a_model_that_does_not_deliver_urls(
+    wire: Wire, field: str, model: str, result: Any
+) -> None:
+    given = json.dumps(result) if field == "resultJson" else result
+    data = {"taskId": "task-1", "model": model, "state": "success", field: given}
+    wire.kie.text = json.dumps({"code": 200, "data": data}).encode()
+    outcome = await wire.provider.poll(model, "task-1")
+    assert isinstance(outcome, Succeeded)
+    assert outcome.object_only
+    assert json.loads(outcome.result_json) == {"resultObject": result, "resultUrls": []}
+
+
+@pytest.mark.parametrize(
+    ("model", "result"),
+    [
+        (LYRICS, {}),
+        (LYRICS, []),
+        (LYRICS, " "),
+        (LYRICS, None),
+        (LYRICS, {"resultUrls": [], "taskId": "task-1"}),
+        (LYRICS, {"code": 200, "msg": "success", "data": None}),
+        (LYRICS, {"data": [{"text": "", "status": "complete", "errorMessage": "no words"}]}),
+        (LYRICS, {"param": {"prompt": "rain"}}),
+        (IMAGE, {"data": [{"text": "la la la"}]}),
+        ("acme/new", {"data": [{"text": "la la la"}]}),
+    ],
+)
+async def test_a_success_without_content_or_of_another_model_has_no_result(
+    wire: Wire, model: str, result: Any
+) -> None:
+    data = {"taskId": "task-1", "model": model, "state": "success", "response": result}
+    wire.kie.text = json.dumps({"code": 200, "data": data}).encode()
+    outcome = await wire.provider.poll(model, "task-1")
+    assert isinstance(outcome, Succeeded)
+    assert not outcome.has_result
+    assert json.loads(outcome.result_json)["record"]["taskId"] == "task-1"
+
+
 async def test_a_typed_model_without_urls_has_no_result(wire: Wire) -> None:
     data = {"taskId": "task-1", "state": "success", "response": {"resultObject": {"a": 1}}}
     wire.kie.text = json.dumps({"code": 200, "data": data}).encode()
