@@ -21,7 +21,13 @@ from providers.base import (
     Unreadable,
 )
 from providers.kie.kept import kept_text
-from providers.kie.reasons import ACCOUNT_REASONS, TRY_LATER, reason_of
+from providers.kie.reasons import (
+    ACCOUNT_REASONS,
+    OVER_LIMIT_CODES,
+    TRY_LATER,
+    TRY_LATER_CODES,
+    reason_of,
+)
 from providers.kie.values import (
     as_int,
     as_object,
@@ -40,9 +46,12 @@ UPSTREAM_SILENT_CODE = 408  # "No result has been returned for over 10 minutes"
 REJECTED_CODES = frozenset({400, 451})  # of a record, in the model families that use them
 REJECTED_BY_WORDS_CODE = 422
 # They concern the key, the account or the whole service: any task would get the same answer.
-UNAVAILABLE_CODES = frozenset({401, 402, 403, 429, 433, 455, 502, 503, 504, *range(520, 528)})
+UNAVAILABLE_CODES = TRY_LATER_CODES | {401, 402, 403, 433, 502, 503, 504, *range(520, 528)}
 UNAVAILABLE_STATUSES = UNAVAILABLE_CODES | {407, 408, 425}
-POSTPONED_BECAUSE = {429: "the account's limit is reached", 455: "the provider is in maintenance"}
+POSTPONED_BECAUSE = {
+    **dict.fromkeys(OVER_LIMIT_CODES, "the account's limit is reached"),
+    455: "the provider is in maintenance",
+}
 HTTP_CLIENT_ERRORS = range(400, 500)
 SERVER_ERRORS = range(500, 600)
 HTTP_SUCCESSES = range(200, 300)

@@ -11,7 +11,8 @@ from itertools import takewhile
 
 # Not a reason: nothing was bought, and the same request may be sent again later.
 TRY_LATER = "TRY_LATER"
-TRY_LATER_CODES = frozenset({429, 455})  # over the limit, maintenance
+OVER_LIMIT_CODES = frozenset({429, 430})  # the second is Suno's
+TRY_LATER_CODES = OVER_LIMIT_CODES | {455}  # maintenance
 PAYLOAD_TOO_LARGE = 413
 
 REASONS_BY_CODE = {

@@ -223,6 +223,7 @@ CREATES: list[Row] = [
         Row("create: over a limit, or maintenance", answer, SENT_AGAIN)
         for answer in (
             says(429, "too many requests"),
+            says(430, "Your call frequency is too high. Please try again later."),
             says(455, "maintenance"),
             Http("slow down", status=429),
             says("429", "x"),
@@ -562,6 +563,7 @@ INCONCLUSIVE: list[tuple[str, Http, str]] = [
             says(402, "Credits insufficient"),
             says(403, "no"),
             says(429, "too many"),
+            says(430, "Your call frequency is too high"),
             says(433, "cap"),
             says(455, "maintenance"),
             says(500, "The service is under maintenance"),

@@ -25,7 +25,7 @@ from providers.kie.http import (
     describe,
     read_body,
 )
-from providers.kie.reasons import reason_of
+from providers.kie.reasons import OVER_LIMIT_CODES, reason_of
 from providers.kie.values import as_object, unwrapped
 
 MODELS_PATH = "/api/v1/models"
@@ -33,7 +33,6 @@ SCHEMA_ENDPOINT = f"{MODELS_PATH}/schema"  # for the observer: one name for all 
 ANSWER_MAX_BYTES = 1 << 20
 MODELS_MAX = 5_000
 TASK_TYPES_MAX = 20
-RATE_LIMITED_CODES = frozenset({429, 430})
 NOT_FOUND = 404
 
 
@@ -156,7 +155,7 @@ class CatalogueClient:
 
 def _refusal(envelope: Envelope) -> NotAnswered:
     return NotAnswered(
-        f"code {envelope.code}: {envelope.message}", limited=envelope.code in RATE_LIMITED_CODES
+        f"code {envelope.code}: {envelope.message}", limited=envelope.code in OVER_LIMIT_CODES
     )
 
 
