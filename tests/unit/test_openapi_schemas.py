@@ -363,6 +363,18 @@ def test_a_default_of_an_alternative_is_filled_in_where_it_is_the_one_that_fits(
     assert filled(described, {"audio": "a"}) == {"audio": "a"}
 
 
+@pytest.mark.parametrize("combinator", ["oneOf", "anyOf"])
+def test_a_default_is_filled_in_where_alternatives_do_not_exclude_each_other(
+    combinator: str,
+) -> None:
+    voice = {"type": "string", "default": "Ann"}
+    spoken = fields("text", "voice", text=TEXT, voice=voice)
+    edited = fields("text", "voice", "audio", text=TEXT, voice=voice, audio=TEXT)
+    described = document({combinator: [spoken, edited]})
+    assert filled(described, {"text": "hello"}) == {"text": "hello", "voice": "Ann"}
+    assert filled(described, {"text": "hello", "voice": "Bob"}) == {"text": "hello", "voice": "Bob"}
+
+
 # --- alternatives ---
 
 

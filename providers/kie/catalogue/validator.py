@@ -209,9 +209,14 @@ def _is_not(one: Any, other: Any) -> bool:
 
 
 def _alternatives(schema: JsonSchema, value: Any) -> Iterator[Any]:
-    """Yield a value with the defaults that each branch of a combinator requires."""
+    """Yield a value with the defaults that each branch of a combinator requires.
+
+    A combinator may be a part of `allOf`: schemas that are reduced have `anyOf` there.
+    """
     for name in ("oneOf", "anyOf"):
         for branch in schema.get(name, ()):
             filled = _filled(branch, value) if _has_defaults(branch) else value
             if filled is not value:
                 yield filled
+    for part in schema.get("allOf", ()):
+        yield from _alternatives(part, value)
