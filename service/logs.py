@@ -26,7 +26,11 @@ ENCODE = json.JSONEncoder(default=repr).encode
 TIME = "timestamp"
 NOISY = ("aiohttp.access", "asyncio", "grpc", "peewee")
 GRPC = "grpc._cython.cygrpc"
-NOT_UTF_8 = "Invalid encoding"  # begins grpc's line about a value of metadata, which it contains
+# Words in grpc's errors that callers cause, and what is logged instead.
+CAUSED_BY_CALLERS = {
+    "Invalid encoding on": "metadata is not UTF-8",
+    "raised in core by servicer method": "the client left before its response was sent",
+}
 
 Line = MutableMapping[str, Any]
 
@@ -72,7 +76,7 @@ def configure_logs(
     for name in NOISY:
         logging.getLogger(name).setLevel(max(logging.WARNING, threshold))
     grpc = logging.getLogger(GRPC)
-    grpc.filters = [_WithoutMetadata()]
+    grpc.filters = [_NotByCallers()]
 
 
 def _add_time(logger: object, method: str, line: Line) -> Line:
@@ -155,10 +159,10 @@ def _value(value: object) -> str:
     return repr(value)
 
 
-class _WithoutMetadata(logging.Filter):
-    """Replaces grpc's lines about metadata that is not UTF-8: anybody can cause them at any rate.
+class _NotByCallers(logging.Filter):
+    """Replaces grpc's errors that callers cause, which have tracebacks and come at any rate.
 
-    Each is an error with a traceback and the value, which may be a token and may have 16 KiB.
+    The one about metadata also contains the value, which may be a token and may have 16 KiB.
     """
 
     def __init__(self) -> None:
@@ -167,10 +171,11 @@ class _WithoutMetadata(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to write a record as it is."""
-        if not str(record.msg).startswith(NOT_UTF_8):
-            return True
-        self._log.write(logging.INFO, "metadata is not UTF-8")
-        return False
+        for words, event in CAUSED_BY_CALLERS.items():
+            if words in str(record.msg):
+                self._log.write(logging.INFO, event)
+                return False
+        return True
 
 
 class _Lines:
