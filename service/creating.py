@@ -1,7 +1,9 @@
 """CreateTask: from a checked request to a stored task, and to the provider's verdict on it."""
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
 
@@ -10,17 +12,20 @@ from providers.base import Provider
 from service.admission import Admission
 from service.callers import current_caller
 from service.catalogue import MARKET
-from service.errors import REFUSALS, ServiceError
+from service.errors import REFUSALS, ServiceError, rate_limited
 from service.events import TaskEvents
 from service.hub import Hub, Subscription
 from service.metrics import Metrics
 from service.rules import check_create
 from service.task_ids import TaskIds
-from storage.creation import Created, CreateLimits, Existing, LimitReached
+from storage.creation import Created, CreateLimits, CreateResult, Existing, LimitReached
 from storage.store import Store
 from storage.task import Stage, Task
 
 ANSWER_BEFORE_DEADLINE_SECONDS = 0.2
+# Of the parameters of one caller's tasks: while they are being stored, and while they wait.
+STORING_MAX_BYTES = 16 << 20
+WAITING_MAX_BYTES = 32 << 20
 
 SecondsLeft = Callable[[], float | None]
 
@@ -63,6 +68,8 @@ class Creator:
         self._wait_seconds = wait_seconds
         self._traceparent = traceparent
         self._ids = TaskIds()
+        self._storing = _Bytes(STORING_MAX_BYTES)
+        self._waiting = _Bytes(WAITING_MAX_BYTES)
 
     async def create(self, request: pb.CreateTaskRequest, seconds_left: SecondsLeft) -> Task:
         """Check a request, store its task, and wait for the provider's verdict.
@@ -90,14 +97,24 @@ class Creator:
             return await self._validated(task, limits, request)
         # Subscribed before the task exists, so that no snapshot is missed.
         with self._hub.subscribe(task.id, wants=_has_verdict) as subscription:
-            result = await self._store.create(task, limits)
+            result = await self._stored(task, limits)
             if isinstance(result, Created):
+                del request  # parsed, a large one takes much more memory than the task
                 self._report(task)
                 deadline = self._deadline(seconds_left)
-                return _unless_refused(await _until_verdict(task, subscription, deadline))
+                return _unless_refused(await self._until_verdict(task, subscription, deadline))
         if isinstance(result, LimitReached):
             raise self._admission.refusal_by(result, task.caller)
         return await self._existing(result.task, request, seconds_left)
+
+    async def _stored(self, task: Task, limits: CreateLimits) -> CreateResult:
+        """Store a task, unless too many bytes of its caller are being stored."""
+        size = _size(task)
+        if not self._storing.have_room(task.caller, size):
+            self._metrics.caller_refused(task.caller, "requests")
+            raise rate_limited("requests", STORING_MAX_BYTES, caller=task.caller)
+        with self._storing.counted(task.caller, size):
+            return await self._store.create(task, limits)
 
     async def _validated(
         self, task: Task, limits: CreateLimits, request: pb.CreateTaskRequest
@@ -147,10 +164,11 @@ class Creator:
         if request.validate_only:
             return _known(self._new_task(request), task, request)
         _check_same(task, request)
+        del request
         with self._hub.subscribe(task.id, wants=_has_verdict) as subscription:
             newest = await self._store.get(task.id) or task
             deadline = self._deadline(seconds_left)
-            return _unless_refused(await _until_verdict(newest, subscription, deadline))
+            return _unless_refused(await self._until_verdict(newest, subscription, deadline))
 
     def _deadline(self, seconds_left: SecondsLeft) -> float:
         """Return until when to wait for a verdict, by the monotonic clock."""
@@ -159,13 +177,42 @@ class Creator:
             wait = min(wait, remaining - ANSWER_BEFORE_DEADLINE_SECONDS)
         return time.monotonic() + wait
 
+    async def _until_verdict(self, task: Task, subscription: Subscription, deadline: float) -> Task:
+        """Wait for a verdict until the deadline, and return the newest snapshot.
 
-async def _until_verdict(task: Task, subscription: Subscription, deadline: float) -> Task:
-    """Wait for a verdict until the deadline, and return the newest snapshot."""
-    if not _has_verdict(task):
-        await subscription.newer(task.revision, deadline - time.monotonic())
-    newest = subscription.newest
-    return newest if newest and newest.revision > task.revision else task
+        Do not wait if the caller's waiting tasks take too much memory.
+        """
+        size = _size(task)
+        if not _has_verdict(task) and self._waiting.have_room(task.caller, size):
+            with self._waiting.counted(task.caller, size):
+                await subscription.newer(task.revision, deadline - time.monotonic())
+        newest = subscription.newest
+        return newest if newest and newest.revision > task.revision else task
+
+
+class _Bytes:
+    """Bytes of parameters that are in memory at a time, by caller."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._callers: Counter[str] = Counter()
+
+    def have_room(self, caller: str, size: int) -> bool:
+        """Return whether a caller may have so many more."""
+        return self._callers[caller] + size <= self._most
+
+    @contextmanager
+    def counted(self, caller: str, size: int) -> Iterator[None]:
+        """Count bytes for as long as the context lasts."""
+        self._callers[caller] += size
+        try:
+            yield
+        finally:
+            self._callers[caller] -= size
+
+
+def _size(task: Task) -> int:
+    return len(task.params) + len(task.filled_params)
 
 
 def _has_verdict(task: Task) -> bool:

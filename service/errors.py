@@ -64,6 +64,7 @@ RETRY_SECONDS = {
 LIMITS = {
     "queue": ("tasks waiting to be sent", "retry once some of them have been sent"),
     "creates_per_minute": ("creates in a minute", "retry later, as RetryInfo says"),
+    "requests": ("bytes of parameters being stored", "retry once they are stored"),
     "watches": ("open streams", "close one of them first"),
     "uploads": ("uploads and downloads at a time", "retry once one of them has ended"),
     "lists": ("lists at a time", "retry once one of them has been answered"),

@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # imported only where traces are exported
     from service.tracing import Tracing
 
 HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
+CREATE_METHOD = "/generation.v1.GenerationService/CreateTask"
 UPLOAD_METHOD = "/generation.v1.GenerationService/UploadFile"
 AUTHORIZATION = "authorization"
 ALTERNATIVE_NAMES = "x509_subject_alternative_name"
@@ -138,7 +139,9 @@ class Boundary(grpc.aio.ServerInterceptor):
                 inner = self._counted(inner)
         else:
             inner = handler.stream_unary or handler.unary_unary
-        finish = self._outbox.finisher(serialize)
+        finish = self._outbox.finisher(serialize, may_refuse=path != CREATE_METHOD)
+        if path == CREATE_METHOD:
+            inner = self._with_room(inner)
 
         async def single(call: Call, requests: Any, context: Any) -> Any:
             del requests
@@ -166,6 +169,17 @@ class Boundary(grpc.aio.ServerInterceptor):
                 await stream
 
         return count
+
+    def _with_room(self, inner: Handler) -> Handler:
+        """Refuse a create whose answer would not be read before it has any effect."""
+
+        async def create(request: Any, context: Any) -> Any:
+            self._outbox.check(current_caller.get())
+            answer = inner(request, context)
+            del request
+            return await answer
+
+        return create
 
     def _around(self, method: Method, work: CallWork) -> Handler:
         calls, endings = self._calls, self._endings

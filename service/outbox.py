@@ -30,13 +30,34 @@ class Outbox:
         self._max_bytes = max_bytes
         self._unread: Counter[str] = Counter()
 
+    def check(self, caller: str, size: int = 0) -> None:
+        """Raise RATE_LIMITED if a caller has too many unread bytes for another answer.
+
+        Args:
+            caller: Whose answers are counted.
+            size: The bytes of the answer, if they are known.
+        """
+        if self._unread[caller] + size <= self._max_bytes:
+            return
+        self._on_refusal(caller, "answers")
+        raise ServiceError(
+            "RATE_LIMITED",
+            f"{self._unread[caller]} bytes of answers to this caller have not been read;"
+            " read them, or cancel their calls",
+            metadata={"limit": "answers", "max": str(self._max_bytes), "scope": "caller"},
+        )
+
     def finisher(
-        self, serialize: Callable[[Any], bytes]
+        self, serialize: Callable[[Any], bytes], *, may_refuse: bool = True
     ) -> Callable[[Call, Any, Any], bytes | None]:
         """Return a function that serializes a response, and counts its bytes until the call ends.
 
-        It returns None for None: a streaming call has written its responses already. It raises
-        RATE_LIMITED if the caller has too many unread bytes.
+        It returns None for None: a streaming call has written its responses already.
+
+        Args:
+            serialize: Returns the bytes of a response.
+            may_refuse: Whether the function raises RATE_LIMITED if the caller has too many unread
+                bytes. Not so if the call has had an effect: the caller would repeat it.
         """
 
         def finish(call: Call, answer: Any, context: Any) -> bytes | None:
@@ -44,20 +65,14 @@ class Outbox:
                 return None
             data = serialize(answer)
             if len(data) >= COUNTED_FROM_BYTES:
+                if may_refuse:
+                    self.check(call.caller, len(data))
                 self._count(call.caller, len(data), context)
             return data
 
         return finish
 
     def _count(self, caller: str, size: int, context: Any) -> None:
-        if self._unread[caller] + size > self._max_bytes:
-            self._on_refusal(caller, "answers")
-            raise ServiceError(
-                "RATE_LIMITED",
-                f"{self._unread[caller]} bytes of answers to this caller have not been read;"
-                " read them, or cancel their calls",
-                metadata={"limit": "answers", "max": str(self._max_bytes), "scope": "caller"},
-            )
         self._unread[caller] += size
 
         def taken(_: Any) -> None:

@@ -61,7 +61,9 @@ class Servicer(GenerationServiceServicer):
         self, request: pb.CreateTaskRequest, context: Context
     ) -> Answer:
         """Create a task, and wait for the provider's verdict."""
-        task = await self._creator.create(request, context.time_remaining)
+        creating = self._creator.create(request, context.time_remaining)
+        del request  # the creator drops it once the task is stored
+        task = await creating
         return self._answers.of(task) if task.id else self._answers.listed(task)
 
     async def QueryTask(  # noqa: N802

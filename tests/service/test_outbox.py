@@ -52,6 +52,19 @@ def test_a_caller_that_reads_no_response_is_refused_until_a_call_ends() -> None:
     assert finish(call_of("alice"), LARGE, Context()) == LARGE
 
 
+def test_a_response_to_a_call_that_had_an_effect_is_counted_and_never_refused() -> None:
+    outbox = Outbox(len(LARGE))
+    finish = outbox.finisher(bytes, may_refuse=False)
+    contexts = [Context(), Context()]
+    for context in contexts:
+        outbox.check("alice")
+        assert finish(call_of("alice"), LARGE, context) == LARGE
+    with pytest.raises(ServiceError):
+        outbox.check("alice")
+    contexts[0].over()
+    outbox.check("alice")
+
+
 def test_other_callers_and_small_responses_are_not_affected() -> None:
     finish = Outbox(len(LARGE)).finisher(bytes)
     assert finish(call_of("alice"), LARGE, Context()) == LARGE
