@@ -25,7 +25,8 @@ PAGE_SIZE_MAX = 200
 PAGE_MAX_BYTES = 1 << 20
 PAGE_TOKEN_MAX_CHARACTERS = 1_500  # more than the longest id takes
 MODEL_MAX_CHARACTERS = 128
-TIME_MAX_SECONDS = 253_402_300_799  # the end of the year 9999
+# The beginning of the year 1, and the end of the year 9999.
+TIME_MIN_SECONDS, TIME_MAX_SECONDS = -62_135_596_800, 253_402_300_799
 NANOS = 1_000_000_000
 KEY = struct.Struct(">d8s")  # the time of creation, the binding; the id of the task follows
 TURN_SECONDS = 1.0
@@ -96,7 +97,8 @@ def list_filter(request: pb.ListTasksRequest) -> ListFilter:
     violations += text_rules("model", request.model, MODEL_MAX_CHARACTERS)
     for field in ("created_after", "created_before"):
         time = getattr(request, field)
-        if abs(time.seconds) > TIME_MAX_SECONDS or not 0 <= time.nanos < NANOS:
+        is_known = TIME_MIN_SECONDS <= time.seconds <= TIME_MAX_SECONDS
+        if not (is_known and 0 <= time.nanos < NANOS):
             violations.append(Violation(field, "must be a valid time"))
     violations += page_size_rules(request.page_size)
     if request.status not in pb.TaskStatus.values():
@@ -160,7 +162,7 @@ def read_page_token(token: str, which: ListFilter) -> tuple[float, str] | None:
         task_id = raw[KEY.size :].decode()
     except (struct.error, ValueError):
         raise invalid("page_token", "must be a next_page_token") from None
-    if "\0" in task_id:
+    if "\0" in task_id or not math.isfinite(create_time):
         raise invalid("page_token", "must be a next_page_token")
     if bound != _binding(which):
         raise invalid("page_token", "must come from a page with the same filter")

@@ -1,5 +1,8 @@
 """ListTasks: what a page holds, and how pages follow each other."""
 
+import math
+import struct
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
@@ -334,6 +337,8 @@ async def test_a_list_by_model_has_only_that_model_page_by_page(
         ("model", "a\0"),
         ("created_after", Timestamp(seconds=1 << 62)),
         ("created_before", Timestamp(seconds=-(1 << 62))),
+        ("created_before", Timestamp(seconds=-62_135_596_801)),
+        ("created_after", Timestamp(seconds=253_402_300_800)),
         ("created_before", Timestamp(nanos=-1)),
         ("created_after", Timestamp(nanos=1_000_000_000)),
     ],
@@ -344,6 +349,17 @@ async def test_a_filter_that_cannot_be_meant_is_refused(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await page(service, **{field: value})
     assert list(refusal(caught.value).fields) == [field]
+
+
+@pytest.mark.parametrize("time", [math.nan, math.inf, -math.inf])
+async def test_a_page_token_without_a_time_is_refused(service: Service, time: float) -> None:
+    for _ in range(2):
+        await service.create()
+    raw = urlsafe_b64decode((await page(service, page_size=1)).next_page_token)
+    token = urlsafe_b64encode(struct.pack(">d", time) + raw[8:]).decode()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await page(service, token, page_size=1)
+    assert list(refusal(caught.value).fields) == ["page_token"]
 
 
 async def test_a_page_token_of_another_time_or_model_is_refused(service: Service) -> None:
