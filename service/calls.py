@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 REQUEST_ID = "x-request-id"
+USED_LATER = frozenset({REQUEST_ID, "traceparent", "tracestate"})
+USED_MAX_CHARACTERS = 512  # as long as a tracestate may be
 VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -28,7 +30,7 @@ class Call:
     """One call, from its headers to its status.
 
     Attributes:
-        metadata: The metadata that the caller sent.
+        metadata: The metadata that the caller sent; after `identify`, what is used later.
         caller: The caller; "" for a method that needs no token.
         credential_key: Identifies what named the caller; b"" without tokens.
         context: grpc's context; None before `begin`.
@@ -53,6 +55,19 @@ class Call:
         self.end_error: Exception | None = None
         self._task: asyncio.Task[Any] | None = None
         self._request_id = ""
+
+    def identify(self, caller: str, credential_key: bytes) -> None:
+        """Set the caller, and drop the metadata that is not used any more.
+
+        It may take 50 KiB, and some streams are open for long.
+        """
+        self.caller = caller
+        self.credential_key = credential_key
+        self.metadata = [
+            (name, value)
+            for name, value in self.metadata
+            if name in USED_LATER and len(value) <= USED_MAX_CHARACTERS
+        ]
 
     def begin(self, context: Peer) -> None:
         """Remember the asyncio task that handles the call: the current one."""

@@ -236,8 +236,7 @@ class Boundary(grpc.aio.ServerInterceptor):
 
 
 def _identify(call: Call, credential: Credential) -> None:
-    call.caller = credential.caller
-    call.credential_key = credential.key
+    call.identify(credential.caller, credential.key)
     current_caller.set(credential.caller)
 
 
