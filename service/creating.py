@@ -3,7 +3,8 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import structlog
 
@@ -18,7 +19,7 @@ from service.hub import Hub, Subscription
 from service.metrics import Metrics
 from service.rules import check_create
 from service.task_ids import TaskIds
-from storage.creation import Created, CreateLimits, CreateResult, Existing, LimitReached
+from storage.creation import Created, CreateLimits, Existing, LimitReached
 from storage.store import Store
 from storage.task import Stage, Task
 
@@ -26,6 +27,8 @@ ANSWER_BEFORE_DEADLINE_SECONDS = 0.2
 # Of the parameters of one caller's tasks: while they are being stored, and while they wait.
 STORING_MAX_BYTES = 16 << 20
 WAITING_MAX_BYTES = 32 << 20
+COUNTED_FROM_BYTES = 4_096  # smaller parameters take less memory than their call
+NOTHING = nullcontext()
 
 SecondsLeft = Callable[[], float | None]
 
@@ -68,8 +71,7 @@ class Creator:
         self._wait_seconds = wait_seconds
         self._traceparent = traceparent
         self._ids = TaskIds()
-        self._storing = _Bytes(STORING_MAX_BYTES)
-        self._waiting = _Bytes(WAITING_MAX_BYTES)
+        self._memory = _Memory(_Bytes(STORING_MAX_BYTES), _Bytes(WAITING_MAX_BYTES))
 
     async def create(self, request: pb.CreateTaskRequest, seconds_left: SecondsLeft) -> Task:
         """Check a request, store its task, and wait for the provider's verdict.
@@ -97,7 +99,8 @@ class Creator:
             return await self._validated(task, limits, request)
         # Subscribed before the task exists, so that no snapshot is missed.
         with self._hub.subscribe(task.id, wants=_has_verdict) as subscription:
-            result = await self._stored(task, limits)
+            with self._storing(task):
+                result = await self._store.create(task, limits)
             if isinstance(result, Created):
                 del request  # parsed, a large one takes much more memory than the task
                 self._report(task)
@@ -107,14 +110,16 @@ class Creator:
             raise self._admission.refusal_by(result, task.caller)
         return await self._existing(result.task, request, seconds_left)
 
-    async def _stored(self, task: Task, limits: CreateLimits) -> CreateResult:
-        """Store a task, unless too many bytes of its caller are being stored."""
-        size = _size(task)
-        if not self._storing.have_room(task.caller, size):
+    def _storing(self, task: Task) -> AbstractContextManager[None]:
+        """Count the bytes of a task while it is being stored.
+
+        Raises:
+            ServiceError: RATE_LIMITED if too many bytes of its caller are being stored.
+        """
+        if not self._memory.storing.have_room(task):
             self._metrics.caller_refused(task.caller, "requests")
             raise rate_limited("requests", STORING_MAX_BYTES, caller=task.caller)
-        with self._storing.counted(task.caller, size):
-            return await self._store.create(task, limits)
+        return self._memory.storing.counted(task)
 
     async def _validated(
         self, task: Task, limits: CreateLimits, request: pb.CreateTaskRequest
@@ -182,33 +187,45 @@ class Creator:
 
         Do not wait if the caller's waiting tasks take too much memory.
         """
-        size = _size(task)
-        if not _has_verdict(task) and self._waiting.have_room(task.caller, size):
-            with self._waiting.counted(task.caller, size):
+        if not _has_verdict(task) and self._memory.waiting.have_room(task):
+            with self._memory.waiting.counted(task):
                 await subscription.newer(task.revision, deadline - time.monotonic())
         newest = subscription.newest
         return newest if newest and newest.revision > task.revision else task
 
 
 class _Bytes:
-    """Bytes of parameters that are in memory at a time, by caller."""
+    """Bytes of the parameters of large tasks that are in memory at a time, by caller."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._callers: Counter[str] = Counter()
 
-    def have_room(self, caller: str, size: int) -> bool:
-        """Return whether a caller may have so many more."""
-        return self._callers[caller] + size <= self._most
+    def have_room(self, task: Task) -> bool:
+        """Return whether the caller of a task may have its bytes in memory, too."""
+        size = _size(task)
+        return size < COUNTED_FROM_BYTES or self._callers[task.caller] + size <= self._most
+
+    def counted(self, task: Task) -> AbstractContextManager[None]:
+        """Count the bytes of a task for as long as the context lasts."""
+        size = _size(task)
+        return NOTHING if size < COUNTED_FROM_BYTES else self._counted(task.caller, size)
 
     @contextmanager
-    def counted(self, caller: str, size: int) -> Iterator[None]:
-        """Count bytes for as long as the context lasts."""
+    def _counted(self, caller: str, size: int) -> Iterator[None]:
         self._callers[caller] += size
         try:
             yield
         finally:
             self._callers[caller] -= size
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """What large tasks take: while they are being stored, and while they wait for a verdict."""
+
+    storing: _Bytes
+    waiting: _Bytes
 
 
 def _size(task: Task) -> int:

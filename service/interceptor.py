@@ -173,11 +173,9 @@ class Boundary(grpc.aio.ServerInterceptor):
     def _with_room(self, inner: Handler) -> Handler:
         """Refuse a create whose answer would not be read before it has any effect."""
 
-        async def create(request: Any, context: Any) -> Any:
+        def create(request: Any, context: Any) -> Awaitable[Any]:
             self._outbox.check(current_caller.get())
-            answer = inner(request, context)
-            del request
-            return await answer
+            return inner(request, context)
 
         return create
 
