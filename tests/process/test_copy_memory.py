@@ -19,6 +19,7 @@ COPY_MIB = 24
 DOWNLOADS = 32
 DOWNLOAD_MIB = 1.5  # 1 MiB of buffers, and the call
 ALLOCATOR_MIB = 8  # what the process keeps of what it has freed
+THREADS_MIB = 48  # what the threads that read files may keep of what they have freed
 
 
 @pytest.fixture(params=["folder", "versitygw"])
@@ -90,6 +91,6 @@ async def test_a_download_whose_reader_stops_takes_at_most_a_mebibyte_and_a_half
         before = await settled(served.pid)
         calls = [await first_chunk() for _ in range(DOWNLOADS)]
         after = await settled(served.pid)
-        assert after - before < DOWNLOADS * DOWNLOAD_MIB
+        assert after - before < DOWNLOADS * DOWNLOAD_MIB + THREADS_MIB
         for call in calls:
             call.cancel()
