@@ -59,10 +59,13 @@ async def test_the_end_of_a_task_arrives(service: Service) -> None:
         assert stream.tasks[created.id] == end
 
 
-async def test_the_initial_part_ends_with_one_bookmark(still: Service) -> None:
-    async with Follower(still) as stream:
+async def test_the_initial_part_ends_with_one_bookmark(serve: Serve) -> None:
+    async with (
+        serve(poll_interval_seconds=60, watch_heartbeat_seconds=0.5) as service,
+        Follower(service) as stream,
+    ):
         await stream.initial()
-        await still.create(STUCK)
+        await service.create(STUCK)
         await stream.until(lambda seen: len(seen.tasks) == 1 and len(seen.bookmarks) > 2)
         first, *others = [b.initial_done for b in stream.bookmarks]
         assert first
