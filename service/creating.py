@@ -17,6 +17,7 @@ from service.errors import REFUSALS, ServiceError, rate_limited
 from service.events import TaskEvents
 from service.hub import Hub, Subscription
 from service.metrics import Metrics
+from service.outbox import COUNTED_FROM_BYTES
 from service.rules import check_create
 from service.task_ids import TaskIds
 from storage.creation import Created, CreateLimits, Existing, LimitReached
@@ -27,7 +28,6 @@ ANSWER_BEFORE_DEADLINE_SECONDS = 0.2
 # Of the parameters of one caller's tasks: while they are being stored, and while they wait.
 STORING_MAX_BYTES = 16 << 20
 WAITING_MAX_BYTES = 32 << 20
-COUNTED_FROM_BYTES = 4_096  # smaller parameters take less memory than their call
 NOTHING = nullcontext()
 
 SecondsLeft = Callable[[], float | None]

@@ -8,7 +8,7 @@ from service.calls import Call
 from service.errors import ServiceError
 from service.open_calls import ignore_refusal
 
-COUNTED_FROM_BYTES = 4_096  # a smaller answer takes less memory than its call
+COUNTED_FROM_BYTES = 4_096  # a smaller answer, or request, takes less memory than its call
 UNREAD_MAX_BYTES = 32 << 20
 
 
