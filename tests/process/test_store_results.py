@@ -201,11 +201,10 @@ async def test_progress_is_printed_while_a_result_takes_long(
     assert (await finish(process))[0] == 0
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite: one process
 async def test_a_running_service_shows_the_copies(
-    start: Start, begin: Any, host: MediaHost, place: FolderPlace, database_url: str
+    start: Start, begin: Any, host: MediaHost, place: FolderPlace
 ) -> None:
-    if database_url.startswith("sqlite"):
-        pytest.skip("one process at a time can use a SQLite file")
     async with start() as service:
         task = await end(service, host, "0.mp4", media(99))
     async with start(results_url=place.url) as service:
