@@ -41,8 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Use more workers than cores: the tests wait for a third of their time."""
-    return (os.cpu_count() or 1) * 3 // 2
+    """Use more workers than cores: the tests wait for half of their time."""
+    return (os.cpu_count() or 1) * 2
 
 
 def pytest_collection_finish() -> None:

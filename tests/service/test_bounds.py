@@ -179,6 +179,13 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
         yield running_service
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections() -> None:
+    """Leave what earlier tests have left out of the collections of these tests."""
+    gc.collect()
+    gc.freeze()
+
+
 def refused(data: bytes, provider: Provider) -> None:
     """Parse and check a request as CreateTask does; it must be refused."""
     with pytest.raises((ServiceError, DecodeError)):

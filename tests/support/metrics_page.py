@@ -55,6 +55,6 @@ async def scrape(service: Service) -> Page:
 async def page_when(service: Service, condition: Callable[[Page], Any]) -> Page:
     """Scrape until a condition holds."""
     async with asyncio.timeout(WAIT_SECONDS):
-        while not condition(page := await scrape(service)):
-            pass
+        while not condition(page := await scrape(service)):  # noqa: ASYNC110 - a page is expensive
+            await asyncio.sleep(0.1)
     return page
