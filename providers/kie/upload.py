@@ -228,6 +228,10 @@ def _refusal_reason(envelope: Envelope) -> str:
 
 
 def _usable_url(value: Any) -> str:
-    """Return a URL that callers can send to models; "" if it is not one."""
-    url = clean(value, URL_MAX_CHARACTERS).strip()
-    return url if split_http_url(url) else ""
+    """Return a URL that callers can send to models; "" if it is not one.
+
+    It ends with the name of the file, in which a blank may stand as it is.
+    """
+    url = clean(value, URL_MAX_CHARACTERS).strip().replace(" ", "%20")
+    parts = split_http_url(url)
+    return url if parts and "%" not in parts.netloc else ""

@@ -200,10 +200,15 @@ async def test_spaces_around_a_url_are_removed(hosted: Service, host: UploadHost
     assert (await upload(hosted)).download_url == "https://x.example/a.png"
 
 
+async def test_blanks_in_a_url_are_encoded(hosted: Service, host: UploadHost) -> None:
+    host.data["downloadUrl"] = "https://x.example/my cat.png"
+    assert (await upload(hosted)).download_url == "https://x.example/my%20cat.png"
+
+
 @pytest.mark.parametrize(
     "url",
     ["https://", "https:///a.png", "/a.png", "a.png", "ftp://x.example/a", "javascript:x", "https://[x",
-     "https://x.example/a\r\nb", "https://x.example/a b", " ", None, 5, ["https://x.example/"]],
+     "https://x.example/a\r\nb", "https://x.example/a\u3000b", "https://x example/a", " ", None, 5, ["https://x.example/"]],
 )  # fmt: skip
 async def test_an_unusable_url_is_not_a_success(
     hosted: Service, host: UploadHost, url: object
