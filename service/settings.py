@@ -126,8 +126,8 @@ class Settings(BaseSettings):
 
     kie_api_url: HttpUrl = "https://api.kie.ai"
     """Kie's API, or another server with the same API, such as a simulator. Needs KIE_API_KEY or
-    KIE_SIMULATOR=true. A key is sent only by https, or to a loopback or private host, by the
-    [proxy](#proxies-and-authorities) of the environment."""
+    KIE_SIMULATOR=true. A key is sent only over https, or to a loopback or private host. The
+    [proxy](#proxies-and-authorities) of the environment is used."""
 
     kie_upload_url: HttpUrl = "https://kieai.redpandaai.co"
     """The same for uploads, for which Kie has another host."""
@@ -196,12 +196,13 @@ class Settings(BaseSettings):
     waits."""
 
     poll_interval_seconds: SomeSeconds = 2
-    """The shortest time between two polls of a task. The time grows up to 8 times with the task's
-    age and with failed polls, depending on how long tasks of the model usually take."""
+    """The shortest time between two polls of a task. The longest is 8 times as long: the time grows
+    with the task's age and with failed polls, depending on how long tasks of the model usually
+    take."""
 
     task_max_age_seconds: SomeSeconds = 3_600
     """When a task fails with TASK_TIMEOUT, counted from its acceptance by the provider. While the
-    provider answers no request at all, it is 24 hours."""
+    provider responds to no request at all, it is 24 hours."""
 
     unknown_wait_seconds: Seconds | None = None
     """How long a create whose response was lost waits for its callback. The default is 900, or 0
@@ -277,8 +278,8 @@ class Settings(BaseSettings):
     shutdown_seconds: SomeSeconds = 9
     """How long the process may take to end, from the end of DRAIN_DELAY_SECONDS. Watches end at
     once, other calls and polls within a third of it and 3 s at most, and paid requests get all the
-    time that is left: the provider may take up to 60 s to answer them. The orchestrator has to
-    wait for longer than both settings together."""
+    time that is left: the provider may take up to 60 s to respond. The orchestrator has to wait
+    for longer than both settings together."""
 
     drain_delay_seconds: Seconds = 0
     """How long the process still serves calls after the signal to stop, while it already reports
