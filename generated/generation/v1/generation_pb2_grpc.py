@@ -103,21 +103,21 @@ class GenerationServiceServicer:
     """
 
     def CreateTask(self, request, context):
-        """Stores a task, submits it to the provider, and waits for the provider's answer: for CREATE_WAIT_SECONDS at most, and
+        """Stores a task, submits it to the provider, and waits for the provider's response: for CREATE_WAIT_SECONDS at most, and
         at most until 200 ms before the deadline of the call. The task is returned as PENDING if the provider has accepted it
-        or has not answered yet. Use WatchTask to follow it.
+        or has not responded yet. Use WatchTask to follow it.
 
         Errors: INVALID_PARAMS (fix the named fields), REQUEST_ID_REUSED (choose a new request_id), RATE_LIMITED (too many
-        tasks are queued, or the caller created too many within a minute: retry later), MODEL_NOT_ALLOWED (use another
-        model), MODEL_UNAVAILABLE (the model is disabled, or not in the provider's catalogue: see ListModels). If the provider
-        refused the task, the error's metadata contains `task_id`, and the reason is PROVIDER_REJECTED (fix the parameters),
-        PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED or MODEL_UNAVAILABLE (the operator must act), or PROVIDER_ERROR (a new
-        request_id may succeed).
+        tasks are queued, the caller created too many within a minute, or too many bytes of its tasks are being stored: retry
+        later), MODEL_NOT_ALLOWED (use another model), MODEL_UNAVAILABLE (the model is disabled, or not in the provider's
+        catalogue: see ListModels). If the provider refused the task, the error's metadata contains `task_id`, and the reason
+        is PROVIDER_REJECTED (fix the parameters), PROVIDER_UNAUTHORIZED, CREDITS_EXHAUSTED or MODEL_UNAVAILABLE (the operator
+        must act), or PROVIDER_ERROR (a new request_id may succeed).
 
         If the response was lost, retry with the same request_id: the call returns the same task, and nothing is paid for
         again. A response was lost if the call ends as UNAVAILABLE, UNKNOWN, INTERNAL or CANCELLED without the service's
-        ErrorInfo. A known request_id is looked up before limits, models and schemas are checked: none of them ever refuses a
-        retry. Parameters are compared as they were sent; the order of the keys in MarketParams.input does not matter.
+        ErrorInfo. No limit on tasks, no model and no schema ever refuses a retry with a known request_id: it is looked up
+        first. Parameters are compared as they were sent; the order of the keys in MarketParams.input does not matter.
 
         With validate_only, the call makes the same checks, but stores and sends nothing.
         """

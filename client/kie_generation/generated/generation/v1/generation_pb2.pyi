@@ -146,8 +146,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 8
     """RESOURCE_EXHAUSTED: a limit of the caller or of the service has been reached. RetryInfo says when to retry. The metadata
     of ErrorInfo contains `limit`, `max`, and `scope`: "caller" or "service". `limit` is queue, creates_per_minute,
-    watches, uploads or lists. It is `requests` if too many of the caller's requests are incomplete, and `answers` if the
-    caller leaves too many responses unread. The limit `running` delays tasks and never causes this error.
+    watches, uploads or lists. It is `requests` if too many of the caller's requests are incomplete, or too many bytes of
+    its tasks are being stored, and `answers` if the caller leaves too many responses unread. The limit `running` delays
+    tasks and never causes this error.
     """
     ERROR_REASON_TASK_NOT_FOUND: _ErrorReason.ValueType  # 9
     """NOT_FOUND: the task does not exist or belongs to another caller."""
@@ -224,8 +225,9 @@ be made, now: retry.
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 8
 """RESOURCE_EXHAUSTED: a limit of the caller or of the service has been reached. RetryInfo says when to retry. The metadata
 of ErrorInfo contains `limit`, `max`, and `scope`: "caller" or "service". `limit` is queue, creates_per_minute,
-watches, uploads or lists. It is `requests` if too many of the caller's requests are incomplete, and `answers` if the
-caller leaves too many responses unread. The limit `running` delays tasks and never causes this error.
+watches, uploads or lists. It is `requests` if too many of the caller's requests are incomplete, or too many bytes of
+its tasks are being stored, and `answers` if the caller leaves too many responses unread. The limit `running` delays
+tasks and never causes this error.
 """
 ERROR_REASON_TASK_NOT_FOUND: ErrorReason.ValueType  # 9
 """NOT_FOUND: the task does not exist or belongs to another caller."""
