@@ -2,15 +2,15 @@
 
 A provider never raises for what the other side did: it reports what happened, and the poller
 decides. The outcomes of a paid request that was not accepted are never merged: *refused* (the
-answer is no), *postponed* (nothing was bought, and the request may be sent again) and *unknown*
-(sent, but no readable answer arrived).
+provider said no), *postponed* (nothing was bought, and the request may be sent again) and *unknown*
+(sent, but no readable response arrived).
 
     Submission      Accepted | Refused | Postponed | Unknown
     Poll            Progress | Succeeded | Failed | Unavailable | Unreadable | UnknownState
 
-Nor are the three ways in which a poll is inconclusive: the provider is *unavailable* (it answers
-no request, or none with our key), the answer about this task is *unreadable*, or the *state* of the
-task is *unknown* to this version.
+Nor are the three ways in which a poll is inconclusive: the provider is *unavailable* (it responds
+to no request, or to none with our key), the response about this task is *unreadable*, or the
+*state* of the task is *unknown* to this version.
 
 Exceptions are for what the caller gets as an error:
 
@@ -76,7 +76,7 @@ class Accepted:
 class Refused:
     """The provider refused. `reason` is the name of an ErrorReason.
 
-    If the answer contains the id of a task, something may have been bought nevertheless:
+    If the response contains the id of a task, something may have been bought nevertheless:
     `provider_task_id` is that id, or "".
 
     `account` means that any task would be refused, and that nothing was bought: the key, the
@@ -97,7 +97,7 @@ class Postponed:
     Attributes:
         detail: Why, for the log.
         reached: False if there was no connection: then no task can be sent, whatever its model.
-        provider_task_id: An id that the answer contains nevertheless, or "".
+        provider_task_id: An id that the response contains nevertheless, or "".
     """
 
     detail: str
@@ -107,7 +107,7 @@ class Postponed:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """The request was sent and no readable answer arrived: the task may have been bought.
+    """The request was sent and no readable response arrived: the task may have been bought.
 
     Never send it again.
 
@@ -191,14 +191,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """The provider gave no answer: no connection, an error page, a limit, our key refused."""
+    """The provider gave no response: no connection, an error page, a limit, our key refused."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """An inconclusive answer about this task.
+    """An inconclusive response about this task.
 
     Attributes:
         detail: Why, for the log. It contains no secret.
@@ -300,8 +300,8 @@ class CallObserver(Protocol):
 
         Args:
             endpoint: Its path, one of a few.
-            code: The code of the answer, or a word for why there is none; also one of a few.
-            seconds: From its start to the end of its answer.
+            code: The code of the response, or a word for why there is none; also one of a few.
+            seconds: From its start to the end of its response.
         """
 
 

@@ -1,4 +1,4 @@
-"""What counts as a URL: the one rule for settings, parameters and the provider's answers."""
+"""What counts as a URL: the one rule for settings, parameters and the provider's responses."""
 
 from urllib.parse import SplitResult, urlsplit
 

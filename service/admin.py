@@ -34,7 +34,7 @@ class Admin:
         *,
         queues_seconds: float,
     ) -> None:
-        """Keep what the answers are read from.
+        """Keep what the responses are read from.
 
         Args:
             vitals: /healthz and /readyz report them.

@@ -1,4 +1,4 @@
-"""From an answer of the catalogue to the rows that change, without I/O."""
+"""From a response of the catalogue to the rows that change, without I/O."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -82,7 +82,7 @@ def _difference(before: StoredModel, after: StoredModel) -> str:
 
 
 def change_by_schema(schema: ModelSchema, before: StoredModel, now: float) -> Change:
-    """Return what the answer about a schema changes; its kind is "" if that is only the time.
+    """Return what the response about a schema changes; its kind is "" if that is only the time.
 
     If the catalogue has no schema of a model, the one that is known stays.
     """

@@ -7,7 +7,7 @@ the slot of the list. The others read the rows that it changes.
 
     take the slot -> list -> plausible? -> save what changed -> schemas, one at a time
 
-Nothing here is on the way of a create or a poll, and the service works without the catalogue.
+No create and no poll waits for any of this, and the service works without the catalogue.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ class RefreshTimes:
         check_seconds: Between two checks whether a round is due, and what other processes changed.
         request_seconds: Between two requests: the provider allows one a second.
         list_retry_seconds: Between two attempts at a round, over all processes.
-        limited_seconds: The pause after an answer that the rate limit was reached.
+        limited_seconds: The pause after a response that the rate limit was reached.
         attempts: How often a request is made until it is answered.
         failures_max: A round ends after so many schemas in a row that were not answered.
         overlap_seconds: How far back rows are read again: they may have been committed late.
@@ -158,7 +158,7 @@ class CatalogueRefresh:
         return max((model.refresh_time or 0.0 for model in stored), default=0.0)
 
     def _outdated(self) -> list[str]:
-        """Return the ids of the models to ask for; those that got no answer come last."""
+        """Return the ids of the models to ask for; those that got no response come last."""
         outdated = outdated_schemas(known.stored for known in self._catalogue.models())
         places = {model_id: at for at, model_id in enumerate(self._unanswered)}
         return sorted(outdated, key=lambda model_id: places.get(model_id, -1))

@@ -14,8 +14,8 @@ class CopyBounds:
     Attributes:
         retry_seconds: After the first attempt that failed; doubled each time.
         retry_max_seconds: The longest wait.
-        last_min_seconds, last_max_seconds: How long the last attempt may take. It begins when
-            copies are given up, and gets as long as they were tried for, within these limits.
+        last_min_seconds, last_max_seconds: How much longer an attempt may take that is in progress
+            when copies are given up: as long as they were tried for, within these limits.
         left_to_others_seconds: How long a process that keeps no results leaves a task to others
             that do: the setting may be changing, one replica after the other.
     """
@@ -39,7 +39,7 @@ class CopyVerdicts:
     Attributes:
         give_up_seconds: How long copies are tried.
         elapsed_seconds: Returns how long ago a time was, without jumps of the clock.
-        bounds: How often.
+        bounds: How often copies are tried.
     """
 
     give_up_seconds: float

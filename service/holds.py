@@ -146,7 +146,7 @@ class Holds:
         """Learn from the outcome of a create whether tasks are accepted.
 
         Args:
-            task: That was sent.
+            task: The task that was sent.
             outcome: What became of it.
             now: Unix seconds.
             opens: Whether the outcome opens the hold of the account; see `open`.
@@ -219,7 +219,7 @@ class _Hold:
     def extend(self, now: float, latest: float = math.inf) -> bool:
         """Hold tasks again, until `latest` if that is sooner; return False if they are held."""
         if now < self.until:
-            return False  # the answer to a request that was sent before the hold
+            return False  # the response to a request that was sent before the hold
         first = self._times.first_seconds
         seconds = min(first * 2.0 ** min(self._count, DOUBLINGS_MAX), self._times.max_seconds)
         self.until = min(now + seconds, max(latest, now + first))

@@ -171,7 +171,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         return count
 
     def _with_room(self, inner: Handler) -> Handler:
-        """Refuse a create whose answer would not be read before it has any effect."""
+        """Refuse a create before it has an effect, if too many responses are unread."""
 
         def create(request: Any, context: Any) -> Awaitable[Any]:
             self._outbox.check(current_caller.get())

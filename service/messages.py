@@ -1,8 +1,8 @@
 """From a stored snapshot to the message that callers see.
 
 A snapshot never changes: (task id, revision) determines its message, for every caller and in every
-process. So recently serialized answers are cached, and a change that goes out to many streams is
-serialized once. A SUCCESS is final, once its results have their copies: its answer needs no read.
+process. So recently serialized responses are cached, and a change that goes out to many streams is
+serialized once. A SUCCESS is final, once its results have their copies: its response needs no read.
 """
 
 import math
@@ -19,7 +19,7 @@ from storage.task import Artifact, Stage, Status, Task
 
 CHANGING_MAX_BYTES = 8 << 20
 ENDED_MAX_BYTES = 32 << 20
-ENTRY_BYTES = 400  # the memory of a cached answer, without the answer itself
+ENTRY_BYTES = 400  # the memory of a cached response, without the response itself
 
 STATUSES = {status: pb.TaskStatus.Value(f"TASK_STATUS_{status}") for status in Status}
 STAGES: dict[Stage | None, pb.TaskStage.ValueType] = {
@@ -58,7 +58,7 @@ class Links:
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """The answer for a task that has succeeded, and the task's caller."""
+    """The response for a task that has succeeded, and the task's caller."""
 
     caller: str
     end_time: float
@@ -66,7 +66,7 @@ class _Ended:
 
 
 class Answers:
-    """Serialized answers that contain a task, in a cache of limited size.
+    """Serialized responses that contain a task, in a cache of limited size.
 
     CreateTaskResponse, QueryTaskResponse, WatchTaskResponse and CancelTaskResponse are the same on
     the wire: a task in field 1. A ListTasksResponse is the concatenation of one for each task.
@@ -86,7 +86,7 @@ class Answers:
         self._last: tuple[Task | None, bytes] = None, b""
 
     def of(self, task: Task) -> bytes:
-        """Return the answer that contains this snapshot."""
+        """Return the response that contains this snapshot."""
         last, answer = self._last
         if task is not last:  # the same one again: it goes out to many streams
             answer = self._known(task) or self._make(task)
@@ -94,9 +94,9 @@ class Answers:
         return answer
 
     def listed(self, task: Task) -> bytes:
-        """Return the answer that contains this snapshot, without caching it.
+        """Return the response that contains this snapshot, without caching it.
 
-        A long list would evict the answers that are requested often.
+        A long list would evict the responses that are requested often.
         """
         return self._known(task) or self._serialized(task)
 
@@ -116,7 +116,7 @@ class Answers:
         return answer
 
     def for_success(self, caller: str, task_id: str, now: float) -> bytes | None:
-        """Return the answer for a caller's task that has succeeded, if it is cached."""
+        """Return the response for a caller's task that has succeeded, if it is cached."""
         known = self._ended.get(task_id)
         if known and known.caller == caller and now < known.end_time + self._kept_seconds:
             return known.answer

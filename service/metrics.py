@@ -230,7 +230,7 @@ class Metrics:
         self._tasks.inconclusive[self._model_label(model), cause].inc()
 
     def provider_silent(self, seconds: float) -> None:
-        """Show how long no poll has been answered; 0 after an answer."""
+        """Show how long polls have got no response; 0 after a response."""
         self._dependencies.silence.set(seconds)
 
     # --- dependencies ---

@@ -8,19 +8,19 @@ from service.calls import Call
 from service.errors import ServiceError
 from service.open_calls import ignore_refusal
 
-COUNTED_FROM_BYTES = 4_096  # a smaller answer, or request, takes less memory than its call
+COUNTED_FROM_BYTES = 4_096  # a smaller response, or request, takes less memory than its call
 UNREAD_MAX_BYTES = 32 << 20
 
 
 class Outbox:
-    """The bytes of the answers that each caller has not read yet."""
+    """The bytes of the responses that each caller has not read yet."""
 
     def __init__(
         self,
         max_bytes: int = UNREAD_MAX_BYTES,
         on_refusal: Callable[[str, str], None] = ignore_refusal,
     ) -> None:
-        """Start with no answer.
+        """Start with no response.
 
         Args:
             max_bytes: How many bytes a caller may leave unread.
@@ -31,11 +31,11 @@ class Outbox:
         self._unread: Counter[str] = Counter()
 
     def check(self, caller: str, size: int = 0) -> None:
-        """Raise RATE_LIMITED if a caller has too many unread bytes for another answer.
+        """Raise RATE_LIMITED if a caller has too many unread bytes for another response.
 
         Args:
-            caller: Whose answers are counted.
-            size: The bytes of the answer, if they are known.
+            caller: Whose responses are counted.
+            size: The bytes of the response, if they are known.
         """
         if self._unread[caller] + size <= self._max_bytes:
             return

@@ -34,7 +34,7 @@ BUILT_AT_ONCE = 16  # tasks, in some 0.5 ms of the event loop
 
 
 class Pages:
-    """Reads pages, as answers that contain one task each.
+    """Reads pages, as serialized responses that contain one task each.
 
     A page of long prompts occupies the database and the event loop for milliseconds. So only one
     page of each caller is read at a time, with a pause before its next one. And of all pages, only
@@ -73,7 +73,7 @@ class Pages:
 
 @asynccontextmanager
 async def _turn(lock: asyncio.Lock) -> AsyncIterator[None]:
-    """Hold a lock, and then as long again, so that what it guards takes at most half of the time.
+    """Hold a lock, and keep it as long again, so that its work takes at most half of the time.
 
     Wait for it, but only briefly: if the database hangs, waiting times would add up.
     """

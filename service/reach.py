@@ -29,7 +29,7 @@ class Reach:
     def answered_since(self, since: float, now: float) -> bool:
         """Return whether a poll was answered since a time.
 
-        An answer from the future was received before the clock was set back.
+        A response from the future was received before the clock was set back.
         """
         return since < self._answered_time <= now
 

@@ -96,5 +96,5 @@ class Recovery:
         self._jump = jump
 
     async def _limit(self, lane: Lane, now: float, longest_seconds: float) -> None:
-        """Make tasks due now that wait longer than they may."""
+        """Make those tasks due now that would wait for longer than they may."""
         await self._store.limit_due_times(lane, now + longest_seconds + SKEW_SECONDS, now)

@@ -1,8 +1,8 @@
 """Slow down callers whose calls are refused again and again.
 
 A refused call costs the service as much as a valid one. A caller that repeats an invalid call as
-soon as it is refused would keep the event loop busy and delay all others. A pause before the answer
-delays that caller instead.
+soon as it is refused would keep the event loop busy and delay all others. A pause before the
+response delays that caller instead.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class RefusalPace:
         self._paused = 0
 
     async def hold(self, caller: str) -> None:
-        """Wait before the answer to a refused call: usually not at all."""
+        """Wait before the response to a refused call: usually not at all."""
         now = time.monotonic()
         if now >= self._window_end:
             self._refused.clear()

@@ -23,12 +23,12 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class ShutdownTimes:
-    """When what ends.
+    """How long each part of a shutdown may take.
 
     Attributes:
         drain_delay_seconds: From the signal until calls are refused.
         shutdown_seconds: From there to the end of the process.
-        grace: What the single steps may take of it.
+        grace: How much of it each step may take.
     """
 
     drain_delay_seconds: float
@@ -76,7 +76,7 @@ class Shutdown:
             health: Reports first that calls will be refused soon.
             poller: Starts no requests after the drain delay.
             polling: Its loop.
-            times: When what ends.
+            times: How long each part may take.
         """
         self._server = server
         self._boundary = boundary

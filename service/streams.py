@@ -87,7 +87,7 @@ class LimitedAge:
 
 
 def serializer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """Return a function that serializes answers, unless they are bytes already."""
+    """Return a function that serializes responses, unless they are bytes already."""
     return lambda answer: answer if isinstance(answer, bytes) else serialize(answer)
 
 

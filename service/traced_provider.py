@@ -88,7 +88,7 @@ def _current() -> Operation:
 
 
 def _answered(job: Operation, outcome: Submission | Poll, *, is_error: bool) -> None:
-    """Record the answer to a request; the span continues until the verdict is stored."""
+    """Record the response to a request; the span continues until the verdict is stored."""
     if (span := job.span) is None:
         return
     span.add_event("answered")

@@ -1,4 +1,4 @@
-"""Fill the cache of answers at startup."""
+"""Fill the cache of responses at startup."""
 
 import math
 
@@ -17,7 +17,7 @@ log = structlog.get_logger()
 async def warm_answers(
     store: Store, answers: Answers, tasks_max: int = TASKS_MAX, batch: int = BATCH
 ) -> None:
-    """Cache the answers for the newest results: they are the most likely to be requested."""
+    """Cache the responses for the newest results: they are the most likely to be requested."""
     before = math.inf
     try:
         for _ in range(0, tasks_max, batch):

@@ -125,7 +125,7 @@ class Store(Reads):
         leave half of the quota to tasks that can be read.
 
         The move must change the due time or the lane, so that nobody takes the task again
-        meanwhile. Each takes a slot of the quota; those for which none is free stay.
+        meanwhile. Each takes a slot of the quota; those for which none is free stay in the lane.
 
         Raises:
             CommitUnknownError: The claim may have been committed; `result` is the claim.

@@ -12,7 +12,7 @@ from kie_generation.retry import OnRetry, Retry, retrying
 from kie_generation.streams import StreamPolicy
 from kie_generation.tls import Tls, find_problem
 
-# More than CREATE_WAIT_SECONDS of the service, so that a create can return the provider's answer.
+# More than CREATE_WAIT_SECONDS of the service, so that a create can return the provider's response.
 CALL_TIMEOUT_SECONDS = 30.0
 HEARTBEAT_TIMEOUT_SECONDS = 60.0  # three of the server's heartbeats
 

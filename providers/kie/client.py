@@ -192,7 +192,7 @@ class KieProvider:
                 return Unknown("no answer in time")
 
     def _look_again(self, limit: asyncio.Timeout) -> None:
-        """Grant a little more time: after a suspend the answer may already be in the socket."""
+        """Grant a little more time: after a suspend the response may already be in the socket."""
         now = asyncio.get_running_loop().time()
         limit.reschedule(now + self._timeouts.second_look_seconds)
 
@@ -276,7 +276,7 @@ class KieProvider:
     async def _read(
         self, response: aiohttp.ClientResponse, exchange: Exchange, *secrets: str
     ) -> Envelope:
-        """Read an answer, without our key and without the seal of our callback URL."""
+        """Read a response, without our key and without the seal of our callback URL."""
         return await read_envelope(
             response,
             exchange,

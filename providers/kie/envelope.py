@@ -1,8 +1,8 @@
-"""Kie's answers: the envelope `{code, msg, data}`, and which codes mean what.
+"""Kie's responses: the envelope `{code, msg, data}`, and which codes mean what.
 
-Kie answers HTTP 200 to nearly everything; the code inside counts. This module decides whether an
-answer is a verdict on a task, is inconclusive, or means that the provider is unavailable; `reasons`
-reads the message.
+Kie answers HTTP 200 to nearly everything; the code inside counts. This module decides whether a
+response settles what became of a task, is inconclusive, or means that the provider is unavailable;
+`reasons` reads the message.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ GENERATION_FAILED_CODE = 501
 UPSTREAM_SILENT_CODE = 408  # "No result has been returned for over 10 minutes"
 REJECTED_CODES = frozenset({400, 451})  # of a record, in the model families that use them
 REJECTED_BY_WORDS_CODE = 422
-# They concern the key, the account or the whole service: any task would get the same answer.
+# They concern the key, the account or the whole service: any task would get the same response.
 UNAVAILABLE_CODES = TRY_LATER_CODES | {401, 402, 403, 433, 502, 503, 504, *range(520, 528)}
 UNAVAILABLE_STATUSES = UNAVAILABLE_CODES | {407, 408, 425}
 POSTPONED_BECAUSE = {
@@ -61,16 +61,16 @@ OWN_PAGE_STATUSES = frozenset({408, 413, 422, 425, 499})
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A readable answer.
+    """A readable response.
 
     Attributes:
         code: The envelope's code, or the HTTP status of a 4xx without an envelope.
         message: The provider's message, cleaned and truncated.
         data: The value of `data`.
         bare: Whether there was no envelope: a proxy may have answered, not Kie.
-        success: False if the answer says `success: false`, whatever its code; only answers to
+        success: False if the response says `success: false`, whatever its code; only those to
             uploads do.
-        text: The whole answer.
+        text: The whole response.
     """
 
     code: int
@@ -93,12 +93,12 @@ class Envelope:
 
     @property
     def task_id(self) -> str:
-        """The id of a task found anywhere in the answer, or ""."""
+        """The id of a task found anywhere in the response, or ""."""
         return find_id(self.data) or id_anywhere(self.text)
 
 
 class UnreadableAnswerError(Exception):
-    """An answer that is not an envelope: an error page, garbage, nothing.
+    """A response that is not an envelope: an error page, garbage, nothing.
 
     Attributes:
         about_us: Whether it is about this request, and not a page that every client would get.
@@ -112,7 +112,7 @@ class UnreadableAnswerError(Exception):
 
 
 def parse_envelope(http_status: int, data: bytes) -> Envelope:
-    """Read an answer.
+    """Read a response.
 
     Raises:
         UnreadableAnswerError: It is not an envelope, or contradicts its HTTP status.
@@ -144,7 +144,7 @@ def _without_envelope(http_status: int, text: str) -> UnreadableAnswerError:
 
 
 def is_complete(data: bytes) -> bool:
-    """Return whether an answer is complete JSON, so that anything that follows cannot change it."""
+    """Return whether a response is complete JSON, so that nothing that follows can change it."""
     if not data.rstrip().endswith((b"}", b"]")):
         return False
     try:
@@ -158,11 +158,11 @@ def is_complete(data: bytes) -> bool:
 
 
 def read_submission(envelope: Envelope, *, prompt: str = "") -> Submission:
-    """Return the outcome that an answer to a paid request means.
+    """Return the outcome that a response to a paid request means.
 
     Args:
-        envelope: The answer.
-        prompt: The prompt of the request: words of it that an answer quotes are ignored.
+        envelope: The response.
+        prompt: The prompt of the request: words of it that a response quotes are ignored.
     """
     task_id = envelope.task_id
     if envelope.code == OK:
@@ -180,7 +180,7 @@ def read_submission(envelope: Envelope, *, prompt: str = "") -> Submission:
 
 
 def unreadable_submission(error: UnreadableAnswerError) -> Unknown:
-    """Return the outcome of an unreadable answer to a paid request; it may contain an id."""
+    """Return the outcome of an unreadable response to a paid request; it may contain an id."""
     return Unknown(str(error), kept_text(error.text), id_anywhere(error.text))
 
 
@@ -191,7 +191,7 @@ def read_other_code(envelope: Envelope, *, rejects: bool) -> Poll:
     """Return the outcome of a poll whose code is not 200.
 
     Args:
-        envelope: The answer to a poll.
+        envelope: The response to a poll.
         rejects: Whether the model family reports a moderator's decision by 400 or 451, and by a 422
             that mentions rejection.
     """
@@ -216,7 +216,7 @@ def read_other_code(envelope: Envelope, *, rejects: bool) -> Poll:
 
 
 def unreadable_record(error: UnreadableAnswerError) -> Poll:
-    """Return the outcome of an unreadable answer to a poll."""
+    """Return the outcome of an unreadable response to a poll."""
     if error.about_us:
         return Unreadable(str(error), kept_text(error.text))
     return Unavailable(str(error))
@@ -226,7 +226,7 @@ def unreadable_record(error: UnreadableAnswerError) -> Poll:
 
 
 def read_fresh_url(envelope: Envelope) -> str | Unavailable | None:
-    """Return the URL in an answer; None if there is none for this result."""
+    """Return the URL in a response; None if there is none for this result."""
     if envelope.code == OK:
         return envelope.data if envelope.data and isinstance(envelope.data, str) else None
     detail = f"code {envelope.code}: {envelope.message}"

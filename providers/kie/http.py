@@ -1,4 +1,4 @@
-"""HTTP as Kie's API needs it: sessions, bounded answers, and the outcome of each request."""
+"""HTTP as Kie's API needs it: sessions, bounded responses, and the outcome of each request."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ from providers.proxies import Proxies, tls_context
 HIDDEN = b"(hidden)"
 SECRET_MIN_CHARACTERS = 8
 ANSWER_MAX_BYTES = 8 << 20
-ANSWER_START_BYTES = 65_536  # what is read of a larger answer: an id is near its start
+ANSWER_START_BYTES = 65_536  # what is read of a larger response: an id is near its start
 HEADER_MAX_BYTES = 65_536
 CONNECT_SECONDS = 10
 PAGE_SECONDS = 10
@@ -50,13 +50,13 @@ class Timeouts:
     """How long requests to Kie may take.
 
     Attributes:
-        create_seconds: For the answer to a paid request. Recorded creates took less than a second;
-            the longer we wait, the fewer answers are lost.
+        create_seconds: For the response to a paid request. Recorded creates took less than a
+            second; the longer we wait, the fewer responses are lost.
         second_look_seconds: What a create gets on top: after a suspend its time is over, but the
-            answer may already be in the socket.
+            response may already be in the socket.
         poll_seconds: For a poll.
-        rest_seconds: For the rest of an answer that is complete JSON already.
-        upload_stall_seconds: For each piece of an upload, and for the answer to the last one.
+        rest_seconds: For the rest of a response that is complete JSON already.
+        upload_stall_seconds: For each piece of an upload, and for the response to the last one.
     """
 
     create_seconds: float = 60
@@ -100,7 +100,7 @@ class Sessions:
         creates: For paid requests; each has its own connection. If the peer had closed a
             reused one, the request would fail after it was sent, and nobody could tell whether the
             task was bought. On a new connection "not connected" (safe to repeat) and "sent, no
-            answer" (never to repeat) are different errors.
+            response" (never to repeat) are different errors.
         uploads: For uploads; each has its own connection.
     """
 
@@ -137,7 +137,7 @@ def authorization(api_key: str) -> dict[str, str]:
 class Exchange:
     """One request, from its start until its end is reported to the observer.
 
-    Its code is that of the answer, or a word for why there is none: `not_connected`, `no_answer`,
+    Its code is that of the response, or a word for why there is none: `not_connected`, `no_answer`,
     `unreadable`, or `given_up` if this side stopped before it was answered or broken.
     """
 
@@ -151,7 +151,7 @@ class Exchange:
         self._code = str(code) if code in CODES else "other"
 
     def broke(self, error: BaseException) -> None:
-        """Record why there is no answer, if the provider or the network is the cause."""
+        """Record why there is no response, if the provider or the network is the cause."""
         if isinstance(error, NOT_CONNECTED):
             self._code = "not_connected"
         elif isinstance(error, UnreadableAnswerError):
@@ -176,7 +176,7 @@ async def read_envelope(
     secrets: tuple[str, ...],
     rest_seconds: float,
 ) -> Envelope:
-    """Read an answer, bounded and with our secrets hidden.
+    """Read a response, bounded and with our secrets hidden.
 
     Raises:
         UnreadableAnswerError: It is too large, or not an envelope.
@@ -194,7 +194,7 @@ async def read_body(
     rest_seconds: float,
     max_bytes: int = ANSWER_MAX_BYTES,
 ) -> bytes:
-    """Read a bounded answer; complete JSON, and a page of a 4xx, need not arrive as a whole.
+    """Read a bounded response; complete JSON, and a page of a 4xx, need not arrive as a whole.
 
     Raises:
         UnreadableAnswerError: It is too large, or incomplete.
@@ -243,7 +243,7 @@ async def _next_chunk(
 
 
 def _without(secrets: tuple[str, ...], text: bytes) -> bytes:
-    """Hide our secrets in an answer; a value that is too short to be one is just a word."""
+    """Hide our secrets in a response; a value that is too short to be one is just a word."""
     for secret in secrets:
         if len(secret) >= SECRET_MIN_CHARACTERS:
             text = text.replace(secret.encode(), HIDDEN)

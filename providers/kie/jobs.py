@@ -25,10 +25,10 @@ def input_body(params: Params) -> dict[str, Any]:
 def read_job(
     envelope: Envelope, succeed: Callable[[Mapping[str, Any]], Succeeded] = succeeded
 ) -> Poll:
-    """Read a recordInfo answer.
+    """Read a recordInfo response.
 
     Args:
-        envelope: The answer.
+        envelope: The response.
         succeed: Returns the outcome of a successful record.
     """
     if envelope.code != OK:

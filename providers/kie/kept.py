@@ -1,4 +1,4 @@
-"""What is kept of an answer that was not understood: truncated, and without secrets.
+"""What is kept of a response that was not understood: truncated, and without secrets.
 
 A record repeats our request, and with it the URL for our callbacks. That URL is enough to make us
 poll, so it is hidden.
@@ -21,7 +21,7 @@ HIDDEN = r"\1(hidden)"
 
 
 def kept_text(text: str) -> str:
-    """Return the beginning of an answer, for the log."""
+    """Return the beginning of a response, for the log."""
     return clean(_without_callback_url(text[: 2 * TEXT_MAX_CHARACTERS]), TEXT_MAX_CHARACTERS)
 
 

@@ -1,4 +1,4 @@
-"""From the code and the message of an answer to a reason: one table for all of Kie's APIs.
+"""From the code and the message of a response to a reason: one table for all of Kie's APIs.
 
 The message says more than the code: a withdrawn model is a 422, an empty account may be a 500. It
 is matched against the provider's known sentences, after quotations are removed: a quoted prompt may

@@ -47,7 +47,7 @@ def succeeded(record: Mapping[str, Any], own_field: str = "response") -> Succeed
     """Return the outcome of a successful record.
 
     Args:
-        record: The `data` of the answer.
+        record: The `data` of the response.
         own_field: The result field of this model family; it is read before all others.
     """
     fields = (own_field, *(name for name in RESULT_FIELDS if name != own_field))
@@ -63,7 +63,7 @@ def succeeded_or_object(record: Mapping[str, Any], *, any_content: bool = False)
     `resultUrls` are the results; else the audio and video in `data`; else URLs anywhere.
 
     Args:
-        record: The `data` of the answer.
+        record: The `data` of the response.
         any_content: Whether a result without URLs need not be a `resultObject`.
     """
     results = _results(record, RESULT_FIELDS)

@@ -16,7 +16,7 @@ FAILURE_FIELDS = FailureFields(
 
 
 def read_flagged(envelope: Envelope, result_field: str) -> Poll:
-    """Read a record-info answer whose results are in `result_field`."""
+    """Read a record-info response whose results are in `result_field`."""
     if envelope.code != OK:
         return read_other_code(envelope, rejects=True)
     record = envelope.record

@@ -1,4 +1,4 @@
-"""Stream a file to Kie's upload host, and read its answer."""
+"""Stream a file to Kie's upload host, and read its response."""
 
 import asyncio
 import math
@@ -129,8 +129,8 @@ class _Source:
         self._rest = self._rest[PIECE_BYTES:]
         self._unseen_bytes += len(piece)
         if self._unseen_bytes >= PIECE_BYTES:
-            # Let the event loop read an early answer. A write to a connection that the provider has
-            # closed would close it here as well, and discard the answer.
+            # Let the event loop read an early response. A write to a connection that the provider
+            # has closed would close it here as well, and discard the response.
             self._unseen_bytes = 0
             await asyncio.sleep(0)
         return piece
@@ -199,7 +199,7 @@ def _add_text(form: aiohttp.MultipartWriter, name: str, value: str) -> None:
 
 
 def _stored_file(envelope: Envelope) -> StoredFile:
-    """Read the upload host's answer.
+    """Read the upload host's response.
 
     Raises:
         UploadError: It is a refusal, or contains no URL.

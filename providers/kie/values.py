@@ -19,7 +19,7 @@ UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 # The names of an id, in lower case and without underscores, best first.
 ID_NAMES = ("taskid", "recordid", "jobid", "id")
-# These fields repeat our own request: an id or a URL in them is not an answer.
+# These fields repeat our own request: an id or a URL in them is not news from the provider.
 REQUEST_NAMES = frozenset({"param", "paramjson", "promptjson", "input", "request"})
 # In text that is not JSON, or in JSON text inside such text.
 ID_IN_TEXT = re.compile(
@@ -34,7 +34,7 @@ BARE_ID = re.compile(r"(?=\D*\d)[A-Za-z0-9][A-Za-z0-9._:/-]{3,254}")
 
 
 def text_of(data: bytes) -> str:
-    """Decode an answer; bytes that are not text become replacement characters."""
+    """Decode a response; bytes that are not text become replacement characters."""
     if data.startswith(UTF_16_MARKS):
         return data.decode("utf-16", errors="replace")
     return data.decode("utf-8-sig", errors="replace")
@@ -160,7 +160,7 @@ def id_in_text(text: str) -> str:
 
 
 def id_anywhere(text: str) -> str:
-    """Return the id in an answer, whether it is JSON or not; "" if there is none."""
+    """Return the id in a response, whether it is JSON or not; "" if there is none."""
     return find_id(text) or id_in_text(text)
 
 

@@ -87,8 +87,8 @@ class Copier:
             task: The task.
             artifacts: Its results.
             confirm: Returns whether this process may still complete a copy.
-            seconds: How long all of it may take; None is for as long as the servers are not too
-                slow.
+            seconds: How long all of it may take; None means no limit but the lowest rate of a
+                server.
 
         Returns:
             The results, each with its copy, or with the reason why there is none.

@@ -106,7 +106,7 @@ def store_words(error: BaseException) -> str:
     """Return what a storage says, in one line and without secrets.
 
     Object stores answer with XML that may repeat the key id and the signed text: only the code and
-    the message of such an answer are kept. URLs may contain a signature or a password.
+    the message of such a response are kept. URLs may contain a signature or a password.
     """
     text = DETAILS.sub("", str(error)) or type(error).__name__
     if found := XML_ERROR.search(text):

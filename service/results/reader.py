@@ -170,7 +170,7 @@ async def _first(download: Download, url: str, offset: int) -> bytes:
     """Return the first bytes at an offset; b"" if the result ends there.
 
     Raises:
-        NotMediaError: It begins with something else than the URL announces.
+        NotMediaError: It begins with something other than the URL announces.
         BeyondEndError: It ends before the offset.
     """
     skip = offset - download.start

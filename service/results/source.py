@@ -37,7 +37,7 @@ class SourceTimes:
 
     Attributes:
         connect_seconds: For a connection, with the resolution of the name.
-        stall_seconds: For the next bytes, and for all headers of an answer.
+        stall_seconds: For the next bytes, and for all headers of a response.
         rate_seconds: The time, spent waiting for the server, over which its rate is measured.
         rate_min_bytes: How many bytes must arrive in that time.
         redirects_max: How many redirects are followed.
@@ -51,7 +51,7 @@ class SourceTimes:
 
 
 class Download:
-    """The body of an answer.
+    """The body of a response.
 
     Attributes:
         start: Where in the result the body begins: 0 if the server ignored the offset.
@@ -223,7 +223,7 @@ def _location(url: URL, response: aiohttp.ClientResponse) -> str:
 
 
 def _range(response: aiohttp.ClientResponse) -> tuple[int, int | None]:
-    """Return where a partial answer begins, and the size of the whole if it is known."""
+    """Return where a partial response begins, and the size of the whole if it is known."""
     found = CONTENT_RANGE.match(response.headers.get(hdrs.CONTENT_RANGE, ""))
     if found is None:
         raise RangeError("the server of the result sent a range without saying which one")

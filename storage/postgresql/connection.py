@@ -152,7 +152,7 @@ class Connected(Protocol):
 async def cut_silent(
     users: Sequence[tuple[StorageThread, Connected]], silence_seconds: float
 ) -> None:
-    """Keep cutting connections on which an answer is overdue, so that nobody waits indefinitely."""
+    """Keep cutting connections with an overdue response, so that nobody waits indefinitely."""
     while True:
         await asyncio.sleep(SILENCE_CHECK_SECONDS)
         try:

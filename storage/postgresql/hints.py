@@ -222,7 +222,8 @@ class Hints:
     def _check_listening(self, cursor: Any) -> None:
         """Ask the server whether it would send hints; the question also finds a dead connection.
 
-        A LISTEN takes effect at the end of its transaction, so the answer is about the time before.
+        A LISTEN takes effect at the end of its transaction, so the response is about the time
+        before it.
 
         Raises:
             NotListeningError: It would not.

@@ -145,7 +145,7 @@ class CatalogueClient:
                         rest_seconds=self._timeouts.rest_seconds,
                         max_bytes=ANSWER_MAX_BYTES,
                     )
-                    # In a thread: a large answer would hold up the event loop.
+                    # In a thread: a large response would hold up the event loop.
                     envelope = await asyncio.to_thread(parse_envelope, response.status, body)
                     exchange.answered(envelope.code)
                     return envelope
@@ -159,7 +159,7 @@ def _refusal(envelope: Envelope) -> NotAnswered:
     )
 
 
-# --- untrusted answers, read in a thread ---
+# --- untrusted responses, read in a thread ---
 
 
 def _listing(envelope: Envelope) -> Listing | NotAnswered:
