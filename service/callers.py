@@ -191,7 +191,7 @@ def read_tokens_file(path: Path) -> Mapping[bytes, str]:
 
     Raises:
         TokensFileError: A line is invalid, as `read_tokens` says.
-        OSError: It cannot be read, or is no file of tokens by its type or size.
+        OSError: It cannot be read, is not a regular file, or is too large.
         UnicodeDecodeError: It is not UTF-8.
     """
     return read_tokens(text_in(read_file(path)))

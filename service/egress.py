@@ -38,7 +38,7 @@ def _problems(settings: Settings, environment: Mapping[str, str]) -> Iterator[st
 
 
 def describe_proxy(settings: Settings, environment: Mapping[str, str]) -> str:
-    """Return by which proxy the provider is reached, without its password."""
+    """Return through which proxy the provider is reached, without its password."""
     used = _used_proxies(settings, environment)
     if not used:
         variables = (*PROXY_VARIABLES, *UNUSED_VARIABLES)

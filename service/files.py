@@ -29,7 +29,7 @@ class WatchedFile:
         self._checked = -math.inf
 
     def is_due(self) -> bool:
-        """Return whether it is time for the next check; if so, the following one is due later."""
+        """Return whether the next check is due; if it is, schedule the one after it."""
         now = time.monotonic()
         if now - self._checked < self._recheck_seconds:
             return False

@@ -43,7 +43,7 @@ def configure_logs(
     """Send the logs of this process, and of its libraries, to stderr in one form.
 
     Args:
-        form: Of the lines.
+        form: The format of the lines: `text` or `json`.
         level: The lowest level that is logged.
         processors: Add further fields to the lines.
     """

@@ -40,7 +40,7 @@ class SparseLog:
         """Write a line, or count it if one of its kind was written within a second.
 
         Args:
-            level: As logging has it.
+            level: A level of the module logging.
             event: The event.
             kind: The fields that distinguish the kinds of lines of an event.
             fields: Further fields of the line.

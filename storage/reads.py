@@ -157,7 +157,7 @@ class Reads:
         return queues
 
     async def storing_since(self) -> float:
-        """Return when the first task became STORING of those that are; infinity if none is."""
+        """Return since when the oldest task in STORING has been there; infinity if none is."""
         row = await self._one("storing_since", self._sql.lanes.storing_since)
         return math.inf if row is None or row[0] is None else float(row[0])
 

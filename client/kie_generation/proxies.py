@@ -1,4 +1,4 @@
-"""How HTTP requests leave: by HTTP_PROXY, HTTPS_PROXY and NO_PROXY, and trusting SSL_CERT_FILE.
+"""How HTTP requests leave: as HTTP_PROXY, HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE say.
 
 A name in lower case comes before the same name in upper case. Loopback is always reached directly.
 """
@@ -21,7 +21,7 @@ class ProxyError(ValueError):
 
 
 class Proxies:
-    """Decides by which proxy a URL is requested."""
+    """Decides through which proxy a URL is requested."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         """Read the variables."""

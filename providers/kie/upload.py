@@ -230,7 +230,7 @@ def _refusal_reason(envelope: Envelope) -> str:
 def _usable_url(value: Any) -> str:
     """Return a URL that callers can send to models; "" if it is not one.
 
-    It ends with the name of the file, in which a blank may stand as it is.
+    It ends with the name of the file, which may contain a blank that is not encoded.
     """
     url = clean(value, URL_MAX_CHARACTERS).strip().replace(" ", "%20")
     parts = split_http_url(url)
