@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from service.errors import ServiceError
 
-# No message of this service can begin so: it would be field 15 or 11, as a group.
+# No message of this service can begin with these bytes: they mean field 15 or 11, as a group.
 JSON_STARTS = (b"{", b"[")
 NOT_PARSED = "could not be parsed: it is damaged, or nested too deeply"
 AGE_JITTER = 0.1  # a share of the age, so that streams opened together do not end together

@@ -253,7 +253,7 @@ func upload(ctx context.Context, client pb.GenerationServiceClient) (*pb.Uploade
 	if !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	// EOF means that the whole file is sent, or that the server has ended the call. In both cases its answer is read here.
+	// EOF means that the whole file is sent, or that the server has ended the call. In both cases its response is read here.
 	response, err := stream.CloseAndRecv()
 	return response.GetFile(), err
 }
