@@ -7,7 +7,7 @@ import structlog
 from storage.errors import StorageUnavailableError
 
 RETRY_SECONDS = 1.0  # between two attempts to reach the database
-QUIET_SECONDS = 5.0  # without a failure; several attempts must fit in
+QUIET_SECONDS = 5.0  # without a failure, until an outage is over: longer than several attempts take
 CALLERS_RETRY_SECONDS = 1.0  # for calls that fail when an outage begins
 CALLERS_RETRY_MAX_SECONDS = 30.0
 

@@ -1,4 +1,4 @@
-"""The database's clock: all processes share it, so due times of different machines compare."""
+"""The database's clock: all processes share it, so due times of all machines are comparable."""
 
 import logging
 import time

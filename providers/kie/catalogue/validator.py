@@ -141,7 +141,7 @@ def _is_reachable(text: str) -> bool:
 
 
 def _errors(validator: Draft202012Validator, value: Mapping[str, Any]) -> list[ValidationError]:
-    """Return the errors of an invalid value; of a huge one, those that a part of it shows."""
+    """Return the errors of an invalid value; of a huge one, only those in a part of it."""
     return list(islice(validator.iter_errors(_part(value)), VIOLATIONS_MAX))
 
 
