@@ -14,7 +14,6 @@ from pydantic import SecretStr
 from providers.kie.client import KieProvider
 from providers.kie.http import Timeouts
 from providers.urls import without_userinfo
-from service import descriptors
 from service.bounds import Bounds
 from service.callbacks import CallbackUrls, callback_urls
 from service.caller_limits import CallerLimits, LimitSet
@@ -24,7 +23,6 @@ from service.catalogue_refresh import CatalogueRefresh
 from service.hub import Hub
 from service.loop_lag import measure_loop_lag
 from service.metrics import Metrics
-from service.open_calls import LimitedCalls, OpenCalls
 from service.outage_log import OutageLog
 from service.setting_types import api_key_in
 from service.settings import Settings
@@ -51,7 +49,6 @@ class Parts:
     metrics: Metrics
     catalogue: Catalogue
     caller_limits: CallerLimits
-    limited_calls: LimitedCalls
     store: Store
     provider: KieProvider
     hub: Hub
@@ -66,11 +63,13 @@ async def create_parts(
     stack: AsyncExitStack,
     tracing: "Tracing | None" = None,
 ) -> Parts:
-    """Create the parts; the stack stops them.
+    """Create the parts; the stack stops them, and closes `tracing` last.
 
     Raises:
         StorageError: The database cannot be opened.
     """
+    if tracing:
+        stack.push_async_callback(tracing.close, bounds.grace.traces_seconds)
     catalogue = Catalogue(
         settings.disabled_models,
         unlisted=settings.kie_market_unlisted,
@@ -78,14 +77,7 @@ async def create_parts(
     )
     names = (lambda: callers.names) if settings.metrics_per_caller else None
     metrics = Metrics(TYPED_MEMBERS, names, catalogue.label)
-    limits = CallerLimits(
-        settings.caller_limits_file,
-        _service_limits(settings),
-        callers,
-        metrics,
-        models=lambda: catalogue.names,
-        recheck_seconds=bounds.recheck_seconds,
-    )
+    limits = _caller_limits(settings, bounds, callers, catalogue, metrics)
     start_background(measure_loop_lag(metrics), stack)
     store = open_store(
         settings.database_url.get_secret_value(),
@@ -98,14 +90,12 @@ async def create_parts(
     provider = await start_provider(
         settings, bounds.kie, metrics, catalogue, stack, tracing=tracing
     )
-    metrics.show_missing_descriptors(_missing_descriptors(settings))
     return Parts(
         settings=settings,
         bounds=bounds,
         metrics=metrics,
         catalogue=catalogue,
         caller_limits=limits,
-        limited_calls=_limited_calls(settings, limits, metrics),
         store=store,
         provider=provider,
         hub=Hub(),
@@ -195,6 +185,19 @@ async def start_catalogue(parts: Parts) -> CatalogueRefresh:
     return refresh
 
 
+def _caller_limits(
+    settings: Settings, bounds: Bounds, callers: Callers, catalogue: Catalogue, metrics: Metrics
+) -> CallerLimits:
+    return CallerLimits(
+        settings.caller_limits_file,
+        _service_limits(settings),
+        callers,
+        metrics,
+        models=lambda: catalogue.names,
+        recheck_seconds=bounds.recheck_seconds,
+    )
+
+
 def _service_limits(settings: Settings) -> LimitSet:
     """Return the limits of a caller that is the only one."""
     return LimitSet(
@@ -206,41 +209,6 @@ def _service_limits(settings: Settings) -> LimitSet:
         creates_per_minute=math.inf,
         models=("*",),
     )
-
-
-def _limited_calls(settings: Settings, limits: CallerLimits, metrics: Metrics) -> LimitedCalls:
-    return LimitedCalls(
-        watches=OpenCalls(
-            "watches",
-            service_max=settings.watch_max_streams,
-            caller_max=lambda caller: limits.of(caller).watches,
-            on_refusal=metrics.caller_refused,
-            on_change=metrics.watches_open,
-        ),
-        uploads=OpenCalls(
-            "uploads",
-            service_max=settings.uploads_max,
-            caller_max=lambda caller: limits.of(caller).uploads,
-            on_refusal=metrics.caller_refused,
-        ),
-        lists=OpenCalls(
-            "lists",
-            service_max=math.inf,
-            caller_max=lambda caller: limits.of(caller).lists,
-            on_refusal=metrics.caller_refused,
-        ),
-    )
-
-
-def _missing_descriptors(settings: Settings) -> int:
-    missing = descriptors.missing(settings.watch_max_streams, descriptors.limit())
-    if missing:
-        log.warning(
-            "the limit of file descriptors (nofile) is too low for WATCH_MAX_STREAMS: raise it",
-            limit=descriptors.limit(),
-            missing=missing,
-        )
-    return missing
 
 
 async def _close(store: Store, seconds: float) -> None:

@@ -2,67 +2,47 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from generated.generation.v1 import generation_pb2
-from generated.generation.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
-from providers.kie.callbacks import KieCallbacks
-from service.account_hold import AccountHold
-from service.admin import Admin
-from service.admission import Admission
 from service.artifacts import Artifacts
 from service.bounds import BOUNDS, Bounds
-from service.callback_polls import CallbackPolls
-from service.callbacks import Callbacks
 from service.callers import Callers
-from service.creating import Creator
-from service.events import TaskEvents
+from service.catalogue_refresh import CatalogueRefresh
 from service.feed import Feed
 from service.feed_metrics import FeedMetrics
-from service.files import RECHECK_SECONDS
 from service.follow import Follower
 from service.forever import forever
 from service.health import Health
-from service.http import HttpServer
-from service.interceptor import Boundary
+from service.http_ports import start_admin, start_callbacks
 from service.kept import KeptResults, links, open_origin, open_results
-from service.listen import bind, channel_options, start_http
-from service.measurements import Measurements
 from service.messages import Answers
-from service.metrics import Queue
-from service.model_lists import ModelLists
-from service.pages import Pages
 from service.parts import Parts, create_parts, start_background, start_catalogue
 from service.polling import Polling, make_polling
 from service.purge import Purger
-from service.reflection import add_reflection
+from service.results.origin import Origin
 from service.results.reader import Reader
+from service.rpc import (
+    SERVICE_NAME,
+    bind_server,
+    create_server,
+    create_servicer,
+    limited_calls,
+    start_boundary,
+)
 from service.series import MetricFactory
-from service.servicer import Servicer
-from service.setting_types import webhook_key_in
 from service.settings import Settings
 from service.shutdown import Shutdown, ShutdownTimes
-from service.tls import server_tls
-from service.uploads import Uploads
 from service.vitals import Vitals
 from service.warm_up import warm_answers
-from service.watch import Watcher
-from service.watch_all import ChangeWatcher
-from service.watched_secret import current_secret
-from storage.store import Store
-from storage.task import Lane
 
 if TYPE_CHECKING:  # imported only where traces are exported
     from service.tracing import Tracing
-
-SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
 log = structlog.get_logger()
 
@@ -80,12 +60,7 @@ class Addresses:
 async def serving(
     settings: Settings, bounds: Bounds = BOUNDS, tracing: "Tracing | None" = None
 ) -> AsyncIterator[Addresses]:
-    """Serve for as long as the context lasts.
-
-    Args:
-        settings: The environment.
-        bounds: Limits that no setting changes.
-        tracing: Traces calls and tasks; None if traces are not exported. It is closed at the end.
+    """Serve for as long as the context lasts; `tracing` is closed at its end.
 
     Raises:
         StartError: An address is in use, or a certificate is invalid.
@@ -93,47 +68,31 @@ async def serving(
         ResultsConfigError: Results cannot be kept where RESULTS_URL says.
     """
     async with AsyncExitStack() as stack:
-        if tracing:
-            stack.push_async_callback(tracing.close, bounds.grace.traces_seconds)
-        callers = Callers(
-            settings.auth_tokens_file,
-            bounds.recheck_seconds,
-            client_certificates=settings.tls_client_ca_file is not None,
-        )
+        callers = _callers(settings, bounds)
         parts = await create_parts(settings, bounds, callers, stack, tracing)
         origin = open_origin(parts, stack)
         results = await open_results(parts, origin, stack)
         polling = make_polling(parts, results, tracing)
-        kept_seconds = settings.task_retention_seconds or math.inf
-        answers = Answers(links(settings, parts.provider.result_seconds), kept_seconds)
+        answers = _answers(parts)
         refresh = await start_catalogue(parts)
-        boundary = Boundary(
-            callers,
-            parts.caller_limits,
-            parts.limited_calls.watches,
-            parts.metrics,
-            outage_log=parts.outage_log,
-            tracing=tracing,
-        )
-        start_background(boundary.tend(parts.outage_log), stack)
+        calls = limited_calls(parts)
+        boundary = start_boundary(parts, callers, calls.watches, tracing, stack)
         vitals = Vitals(parts.store, polling.poller, parts.metrics.registry, bounds.upkeep.vitals)
         health = Health(("", SERVICE_NAME), vitals)
-        feed = _feed(parts, stack)
-        reader = Reader(results.objects if results else None, origin)
-        artifacts = Artifacts(reader, bounds.uploads, lambda: parts.hub.draining)
-        servicer = _servicer(parts, polling.events, feed, artifacts, answers, tracing=tracing)
-        server = _grpc_server(parts, boundary, servicer, health)
+        feed = _start_feed(parts, stack)
+        artifacts = _artifacts(parts, results, origin)
+        servicer = create_servicer(
+            parts, polling.events, feed, answers, calls=calls, artifacts=artifacts, tracing=tracing
+        )
+        server = create_server(parts, boundary, servicer, health)
         addresses = Addresses(
-            _bind(server, parts, stack),
-            await _start_admin(parts, vitals, polling.account, stack),
-            await _start_callbacks(parts, polling.callbacks, stack),
+            bind_server(server, parts, stack),
+            await start_admin(parts, vitals, polling.account, stack),
+            await start_callbacks(parts, polling.callbacks, stack),
         )
         # From here on the service spends money, so all that may fail comes before.
         _start_upkeep(parts, health, feed, results, stack)
-        check_seconds = bounds.upkeep.catalogue.check_seconds
-        refreshing = forever(refresh.run_once, "catalogue", check_seconds, parts.outage_log)
-        start_background(refreshing, stack)
-        loop = _start_polling(parts, polling, stack)
+        start_background(_refreshing(parts, refresh), stack)
         shutdown = Shutdown(
             server,
             boundary,
@@ -141,19 +100,43 @@ async def serving(
             feed,
             health,
             poller=polling.poller,
-            polling=loop,
+            polling=_start_polling(parts, polling, stack),
             times=_shutdown_times(parts, is_traced=tracing is not None),
         )
         stack.push_async_callback(shutdown.run)
-        await server.start()
-        log.info(
-            "serving",
-            address=addresses.address,
-            admin_address=addresses.admin_address or "off",
-            http_address=addresses.http_address or "off",
-        )
+        await _start(server, addresses)
         start_background(warm_answers(parts.store, answers), stack)
         yield addresses
+
+
+async def _start(server: grpc.aio.Server, addresses: Addresses) -> None:
+    await server.start()
+    log.info(
+        "serving",
+        address=addresses.address,
+        admin_address=addresses.admin_address or "off",
+        http_address=addresses.http_address or "off",
+    )
+
+
+def _callers(settings: Settings, bounds: Bounds) -> Callers:
+    return Callers(
+        settings.auth_tokens_file,
+        bounds.recheck_seconds,
+        client_certificates=settings.tls_client_ca_file is not None,
+    )
+
+
+def _answers(parts: Parts) -> Answers:
+    """Return what makes the messages of tasks."""
+    kept_seconds = parts.settings.task_retention_seconds or math.inf
+    return Answers(links(parts.settings, parts.provider.result_seconds), kept_seconds)
+
+
+def _artifacts(parts: Parts, results: KeptResults | None, origin: Origin) -> Artifacts:
+    """Return what callers can do with results."""
+    reader = Reader(results.objects if results else None, origin)
+    return Artifacts(reader, parts.bounds.uploads, lambda: parts.hub.draining)
 
 
 # --- polling ---
@@ -172,6 +155,9 @@ def _shutdown_times(parts: Parts, *, is_traced: bool) -> ShutdownTimes:
     if is_traced:
         grace = replace(grace, closing_seconds=grace.closing_seconds + grace.traces_seconds)
     return ShutdownTimes(settings.drain_delay_seconds, settings.shutdown_seconds, grace)
+
+
+# --- upkeep ---
 
 
 def _start_upkeep(
@@ -195,155 +181,15 @@ def _start_upkeep(
     start_background(forever(purger.run_once, "purge", pause_seconds, parts.outage_log), stack)
 
 
-# --- gRPC ---
+async def _refreshing(parts: Parts, refresh: CatalogueRefresh) -> None:
+    """Keep the catalogue up to date."""
+    check_seconds = parts.bounds.upkeep.catalogue.check_seconds
+    await forever(refresh.run_once, "catalogue", check_seconds, parts.outage_log)
 
 
-def _feed(parts: Parts, stack: AsyncExitStack) -> Feed:
+def _start_feed(parts: Parts, stack: AsyncExitStack) -> Feed:
     """Start reading the changes for the streams that have all of them."""
     metrics = FeedMetrics(MetricFactory(parts.metrics.registry))
     feed = Feed(parts.store, metrics, parts.bounds.upkeep.feed)
     start_background(forever(feed.run_once, "feed", 0, parts.outage_log), stack)
     return feed
-
-
-def _servicer(
-    parts: Parts,
-    events: TaskEvents,
-    feed: Feed,
-    artifacts: Artifacts,
-    answers: Answers,
-    *,
-    tracing: "Tracing | None",
-) -> Servicer:
-    settings, store = parts.settings, parts.store
-    return Servicer(
-        store=store,
-        events=events,
-        creator=Creator(
-            store=store,
-            provider=parts.provider,
-            events=events,
-            hub=parts.hub,
-            admission=Admission(
-                queue_max_tasks=settings.queue_max_tasks,
-                provider=parts.provider,
-                catalogue=parts.catalogue,
-                limits=parts.caller_limits,
-                metrics=parts.metrics,
-            ),
-            metrics=parts.metrics,
-            wait_seconds=settings.create_wait_seconds,
-            traceparent=tracing.traceparent if tracing else None,
-        ),
-        watcher=Watcher(
-            store,
-            parts.hub,
-            parts.metrics,
-            events,
-            heartbeat_seconds=settings.watch_heartbeat_seconds,
-            max_age_seconds=settings.watch_max_age_seconds,
-            open_streams=parts.limited_calls.watches,
-        ),
-        change_watcher=ChangeWatcher(
-            store,
-            feed,
-            open_streams=parts.limited_calls.watches,
-            heartbeat_seconds=settings.watch_heartbeat_seconds,
-            max_age_seconds=settings.watch_max_age_seconds,
-        ),
-        uploads=Uploads(
-            parts.provider,
-            settings.upload_max_bytes,
-            settings.upload_retention_seconds,
-            parts.bounds.uploads,
-        ),
-        artifacts=artifacts,
-        pages=Pages(store, answers),
-        models=ModelLists(parts.catalogue, Measurements(store, parts.provider)),
-        limited_calls=parts.limited_calls,
-        answers=answers,
-    )
-
-
-def _grpc_server(
-    parts: Parts, boundary: Boundary, servicer: Servicer, health: Health
-) -> grpc.aio.Server:
-    options = channel_options(parts.settings, parts.bounds.handshake_seconds)
-    server = grpc.aio.server(interceptors=(boundary,), options=options)
-    add_GenerationServiceServicer_to_server(servicer, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
-    add_reflection(server, names)
-    return server
-
-
-def _bind(server: grpc.aio.Server, parts: Parts, stack: AsyncExitStack) -> str:
-    if (tls := server_tls(parts.settings, parts.metrics)) is None:
-        return bind(server, parts.settings, None)
-    check = forever(tls.run_once, "check of certificates", RECHECK_SECONDS, parts.outage_log)
-    start_background(check, stack)
-    return bind(server, parts.settings, tls.credentials())
-
-
-# --- HTTP ---
-
-
-async def _start_admin(
-    parts: Parts, vitals: Vitals, account: AccountHold, stack: AsyncExitStack
-) -> str:
-    address = parts.settings.admin_address
-    if not address:
-        return ""
-    admin = Admin(
-        vitals,
-        parts.metrics,
-        lambda: _queues(parts.store),
-        lambda: _notes(parts, account),
-        queues_seconds=parts.bounds.database.queues_seconds,
-    )
-    return await start_http(
-        HttpServer(admin.answer, parts.bounds.http), "ADMIN_ADDRESS", address, stack
-    )
-
-
-def _notes(parts: Parts, account: AccountHold) -> Iterator[str]:
-    """Yield what an operator should know of a service that is ready."""
-    if parts.settings.simulated:
-        yield "simulated: results are samples"
-    if account.note:
-        yield account.note
-    if parts.store.misses_hints:
-        yield "no hints between replicas: changes by others are pushed up to a second late"
-
-
-async def _queues(store: Store) -> list[Queue]:
-    now = store.now()
-    waiting = await store.queues()
-    storing_since = await store.storing_since() if waiting[Lane.STORE][0] else math.inf
-    return [
-        Queue(
-            lane,
-            count,
-            max(0.0, now - first),
-            max(0.0, now - storing_since) if lane is Lane.STORE else 0.0,
-        )
-        for lane, (count, first) in waiting.items()
-    ]
-
-
-async def _start_callbacks(parts: Parts, polls: CallbackPolls, stack: AsyncExitStack) -> str:
-    if parts.callback_urls is None:
-        return ""
-    callbacks = Callbacks(
-        parts.callback_urls, _callback_reader(parts), polls, parts.metrics, parts.store.now
-    )
-    server = HttpServer(callbacks.answer, parts.bounds.http)
-    return await start_http(server, "HTTP_ADDRESS", parts.settings.http_address, stack)
-
-
-def _callback_reader(parts: Parts) -> KieCallbacks:
-    key, file = parts.settings.kie_webhook_key, parts.settings.kie_webhook_key_file
-    if key is None:
-        return KieCallbacks(None)
-    name = "kie_webhook_key"
-    return KieCallbacks(current_secret(name, key, file, webhook_key_in, parts.metrics))

@@ -10,18 +10,16 @@ from generated.generation.v1.generation_pb2_grpc import GenerationServiceService
 from service.artifacts import Artifacts, check_download, check_sign
 from service.callers import current_caller
 from service.creating import Creator
-from service.errors import ServiceError, invalid, not_found
-from service.events import TaskEvents
+from service.errors import invalid
 from service.messages import Answers
 from service.model_lists import ModelLists
 from service.open_calls import LimitedCalls
+from service.own_tasks import OwnTasks
 from service.pages import Pages, list_filter, page_size, page_token, read_page_token
 from service.rules import check_task_id
 from service.uploads import Uploads
 from service.watch import Watcher
 from service.watch_all import ChangeWatcher, ChangeWriter, change_filter
-from storage.store import Store
-from storage.task import Stage, Task
 
 Context = grpc.aio.ServicerContext[object, object]
 Answer = Any  # the bytes of the response's message: see messages.Answers
@@ -33,8 +31,7 @@ class Servicer(GenerationServiceServicer):
     def __init__(
         self,
         *,
-        store: Store,
-        events: TaskEvents,
+        tasks: OwnTasks,
         creator: Creator,
         watcher: Watcher,
         change_watcher: ChangeWatcher,
@@ -45,8 +42,7 @@ class Servicer(GenerationServiceServicer):
         limited_calls: LimitedCalls,
         answers: Answers,
     ) -> None:
-        self._store = store
-        self._events = events
+        self._tasks = tasks
         self._creator = creator
         self._watcher = watcher
         self._change_watcher = change_watcher
@@ -71,9 +67,9 @@ class Servicer(GenerationServiceServicer):
     ) -> Answer:
         """Read one row, unless the task is known to have succeeded."""
         del context
-        now = self._store.now()
+        now = self._tasks.now()
         known = self._answers.for_success(current_caller.get(), request.task_id, now)
-        return known or self._answers.of(await self._own(request.task_id))
+        return known or self._answers.of(await self._tasks.get(request.task_id))
 
     async def WatchTask(  # type: ignore[override] # noqa: N802 - grpc.aio takes writers as well
         self, request: pb.WatchTaskRequest, context: Context
@@ -96,7 +92,7 @@ class Servicer(GenerationServiceServicer):
     ) -> None:
         """Write the changes of the caller's tasks."""
         which = change_filter(request)
-        writer = ChangeWriter(context.write, self._answers, self._store.now)
+        writer = ChangeWriter(context.write, self._answers, self._tasks.now)
         stream = self._change_watcher.watch(
             which, request.resume_token, writer, from_now=request.from_now
         )
@@ -131,23 +127,7 @@ class Servicer(GenerationServiceServicer):
     ) -> Answer:
         """Cancel a task that has not been sent."""
         del context
-        task = await self._own(request.task_id)
-        # Again if it was sent and postponed in between.
-        while task.stage is Stage.ACCEPTED and not task.of_newer_version:
-            await self._events.cancel(task)
-            task = await self._own(task.id)
-        if task.of_newer_version and not task.ended:
-            words = "this server is older than the task: retry until a newer one responds"
-            raise ServiceError("SHUTTING_DOWN", words, metadata={"task_id": task.id})
-        if not (task.failure and task.failure.reason == "CANCELLED"):
-            raise ServiceError(
-                "ALREADY_SUBMITTED",
-                "the task was sent to the provider, which cannot cancel it"
-                if not task.ended
-                else "the task has ended",
-                metadata={"task_id": task.id},
-            )
-        return self._answers.of(task)
+        return self._answers.of(await self._tasks.cancel(request.task_id))
 
     async def DownloadArtifact(  # type: ignore[override] # noqa: N802
         self, request: pb.DownloadArtifactRequest, context: Context
@@ -155,7 +135,7 @@ class Servicer(GenerationServiceServicer):
         """Write a result of a task."""
         check_download(request)
         with self._limited_calls.uploads.counted(current_caller.get()):
-            task = await self._own(request.task_id)
+            task = await self._tasks.get(request.task_id)
             await self._artifacts.download(task, request.index, request.offset, context.write)
 
     async def SignArtifact(  # noqa: N802
@@ -164,7 +144,7 @@ class Servicer(GenerationServiceServicer):
         """Make a link to the copy of a result."""
         del context
         check_sign(request)
-        task = await self._own(request.task_id)
+        task = await self._tasks.get(request.task_id)
         return await self._artifacts.sign(task, request.index, request.lifetime_seconds)
 
     async def ListModels(  # noqa: N802
@@ -180,11 +160,3 @@ class Servicer(GenerationServiceServicer):
         """Return a model."""
         del context
         return pb.GetModelResponse(model=await self._models.get(request.id))
-
-    async def _own(self, task_id: str) -> Task:
-        """Return a task of the caller."""
-        check_task_id(task_id)
-        task = await self._store.get(task_id)
-        if task is None or task.caller != current_caller.get():
-            raise not_found(task_id)
-        return task

@@ -314,7 +314,7 @@ async def test_a_database_that_does_not_respond_delays_no_scrape(
     async def hanging(*_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("service.server._queues", hanging)
+    monkeypatch.setattr("service.http_ports._queues", hanging)
     bounds = Bounds(database=DatabaseTimeouts(queues_seconds=0.01))
     async with serve(bounds=bounds, **ADMIN) as service:
         page = await scrape(service)
