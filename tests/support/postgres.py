@@ -1,6 +1,8 @@
 """A real PostgreSQL that tests start, stop and kill; no other server on the machine is touched."""
 
+import functools
 import importlib.util
+import itertools
 import os
 import pwd
 import re
@@ -32,6 +34,7 @@ LOCK_TIMEOUT_MS = 10_000
 # Below the ports that Linux and macOS use for outgoing connections: one of those could take the
 # port of a server that is to be restarted.
 PORTS = range(15_000, 32_000)
+WORKERS = 32  # that may take ports at the same time
 # Stops the server and removes its files when the other end of stdin is closed. The kernel closes it
 # however a run ends, even by SIGKILL.
 GUARD = 'read -r _; kill -QUIT "$0"; rm -rf "$1"'
@@ -262,14 +265,25 @@ def _environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Return a free port that outgoing connections do not use."""
-    # From the system's randomness: the tests' own has the same seed in every worker.
-    for port in secrets.SystemRandom().sample(PORTS, 100):
+    """Return a free port that outgoing connections do not use, and no other worker of this run."""
+    for port in itertools.islice(_ports(), 100):
         with closing(socket.socket()) as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
             return port
     raise PostgresUnavailableError("of 100 ports none is free")
+
+
+@functools.cache
+def _ports() -> Iterator[int]:
+    """Return the ports of this process in a random order, without end.
+
+    A port is not given out again for as long as possible: its server may not have started yet.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    own = PORTS[worker % WORKERS :: WORKERS]
+    # From the system's randomness: the tests' own has the same seed in every worker.
+    return itertools.cycle(secrets.SystemRandom().sample(own, len(own)))
 
 
 def _execute(url: str, statement: str) -> None:
