@@ -22,7 +22,7 @@ class XidField(BigIntegerField):
 
 
 class TaskRow(Model):
-    """A task as it is stored; storage/task.py explains the columns. Times are unix seconds.
+    """A task as it is stored; storage/snapshot.py explains the columns. Times are unix seconds.
 
     `change_xid` is not part of a Task: the database assigns it (storage/changes.py).
     """
