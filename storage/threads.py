@@ -1,9 +1,39 @@
-"""The threads that talk to the database, as health checks see them."""
+"""The threads that talk to the database: how they end, and how health checks see them."""
 
+import asyncio
 import math
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
+
+
+class LoopThread(threading.Thread):
+    """A thread that an event loop starts, and whose end it waits for."""
+
+    def __init__(self, name: str, target: Callable[[], None]) -> None:
+        """Prepare the thread, inside the event loop that waits for its end.
+
+        Args:
+            name: The thread's, without `store-`.
+            target: All that the thread does.
+        """
+        super().__init__(target=target, name=f"store-{name}", daemon=True)
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            with suppress(RuntimeError):  # the event loop was closed without waiting
+                self._loop.call_soon_threadsafe(self._ended.set)
+
+    async def ended(self) -> None:
+        """Wait until the thread has done all."""
+        await self._ended.wait()
 
 
 class StorageThread(Protocol):

@@ -6,60 +6,24 @@ A flush to the disk, or a round trip, costs more than everything else, so jobs s
 import asyncio
 import logging
 import math
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
 
 from peewee import Database
 
-from storage.batch_size import BatchSize
-from storage.errors import (
-    CommitUnknownError,
-    StorageUnavailableError,
-    is_statement_timeout,
-    is_unavailable,
-)
+from storage.batches import Answers, Argument, Batch, Batches, Job, Result, WaitingLimit
+from storage.errors import CommitUnknownError, is_statement_timeout, is_unavailable
+from storage.threads import LoopThread
 
 BATCH_MAX_JOBS = 256
 LISTS_MAX_JOBS = 4  # for reads of many rows
 WAITING_SECONDS = 5.0
-REPEATED_MAX_SECONDS = 10.0  # a job that was queued longer ago is not repeated after a timeout
 
 logger = logging.getLogger(__name__)
-
-Argument = TypeVar("Argument")
-Result = TypeVar("Result")
-Batch = Callable[[Sequence[Argument]], Sequence[Result]]
-
-
-@dataclass(slots=True)
-class _Job:
-    batch: Batch[Any, Any]
-    argument: Any
-    done: "asyncio.Future[Any]"
-    on_result: Callable[[Any], None]
-    on_failure: Callable[[], None]
-    disposable: bool
-    since: float = field(default_factory=time.monotonic)
-    started: bool = False
-
-    def start(self) -> bool:
-        """Start the job, in the thread; return False if nobody wants its result any more."""
-        self.started = not (self.disposable and self.done.done())
-        return self.started
-
-    def expire(self) -> None:
-        """Give up waiting, in the event loop, unless the job has started."""
-        if not self.started and not self.done.done():
-            self.done.set_exception(StorageUnavailableError("the database is too slow"))
-
-
-Answers = list[tuple[_Job, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +32,41 @@ class _Outage:
 
     error: Exception
     time: float
+
+
+class _Connection:
+    """The connection of a worker, and how it recovers.
+
+    Attributes:
+        outage: Its last outage. Jobs that waited during it fail at once, instead of each waiting
+            for its own timeout.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        transaction: Callable[[], AbstractContextManager[object]],
+        recover: Callable[[], None],
+    ) -> None:
+        self._db = db
+        self._transaction = transaction
+        self._recover = recover
+        self.outage: _Outage | None = None
+
+    def transaction(self) -> AbstractContextManager[object]:
+        """Return a transaction, and open the connection for it if it is closed."""
+        self._db.connect(reuse_if_open=True)
+        return self._transaction()
+
+    def recover(self, error: Exception) -> None:
+        """Recover from a failure of the database; remember it if it ended the connection."""
+        if self._db.is_closed():
+            self.outage = _Outage(error, time.monotonic())
+        self._recover()
+
+    def close(self) -> None:
+        with suppress(Exception):  # it may be dead
+            self._db.close()
 
 
 class Worker:
@@ -107,22 +106,14 @@ class Worker:
             recover: Called in the thread after a failure of the database.
         """
         self.name = name
-        self._db = db
-        self._transaction = transaction
-        self._one_commit = one_commit
-        self._waiting_seconds = waiting_seconds
-        self._recover = recover
-        # Jobs that waited during it fail at once, instead of each waiting for its own timeout.
-        self._outage: _Outage | None = None
         self.busy_since = math.inf
+        self._one_commit = one_commit
+        self._connection = _Connection(db, transaction, recover)
         self._loop = asyncio.get_running_loop()
-        self._ended = asyncio.Event()
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._repeated: list[_Job] = []  # they come before those that wait
-        self._disposable: deque[_Job] = deque()  # the oldest first; some are done already
-        self._expiry: asyncio.TimerHandle | None = None
-        self._size = BatchSize(batch_max_jobs)
-        self._thread = threading.Thread(target=self._serve, name=f"store-{name}", daemon=True)
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._batches = Batches(self._jobs, batch_max_jobs)
+        self._waiting_limit = WaitingLimit(waiting_seconds)
+        self._thread = LoopThread(name, self._serve)
         self._thread.start()
 
     async def run(
@@ -150,33 +141,11 @@ class Worker:
             CommitUnknownError: The database failed while it committed the result.
         """
         done: asyncio.Future[Result] = self._loop.create_future()
-        job = _Job(batch, argument, done, on_result, on_failure, disposable)
-        if not disposable:
-            self._jobs.put(job)
-            return await done
-        if job.since - self.busy_since > self._waiting_seconds:
-            raise StorageUnavailableError("the database is too slow")
+        job = Job(batch, argument, done, on_result, on_failure, disposable)
+        if disposable:
+            self._waiting_limit.apply_to(job, self.busy_since)
         self._jobs.put(job)
-        self._expire_in_time(job)
         return await done
-
-    def _expire_in_time(self, job: _Job) -> None:
-        """Expire a job that waits for too long, by one timer for all."""
-        waiting = self._disposable
-        while waiting and waiting[0].done.done():
-            waiting.popleft()
-        waiting.append(job)
-        if self._expiry is None:
-            self._expiry = self._loop.call_later(self._waiting_seconds, self._expire)
-
-    def _expire(self) -> None:
-        self._expiry = None
-        waiting, oldest = self._disposable, time.monotonic() - self._waiting_seconds
-        while waiting and (waiting[0].done.done() or waiting[0].since <= oldest):
-            waiting.popleft().expire()
-        if waiting:
-            seconds = waiting[0].since - oldest
-            self._expiry = self._loop.call_later(seconds, self._expire)
 
     def is_alive(self) -> bool:
         """Return whether the thread runs."""
@@ -185,45 +154,24 @@ class Worker:
     async def close(self) -> None:
         """Finish the waiting jobs, and end the thread."""
         self._jobs.put(None)
-        await self._ended.wait()
-        if self._expiry is not None:
-            self._expiry.cancel()
+        await self._thread.ended()
+        self._waiting_limit.cancel()
 
     # --- in the thread ---
 
     def _serve(self) -> None:
         try:
-            while jobs := self._next_jobs():
+            while jobs := self._batches.next():
                 started = time.monotonic()
                 units = [jobs] if self._one_commit else _by_batch(jobs)
                 succeeded = [self._work(unit) for unit in units]
                 if all(succeeded):
                     ended = time.monotonic()
-                    self._size.done(len(jobs), ended - started, ended)
+                    self._batches.size.done(len(jobs), ended - started, ended)
         finally:
-            with suppress(Exception):  # the connection may be dead
-                self._db.close()
-            self._loop.call_soon_threadsafe(self._ended.set)
+            self._connection.close()
 
-    def _next_jobs(self) -> list[_Job]:
-        """Wait for a job, and take those behind it; return no job at the end."""
-        room = self._size.jobs
-        repeated = [job for job in self._repeated if job.start()]
-        jobs, self._repeated = repeated[:room], repeated[room:]
-        while len(jobs) < room:
-            try:
-                job = self._jobs.get(block=not jobs)
-            except Empty:
-                break
-            if job is None:
-                if jobs:
-                    self._jobs.put(None)  # the end comes after these jobs
-                break
-            if job.start():
-                jobs.append(job)
-        return jobs
-
-    def _work(self, unit: list[_Job]) -> bool:
+    def _work(self, unit: list[Job]) -> bool:
         """Do jobs and deliver their results; return whether all succeeded.
 
         No exception may end the thread.
@@ -236,15 +184,15 @@ class Worker:
         self._loop.call_soon_threadsafe(_deliver, answers)
         return bool(answers) and not any(isinstance(answer, Exception) for _, answer in answers)
 
-    def _perform(self, unit: list[_Job]) -> Answers:
+    def _perform(self, unit: list[Job]) -> Answers:
         """Do jobs in one transaction; return the result or the error of each."""
-        if self._outage and unit[0].since < self._outage.time:
-            return [(job, self._outage.error) for job in unit]
+        outage = self._connection.outage
+        if outage and unit[0].since < outage.time:
+            return [(job, outage.error) for job in unit]
         answers: Answers = []
         self.busy_since = time.monotonic()
         try:
-            self._db.connect(reuse_if_open=True)
-            with self._transaction():
+            with self._connection.transaction():
                 answers = [
                     answer
                     for jobs in _by_batch(unit)
@@ -252,13 +200,11 @@ class Worker:
                 ]
         except Exception as error:  # noqa: BLE001 - it is the caller's, and goes there
             if is_unavailable(error):
-                if self._db.is_closed():
-                    self._outage = _Outage(error, time.monotonic())
-                self._recover()
+                self._connection.recover(error)
                 if answers:  # all jobs were done, so it was their commit that failed
                     return [(job, CommitUnknownError(error, result)) for job, result in answers]
                 if len(unit) > 1 and is_statement_timeout(error):
-                    return self._repeat_smaller(unit, error)
+                    return self._batches.repeat_smaller(unit, error)
                 return [(job, error) for job in unit]
             if len(unit) == 1:
                 return [(unit[0], error)]
@@ -268,17 +214,9 @@ class Worker:
         finally:
             self.busy_since = math.inf
 
-    def _repeat_smaller(self, unit: list[_Job], error: Exception) -> Answers:
-        """Have jobs done again in smaller batches; return the error for those that are too old."""
-        now = time.monotonic()
-        self._size.timed_out(now)
-        oldest = now - REPEATED_MAX_SECONDS
-        self._repeated += [job for job in unit if job.since >= oldest]
-        return [(job, error) for job in unit if job.since < oldest]
 
-
-def _by_batch(jobs: list[_Job]) -> Iterable[list[_Job]]:
-    batches: dict[Batch[Any, Any], list[_Job]] = {}
+def _by_batch(jobs: list[Job]) -> Iterable[list[Job]]:
+    batches: dict[Batch[Any, Any], list[Job]] = {}
     for job in jobs:
         batches.setdefault(job.batch, []).append(job)
     return batches.values()
