@@ -28,8 +28,13 @@ class LoopThread(threading.Thread):
         try:
             super().run()
         finally:
-            with suppress(RuntimeError):  # the event loop was closed without waiting
+            with suppress(RuntimeError):  # it is abandoned
                 self._loop.call_soon_threadsafe(self._ended.set)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the event loop was closed without waiting."""
+        return self._loop.is_closed()
 
     async def ended(self) -> None:
         """Wait until the thread has done all."""
@@ -41,11 +46,13 @@ class StorageThread(Protocol):
 
     Attributes:
         name: What logs and metrics call it.
-        busy_since: Since when it works, by the monotonic clock; infinity while it has no work.
     """
 
     name: str
-    busy_since: float
+
+    @property
+    def busy_since(self) -> float:
+        """Since when it works, by the monotonic clock; infinity while it has no work."""
 
     def is_alive(self) -> bool:
         """Return whether the thread runs."""

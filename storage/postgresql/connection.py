@@ -146,7 +146,9 @@ def fetch(db: Database, sql: str, *params: object) -> list[Row]:
 class Connected(Protocol):
     """Has a connection, or none."""
 
-    socket: ConnectionSocket | None
+    @property
+    def socket(self) -> ConnectionSocket | None:
+        """Of the connection, if there is one."""
 
 
 async def cut_silent(

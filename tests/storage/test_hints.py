@@ -161,14 +161,16 @@ async def test_a_session_that_no_longer_listens_is_noticed_and_replaced(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with replicas(postgresql_url, check_seconds=0.1) as pair:
-        execute = pair.second._execute
+        listener = pair.second._listener
+        assert listener
+        execute = listener._execute
 
-        def lose(cursor: Any, sql: str, *params: object) -> None:
-            monkeypatch.setattr(pair.second, "_execute", execute)
-            cursor.execute("UNLISTEN *")
-            execute(cursor, sql, *params)
+        def lose(sql: str, *params: object) -> None:
+            monkeypatch.setattr(listener, "_execute", execute)
+            execute("UNLISTEN *")
+            execute(sql, *params)
 
-        monkeypatch.setattr(pair.second, "_execute", lose)
+        monkeypatch.setattr(listener, "_execute", lose)
         await eventually(lambda: len(pair.connections) == 2 and pair.second.connected)
         await pair.pass_on("t")
     assert any("set DATABASE_HINTS=false" in record.message for record in caplog.records)
