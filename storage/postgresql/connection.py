@@ -16,7 +16,7 @@ from psycopg2.extensions import parse_dsn
 
 from storage.engine import Row
 from storage.errors import StorageConfigError, is_unavailable, storage_errors
-from storage.threads import StorageThread
+from storage.threads import StorageThread, ThreadState, state_of
 
 POSTGRES_PREFIXES = ("postgresql://", "postgres://")
 # A dead connection is detected within about ten seconds, whether the network or the server failed.
@@ -151,26 +151,53 @@ class Connected(Protocol):
         """Of the connection, if there is one."""
 
 
-async def cut_silent(
-    users: Sequence[tuple[StorageThread, Connected]], silence_seconds: float
-) -> None:
-    """Keep cutting connections with an overdue response, so that nobody waits indefinitely."""
-    while True:
-        await asyncio.sleep(SILENCE_CHECK_SECONDS)
-        try:
-            _cut_silent_once(users, time.monotonic() - silence_seconds)
-        except Exception:
-            logger.exception("the check for silent connections failed")
+class Connections:
+    """The connections of a process, each with the thread that uses it.
 
+    One with an overdue response is cut, so that no thread waits indefinitely.
+    """
 
-def _cut_silent_once(users: Sequence[tuple[StorageThread, Connected]], long_ago: float) -> None:
-    for thread, connection in users:
-        handle = connection.socket
-        if not handle or handle.is_cut:
-            continue
-        if max(thread.busy_since, handle.opened) < long_ago:
-            logger.warning("the database does not answer; cutting the connection")
-            handle.cut()
+    def __init__(
+        self, users: Sequence[tuple[StorageThread, Connected]], silence_seconds: float
+    ) -> None:
+        """Begin to check the connections, inside the event loop.
+
+        Args:
+            users: The threads and their connections.
+            silence_seconds: How long a response may take.
+        """
+        self._users = users
+        self._silence_seconds = silence_seconds
+        self._cutting = asyncio.create_task(self._cut_silent())
+
+    def threads(self) -> list[ThreadState]:
+        """Return the states of the threads."""
+        return [
+            state_of(thread, handle.opened if (handle := connection.socket) else None)
+            for thread, connection in self._users
+        ]
+
+    async def close(self) -> None:
+        """End the checks."""
+        self._cutting.cancel()
+        await asyncio.gather(self._cutting, return_exceptions=True)
+
+    async def _cut_silent(self) -> None:
+        while True:
+            await asyncio.sleep(SILENCE_CHECK_SECONDS)
+            try:
+                self._cut_silent_once(time.monotonic() - self._silence_seconds)
+            except Exception:
+                logger.exception("the check for silent connections failed")
+
+    def _cut_silent_once(self, long_ago: float) -> None:
+        for thread, connection in self._users:
+            handle = connection.socket
+            if not handle or handle.is_cut:
+                continue
+            if max(thread.busy_since, handle.opened) < long_ago:
+                logger.warning("the database does not answer; cutting the connection")
+                handle.cut()
 
 
 def current_schema(db: Database) -> str:

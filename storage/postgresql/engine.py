@@ -21,10 +21,10 @@ from storage.postgresql.bulk import BulkStatements
 from storage.postgresql.clock import DatabaseClock
 from storage.postgresql.connection import (
     Connected,
+    Connections,
     PostgresDatabase,
     connection_params,
     current_schema,
-    cut_silent,
     drop_connection,
     fetch,
     lock_key,
@@ -42,7 +42,7 @@ from storage.postgresql.pooler import (
 from storage.rows import working_values
 from storage.statements import Statements
 from storage.task import Task
-from storage.threads import StorageThread, ThreadState, state_of
+from storage.threads import StorageThread, ThreadState
 from storage.worker import BATCH_MAX_JOBS, LISTS_MAX_JOBS, Worker
 
 logger = logging.getLogger(__name__)
@@ -119,18 +119,15 @@ class PostgresEngine:
         self._lister = _Reader("lister", params, LISTS_MAX_JOBS, timeouts.waiting_seconds)
         connect = partial(psycopg2.connect, **params)
         self._hints = Hints(connect, channel_of(schema)) if hints else None
-        self._users: list[tuple[StorageThread, Connected]] = [
+        users: list[tuple[StorageThread, Connected]] = [
             (self.writer, self.db),
             *((reader.worker, reader.db) for reader in (self._reader, self._lister)),
             *([(self._hints, self._hints)] if self._hints else []),
         ]
-        self._cutting = asyncio.create_task(cut_silent(self._users, timeouts.silence_seconds))
+        self._connections = Connections(users, timeouts.silence_seconds)
 
     def threads(self) -> list[ThreadState]:
-        return [
-            state_of(thread, handle.opened if (handle := connection.socket) else None)
-            for thread, connection in self._users
-        ]
+        return self._connections.threads()
 
     async def close(self) -> None:
         await self.writer.close()
@@ -138,8 +135,7 @@ class PostgresEngine:
             await self._hints.close()
         await self._reader.worker.close()
         await self._lister.worker.close()
-        self._cutting.cancel()
-        await asyncio.gather(self._cutting, return_exceptions=True)
+        await self._connections.close()
 
     # --- reads ---
 
