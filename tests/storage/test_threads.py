@@ -10,7 +10,7 @@ import pytest
 from peewee import SqliteDatabase
 
 from storage.opening import open_store
-from storage.threads import state_of
+from storage.threads import LoopThread, state_of
 from storage.worker import Worker
 from tests.support.waiting import eventually
 
@@ -34,6 +34,23 @@ async def test_a_thread_is_busy_while_it_works_and_dead_once_it_has_ended(tmp_pa
     await waiting
     await worker.close()
     await eventually(lambda: not state_of(worker).alive)
+
+
+def test_a_thread_whose_event_loop_was_closed_ends_without_an_error() -> None:
+    released = threading.Event()
+
+    def wait() -> None:
+        released.wait()
+
+    async def start() -> LoopThread:
+        thread = LoopThread("x", wait)
+        thread.start()
+        return thread
+
+    thread = asyncio.run(start())
+    assert thread.is_abandoned
+    released.set()
+    thread.join()
 
 
 @pytest.mark.parametrize("hints", [True, False])
