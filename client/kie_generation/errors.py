@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
@@ -164,7 +165,7 @@ def from_rpc(error: grpc.aio.AioRpcError) -> GenerationError:
         reason=reason,
         metadata=info.metadata if info is not None and reason else None,
         violations=_violations(_find(details, error_details_pb2.BadRequest())),
-        retry_after=None if retry is None else retry.retry_delay.ToTimedelta().total_seconds(),
+        retry_after=None if retry is None else _seconds(retry.retry_delay),
     )
 
 
@@ -192,6 +193,11 @@ def _find(details: tuple[AnyMessage, ...], wanted: M) -> M | None:
         return wanted if any(detail.Unpack(wanted) for detail in details) else None
     except DecodeError:
         return None
+
+
+def _seconds(delay: Duration) -> float:
+    """Return a delay in seconds, whatever a server sends: a timedelta takes only valid ones."""
+    return max(0.0, delay.seconds + delay.nanos / 1_000_000_000)
 
 
 def _violations(request: error_details_pb2.BadRequest | None) -> tuple[Violation, ...]:

@@ -18,6 +18,9 @@ OnRetry: TypeAlias = Callable[[UnavailableError], None]
 # The last attempt starts this long before the end of the timeout, so that it can still succeed.
 _LAST_TRY_SECONDS = 1.0
 _LAST_TRY_SHARE = 0.25
+# A stream may be reopened for as long as it takes, so a broken server or proxy must not delay it
+# for years.
+_SERVER_DELAY_MAX_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Backoff:
         """
         ours = self._delay_seconds * random.uniform(0.5, 1)
         self._delay_seconds = min(2 * self._delay_seconds, self._retry.max_delay_seconds)
-        return ours + (error.retry_after or 0)
+        return ours + min(error.retry_after or 0, _SERVER_DELAY_MAX_SECONDS)
 
 
 async def retrying(

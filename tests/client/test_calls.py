@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from kie_generation import (
@@ -36,6 +37,7 @@ from kie_generation.generated.generation.v1.generation_pb2 import (
     UploadMetadata,
     Veo3Params,
 )
+from kie_generation.retry import Backoff
 from kie_generation.upload import CHUNK_BYTES
 from tests.support.scripted_server import (
     FAST,
@@ -50,6 +52,7 @@ from tests.support.scripted_server import (
 )
 
 PARAMS = Imagen4Params(prompt="a lighthouse")
+SECONDS_MAX = (1 << 63) - 1
 
 
 @pytest.mark.parametrize("params", [PARAMS, MidjourneyParams(), Veo3Params(), Sora2Params()])
@@ -149,6 +152,34 @@ async def test_a_retry_that_would_come_after_the_timeout_is_not_waited_for() -> 
         with pytest.raises(UnavailableError) as caught:
             await client.get("t-1", timeout=0.5)
     assert caught.value.retry_after == 0.9
+
+
+async def test_a_delay_of_a_broken_server_that_no_timer_takes_is_an_error_of_the_call() -> None:
+    service = ScriptedService()
+    endless = Duration(seconds=SECONDS_MAX, nanos=-1)
+    service.answers.append(
+        Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED", retry_delay=endless)
+    )
+    async with connected(service) as client:
+        with pytest.raises(UnavailableError) as caught:
+            await client.get("t-1")
+    assert caught.value.retry_after == pytest.approx(SECONDS_MAX)
+
+
+async def test_a_negative_delay_of_a_broken_server_does_not_remove_the_pause() -> None:
+    service = ScriptedService()
+    negative = Failure(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED", retry_delay=Duration(seconds=-1_000)
+    )
+    service.answers.extend([negative, pending(1)])
+    async with connected(service, retry=Retry(first_delay_seconds=0.2)) as client:
+        await client.get("t-1")
+    assert service.times[1] - service.times[0] >= 0.1
+
+
+def test_a_stream_is_reopened_within_minutes_whatever_delay_a_broken_server_asks_for() -> None:
+    error = UnavailableError(grpc.StatusCode.UNAVAILABLE, "later", retry_after=SECONDS_MAX)
+    assert Backoff(FAST).next_delay(error) < 600
 
 
 async def test_a_refusal_of_the_provider_names_the_task() -> None:

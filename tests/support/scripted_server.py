@@ -73,6 +73,7 @@ class Failure:
     metadata: dict[str, str] = field(default_factory=dict)
     fields: dict[str, str] = field(default_factory=dict)
     retry_after_ms: int | None = None
+    retry_delay: Duration | None = None  # instead, also one that is not valid
 
     async def abort(self, context: Context) -> None:
         if not self.reason:
@@ -95,8 +96,10 @@ class Failure:
         found: list[Any] = [info]
         if violations:
             found.append(error_details_pb2.BadRequest(field_violations=violations))
+        delay = self.retry_delay
         if self.retry_after_ms is not None:
             delay = Duration(nanos=self.retry_after_ms * 1_000_000)
+        if delay is not None:
             found.append(error_details_pb2.RetryInfo(retry_delay=delay))
         return found
 
