@@ -1,4 +1,8 @@
-"""A folder as a storage: a file is complete, and persisted, once it has its name."""
+"""A folder as a storage: a file is complete, and persisted, once it has its name.
+
+The folder may be on a server that stops answering. Nothing else waits for it then, and the calls
+fail in the end.
+"""
 
 import asyncio
 import os
@@ -12,11 +16,17 @@ from uuid import uuid4
 from service.results.content import Content
 from service.results.errors import MissingError, StoreError
 from service.results.places import READ_BYTES, Place
+from service.results.threads import DaemonThreads
 
 INCOMING = ".incoming"  # the folder of files that are not complete yet
 ABANDONED_SECONDS = 3_600.0
+THREADS_MAX = 32
+STALL_SECONDS = 60.0  # for one operation: what a request to an object store may take, too
+DISCARD_SECONDS = 1.0
 
 T = TypeVar("T")
+
+_threads = DaemonThreads(THREADS_MAX)
 
 
 class Folder:
@@ -47,7 +57,8 @@ class Folder:
                 await _in_thread(file.write, piece)
             await _in_thread(self._finish, file, temporary, key)
         except BaseException:
-            await asyncio.to_thread(_discard, file, temporary)
+            with suppress(StoreError):  # `tidy` removes it later
+                await _in_thread(_discard, file, temporary, seconds=DISCARD_SECONDS)
             raise
 
     async def read(self, key: str, start: int, size: int) -> AsyncGenerator[bytes, None]:
@@ -146,14 +157,18 @@ def _persist(folder: Path) -> None:
         os.close(descriptor)
 
 
-async def _in_thread(call: Callable[..., T], *arguments: object) -> T:
+async def _in_thread(call: Callable[..., T], *arguments: object, seconds: float | None = None) -> T:
     """Call in a thread.
 
     Raises:
-        StoreError: An operation of the system failed.
+        StoreError: An operation of the system failed, or does not end.
     """
-    with _store_errors():
-        return await asyncio.to_thread(call, *arguments)
+    try:
+        async with asyncio.timeout(seconds or STALL_SECONDS):
+            with _store_errors():
+                return await _threads.run(call, *arguments)
+    except TimeoutError:
+        raise StoreError("the file system of RESULTS_URL does not answer") from None
 
 
 @contextmanager

@@ -1,8 +1,11 @@
 """The end of the process: nothing that is paid for is lost, and no deploy is noticed."""
 
 import asyncio
+import os
 import signal
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -170,3 +173,34 @@ async def test_after_the_drain_delay_the_process_ends(launch: Launch, kie: Simul
         assert time.monotonic() - signalled >= 1
         assert await health.read() is grpc.aio.EOF
         assert await process.process.exit_code(START_SECONDS) == 0
+
+
+# --- the folder of results ---
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+async def test_a_file_system_that_hangs_does_not_delay_the_end(
+    launch: Launch, kie: Simulator, tmp_path: Path
+) -> None:
+    """Opening a pipe that nobody writes to hangs, as a file on a server that does not answer."""
+    results = tmp_path / "results"
+    async with launch(**to(kie.url), RESULTS_URL=results.as_uri()) as process:
+        created = await process.create()
+        end = await process.end(created.id)
+        assert end.artifacts[0].storage_uri
+        [copy] = [path for path in results.rglob("*") if path.is_file()]
+        copy.unlink()
+        os.mkfifo(copy)
+        request = pb.DownloadArtifactRequest(task_id=created.id)
+        downloads = [process.stub.DownloadArtifact(request) for _ in range(4)]
+        reading = asyncio.gather(*(each.read() for each in downloads), return_exceptions=True)
+        await eventually(lambda: waiting_for_a_writer(process.pid) == len(downloads))
+        process.process.signal(signal.SIGTERM)
+        assert await process.process.exit_code(END_SECONDS) == 0
+        await reading
+
+
+def waiting_for_a_writer(pid: int) -> int:
+    """How many threads of a process hang at opening a pipe."""
+    states = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/wchan")]
+    return states.count("wait_for_partner")
