@@ -7,6 +7,7 @@ task of its caller changes. A stream that is behind reads its own pages until it
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,6 +19,7 @@ from storage.store import Store
 from storage.task import Status
 
 ENDED = frozenset({Status.SUCCESS, Status.FAILED})
+OFFERED_AT_ONCE = 200  # changes to streams, which then take some 5 ms of the event loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class Feed:
         self._pause = math.inf  # until hidden changes are read again
         self._hidden_since = math.inf
         self.position = START
+        self._reached = START  # what comes up to here is not offered to streams that join
         self.draining = False
         self._epoch = b""
         store.on_change = self.wake
@@ -152,9 +155,9 @@ class Feed:
     def join(self, stream: Stream) -> bool:
         """Hand changes to a stream from now on, if it has everything before them."""
         if not self._live:
-            self.position = stream.position
+            self.position = self._reached = stream.position
             self._epoch = b""  # that of the next page
-        elif stream.position < self.position:
+        elif stream.position < self._reached:
             return False
         self._live.setdefault(stream.which.caller, set()).add(stream)
         stream.is_live = True
@@ -209,15 +212,32 @@ class Feed:
             page = await self._store.changes(None, self.position, self._times.page_changes)
             self.metrics.page_read("all")
             self._check_epoch(page)
-            for change in page.changes:
-                for stream in tuple(self._live.get(change.caller, ())):
-                    if not stream.offer(change):
-                        self._leave(stream)
-                        stream.wake()
-            self.position = page.end
+            if not await self._hand_out(page.changes):
+                continue
+            self.position = self._reached = page.end
             if page.is_last:
                 self._expect_hidden(page, pause)
                 return
+
+    async def _hand_out(self, changes: Sequence[Change]) -> bool:
+        """Offer changes to the live streams of their callers, and let other calls run in between.
+
+        Return False if a stream has set another position meanwhile, as no live stream was left.
+        """
+        offered = 0
+        for change in changes:
+            self._reached = change.position
+            for stream in tuple(self._live.get(change.caller, ())):
+                if stream.is_live and not stream.offer(change):
+                    self._leave(stream)
+                    stream.wake()
+                offered += 1
+                if offered % OFFERED_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+                    if self._reached is not change.position:
+                        return False
+            self.position = change.position
+        return True
 
     def _expect_hidden(self, page: ChangePage, last_pause: float) -> None:
         """Read again soon if an open transaction hides changes."""

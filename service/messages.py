@@ -131,6 +131,11 @@ def _size(answer: bytes) -> int:
     return ENTRY_BYTES + len(answer)
 
 
+def size_of(task: Task) -> int:
+    """Return how many bytes the message of a snapshot has, if it has many."""
+    return len(task.filled_params or task.params) + len(task.result_json)
+
+
 def task_message(task: Task, links: Links) -> pb.GenerationTask:
     """Return the message of a snapshot."""
     message = pb.GenerationTask(

@@ -26,6 +26,7 @@ from service.measurements import Measurements
 from service.messages import Answers
 from service.model_lists import ModelLists
 from service.open_calls import LimitedCalls, OpenCalls
+from service.outbox import StreamOutbox
 from service.own_tasks import OwnTasks
 from service.pages import Pages
 from service.parts import Parts, start_background
@@ -103,6 +104,7 @@ def create_servicer(
 ) -> Servicer:
     """Return the methods of the service."""
     settings, store = parts.settings, parts.store
+    outbox = StreamOutbox(on_refusal=parts.metrics.caller_refused)
     return Servicer(
         tasks=OwnTasks(store, events),
         creator=_creator(parts, events, tracing),
@@ -114,11 +116,13 @@ def create_servicer(
             heartbeat_seconds=settings.watch_heartbeat_seconds,
             max_age_seconds=settings.watch_max_age_seconds,
             open_streams=calls.watches,
+            outbox=outbox,
         ),
         change_watcher=ChangeWatcher(
             store,
             feed,
             open_streams=calls.watches,
+            outbox=outbox,
             heartbeat_seconds=settings.watch_heartbeat_seconds,
             max_age_seconds=settings.watch_max_age_seconds,
         ),

@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Callable
 from service.errors import invalid, not_found, shutting_down
 from service.events import TaskEvents
 from service.hub import Hub
+from service.messages import size_of
 from service.metrics import Metrics
 from service.open_calls import OpenCalls
+from service.outbox import StreamOutbox
 from service.streams import LimitedAge
 from storage.errors import StorageUnavailableError
 from storage.store import Store
@@ -25,6 +27,7 @@ class Watcher:
         events: TaskEvents,
         *,
         open_streams: OpenCalls,
+        outbox: StreamOutbox,
         heartbeat_seconds: float,
         max_age_seconds: float,
     ) -> None:
@@ -33,6 +36,7 @@ class Watcher:
         self._metrics = metrics
         self._events = events
         self._open_streams = open_streams
+        self._outbox = outbox
         self._heartbeat_seconds = heartbeat_seconds
         self._max_age_seconds = max_age_seconds
 
@@ -46,9 +50,13 @@ class Watcher:
         """Write snapshots until the final one.
 
         Raises:
-            ServiceError: TASK_NOT_FOUND, INVALID_PARAMS, RATE_LIMITED; STREAM_EXPIRED or
-                SHUTTING_DOWN later.
+            ServiceError: TASK_NOT_FOUND, INVALID_PARAMS, RATE_LIMITED; RATE_LIMITED, STREAM_EXPIRED
+                or SHUTTING_DOWN later.
         """
+
+        def send(task: Task) -> Awaitable[None]:
+            return self._outbox.write(caller, size_of(task), lambda: write(task))
+
         with (
             self._open_streams.counted(caller),
             self._hub.subscribe(task_id, to_the_end=True) as subscription,
@@ -58,7 +66,7 @@ class Watcher:
             task = await self._first(caller, task_id, after_revision)
             async with LimitedAge(self._max_age_seconds):
                 if task.ended or task.revision != after_revision:
-                    await write(task)
+                    await send(task)
                 if not task.ended:
                     await self._events.on_watched(task)
                 while not task.ended:
@@ -66,7 +74,7 @@ class Watcher:
                     if newer is None and subscription.draining:
                         raise shutting_down()
                     task = newer or await self._current(task)
-                    await write(task)
+                    await send(task)
                     if newer:
                         self._metrics.fan_out(time.monotonic() - subscription.put_time)
 

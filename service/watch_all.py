@@ -2,17 +2,19 @@
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from generated.generation.v1 import generation_pb2 as pb
 from service.callers import current_caller
 from service.errors import ServiceError, invalid_params, shutting_down
 from service.feed import Feed
-from service.messages import Answers, timestamp
+from service.messages import Answers, size_of, timestamp
 from service.open_calls import OpenCalls
+from service.outbox import StreamOutbox
 from service.resume_token import ChangeFilter, ResumePoint, expired, read_token, write_token
 from service.rules import PROMPT_ID_MAX_CHARACTERS, text_rules
 from service.streams import LimitedAge
@@ -21,6 +23,8 @@ from storage.store import Store
 from storage.task import Task
 
 CATCHING_UP_MAX = 4  # streams that read pages at the same time
+SENDING_MAX = 16  # streams of one caller that send at the same time
+STALL_SECONDS = 0.25  # until a stream whose client does not read makes room for another one
 PAGE_CHANGES = 256
 READ_AT_ONCE = 16  # tasks, which are in memory together
 
@@ -73,6 +77,7 @@ class ChangeWatcher:
         feed: Feed,
         *,
         open_streams: OpenCalls,
+        outbox: StreamOutbox,
         heartbeat_seconds: float,
         max_age_seconds: float,
     ) -> None:
@@ -81,7 +86,7 @@ class ChangeWatcher:
         self._open_streams = open_streams
         self._heartbeat_seconds = heartbeat_seconds
         self._max_age_seconds = max_age_seconds
-        self._turns = _Turns()
+        self._turns = _Turns(outbox)
 
     async def watch(
         self, which: ChangeFilter, resume_token: str, writer: ChangeWriter, *, from_now: bool
@@ -103,17 +108,64 @@ class ChangeWatcher:
 
 
 class _Turns:
-    """Limits the streams that read pages at a time: one of each caller, and a few in all."""
+    """Limits the streams that do something at a time, so that a caller may have thousands.
 
-    def __init__(self) -> None:
+    Pages are read for one stream of each caller, and for a few in all. Tasks are read and sent for
+    some streams of each caller.
+
+    Attributes:
+        outbox: What the clients have not read.
+    """
+
+    def __init__(self, outbox: StreamOutbox) -> None:
+        self.outbox = outbox
         self._all = asyncio.Semaphore(CATCHING_UP_MAX)
         self._callers: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._sending: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            partial(asyncio.Semaphore, SENDING_MAX)
+        )
+
+    async def to_send(self, caller: str) -> "_Turn":
+        """Wait until a caller's stream may send."""
+        places = self._sending[caller]
+        await places.acquire()
+        return _Turn(places)
 
     @asynccontextmanager
     async def of(self, caller: str) -> AsyncIterator[None]:
         """Wait for a turn of a caller's stream, which lasts as long as the context."""
         async with self._callers[caller], self._all:
             yield
+
+
+class _Turn:
+    """The turn of one stream to send. It is over early if the client does not read.
+
+    Attributes:
+        tasks: What was read and not sent yet; dropped at the end of the turn.
+    """
+
+    __slots__ = ("_places", "_timer", "tasks")
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self._places: asyncio.Semaphore | None = places
+        self._timer: asyncio.TimerHandle | None = None
+        self.tasks: deque[Task | None] = deque()
+
+    def begin(self, tasks: Sequence[Task | None]) -> None:
+        """Note what was read; from now on the client has to read it."""
+        self.tasks.extend(tasks)
+        self._timer = asyncio.get_running_loop().call_later(STALL_SECONDS, self.end)
+
+    def end(self) -> None:
+        """End the turn, unless it is over."""
+        if self._places is None:
+            return
+        self._places.release()
+        self._places = None
+        self.tasks.clear()
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class _Run:
@@ -207,13 +259,29 @@ class _Run:
                 await self._bookmark()
 
     async def _send(self, changes: Sequence[Change]) -> None:
+        """Send tasks that have changed.
+
+        Those that a client does not take in time are dropped, and read again later.
+        """
+        unsent = deque(changes)
+        while unsent:
+            turn = await self._turns.to_send(self._stream.which.caller)
+            try:
+                await self._send_in_turn(unsent, turn)
+            finally:
+                turn.end()
+
+    async def _send_in_turn(self, unsent: deque[Change], turn: _Turn) -> None:
         self._raise_if_over()
-        ids = (change.task_id for change in changes)
-        tasks = await asyncio.gather(*map(self._store.get_readable, ids))
-        for change, task in zip(changes, tasks, strict=True):
-            self._stream.position = change.position
+        stream = self._stream
+        ids = (change.task_id for change in unsent)
+        turn.begin(await asyncio.gather(*map(self._store.get_readable, ids)))
+        while turn.tasks:
+            change, task = unsent.popleft(), turn.tasks.popleft()
+            stream.position = change.position
             if task is not None:  # else it was deleted meanwhile, or is damaged
-                await self._writer.task(task, self._token(), is_new=self._stream.is_live)
+                write = partial(self._writer.task, task, self._token(), is_new=stream.is_live)
+                await self._turns.outbox.write(stream.which.caller, size_of(task), write)
 
     async def _bookmark(self) -> None:
         """Write a bookmark: everything before the feed's position was sent."""

@@ -15,8 +15,9 @@ import pytest
 from generated.generation.v1 import generation_pb2 as pb
 from generated.generation.v1.generation_pb2_grpc import GenerationServiceStub
 from providers.kie.simulator import Simulator
+from service import watch_all
 from service.bounds import BOUNDS, UpkeepBounds
-from service.feed import FeedTimes
+from service.feed import OFFERED_AT_ONCE, FeedTimes
 from service.resume_token import VERSION, _check
 from tests.support.callers import Serving
 from tests.support.databases import change, fill
@@ -27,6 +28,8 @@ from tests.support.prompts import STUCK
 from tests.support.refusals import Refusal, refused
 
 OLD_TASKS = 600  # more than two pages
+MANY_STREAMS = OFFERED_AT_ONCE + 50
+LONG_PROMPT = "\N{CAT FACE}" * 4_900 + "[sim:stuck]"
 
 
 @pytest.fixture
@@ -104,6 +107,34 @@ async def test_the_token_of_every_message_resumes_after_it(still: Service) -> No
         async with Follower(still, resume_token=tokens[task.id]) as resumed:
             await resumed.until(lambda seen: seen.has(created[-1]))
             assert not set(resumed.tasks) & {earlier.id for earlier in created[: number + 1]}
+
+
+async def test_each_of_many_streams_of_a_caller_gets_every_change(still: Service) -> None:
+    """A change goes out to so many streams in several steps, and streams join in between."""
+    async with AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(Follower(still)) for _ in range(MANY_STREAMS)]
+        reading = asyncio.gather(*(s.until(lambda seen: len(seen.tasks) == 8) for s in streams))
+        created = [await still.create(STUCK) for _ in range(8)]
+        await reading
+        latest = [await still.query(task.id) for task in created]
+        await asyncio.gather(*(s.until(lambda seen: seen.bookmarks) for s in streams))
+        for stream in streams:
+            async with Follower(still, resume_token=stream.token) as resumed:
+                await resumed.initial()
+                for task in latest:
+                    assert stream.has(task) or resumed.has(task)
+
+
+async def test_a_client_that_stops_reading_for_a_while_misses_nothing(
+    still: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_all, "STALL_SECONDS", 0.0)
+    long = {"imagen4": {"prompt": LONG_PROMPT, "negative_prompt": LONG_PROMPT}}
+    created = [await still.create(long) for _ in range(20)]
+    async with Follower(still) as stream:
+        await stream.next()
+        created.append(await still.create(long))  # while the stream waits for its client
+        await stream.until(lambda seen: all(map(seen.has, created)))
 
 
 async def test_a_token_works_after_a_restart(serve: Serve) -> None:
