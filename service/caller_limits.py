@@ -9,7 +9,7 @@ models = ["imagen4", "veo*"]
 
 import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -18,12 +18,13 @@ from typing import Annotated, Any
 import structlog
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from service.callers import Callers, is_name
+from service.callers import PROBLEMS_MAX, Callers, is_name
 from service.files import RECHECK_SECONDS, WatchedFile, read_file, text_in
 from service.metrics import Metrics
 from service.model_patterns import is_pattern, matches, matches_any
 
 NUMBER_MAX = 1_000_000_000
+KEY_PARTS_MAX = 100  # of a dotted key: the time to read one grows with their square
 
 log = structlog.get_logger()
 
@@ -152,7 +153,8 @@ class CallerLimits:
             if not any(matches(pattern, model) for model in self._models())
         ]
         if unknown:
-            log.warning("caller limits file names unknown models", models=", ".join(unknown))
+            models = ", ".join(_first(unknown, "names"))
+            log.warning("caller limits file names unknown models", models=models)
 
     def _complain(self, problem: str) -> None:
         self._metrics.show_config_problems("caller_limits", 1)
@@ -216,14 +218,35 @@ def read_limits(content: bytes) -> LimitsFileContent:
         CallerLimitsError: It is not TOML, or breaks rules; the message names each one.
     """
     try:
-        return LimitsFileContent.model_validate(tomllib.loads(text_in(content)))
+        text = text_in(content)
+        _check_keys(text)
+        return LimitsFileContent.model_validate(tomllib.loads(text))
+    except CallerLimitsError:
+        raise
     except ValidationError as error:
-        problems = (_problem(each) for each in error.errors(include_input=False))
-        raise CallerLimitsError("; ".join(dict.fromkeys(problems))) from None
+        problems = dict.fromkeys(_problem(each) for each in error.errors(include_input=False))
+        raise CallerLimitsError("; ".join(_first(list(problems), "problems"))) from None
     except UnicodeDecodeError:
         raise CallerLimitsError("must be text in UTF-8") from None
     except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
         raise CallerLimitsError(f"must be TOML: {error}") from None
+
+
+def _check_keys(text: str) -> None:
+    """Raise CallerLimitsError if a dotted key has so many parts that reading it takes long."""
+    parts = 0
+    for part in text.split("."):
+        # Between the names of a list there are commas, and nothing is empty in a key.
+        parts = 0 if "," in part or "\n" in part or not part.strip() else parts + 1
+        if parts > KEY_PARTS_MAX:
+            raise CallerLimitsError(f"must be TOML: a key has more than {KEY_PARTS_MAX} parts")
+
+
+def _first(texts: Sequence[str], what: str) -> Sequence[str]:
+    """Return the first texts, and how many more there are: the file may be of another kind."""
+    if len(texts) <= PROBLEMS_MAX:
+        return texts
+    return [*texts[:PROBLEMS_MAX], f"{len(texts) - PROBLEMS_MAX} more {what}"]
 
 
 _WORDS = {
@@ -240,7 +263,8 @@ def _problem(error: Any) -> str:
     """Describe a problem and its place, as in `[callers.alice] queue must be at least 1`."""
     table = error["loc"][:2] if error["loc"][0] == "callers" else error["loc"][:1]
     key, *position = [part for part in error["loc"][len(table) :] if part != "[key]"] or [""]
-    where = f"[{'.'.join(map(_key, table))}] {key}" + "".join(f"[{index}]" for index in position)
+    shown = key and _key(key)
+    where = f"[{'.'.join(map(_key, table))}] {shown}" + "".join(f"[{index}]" for index in position)
     words = _WORDS.get(error["type"]) or error["msg"].removeprefix("Value error, ")
     return f"{where.rstrip()} {words.replace('Input should be', 'must be')}"
 

@@ -1,5 +1,6 @@
 """The file of limits: what is in it, and what happens when it changes."""
 
+import time
 from collections.abc import Callable
 
 import grpc
@@ -121,6 +122,38 @@ def test_every_bad_limit_of_a_file_is_named() -> None:
         read_limits(b"[default]\nqueue = 0\n[callers.alice]\nruning = 1\nlists = true\n")
     for words in ("[default] queue", "[callers.alice] runing", "[callers.alice] lists"):
         assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"k{n} = 1\n" for n in range(1_000)),
+        "[default]\nmodels = [" + '"a b",' * 1_000 + "]",
+        ".".join("a" * 20_000) + " = 1",
+        "[" + ".".join("a" * 20_000) + "]",
+        "x = {" + ".".join("a" * 20_000) + " = 1}",
+        "x = " + "[" * 100_000,
+    ],
+)
+def test_a_file_of_another_kind_is_refused_in_few_words_and_in_little_time(text: str) -> None:
+    began = time.thread_time()
+    with pytest.raises(CallerLimitsError) as caught:
+        read_limits(text.encode())
+    assert len(str(caught.value)) < 3_000
+    assert time.thread_time() - began < 1
+
+
+def test_control_characters_of_a_file_are_shown_as_escapes() -> None:
+    for text in ('[default]\n"\\u001b[31mred" = 1', '[callers."\\u001b[31mred"]', '"\\u001b" = 1'):
+        with pytest.raises(CallerLimitsError) as caught:
+            read_limits(text.encode())
+        assert str(caught.value).isprintable()
+
+
+def test_a_line_of_dots_or_of_many_models_is_no_long_key() -> None:
+    models = ", ".join(['"kling-3.0/video"'] * 300)
+    text = f"# {'.' * 300}\n[default]\nmodels = [{models}]\nqueue = 7\n"
+    assert read_limits(text.encode()).default.queue == 7
 
 
 def test_a_file_that_is_not_text_is_refused() -> None:
