@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from service.forever import forever
+from service.fresh_links import FreshLinks
 from service.messages import Links
 from service.parts import Parts, start_background
 from service.results.copier import Copier, CopyLimits
@@ -12,6 +13,7 @@ from service.results.hosts import FetchRules
 from service.results.objects import Objects, open_objects
 from service.results.origin import Origin
 from service.results.places import place_of
+from service.results.reader import Reader
 from service.results.source import Source
 from service.settings import Settings
 
@@ -56,6 +58,12 @@ async def open_results(parts: Parts, origin: Origin, stack: AsyncExitStack) -> K
     limits = CopyLimits(settings.results_max_bytes, settings.results_parallel)
     copier = Copier(objects, origin, limits, parts.metrics.copies)
     return KeptResults(objects, copier)
+
+
+def make_reader(parts: Parts, results: KeptResults | None, origin: Origin) -> Reader:
+    """Return what reads results for callers."""
+    fresh_links = FreshLinks(parts.provider.fresh_url)
+    return Reader(results.objects if results else None, origin.asking(fresh_links.of))
 
 
 def links(settings: Settings, provider_seconds: float) -> Links:

@@ -20,13 +20,12 @@ from service.follow import Follower
 from service.forever import forever
 from service.health import Health
 from service.http_ports import start_admin, start_callbacks
-from service.kept import KeptResults, links, open_origin, open_results
+from service.kept import KeptResults, links, make_reader, open_origin, open_results
 from service.messages import Answers
 from service.parts import Parts, create_parts, start_background, start_catalogue
 from service.polling import Polling, make_polling
 from service.purge import Purger
 from service.results.origin import Origin
-from service.results.reader import Reader
 from service.rpc import (
     SERVICE_NAME,
     bind_server,
@@ -135,7 +134,7 @@ def _answers(parts: Parts) -> Answers:
 
 def _artifacts(parts: Parts, results: KeptResults | None, origin: Origin) -> Artifacts:
     """Return what callers can do with results."""
-    reader = Reader(results.objects if results else None, origin)
+    reader = make_reader(parts, results, origin)
     return Artifacts(reader, parts.bounds.uploads, lambda: parts.hub.draining)
 
 

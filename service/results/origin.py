@@ -29,6 +29,10 @@ class Origin:
         self._source = source
         self._fresh_url = fresh_url
 
+    def asking(self, fresh_url: FreshUrl) -> "Origin":
+        """Return the same origin, which asks for other URLs in another way."""
+        return Origin(self._source, fresh_url)
+
     @asynccontextmanager
     async def open(self, url: str, offset: int = 0) -> AsyncIterator[Download]:
         """Download a result; if its link is dead, ask the provider once for another one.

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from aiohttp import web
 
 from generated.generation.v1 import generation_pb2 as pb
 from service.bounds import BOUNDS
+from service.fresh_links import PAUSE_SECONDS
 from service.uploads import UploadPace
 from tests.support.downloading import download, download_all, ended
 from tests.support.harness import Serve, Service
@@ -200,6 +202,21 @@ async def test_a_dead_link_is_replaced_by_a_fresh_one_which_is_not_stored(
         host.fresh[host.url("0.mp4")] = host.add("fresh.mp4", content)
         (await download(service.stub, task.id, offset=7)).check(content, 7, has_copy=False)
         assert await service.query(task.id) == task
+
+
+async def test_downloads_of_dead_links_do_not_use_up_the_requests_of_the_account(
+    start: Start, host: MediaHost
+) -> None:
+    host.add("0.mp4", media(SIZE))
+    async with start() as service:
+        task = await ended(service, "0.mp4")
+        url = host.url("0.mp4")
+        host.files.clear()
+        began = time.monotonic()
+        downloads = (refused(download(service.stub, task.id)) for _ in range(5))
+        reasons = {answer.reason for answer in await asyncio.gather(*downloads)}
+        assert reasons == {"ARTIFACT_NOT_FOUND"}
+        assert host.asked[f"fresh {url}"] <= 1 + (time.monotonic() - began) / PAUSE_SECONDS
 
 
 def answers_with(status: int, body: Any) -> Any:
