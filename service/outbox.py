@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVarTuple
 
 from service.calls import Call
 from service.errors import ServiceError
@@ -13,6 +13,8 @@ COUNTED_FROM_BYTES = 4_096  # a smaller response, or request, takes less memory 
 UNREAD_MAX_BYTES = 32 << 20
 PATIENCE_SECONDS = 10.0  # of a stream that waits until others of its caller are read
 LIMIT = "answers"
+
+Content = TypeVarTuple("Content")
 
 
 class Outbox:
@@ -105,7 +107,11 @@ class StreamOutbox:
         self._callers: defaultdict[str, _Unread] = defaultdict(_Unread)
 
     def write(
-        self, caller: str, size: int, write: Callable[[], Awaitable[None]]
+        self,
+        caller: str,
+        size: int,
+        write: Callable[[*Content], Awaitable[None]],
+        *content: *Content,
     ) -> Awaitable[None]:
         """Return what makes and writes a message, once there is room for it.
 
@@ -113,14 +119,21 @@ class StreamOutbox:
             caller: Whose stream it is.
             size: The bytes of the message, more or less.
             write: Makes the message, and writes it.
+            content: The arguments of `write`.
 
         Raises:
             ServiceError: RATE_LIMITED, when it is awaited.
         """
-        return write() if size < COUNTED_FROM_BYTES else self._write_counted(caller, size, write)
+        if size < COUNTED_FROM_BYTES:
+            return write(*content)
+        return self._write_counted(caller, size, write, *content)
 
     async def _write_counted(
-        self, caller: str, size: int, write: Callable[[], Awaitable[None]]
+        self,
+        caller: str,
+        size: int,
+        write: Callable[[*Content], Awaitable[None]],
+        *content: *Content,
     ) -> None:
         unread = self._callers[caller]
         if unread.waiting or not self._has_room(unread, size):
@@ -128,7 +141,7 @@ class StreamOutbox:
         else:
             unread.size += size
         try:
-            await write()
+            await write(*content)
         finally:
             self._end(unread, size)
 

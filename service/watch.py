@@ -53,10 +53,7 @@ class Watcher:
             ServiceError: TASK_NOT_FOUND, INVALID_PARAMS, RATE_LIMITED; RATE_LIMITED, STREAM_EXPIRED
                 or SHUTTING_DOWN later.
         """
-
-        def send(task: Task) -> Awaitable[None]:
-            return self._outbox.write(caller, size_of(task), lambda: write(task))
-
+        outbox = self._outbox
         with (
             self._open_streams.counted(caller),
             self._hub.subscribe(task_id, to_the_end=True) as subscription,
@@ -66,7 +63,7 @@ class Watcher:
             task = await self._first(caller, task_id, after_revision)
             async with LimitedAge(self._max_age_seconds):
                 if task.ended or task.revision != after_revision:
-                    await send(task)
+                    await outbox.write(caller, size_of(task), write, task)
                 if not task.ended:
                     await self._events.on_watched(task)
                 while not task.ended:
@@ -74,7 +71,7 @@ class Watcher:
                     if newer is None and subscription.draining:
                         raise shutting_down()
                     task = newer or await self._current(task)
-                    await send(task)
+                    await outbox.write(caller, size_of(task), write, task)
                     if newer:
                         self._metrics.fan_out(time.monotonic() - subscription.put_time)
 
