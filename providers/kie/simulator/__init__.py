@@ -19,9 +19,9 @@ limits, and injects faults on request: see docs/simulator.md.
     faults        what may go wrong, where and how often
     exact         messages of any shape, byte for byte
     callbacks     sending callbacks
-    account       the account: tasks, limits, counters
+    account       the account: tasks, counters
     ledger        its money
-    windows       counting against limits
+    limits        the limits on requests; windows: how requests are counted
     wire          envelopes, bounded bodies, spoiled answers
     api           handlers of the API host
     catalogue     handlers of the catalogue API; schemas: the documents it sends

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from providers.kie.simulator.book import TaskBook
 from providers.kie.simulator.callbacks import Callbacks
 from providers.kie.simulator.faults import FaultBook
 from providers.kie.simulator.ledger import Ledger
+from providers.kie.simulator.limits import TOO_MANY, RequestLimits
 from providers.kie.simulator.orders import Order
 from providers.kie.simulator.rules import RefusedError
 from providers.kie.simulator.settings import SimulatorSettings
@@ -25,20 +27,39 @@ from providers.kie.simulator.tasks import (
     Task,
     draw_task,
 )
-from providers.kie.simulator.windows import Traffic
 
 logger = logging.getLogger(__name__)
 
-RECORD_WINDOW_SECONDS: Final = 1.0
-CATALOGUE_WINDOW_SECONDS: Final = 1.0
-NO_CREDITS, TOO_MANY = 402, 429
-TOO_FREQUENT: Final = "Your call frequency is too high. Please try again later."
+NO_CREDITS: Final = 402
+
+
+@dataclass(slots=True)
+class Counts:
+    """What is counted until a reset.
+
+    Attributes:
+        requests: Requests by their path.
+        refused: Refused POST requests by code.
+        uploads: Uploads by how they ended.
+    """
+
+    requests: Counter[str] = field(default_factory=Counter)
+    refused: Counter[int] = field(default_factory=Counter)
+    uploads: Counter[str] = field(default_factory=Counter)
 
 
 class Account:
     """The account behind the simulator; it knows nothing of HTTP.
 
     Nothing here awaits, so a create is charged for and kept as a whole, or not at all.
+
+    Attributes:
+        settings: The current settings.
+        faults: The faults that were asked for.
+        callbacks: The callbacks of its tasks.
+        tasks: Its tasks.
+        limits: The limits on requests.
+        counts: What was counted since the last reset.
     """
 
     def __init__(self, settings: SimulatorSettings) -> None:
@@ -47,16 +68,14 @@ class Account:
         self.faults = FaultBook(random.Random(f"{self._seed}/faults"))
         self.callbacks = Callbacks(lambda: self.settings, self.faults)
         self.tasks = TaskBook(settings.tasks_max, settings.state_file)
-        self.uploads: Counter[str] = Counter()
         self._start_counting()
         for task in self.tasks:
             self._ledger.buy(task)
 
     def _start_counting(self) -> None:
         self._ledger = Ledger(float(self.settings.credits))
-        self.refused: Counter[int] = Counter()
-        self.requests: Counter[str] = Counter()
-        self._creates, self._records, self._catalogue = Traffic(), Traffic(), Traffic()
+        self.limits = RequestLimits(lambda: self.settings)
+        self.counts = Counts()
         self._upscaled: dict[str, None] = {}
 
     @property
@@ -92,48 +111,6 @@ class Account:
     def now_ms(self) -> int:
         """Return the time, in unix milliseconds."""
         return time.time_ns() // 1_000_000
-
-    def note_create(self) -> None:
-        """Count a create request, whatever its outcome."""
-        self._creates.note(self.settings.create_window_seconds)
-
-    def note_record(self) -> None:
-        """Count a record query, whatever its outcome."""
-        self._records.note(RECORD_WINDOW_SECONDS)
-
-    def note_catalogue(self) -> None:
-        """Count a request to the catalogue, whatever its outcome."""
-        self._catalogue.note(CATALOGUE_WINDOW_SECONDS)
-
-    def admit_create(self, key: str) -> None:
-        """Count a create request against the limit of its key.
-
-        Raises:
-            RefusedError: 429; the request does not count against the limit, and is not queued.
-        """
-        seconds, limit = self.settings.create_window_seconds, self.settings.creates_per_window
-        if not self._creates.admit(key, seconds, limit):
-            raise RefusedError(TOO_MANY, TOO_FREQUENT)
-
-    def admit_record(self, key: str) -> None:
-        """Count a record query against the limit of its key.
-
-        Raises:
-            RefusedError: 429.
-        """
-        limit = self.settings.records_per_second
-        if not self._records.admit(key, RECORD_WINDOW_SECONDS, limit):
-            raise RefusedError(TOO_MANY, TOO_FREQUENT)
-
-    def admit_catalogue(self, key: str) -> None:
-        """Count a request to the catalogue against the limit of its key.
-
-        Raises:
-            RefusedError: 429.
-        """
-        limit = self.settings.catalogue_per_second
-        if not self._catalogue.admit(key, CATALOGUE_WINDOW_SECONDS, limit):
-            raise RefusedError(TOO_MANY, "call frequency is too high")
 
     def buy(self, order: Order, base_url: str) -> Task:
         """Create the task of an order, charge for it, and schedule its callback.
@@ -214,23 +191,19 @@ class Account:
         self.tasks.clear()
         self.faults.clear()
         self.faults.struck.clear()
-        self.uploads.clear()
         self._start_counting()
 
     def stats(self) -> dict[str, Any]:
         """Return the counters, as JSON values."""
         callbacks, purchases = self.callbacks.counts, self._ledger.purchases
+        counts = self.counts
         return {
             "purchases": {"total": purchases.total(), "by_model": dict(purchases)},
             "credits": {"balance": self.balance, "spent": self._ledger.spent(self.now_ms())},
-            "creates_refused": {str(code): n for code, n in sorted(self.refused.items())},
-            "requests": dict(self.requests),
-            "peaks": {
-                "creates_in_a_window": self._creates.peak,
-                "records_in_a_second": self._records.peak,
-                "catalogue_in_a_second": self._catalogue.peak,
-            },
-            "uploads": {name: self.uploads[name] for name in ("completed", "aborted", "refused")},
+            "creates_refused": {str(code): n for code, n in sorted(counts.refused.items())},
+            "requests": dict(counts.requests),
+            "peaks": self.limits.peaks(),
+            "uploads": {name: counts.uploads[name] for name in ("completed", "aborted", "refused")},
             "callbacks": {
                 "waiting": self.callbacks.waiting,
                 **{n: callbacks[n] for n in ("sent", "acknowledged", "failed", "dropped")},

@@ -88,7 +88,7 @@ class Api:
 
         async def create(request: web.Request) -> web.StreamResponse:
             await self.arrived(request)
-            self._account.note_create()
+            self._account.limits.note_create()
             try:
                 body = await json_object(request)
             except ValueError as error:
@@ -115,7 +115,7 @@ class Api:
         body: Body,
         model: Model | None,
     ) -> Task:
-        self._account.admit_create(self.authorised(request))
+        self._account.limits.admit_create(self.authorised(request))
         if model and model.name in self._account.settings.withdrawn_models:
             raise RefusedError(INVALID, WITHDRAWN_MSG)
         order = read(body)
@@ -134,7 +134,7 @@ class Api:
         if isinstance(refused, BadFieldError) and request.path.endswith("/jobs/createTask"):
             code = settings.jobs_validation_code
         if request.method == "POST":
-            self._account.refused[code] += 1
+            self._account.counts.refused[code] += 1
             logger.info("simulator: %s refused: %s %r", request.path, code, refused.msg)
         status = 429 if settings.http_429 and code == 429 else 200  # noqa: PLR2004
         return api_answer(envelope(code, refused.msg, refused.data), status)
@@ -144,14 +144,14 @@ class Api:
 
         async def record(request: web.Request) -> web.StreamResponse:
             await self.arrived(request)
-            self._account.note_record()
+            self._account.limits.note_record()
             task = self._account.tasks.get(request.query.get("taskId", ""))
             if task:
                 self._account.tasks.note_poll(task.id, self._account.now_ms())
             if answer := await self._spoiled_record(request, task, api):
                 return answer
             try:
-                self._account.admit_record(self.authorised(request))
+                self._account.limits.admit_record(self.authorised(request))
             except RefusedError as refused:
                 return self.refusal(request, refused)
             shown = self._shown(task, api)
@@ -270,7 +270,7 @@ class Api:
         """Count a request by its path."""
         resource = request.match_info.route.resource
         assert resource is not None
-        self._account.requests[resource.canonical] += 1
+        self._account.counts.requests[resource.canonical] += 1
 
     async def spoiled(
         self,

@@ -47,12 +47,12 @@ class Catalogue:
     def _handler(self, endpoint: str, data_of: Callable[[web.Request], object]) -> Handler:
         async def answer(request: web.Request) -> web.StreamResponse:
             await self._api.arrived(request)
-            self._account.note_catalogue()
+            self._account.limits.note_catalogue()
             model = MODELS.get(request.match_info.get("model", ""))
             if spoiled := await self._api.spoiled(request, endpoint, ARRIVAL, model):
                 return spoiled
             try:
-                self._account.admit_catalogue(self._api.authorised(request))
+                self._account.limits.admit_catalogue(self._api.authorised(request))
                 data = data_of(request)
             except RefusedError as refused:
                 return self._api.refusal(request, refused)

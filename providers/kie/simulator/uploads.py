@@ -91,7 +91,7 @@ class Uploads:
         self, receive: Callable[[web.Request], Awaitable[Received]]
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def upload(request: web.Request) -> web.StreamResponse:
-            self._account.requests[request.path] += 1
+            self._account.counts.requests[request.path] += 1
             if answer := await self._spoiled(request, "upload", ARRIVAL):
                 return answer
             try:
@@ -100,7 +100,7 @@ class Uploads:
                 data = self._stored(request, key, received)
             except RefusedError as refused:
                 return self._refusal(refused)
-            self._account.uploads["completed"] += 1
+            self._account.counts.uploads["completed"] += 1
             url = data["downloadUrl"]
             if answer := await self._spoiled(request, "upload", ACCEPTED, downloadUrl=url):
                 return answer
@@ -116,7 +116,7 @@ class Uploads:
             raise RefusedError(refused.code, "Authentication failed: Invalid API Key") from None
 
     def _refusal(self, refused: RefusedError) -> web.Response:
-        self._account.uploads["refused"] += 1
+        self._account.counts.uploads["refused"] += 1
         logger.info("simulator: upload refused: %s %r", refused.code, refused.msg)
         return _answer({"success": False, "code": refused.code, "msg": refused.msg})
 
@@ -190,7 +190,7 @@ class Uploads:
             path.unlink(missing_ok=True)
             if isinstance(error, RefusedError):
                 raise
-            self._account.uploads["aborted"] += 1
+            self._account.counts.uploads["aborted"] += 1
             if isinstance(error, BROKEN_BODY):
                 raise RefusedError(400, "The file is incomplete") from error
             raise
