@@ -1,8 +1,8 @@
-"""The metrics of tasks and of what the service depends on, with the values of their labels."""
+"""The metrics of calls, of tasks and of what the service depends on, with their labels' values."""
 
 from service.errors import REFUSALS
 from service.series import MetricFactory
-from storage.task import Stage, Status
+from storage.task import Lane, Stage, Status
 
 # In seconds, as fine as is useful: a call may be a read of one row or a watch.
 CALL_BUCKETS = (
@@ -27,6 +27,25 @@ CALLBACK_VERDICTS = (
     *("received", "wrong signature", "forged", "unknown", "no callback"),
     *("the database is unavailable", "newer version"),
 )
+
+
+class CallMetrics:
+    """The metrics of calls and open streams."""
+
+    def __init__(self, make: MetricFactory) -> None:
+        self.by_method = make.histograms(
+            "generation_call_seconds",
+            "Calls by method and status, with their duration",
+            CALL_BUCKETS,
+            "method",
+            "code",
+        )
+        self.watches = make.gauge("generation_watches_open", "Open streams of WatchTask")
+        self.fan_out = make.histogram(
+            "generation_fan_out_seconds",
+            "From the publication of a snapshot to its write to one watcher",
+            QUICK_BUCKETS,
+        )
 
 
 class TaskMetrics:
@@ -60,7 +79,12 @@ class TaskMetrics:
             "generation_polls_inconclusive", "Inconclusive polls, by cause", "model", "cause"
         )
 
-    def start_at_zero(self, model: str) -> None:
+    def start_at_zero(self) -> None:
+        """Create the series of the lanes."""
+        for lane in Lane:
+            _ = self.limiter_wait[(lane,)]
+
+    def start_model_at_zero(self, model: str) -> None:
         """Create the series of a model."""
         for stage in Stage:
             self.moves[model, stage].inc(0)
@@ -71,15 +95,15 @@ class TaskMetrics:
             self.ends[model, Status.FAILED, reason].inc(0)
 
 
-class DependencyMetrics:
-    """The metrics of the provider, the database and the process."""
+class ProviderMetrics:
+    """The metrics of the provider: requests to it, its callbacks, its account and its catalogue."""
 
     def __init__(self, make: MetricFactory) -> None:
         self.silence = make.gauge(
             "generation_provider_silent_seconds",
             "How long no poll has been answered, though some were sent",
         )
-        self.provider_calls = make.histograms(
+        self.calls = make.histograms(
             "generation_provider_call_seconds",
             "Requests to the provider by endpoint and code, with their duration",
             PROVIDER_BUCKETS,
@@ -89,6 +113,37 @@ class DependencyMetrics:
         self.callbacks = make.counters(
             "generation_callbacks", "Callbacks of the provider, by result", "verdict"
         )
+        self.account_held = make.gauge(
+            "generation_account_held", "1 while the provider refuses the account", "reason"
+        )
+        self.simulated = make.gauge(
+            "generation_simulated", "1 if the provider is a simulator: results are samples"
+        )
+        self.catalogue_refreshes = make.counters(
+            "generation_catalogue_refreshes", "Rounds through the catalogue, by result", "result"
+        )
+        self.catalogue_models = make.gauge(
+            "generation_catalogue_models", "Models by their lifecycle", "lifecycle"
+        )
+        self.catalogue_time = make.gauge(
+            "generation_catalogue_refreshed_timestamp_seconds",
+            "When the provider's catalogue was last applied; 0 is never",
+        )
+
+    def start_at_zero(self) -> None:
+        """Create the series of the possible results."""
+        for reason in REFUSALS:
+            self.account_held.labels(reason).set(0)
+        for verdict in CALLBACK_VERDICTS:
+            self.callbacks[(verdict,)].inc(0)
+        for result in REFRESH_RESULTS:
+            self.catalogue_refreshes[(result,)].inc(0)
+
+
+class ProcessMetrics:
+    """The metrics of the process: its event loop, its database, its files and its certificates."""
+
+    def __init__(self, make: MetricFactory) -> None:
         self.database = make.histograms(
             "generation_database_seconds",
             "Operations of the database, including their wait for it",
@@ -106,22 +161,6 @@ class DependencyMetrics:
         self.tls_expiry = make.gauge(
             "generation_tls_expiry_seconds",
             "The time until the first certificate for TLS expires; infinite without TLS",
-        )
-        self.simulated = make.gauge(
-            "generation_simulated", "1 if the provider is a simulator: results are samples"
-        )
-        self.catalogue_refreshes = make.counters(
-            "generation_catalogue_refreshes", "Rounds through the catalogue, by result", "result"
-        )
-        self.catalogue_models = make.gauge(
-            "generation_catalogue_models", "Models by their lifecycle", "lifecycle"
-        )
-        self.catalogue_time = make.gauge(
-            "generation_catalogue_refreshed_timestamp_seconds",
-            "When the provider's catalogue was last applied; 0 is never",
-        )
-        self.account_held = make.gauge(
-            "generation_account_held", "1 while the provider refuses the account", "reason"
         )
         self.missing_descriptors = make.gauge(
             "generation_missing_descriptors",

@@ -26,16 +26,9 @@ from generated.generation.v1 import generation_pb2
 from service.caller_metrics import CallerMetrics
 from service.copy_metrics import CopyMetrics
 from service.errors import REFUSALS
-from service.metric_groups import (
-    CALL_BUCKETS,
-    CALLBACK_VERDICTS,
-    QUICK_BUCKETS,
-    REFRESH_RESULTS,
-    DependencyMetrics,
-    TaskMetrics,
-)
+from service.metric_groups import CallMetrics, ProcessMetrics, ProviderMetrics, TaskMetrics
 from service.series import MetricFactory, Series
-from storage.task import Lane, Stage
+from storage.task import Stage
 
 GENERATION_SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
 
@@ -105,22 +98,11 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         make = MetricFactory(self.registry)
-        self._calls = make.histograms(
-            "generation_call_seconds",
-            "Calls by method and status, with their duration",
-            CALL_BUCKETS,
-            "method",
-            "code",
-        )
-        self._watches = make.gauge("generation_watches_open", "Open streams of WatchTask")
-        self._fan_out = make.histogram(
-            "generation_fan_out_seconds",
-            "From the publication of a snapshot to its write to one watcher",
-            QUICK_BUCKETS,
-        )
+        self._calls = CallMetrics(make)
         self._tasks = TaskMetrics(make)
         self.copies = CopyMetrics(make)
-        self._dependencies = DependencyMetrics(make)
+        self._provider = ProviderMetrics(make)
+        self._process = ProcessMetrics(make)
         self._by_caller = CallerMetrics(self.registry, caller_names) if caller_names else None
         self._label_of = label_of
         self._started: set[str] = set()
@@ -128,16 +110,11 @@ class Metrics:
 
     def _start_at_zero(self, models: Iterable[str]) -> None:
         """Create series at 0: `increase()` does not see one that first appears as 1."""
-        self.show_account_held("")
-        self._dependencies.tls_expiry.set(math.inf)
         for method in GENERATION_SERVICE.methods:
             self.calls(method.name)
-        for verdict in CALLBACK_VERDICTS:
-            self._dependencies.callbacks[(verdict,)].inc(0)
-        for lane in Lane:
-            _ = self._tasks.limiter_wait[(lane,)]
-        for result in REFRESH_RESULTS:
-            self._dependencies.catalogue_refreshes[(result,)].inc(0)
+        self._tasks.start_at_zero()
+        self._provider.start_at_zero()
+        self._process.tls_expiry.set(math.inf)
         for model in models:
             self._model_label(model)
 
@@ -146,22 +123,22 @@ class Metrics:
         label = self._label_of(model)
         if label not in self._started:
             self._started.add(label)
-            self._tasks.start_at_zero(label)
+            self._tasks.start_model_at_zero(label)
         return label
 
     # --- callers ---
 
     def calls(self, method: str) -> MethodCalls:
         """Return the counters of an existing method."""
-        return MethodCalls(self._calls, method)
+        return MethodCalls(self._calls.by_method, method)
 
     def unknown_method(self) -> None:
         """Count a call of a method that does not exist, whatever its name."""
-        self._calls["unknown", "UNIMPLEMENTED"].observe(0)
+        self._calls.by_method["unknown", "UNIMPLEMENTED"].observe(0)
 
     def watches_open(self, streams: int) -> None:
         """Show how many streams are open."""
-        self._watches.set(streams)
+        self._calls.watches.set(streams)
 
     def caller_refused(self, caller: str, limit: str) -> None:
         """Count a call that a limit refused."""
@@ -170,25 +147,25 @@ class Metrics:
 
     def fan_out(self, seconds: float) -> None:
         """Record how long a snapshot took from its publication to one watcher."""
-        self._fan_out.observe(seconds)
+        self._calls.fan_out.observe(seconds)
 
     # --- configuration ---
 
     def show_config_problems(self, file: str, count: int) -> None:
         """Show the number of problems in a file that is re-read while the service runs."""
-        self._dependencies.config_problems.labels(file).set(count)
+        self._process.config_problems.labels(file).set(count)
 
     def show_tls_expiry(self, seconds_left: Callable[[], float]) -> None:
         """Show how long the certificates of the server are valid: calculated for each scrape."""
-        self._dependencies.tls_expiry.set_function(seconds_left)
+        self._process.tls_expiry.set_function(seconds_left)
 
     def show_simulated(self, simulated: bool) -> None:
         """Show whether results are samples."""
-        self._dependencies.simulated.set(simulated)
+        self._provider.simulated.set(simulated)
 
     def show_missing_descriptors(self, count: int) -> None:
         """Show how many file descriptors are missing."""
-        self._dependencies.missing_descriptors.set(count)
+        self._process.missing_descriptors.set(count)
 
     # --- tasks ---
 
@@ -231,37 +208,37 @@ class Metrics:
 
     def provider_silent(self, seconds: float) -> None:
         """Show how long polls have got no response; 0 after a response."""
-        self._dependencies.silence.set(seconds)
+        self._provider.silence.set(seconds)
 
     # --- dependencies ---
 
     def provider_called(self, endpoint: str, code: str, seconds: float) -> None:
         """Count a request to the provider: a providers.base.CallObserver."""
-        self._dependencies.provider_calls[endpoint, code].observe(seconds)
+        self._provider.calls[endpoint, code].observe(seconds)
 
     def show_account_held(self, reason: str) -> None:
         """Show why the account is refused; "" if it is not."""
         for known in REFUSALS:
-            self._dependencies.account_held.labels(known).set(known == reason)
+            self._provider.account_held.labels(known).set(known == reason)
 
     def catalogue_refreshed(self, result: str) -> None:
         """Count a round through the provider's catalogue."""
-        self._dependencies.catalogue_refreshes[(result,)].inc()
+        self._provider.catalogue_refreshes[(result,)].inc()
 
     def show_catalogue(self, lifecycles: Iterable[str], refreshed_time: float) -> None:
         """Show how many models there are, and when the provider last confirmed them."""
         for lifecycle, count in Counter(lifecycles).items():
-            self._dependencies.catalogue_models.labels(lifecycle).set(count)
-        self._dependencies.catalogue_time.set(refreshed_time)
+            self._provider.catalogue_models.labels(lifecycle).set(count)
+        self._provider.catalogue_time.set(refreshed_time)
 
     def called_back(self, result: str) -> None:
         """Count a callback by its result."""
-        self._dependencies.callbacks[(result,)].inc()
+        self._provider.callbacks[(result,)].inc()
 
     def database(self, operation: str, seconds: float) -> None:
         """Record how long an operation of the database took."""
-        self._dependencies.database[(operation,)].observe(seconds)
+        self._process.database[(operation,)].observe(seconds)
 
     def loop_lagged(self, seconds: float) -> None:
         """Record how late the event loop was."""
-        self._dependencies.loop_lag.observe(seconds)
+        self._process.loop_lag.observe(seconds)
