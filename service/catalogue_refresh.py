@@ -10,15 +10,13 @@ the slot of the list. The others read the rows that it changes.
 No create and no poll waits for any of this, and the service works without the catalogue.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import structlog
 
-from providers.kie.catalogue.client import Listing, NotAnswered, NotListed
+from providers.kie.catalogue.client import NotAnswered, NotListed
 from providers.kie.catalogue.openapi import ModelSchema
 from service.catalogue import Catalogue
 from service.catalogue_changes import (
@@ -28,24 +26,17 @@ from service.catalogue_changes import (
     is_plausible,
     outdated_schemas,
 )
+from service.catalogue_source import CatalogueSource, LimitedSource
 from service.metrics import Metrics
 from storage.claims import Quota
 from storage.models import StoredModel
 from storage.store import Store
 
-Answer = TypeVar("Answer")
+Row = TypeVar("Row")
 OnChange = Callable[[Change], None]
 COMES_OR_GOES = frozenset({"added", "returned", "retired"})
 
 log = structlog.get_logger()
-
-
-class CatalogueSource(Protocol):
-    """The provider's catalogue; each method makes one request."""
-
-    async def list_models(self) -> Listing | NotAnswered: ...
-
-    async def model_schema(self, model: str) -> ModelSchema | NotListed | NotAnswered: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +99,18 @@ class CatalogueRefresh:
             on_change: Called with each change that was saved.
         """
         self._store = store
-        self._source = source
+        self._source = LimitedSource(
+            source,
+            store,
+            request_seconds=times.request_seconds,
+            limited_seconds=times.limited_seconds,
+            attempts=times.attempts,
+        )
         self._catalogue = catalogue
         self._metrics = metrics
         self._refresh_seconds = refresh_seconds
         self._times = times
         self._on_change = on_change
-        self._requests = Quota("catalogue", 1, times.request_seconds)
         retry_seconds = min(times.list_retry_seconds, refresh_seconds or times.list_retry_seconds)
         self._rounds = Quota("catalogue rounds", 1, retry_seconds)
         self._read_time = 0.0
@@ -136,8 +132,8 @@ class CatalogueRefresh:
         for batch in self._batches(missing):
             await self._store.add_models(batch)
         await self._read_changes()
-        for quota in (self._requests, self._rounds):
-            await self._store.add_slots(quota)
+        await self._source.start()
+        await self._store.add_slots(self._rounds)
         self._show()
 
     async def run_once(self) -> None:
@@ -173,7 +169,7 @@ class CatalogueRefresh:
         return result == "applied"
 
     async def _round(self) -> str:
-        listing = await self._ask(self._source.list_models)
+        listing = await self._source.list_models()
         if isinstance(listing, NotAnswered):
             log.warning("the provider did not return its list of models", detail=listing.detail)
             return "not_answered"
@@ -202,8 +198,7 @@ class CatalogueRefresh:
         """Ask for the schema of each model."""
         failures = 0
         for model_id in self._outdated():
-            asked = partial(self._source.model_schema, model_id)
-            answer: ModelSchema | NotListed | NotAnswered = await self._ask(asked)
+            answer = await self._source.model_schema(model_id)
             self._unanswered.pop(model_id, None)
             if isinstance(answer, NotAnswered):
                 self._unanswered[model_id] = None
@@ -227,26 +222,6 @@ class CatalogueRefresh:
         if change.kind:
             self._on_change(change)
 
-    async def _ask(
-        self, request: Callable[[], Awaitable[Answer | NotAnswered]]
-    ) -> Answer | NotAnswered:
-        """Make a request within the rate limit; repeat it while it is not answered."""
-        answer: Answer | NotAnswered = NotAnswered("not asked")
-        for _ in range(self._times.attempts):
-            await self._take_slot()
-            answer = await request()
-            if not isinstance(answer, NotAnswered):
-                break
-            if answer.limited:
-                await asyncio.sleep(self._times.limited_seconds)
-        return answer
-
-    async def _take_slot(self) -> None:
-        now = self._store.now()
-        while free_time := await self._store.take_slot(self._requests, now):
-            await asyncio.sleep(max(0.0, free_time - now))
-            now = self._store.now()
-
     async def _read_changes(self) -> None:
         """Take over the rows that were changed since the last time, by any process."""
         now = self._store.now()
@@ -254,7 +229,7 @@ class CatalogueRefresh:
         self._catalogue.update(changed)
         self._read_time = now
 
-    def _batches(self, rows: Sequence[Answer]) -> list[Sequence[Answer]]:
+    def _batches(self, rows: Sequence[Row]) -> list[Sequence[Row]]:
         size = self._times.batch_models
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
