@@ -113,6 +113,41 @@ class Stream(Waiter):
         return bool(self._waiting)
 
 
+class _HiddenChanges:
+    """The changes that an open transaction hides: since when, and when to look again.
+
+    Attributes:
+        since: When they were first noticed, by the monotonic clock; infinity if there are none.
+        pause: How long to wait before changes are read again.
+    """
+
+    __slots__ = ("_last_pause", "_times", "pause", "since")
+
+    def __init__(self, times: FeedTimes) -> None:
+        self._times = times
+        self._last_pause = math.inf
+        self.pause = math.inf
+        self.since = math.inf
+
+    def read_again(self) -> None:
+        """Note that changes are read again: the pause is over."""
+        self.pause, self._last_pause = math.inf, self.pause
+
+    def learn(self, page: ChangePage) -> None:
+        """Learn from the last page whether changes are hidden; then look again soon."""
+        if not page.is_blocked:
+            self.none()
+            return
+        self.since = min(self.since, time.monotonic())
+        is_first = bool(page.changes) or self._last_pause == math.inf
+        pause = self._times.retry_min_seconds if is_first else 2 * self._last_pause
+        self.pause = min(pause, self._times.retry_max_seconds)
+
+    def none(self) -> None:
+        """Note that nothing is hidden from a stream."""
+        self.since = math.inf
+
+
 class Feed:
     """Reads the changes of all callers, and hands them to the live streams.
 
@@ -129,8 +164,7 @@ class Feed:
         self._live: dict[str, set[Stream]] = {}  # by caller
         self._streams: set[Stream] = set()
         self._woken = asyncio.Event()
-        self._pause = math.inf  # until hidden changes are read again
-        self._hidden_since = math.inf
+        self._hidden = _HiddenChanges(times)
         self.position = START
         self._reached = START  # what comes up to here is not offered to streams that join
         self.draining = False
@@ -175,7 +209,7 @@ class Feed:
     def lag_seconds(self) -> float:
         """Return the age of the oldest change that was not sent yet."""
         since = min((stream.late_since for stream in self._streams), default=math.inf)
-        return max(0.0, time.monotonic() - min(since, self._hidden_since))
+        return max(0.0, time.monotonic() - min(since, self._hidden.since))
 
     def drain(self) -> None:
         """End every stream: the process is shutting down."""
@@ -196,18 +230,18 @@ class Feed:
         if self._store.shared and not self._store.is_listening:
             sweep = self._times.sweep_without_hints_seconds
         try:
-            async with asyncio.timeout(min(sweep, self._pause)):
+            async with asyncio.timeout(min(sweep, self._hidden.pause)):
                 await self._woken.wait()
         except TimeoutError:
             pass
         self._woken.clear()
-        self._pause, pause = math.inf, self._pause
+        self._hidden.read_again()
         if self._live:
-            await self._read(pause)
+            await self._read()
         else:
-            self._hidden_since = math.inf
+            self._hidden.none()
 
-    async def _read(self, pause: float) -> None:
+    async def _read(self) -> None:
         while self._live:
             page = await self._store.changes(None, self.position, self._times.page_changes)
             self.metrics.page_read("all")
@@ -216,7 +250,7 @@ class Feed:
                 continue
             self.position = self._reached = page.end
             if page.is_last:
-                self._expect_hidden(page, pause)
+                self._hidden.learn(page)
                 return
 
     async def _hand_out(self, changes: Sequence[Change]) -> bool:
@@ -238,17 +272,6 @@ class Feed:
                         return False
             self.position = change.position
         return True
-
-    def _expect_hidden(self, page: ChangePage, last_pause: float) -> None:
-        """Read again soon if an open transaction hides changes."""
-        times = self._times
-        if not page.is_blocked:
-            self._hidden_since = math.inf
-            return
-        self._hidden_since = min(self._hidden_since, time.monotonic())
-        is_first = bool(page.changes) or last_pause == math.inf
-        pause = times.retry_min_seconds if is_first else 2 * last_pause
-        self._pause = min(pause, times.retry_max_seconds)
 
     def _check_epoch(self, page: ChangePage) -> None:
         """Let every stream start over if the database holds another history now."""
