@@ -35,6 +35,27 @@ class _Saver:
     name: str
     service: "ArtifactCalls | None"
 
+    async def save_all(
+        self, max_bytes: int, max_total_bytes: int, *, overwrite: bool
+    ) -> list[Path]:
+        """Save the artifacts one after the other; the others are saved even if one fails."""
+        saved: list[Path] = []
+        errors: list[DownloadError] = []
+        left = max_total_bytes
+        for index in range(len(self.task.artifacts)):
+            if not overwrite and await asyncio.to_thread(self.is_saved, index):
+                continue
+            try:
+                path = await self.save(index, min(max_bytes, left))
+            except DownloadError as error:
+                errors.append(error)
+                continue
+            left -= (await asyncio.to_thread(path.stat)).st_size
+            saved.append(path)
+        if errors:
+            raise _worst(errors, saved)
+        return saved
+
     def is_saved(self, index: int) -> bool:
         """Return whether an artifact was saved before, of whatever type."""
         pattern = f"{glob.escape(stem_of(self.name, index))}.*"
@@ -116,24 +137,9 @@ async def save_artifacts(
     """
     folder = Path(folder)
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-    saved: list[Path] = []
-    errors: list[DownloadError] = []
-    left = max_total_bytes
     async with Downloader(minimum_rate, allow_private=allow_private) as downloader:
         saver = _Saver(downloader, task, folder, name or task.id, service)
-        for index in range(len(task.artifacts)):
-            if not overwrite and await asyncio.to_thread(saver.is_saved, index):
-                continue
-            try:
-                path = await saver.save(index, min(max_bytes, left))
-            except DownloadError as error:
-                errors.append(error)
-                continue
-            left -= (await asyncio.to_thread(path.stat)).st_size
-            saved.append(path)
-    if errors:
-        raise _worst(errors, saved)
-    return saved
+        return await saver.save_all(max_bytes, max_total_bytes, overwrite=overwrite)
 
 
 def stem_of(name: str, index: int) -> str:

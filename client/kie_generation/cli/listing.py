@@ -36,6 +36,21 @@ def since(text: str) -> datetime:
 
 
 PromptId = Annotated[str, typer.Option(metavar="ID", help="Only tasks with this prompt id.")]
+Since = Annotated[
+    datetime | None,
+    typer.Option(
+        "--since",
+        parser=since,
+        metavar="TIME",
+        help="Only tasks created since then: 30m, 24h, 7d, or a time such as 2026-11-26T08:00.",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help=f"The maximum number of tasks. Default: {DEFAULT_LIMIT}; all with --since."
+    ),
+]
 
 
 def list_tasks(
@@ -44,21 +59,8 @@ def list_tasks(
     prompt_id: PromptId = "",
     model: Annotated[str, typer.Option(metavar="NAME", help="Only tasks of this model.")] = "",
     status: Annotated[int | None, choice(TaskStatus, "Only tasks with this status.")] = None,
-    created_after: Annotated[
-        datetime | None,
-        typer.Option(
-            "--since",
-            parser=since,
-            metavar="TIME",
-            help="Only tasks created since then: 30m, 24h, 7d, or a time such as 2026-11-26T08:00.",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help=f"The maximum number of tasks. Default: {DEFAULT_LIMIT}; all with --since."
-        ),
-    ] = None,
+    created_after: Since = None,
+    limit: Limit = None,
 ) -> None:
     """List tasks, newest first, with their sums at the end.
 
