@@ -21,13 +21,11 @@ from providers.base import (
     Unknown,
     Unreadable,
     Upload,
-    Violation,
 )
 from providers.kie import market
-from providers.kie.adapter import Adapter, ModelParams
+from providers.kie.adapter import Adapter
 from providers.kie.catalogue.client import CatalogueClient
 from providers.kie.catalogue.known import BundledModels, KnownModels
-from providers.kie.catalogue.validator import Validators
 from providers.kie.envelope import (
     OK,
     Envelope,
@@ -50,6 +48,7 @@ from providers.kie.http import (
     read_envelope,
 )
 from providers.kie.kept import kept_text
+from providers.kie.model_rules import ModelRules, read_params
 from providers.kie.registry import ADAPTERS, adapter_of, model_id_of
 from providers.kie.upload import Uploader
 from providers.kie.values import clean, same_id
@@ -104,9 +103,8 @@ class KieProvider:
         self._api_url = api_url.rstrip("/")
         self.base_urls = (api_url, upload_url)
         # A provider inside our network, such as the simulator, can also reach other hosts there.
-        self._public_urls = is_public_url(api_url)
+        self._rules = ModelRules(self._known, public_urls=is_public_url(api_url))
         self._sessions = Sessions(api_url, upload_url)
-        self._validators = Validators(market.INPUT_PATH, public_urls=self._public_urls)
         self.catalogue = CatalogueClient(
             self._sessions.reads, api_url, self._current_key, observe, timeouts
         )
@@ -138,43 +136,17 @@ class KieProvider:
 
     def check(self, params: ProviderParams) -> None:
         """Raise ParamsError unless every rule that does not depend on the catalogue is met."""
-        self._read_params(params, public_urls=self._public_urls)
+        self._rules.check(params)
 
     def complete(self, params: ProviderParams) -> ProviderParams:
         """Check the input of a market model by the model's schema, if one is known."""
-        if params.kie.WhichOneof("model") != market.ADAPTER.name:
-            return params
-        schema = self._known.schema_of(params.kie.market.model)
-        if schema is None:
-            return params
-        model_params = market.Market.from_message(params.kie.market)
-        checked = self._validators.check(model_params.model, schema, model_params.input)
-        if checked.violations:
-            raise ParamsError(checked.violations)
-        if checked.input is model_params.input:
-            return params
-        completed = ProviderParams()
-        completed.CopyFrom(params)
-        completed.kie.market.input.Clear()
-        completed.kie.market.input.update(checked.input)
-        return completed
-
-    def _read_params(
-        self, params: ProviderParams, *, public_urls: bool = False
-    ) -> tuple[Adapter, ModelParams]:
-        model = params.kie.WhichOneof("model")
-        if model is None:
-            names = ", ".join(ADAPTERS)
-            raise ParamsError([Violation("provider_params.kie", f"must set one of {names}")])
-        adapter = ADAPTERS[model]
-        message = getattr(params.kie, model)
-        return adapter, adapter.params.from_message(message, public_urls=public_urls)
+        return self._rules.complete(params)
 
     # --- tasks ---
 
     async def submit(self, params: ProviderParams, callback_url: str | None) -> Submission:
         """Post the paid request once, over its own connection."""
-        adapter, model_params = self._read_params(params)
+        adapter, model_params = read_params(params)
         body = adapter.body(model_params)
         if callback_url:
             body["callBackUrl"] = callback_url
@@ -241,7 +213,7 @@ class KieProvider:
 
     def _compare(self, params: ProviderParams, envelope: Envelope) -> Recognition:
         try:
-            adapter, model_params = self._read_params(params)
+            adapter, model_params = read_params(params)
         except ParamsError:
             return Recognition.SILENT  # a newer version made them: they cannot be compared
         return adapter.recognise(adapter.body(model_params), envelope.record or {})
