@@ -34,12 +34,13 @@ import uvloop
 
 from service.descriptors import raise_limit
 from service.egress import check_environment
+from service.environment import SettingsError, check_serving, load_settings
 from service.listen import StartError
 from service.logs import configure_logs
 from service.refresh_command import refresh_catalogue
 from service.results.errors import ResultsConfigError
 from service.server import serving
-from service.settings import Settings, SettingsError, check_serving, load_settings
+from service.settings import Settings
 from service.start_line import log_start
 from storage.errors import StorageConfigError, StorageError
 from storage.opening import begin_history, migrate

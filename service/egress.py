@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 
 from providers.proxies import Proxies, ProxyError
 from providers.urls import without_userinfo
-from service.settings import Settings, SettingsError
+from service.environment import SettingsError
+from service.settings import Settings
 
 CERTIFICATES = "SSL_CERT_FILE"
 PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")

@@ -1,4 +1,4 @@
-"""The settings: environment variables, read once at start.
+"""The table of settings: environment variables, which service/environment.py reads at start.
 
 `make settings-page` writes docs/settings.md from the docstrings below the fields.
 """
@@ -8,7 +8,6 @@ from typing import Any, Literal, Self
 from pydantic import (
     Field,
     SecretStr,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -45,17 +44,11 @@ from service.setting_types import (
     SecretsFile,
     SomeSeconds,
     TokensFile,
-    is_loopback,
     read_secret,
 )
-from storage.postgresql.connection import is_postgres
 
 MAY_BE_EMPTY = frozenset({"admin_address", "http_address"})
 UNKNOWN_WAIT_SECONDS = 900.0
-
-
-class SettingsError(Exception):
-    """Settings that cannot be used: one line for each, with its name and without its value."""
 
 
 class Settings(BaseSettings):
@@ -342,42 +335,3 @@ class Settings(BaseSettings):
     def uses_bundled_simulator(self) -> bool:
         """Whether the service starts its own simulator."""
         return self.kie_api_key is None and "kie_api_url" not in self.model_fields_set
-
-
-def load_settings() -> Settings:
-    """Read the environment.
-
-    Raises:
-        SettingsError: At least one value is bad; the message names each.
-    """
-    try:
-        return Settings()
-    except ValidationError as error:
-        raise SettingsError("\n".join(map(_line, error.errors(include_input=False)))) from None
-
-
-def check_serving(settings: Settings) -> None:
-    """Refuse what would be served with samples by accident.
-
-    The commands on the database need no key, so the settings themselves do not check this.
-
-    Raises:
-        SettingsError: There is no key, and nobody asked for a simulator.
-    """
-    if settings.kie_api_key is not None or settings.kie_simulator:
-        return
-    is_trial = (
-        settings.kie_simulator is None
-        and is_loopback(settings.listen_address)
-        and not is_postgres(settings.database_url.get_secret_value())
-    )
-    if not is_trial:
-        raise SettingsError(
-            "KIE_API_KEY: must be set; without it, set KIE_SIMULATOR=true to use a simulator,"
-            " whose results are samples"
-        )
-
-
-def _line(error: Any) -> str:
-    words = error["msg"].removeprefix("Value error, ")
-    return f"{str(error['loc'][0]).upper()}: {words}" if error["loc"] else words

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from providers.kie.simulator import Simulator
-from service.settings import Settings, SettingsError, load_settings
+from service.environment import SettingsError, load_settings
+from service.settings import Settings
 from tests.support.harness import API_KEY
 from tests.support.paths import ROOT
 from tests.support.processes import Launch, to

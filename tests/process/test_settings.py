@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from service.settings import Settings, SettingsError, check_serving, load_settings
+from service.environment import SettingsError, check_serving, load_settings
+from service.settings import Settings
 from tests.support.paths import ROOT
 
 SECRET = "never-to-be-shown"
