@@ -113,6 +113,30 @@ class Stream(Waiter):
         return bool(self._waiting)
 
 
+class _Cursor:
+    """Where the feed reads.
+
+    Attributes:
+        position: Everything before it was passed on.
+        reached: What comes up to here is not offered to streams that join.
+        epoch: The history that the last page was from; empty until a page was read.
+    """
+
+    __slots__ = ("epoch", "position", "reached")
+
+    def __init__(self) -> None:
+        self.start(START)
+
+    def start(self, position: Position) -> None:
+        """Read from here, whatever history the next page is from."""
+        self.position = self.reached = position
+        self.epoch = b""
+
+    def end_page(self, page: ChangePage) -> None:
+        """Read from the end of a page that was passed on."""
+        self.position = self.reached = page.end
+
+
 class _HiddenChanges:
     """The changes that an open transaction hides: since when, and when to look again.
 
@@ -152,7 +176,6 @@ class Feed:
     """Reads the changes of all callers, and hands them to the live streams.
 
     Attributes:
-        position: Everything before it was passed on. Only meaningful while there are live streams.
         draining: Whether the process is shutting down.
         metrics: What is measured of the streams.
     """
@@ -165,10 +188,8 @@ class Feed:
         self._streams: set[Stream] = set()
         self._woken = asyncio.Event()
         self._hidden = _HiddenChanges(times)
-        self.position = START
-        self._reached = START  # what comes up to here is not offered to streams that join
+        self._cursor = _Cursor()
         self.draining = False
-        self._epoch = b""
         store.on_change = self.wake
         metrics.observe(lambda: len(self._streams), self.lag_seconds)
 
@@ -189,9 +210,8 @@ class Feed:
     def join(self, stream: Stream) -> bool:
         """Hand changes to a stream from now on, if it has everything before them."""
         if not self._live:
-            self.position = self._reached = stream.position
-            self._epoch = b""  # that of the next page
-        elif stream.position < self._reached:
+            self._cursor.start(stream.position)
+        elif stream.position < self._cursor.reached:
             return False
         self._live.setdefault(stream.which.caller, set()).add(stream)
         stream.is_live = True
@@ -205,6 +225,11 @@ class Feed:
             live.discard(stream)
             if not live:
                 del self._live[stream.which.caller]
+
+    @property
+    def position(self) -> Position:
+        """Everything before it was passed on. Only meaningful while there are live streams."""
+        return self._cursor.position
 
     def lag_seconds(self) -> float:
         """Return the age of the oldest change that was not sent yet."""
@@ -243,12 +268,12 @@ class Feed:
 
     async def _read(self) -> None:
         while self._live:
-            page = await self._store.changes(None, self.position, self._times.page_changes)
+            page = await self._store.changes(None, self._cursor.position, self._times.page_changes)
             self.metrics.page_read("all")
             self._check_epoch(page)
             if not await self._hand_out(page.changes):
                 continue
-            self.position = self._reached = page.end
+            self._cursor.end_page(page)
             if page.is_last:
                 self._hidden.learn(page)
                 return
@@ -258,9 +283,9 @@ class Feed:
 
         Return False if a stream has set another position meanwhile, as no live stream was left.
         """
-        offered = 0
+        cursor, offered = self._cursor, 0
         for change in changes:
-            self._reached = change.position
+            cursor.reached = change.position
             for stream in tuple(self._live.get(change.caller, ())):
                 if stream.is_live and not stream.offer(change):
                     self._leave(stream)
@@ -268,15 +293,15 @@ class Feed:
                 offered += 1
                 if offered % OFFERED_AT_ONCE == 0:
                     await asyncio.sleep(0)
-                    if self._reached is not change.position:
+                    if cursor.reached is not change.position:
                         return False
-            self.position = change.position
+            cursor.position = change.position
         return True
 
     def _check_epoch(self, page: ChangePage) -> None:
         """Let every stream start over if the database holds another history now."""
-        if self._epoch and page.epoch != self._epoch:
+        if self._cursor.epoch and page.epoch != self._cursor.epoch:
             for stream in self._streams:
                 stream.is_over = True
                 stream.wake()
-        self._epoch = page.epoch
+        self._cursor.epoch = page.epoch
