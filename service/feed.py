@@ -268,8 +268,11 @@ class Feed:
 
     async def _read(self) -> None:
         while self._live:
-            page = await self._store.changes(None, self._cursor.position, self._times.page_changes)
+            position = self._cursor.position
+            page = await self._store.changes(None, position, self._times.page_changes)
             self.metrics.page_read("all")
+            if self._cursor.position != position:
+                continue  # no live stream was left, and the next one started elsewhere
             self._check_epoch(page)
             if not await self._hand_out(page.changes):
                 continue
