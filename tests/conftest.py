@@ -23,13 +23,17 @@ from tests.support.postgres import Cluster, PostgresUnavailableError, free_port,
 # interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-POSTGRESQL_URL = "TEST_DATABASE_URL"  # a database to use; without it the run starts a server
+POSTGRESQL_URL = "TEST_DATABASE_URL"  # a database to use; without it each process starts a server
 NO_POSTGRESQL = "TEST_DATABASE_MISSING"  # why there is none
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start one PostgreSQL for the run; the workers find it through the environment."""
-    if hasattr(config, "workerinput") or os.environ.get(POSTGRESQL_URL):
+    """Start a PostgreSQL for this process, unless it only hands the tests out to workers.
+
+    Each worker has its own: a transaction that is open in a test hides changes from the others.
+    """
+    hands_out = not hasattr(config, "workerinput") and config.getoption("numprocesses", 0)
+    if hands_out or os.environ.get(POSTGRESQL_URL):
         return
     stack = ExitStack()
     config.add_cleanup(stack.close)
@@ -55,9 +59,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reasons = Counter(report.longrepr[2] for report in terminalreporter.getreports("skipped"))
     for reason, count in sorted(reasons.items()):
         terminalreporter.write_line(f"SKIPPED [{count}] {reason.removeprefix('Skipped: ')}")
-    if reason := os.environ.get(NO_POSTGRESQL):
-        message = f"NOTHING WAS TESTED ON POSTGRESQL: {reason}"
-        terminalreporter.write_line(message, red=True, bold=True)
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def postgresql_url() -> Iterator[str]:
-    """An empty schema in the run's PostgreSQL, which all tests share."""
+    """An empty schema in the PostgreSQL of this process, which its tests share."""
     if (server_url := os.environ.get(POSTGRESQL_URL)) is None:
         _without_postgresql(os.environ[NO_POSTGRESQL])
     with new_schema(server_url) as url:
@@ -118,4 +119,4 @@ def cluster() -> Iterator[Cluster]:
 def _without_postgresql(reason: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(f"CI must have PostgreSQL: {reason}")
-    pytest.skip(f"no PostgreSQL: {reason}")
+    pytest.skip(f"NOT TESTED ON POSTGRESQL: {reason}")
