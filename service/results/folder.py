@@ -32,16 +32,21 @@ _threads = DaemonThreads(THREADS_MAX)
 class Folder:
     """Files in a folder. Everything that may wait for the disk runs in threads."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, stall_seconds: float = STALL_SECONDS) -> None:
         """Create the folder if there is none.
 
         It is not created later: a volume that is no longer mounted must not be replaced by a
         folder of another file system.
 
+        Args:
+            place: Where the folder is.
+            stall_seconds: How long one operation may take.
+
         Raises:
             StoreError: It cannot be created.
         """
         self.place = place
+        self._stall_seconds = stall_seconds
         self._root = Path(place.path)
         self._incoming = self._root / INCOMING
         with _store_errors():
@@ -51,20 +56,20 @@ class Folder:
         """Write a file under a temporary name, and rename it once it is on disk."""
         del content  # files have no media types
         temporary = self._incoming / uuid4().hex
-        file = await _in_thread(_create, temporary)
+        file = await self._in_thread(_create, temporary)
         try:
             async for piece in pieces:
-                await _in_thread(file.write, piece)
-            await _in_thread(self._finish, file, temporary, key)
+                await self._in_thread(file.write, piece)
+            await self._in_thread(self._finish, file, temporary, key)
         except BaseException:
             with suppress(StoreError):  # `tidy` removes it later
-                await _in_thread(_discard, file, temporary, seconds=DISCARD_SECONDS)
+                await self._in_thread(_discard, file, temporary, seconds=DISCARD_SECONDS)
             raise
 
     async def read(self, key: str, start: int, size: int) -> AsyncGenerator[bytes, None]:
         """Yield the content of a file."""
         while start < size:
-            piece = await _in_thread(self._read, key, start, min(READ_BYTES, size - start))
+            piece = await self._in_thread(self._read, key, start, min(READ_BYTES, size - start))
             if not piece:
                 raise StoreError("the file is shorter than the copy was")
             start += len(piece)
@@ -73,7 +78,7 @@ class Folder:
     async def delete(self, keys: Sequence[str]) -> None:
         """Delete files, and the folders that become empty."""
         for key in keys:
-            await _in_thread(self._delete, key)
+            await self._in_thread(self._delete, key)
 
     async def sign(self, key: str, seconds: int) -> str | None:
         """Return None: there are no links to files."""
@@ -82,7 +87,22 @@ class Folder:
 
     async def tidy(self) -> None:
         """Delete temporary files that nobody has written to for an hour."""
-        await _in_thread(self._tidy)
+        await self._in_thread(self._tidy)
+
+    async def _in_thread(
+        self, call: Callable[..., T], *arguments: object, seconds: float | None = None
+    ) -> T:
+        """Call in a thread.
+
+        Raises:
+            StoreError: An operation of the system failed, or does not end.
+        """
+        try:
+            async with asyncio.timeout(seconds or self._stall_seconds):
+                with _store_errors():
+                    return await _threads.run(call, *arguments)
+        except TimeoutError:
+            raise StoreError("the file system of RESULTS_URL does not answer") from None
 
     def _path(self, key: str) -> Path:
         """Return the path of a file.
@@ -155,20 +175,6 @@ def _persist(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-async def _in_thread(call: Callable[..., T], *arguments: object, seconds: float | None = None) -> T:
-    """Call in a thread.
-
-    Raises:
-        StoreError: An operation of the system failed, or does not end.
-    """
-    try:
-        async with asyncio.timeout(seconds or STALL_SECONDS):
-            with _store_errors():
-                return await _threads.run(call, *arguments)
-    except TimeoutError:
-        raise StoreError("the file system of RESULTS_URL does not answer") from None
 
 
 @contextmanager

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from service.results import folder
 from service.results.content import Content
 from service.results.errors import CopyError, StoreError
 from service.results.folder import INCOMING, Folder
-from service.results.objects import open_objects
+from service.results.objects import Objects, open_objects
 from service.results.places import place_of
 from tests.support.kept_places import FolderPlace
 
@@ -44,25 +43,24 @@ async def test_a_failed_copy_says_why_even_if_what_arrived_of_it_cannot_be_remov
 
 
 async def test_a_file_system_that_hangs_is_an_error_and_holds_up_nothing_else(
-    place: FolderPlace, monkeypatch: pytest.MonkeyPatch
+    place: FolderPlace,
 ) -> None:
     """Opening a pipe that nobody writes to hangs, as a file on a server that does not answer."""
     objects = await open_objects(place_of(place.url))
+    hasty = Folder(place_of(place.url), stall_seconds=0.2)
     await objects.put("a.txt", one_piece(), Content("text/plain"))
     os.mkfifo(place.folder / "b.txt")
-    monkeypatch.setattr(folder, "STALL_SECONDS", 0.2)
 
-    async def read(key: str) -> bytes:
-        return b"".join([piece async for piece in objects.read(key, 0, len(b"content"))])
+    async def read(key: str, of: Objects) -> bytes:
+        return b"".join([piece async for piece in of.read(key, 0, len(b"content"))])
 
-    hanging = [asyncio.ensure_future(read("b.txt")) for _ in range(DEFAULT_THREADS_MAX)]
+    hanging = [asyncio.ensure_future(read("b.txt", hasty)) for _ in range(DEFAULT_THREADS_MAX)]
     assert await asyncio.to_thread(bool, 1), "the threads of others are free"
     for each in hanging:
         with pytest.raises(StoreError, match="does not answer"):
             await each
-    monkeypatch.undo()
     with (place.folder / "b.txt").open("wb"):  # so that the threads end
-        assert await read("a.txt") == b"content"
+        assert await read("a.txt", objects) == b"content"
 
 
 async def test_nothing_is_deleted_while_the_folder_is_gone(place: FolderPlace) -> None:
