@@ -147,7 +147,8 @@ class GenerationServiceServicer:
         UNAUTHENTICATED, PERMISSION_DENIED or UNIMPLEMENTED: they end the watch.
 
         Errors: INVALID_PARAMS (after_revision is greater than the current revision), TASK_NOT_FOUND, RATE_LIMITED (too many
-        open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: reconnect with the last revision received).
+        open streams, or too many bytes of the caller's streams are unread: retry later), STREAM_EXPIRED or SHUTTING_DOWN
+        (UNAVAILABLE: reconnect with the last revision received).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,8 +202,8 @@ class GenerationServiceServicer:
         Reconnecting: as for WatchTask, with the resume_token of the last message that was handled.
 
         Errors: INVALID_PARAMS (the resume_token is damaged, or comes from another caller or filter), RESUME_TOKEN_EXPIRED
-        (start again without a token), RATE_LIMITED (too many open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN
-        (UNAVAILABLE: reconnect with that resume_token).
+        (start again without a token), RATE_LIMITED (too many open streams, or too many bytes of the caller's streams are
+        unread: retry later), STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: reconnect with that resume_token).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

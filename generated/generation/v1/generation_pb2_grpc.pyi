@@ -94,7 +94,8 @@ class GenerationServiceStub:
     UNAUTHENTICATED, PERMISSION_DENIED or UNIMPLEMENTED: they end the watch.
 
     Errors: INVALID_PARAMS (after_revision is greater than the current revision), TASK_NOT_FOUND, RATE_LIMITED (too many
-    open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: reconnect with the last revision received).
+    open streams, or too many bytes of the caller's streams are unread: retry later), STREAM_EXPIRED or SHUTTING_DOWN
+    (UNAVAILABLE: reconnect with the last revision received).
     """
     UploadFile: _grpc.StreamUnaryMultiCallable[_generation_pb2.UploadFileRequest, _generation_pb2.UploadFileResponse]
     """Streams a file to the provider, to be used as an input URL of a task. The first message contains `metadata`, every
@@ -132,8 +133,8 @@ class GenerationServiceStub:
     Reconnecting: as for WatchTask, with the resume_token of the last message that was handled.
 
     Errors: INVALID_PARAMS (the resume_token is damaged, or comes from another caller or filter), RESUME_TOKEN_EXPIRED
-    (start again without a token), RATE_LIMITED (too many open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN
-    (UNAVAILABLE: reconnect with that resume_token).
+    (start again without a token), RATE_LIMITED (too many open streams, or too many bytes of the caller's streams are
+    unread: retry later), STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: reconnect with that resume_token).
     """
     DownloadArtifact: _grpc.UnaryStreamMultiCallable[_generation_pb2.DownloadArtifactRequest, _generation_pb2.DownloadArtifactResponse]
     """Streams a result: first its description, once, then its content from `offset` on. It reads the copy in the operator's
@@ -209,7 +210,8 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     UNAUTHENTICATED, PERMISSION_DENIED or UNIMPLEMENTED: they end the watch.
 
     Errors: INVALID_PARAMS (after_revision is greater than the current revision), TASK_NOT_FOUND, RATE_LIMITED (too many
-    open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: reconnect with the last revision received).
+    open streams, or too many bytes of the caller's streams are unread: retry later), STREAM_EXPIRED or SHUTTING_DOWN
+    (UNAVAILABLE: reconnect with the last revision received).
     """
     UploadFile: _aio.StreamUnaryMultiCallable[_generation_pb2.UploadFileRequest, _generation_pb2.UploadFileResponse]  # type: ignore[assignment]
     """Streams a file to the provider, to be used as an input URL of a task. The first message contains `metadata`, every
@@ -247,8 +249,8 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     Reconnecting: as for WatchTask, with the resume_token of the last message that was handled.
 
     Errors: INVALID_PARAMS (the resume_token is damaged, or comes from another caller or filter), RESUME_TOKEN_EXPIRED
-    (start again without a token), RATE_LIMITED (too many open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN
-    (UNAVAILABLE: reconnect with that resume_token).
+    (start again without a token), RATE_LIMITED (too many open streams, or too many bytes of the caller's streams are
+    unread: retry later), STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: reconnect with that resume_token).
     """
     DownloadArtifact: _aio.UnaryStreamMultiCallable[_generation_pb2.DownloadArtifactRequest, _generation_pb2.DownloadArtifactResponse]  # type: ignore[assignment]
     """Streams a result: first its description, once, then its content from `offset` on. It reads the copy in the operator's
@@ -339,7 +341,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         UNAUTHENTICATED, PERMISSION_DENIED or UNIMPLEMENTED: they end the watch.
 
         Errors: INVALID_PARAMS (after_revision is greater than the current revision), TASK_NOT_FOUND, RATE_LIMITED (too many
-        open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: reconnect with the last revision received).
+        open streams, or too many bytes of the caller's streams are unread: retry later), STREAM_EXPIRED or SHUTTING_DOWN
+        (UNAVAILABLE: reconnect with the last revision received).
         """
 
     @_abc_1.abstractmethod
@@ -401,8 +404,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         Reconnecting: as for WatchTask, with the resume_token of the last message that was handled.
 
         Errors: INVALID_PARAMS (the resume_token is damaged, or comes from another caller or filter), RESUME_TOKEN_EXPIRED
-        (start again without a token), RATE_LIMITED (too many open streams: retry later), STREAM_EXPIRED or SHUTTING_DOWN
-        (UNAVAILABLE: reconnect with that resume_token).
+        (start again without a token), RATE_LIMITED (too many open streams, or too many bytes of the caller's streams are
+        unread: retry later), STREAM_EXPIRED or SHUTTING_DOWN (UNAVAILABLE: reconnect with that resume_token).
         """
 
     @_abc_1.abstractmethod
